@@ -1,0 +1,56 @@
+"""Names of a server's things, computed in this one place.
+
+Contract:
+
+- a slug, and so every name made from it, is valid wherever it is used (Kubernetes object, label value, DNS label,
+  file name) for any user and server name whatsoever;
+- it equals the ``{user_server}`` that KubeSpawner puts into the pod's name, so that what belongs together looks so;
+- two servers share a slug only if somebody found a collision of KubeSpawner's 32-bit hash. Therefore whoever
+  writes under a slug also writes `Server.identity` beside it, and touches nothing that bears another's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+
+from kubespawner.slugs import multi_slug, safe_slug
+
+#: KubeSpawner's own limit for the slug of user and server (``_expand_user_properties``).
+SLUG_LENGTH = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Whose server it is: the identity that credentials, files, routes and host names are made for."""
+
+    #: Tells hubs apart that share a namespace, a domain, a pool or an XCache; "" for a hub that shares nothing.
+    hub_id: str
+    #: JupyterHub's name of the user.
+    username: str
+    #: JupyterHub's name of the server; "" is the default server.
+    name: str = ""
+
+    @property
+    def slug(self) -> str:
+        """At most 48 characters of ``[a-z0-9-]``, a letter first; what KubeSpawner calls ``{user_server}``."""
+        return _slug(self.username, self.name)
+
+    @property
+    def identity(self) -> str:
+        """Unambiguous text of hub, user and server: equal texts mean the same server."""
+        return json.dumps([self.hub_id, self.username, self.name])
+
+    def host(self, label: str, domain: str) -> str:
+        """The server's DNS name below ``label``: ``alice.dask.example.org``."""
+        return f"{self.slug}.{label}.{domain}"
+
+
+@lru_cache(maxsize=4096)
+def _slug(username: str, server_name: str) -> str:
+    user: str = safe_slug(username, max_length=SLUG_LENGTH)
+    name: str = safe_slug(server_name, max_length=SLUG_LENGTH) if server_name else ""
+    if len(user) + len(name) + 2 > SLUG_LENGTH:
+        return str(multi_slug([username, server_name], max_length=SLUG_LENGTH))
+    return f"{user}--{name}" if name else user

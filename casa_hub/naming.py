@@ -4,7 +4,7 @@ Contract:
 
 - a slug, and so every name made from it, is valid wherever it is used (Kubernetes object, label value, DNS label,
   file name) for any user and server name whatsoever;
-- it equals the ``{user_server}`` that KubeSpawner puts into the pod's name, so that what belongs together looks so;
+- it equals the ``{user_server}`` that KubeSpawner puts into the pod's name: what belongs together looks so;
 - two servers share a slug only if somebody found a collision of KubeSpawner's 32-bit hash. Therefore whoever
   writes under a slug also writes `Server.identity` beside it, and touches nothing that bears another's.
 """

@@ -2,8 +2,8 @@
 
 A site's own credential is a subclass of `Minter` named in the entry-point group ``casa_hub.credentials``:
 set `Minter.name`, write `Minter.mint`; `Minter.check` and `Minter.environment` where there is something to say.
-Settings are traits (``.tag(config=True)``). Nothing else needs to be touched; a minter never knows whether its files
-go to a directory of this machine or into a Kubernetes Secret.
+Settings are traits (``.tag(config=True)``). Nothing else needs to be touched; a minter never knows whether its
+files go to a directory of this machine or into a Kubernetes Secret.
 """
 
 from __future__ import annotations

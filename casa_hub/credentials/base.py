@@ -1,25 +1,30 @@
 """What a credential is and what mints one.
 
 A site's own credential is a subclass of `Minter` named in the entry-point group ``casa_hub.credentials``:
-set `Minter.name`, write `Minter.mint`; `Minter.check` and `Minter.environment` where there is something to say.
+set `Minter.name`, write `Minter.mint`; `Minter.check`, `Minter.environment` and `Minter.routes` where there is
+something to say.
 Settings are traits (``.tag(config=True)``). Nothing else needs to be touched; a minter never knows whether its
 files go to a directory of this machine or into a Kubernetes Secret.
 """
 
 from __future__ import annotations
 
+import secrets
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import quote
 
 from traitlets.config import LoggingConfigurable
 
+from casa_hub.naming import Server
+
 if TYPE_CHECKING:
+    from casa_hub.delivery.base import Route
     from casa_hub.errors import Problem
-    from casa_hub.naming import Server
 
 _NOTHING: Mapping[str, str] = {}
 
@@ -55,7 +60,8 @@ class Credential:
     """One minted credential: secret files, and what may be said about them in public."""
 
     name: str
-    #: File name (no directories) -> content. Never printed, logged or stored by the hub.
+    #: Path below the server's secrets directory -> content: a name, or a name in one directory
+    #: (``condor_tokens.d/condor_token``). Never printed, logged or stored by the hub.
     files: Mapping[str, bytes] = field(repr=False)
     #: Aware UTC.
     issued_at: datetime
@@ -92,3 +98,18 @@ class Minter(LoggingConfigurable):
     def environment(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:  # noqa: ARG002
         """Environment of the server: paths below `directory` and host names, never a secret."""
         return {}
+
+    def routes(self, server: Server) -> Sequence[Route]:  # noqa: ARG002
+        """Host names that are to be led to the server; the same for each start of it."""
+        return ()
+
+
+def new_identifier(server: Server) -> str:
+    """A new public id for one credential: ``hub/slug/random``, by which it is found in logs and blocked.
+
+    Whoever reads it in the log of an XCache or an HTCondor daemon sees whose it is and from which hub it comes,
+    without asking the hub. ASCII, no blank, no quote: it stands in log lines and in ClassAd expressions.
+    The first part is missing for a hub without ``hub_id``.
+    """
+    owner = [quote(server.hub_id, safe="")] if server.hub_id else []
+    return "/".join([*owner, server.slug, secrets.token_hex(16)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from traitlets.config import LoggingConfigurable
 
@@ -21,8 +21,8 @@ class Route:
     """One host name whose TLS connections, told by SNI, are led untouched to a port of the server."""
 
     host: str
-    #: Traefik entry point.
-    entry_point: str
+    #: What listens there; which entry point of Traefik that means is `TraefikRoutes`' business.
+    purpose: Literal["scheduler", "worker"]
     #: Port at the server.
     port: int
 

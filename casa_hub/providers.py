@@ -1,0 +1,131 @@
+"""What each identity provider looks like: where it is, what to ask it for, where it says the groups.
+
+Every end point comes from OpenID Connect discovery, so an issuer is all the address there is. Sources: INDIGO IAM's
+code (claims and scopes by profile), the WLCG Common JWT Profile (``wlcg.groups``), CILogon's OIDC page, Keycloak's
+mappers. docs/identity-providers.md has the table for operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class GroupSyntax(StrEnum):
+    """How the strings of a group claim are to be read."""
+
+    #: Paths with or without the leading slash: ``/cms/uscms``, ``cms/uscms``. Being in a subgroup is being in its parents.
+    PATHS = "paths"
+    #: Opaque names, matched whole: a list, or one string with ``;`` between the names.
+    NAMES = "names"
+    #: URNs of AARC-G002 and AARC-G069: ``urn:geant:example.org:group:cms:uscms:role=manager#authority``.
+    ENTITLEMENTS = "entitlements"
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One preset. Each field but the name and the title can be overridden by the operator."""
+
+    #: What the operator writes: ``CasaOAuthenticator.provider``.
+    name: str
+    #: For the log-in button.
+    title: str
+    #: Exactly as the discovery document says it, last slash included; "" where the operator must say it.
+    issuer: str
+    #: Asked for at log in, in this order.
+    scopes: tuple[str, ...]
+    #: The claim that becomes the JupyterHub user name.
+    username_claim: str
+    #: The one claim that groups are read from, never a union of several: who can write to any of them could let himself
+    #: in. A dot means nesting (``realm_access.roles``) unless a claim has just that name (``wlcg.groups``).
+    groups_claim: str
+    group_syntax: GroupSyntax
+    #: Whether userinfo shows a lost group with an *old* access token. False: the groups are frozen in the token, and a
+    #: re-check is a refresh grant first, then userinfo with the new token.
+    groups_live_in_userinfo: bool
+    #: Whether many institutions stand behind it, so that the operator must list those that may log in.
+    needs_allowed_idps: bool
+
+
+#: IAM: ``profile`` brings ``preferred_username``, ``offline_access`` the refresh token, ``wlcg.groups`` the groups.
+_IAM_SCOPES = ("openid", "profile", "email", "offline_access", "wlcg.groups")
+
+
+def _iam(name: str, title: str, issuer: str) -> Provider:
+    """An INDIGO IAM whose client is registered with the ``wlcg`` profile.
+
+    `wlcg.groups` rather than the `groups` of IAM's own profile: storage wants the WLCG profile of the token that the
+    same log in gives to the user, and one client has one profile; and the claim hangs on a scope of its own, which
+    tells a client that isn't given it from a person without groups.
+    """
+    return Provider(
+        name=name,
+        title=title,
+        issuer=issuer,
+        scopes=_IAM_SCOPES,
+        username_claim="preferred_username",
+        groups_claim="wlcg.groups",
+        group_syntax=GroupSyntax.PATHS,
+        groups_live_in_userinfo=False,  # IAM's userinfo reads wlcg.groups out of the token presented to it
+        needs_allowed_idps=False,
+    )
+
+
+PROVIDERS: Mapping[str, Provider] = MappingProxyType(
+    {
+        provider.name: provider
+        for provider in (
+            _iam("cms-iam", "CMS IAM", "https://cms-auth.cern.ch/"),
+            _iam("atlas-iam", "ATLAS IAM", "https://atlas-auth.cern.ch/"),
+            _iam("wlcg-iam", "WLCG IAM", "https://wlcg.cloud.cnaf.infn.it/"),
+            Provider(
+                name="cilogon",
+                title="CILogon",
+                issuer="https://cilogon.org",
+                # No offline_access: CILogon gives refresh tokens to the clients that are registered for them.
+                scopes=("openid", "profile", "email", "org.cilogon.userinfo"),
+                username_claim="eppn",
+                groups_claim="isMemberOf",
+                group_syntax=GroupSyntax.NAMES,
+                groups_live_in_userinfo=False,  # up to the client's registration
+                needs_allowed_idps=True,
+            ),
+            Provider(
+                name="keycloak",
+                title="Keycloak",
+                issuer="",
+                # offline_access: an ordinary refresh token ends with the session, after 30 idle minutes by default.
+                scopes=("openid", "profile", "email", "offline_access"),
+                username_claim="preferred_username",
+                groups_claim="groups",
+                group_syntax=GroupSyntax.PATHS,
+                groups_live_in_userinfo=True,
+                needs_allowed_idps=False,
+            ),
+            Provider(
+                name="oidc",
+                title="OpenID Connect",
+                issuer="",
+                scopes=("openid", "profile", "email", "offline_access"),
+                # The only claim that every issuer must keep unique and never give to another person (OIDC Core 2, 5.7).
+                username_claim="sub",
+                groups_claim="groups",
+                group_syntax=GroupSyntax.PATHS,
+                groups_live_in_userinfo=False,
+                needs_allowed_idps=False,
+            ),
+        )
+    }
+)
+
+
+def group_syntax_for(groups_claim: str) -> GroupSyntax:
+    """How to read a claim that the operator chose in place of the preset's."""
+    if groups_claim in {"eduperson_entitlement", "entitlements"}:
+        return GroupSyntax.ENTITLEMENTS
+    # Keycloak: realm_access.roles, resource_access.<client>.roles, or either mapped to plain `roles`.
+    if groups_claim in {"isMemberOf", "roles"} or groups_claim.endswith(".roles"):
+        return GroupSyntax.NAMES
+    return GroupSyntax.PATHS

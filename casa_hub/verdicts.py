@@ -1,0 +1,135 @@
+"""What an identity provider's refusal means for the person: the one function from its answer to a verdict.
+
+Rules, in the order of what a mistake would cost:
+
+- NO ends a person's servers, so it needs the provider's explicit word on *this account*: a sentence known from the
+  provider's code, matched from its first to its last character.
+- What can be our own fault, or everybody's at once (our client, our secret, the network), is CANT_SAY and never NO.
+- What may only mean an old, revoked or used token is LOG_IN_AGAIN.
+- The unknown is CANT_SAY: it ends by itself with the grace time, and it ends nobody by mistake.
+
+Sources: INDIGO IAM's refresh granter and its tests; Keycloak 26.4, measured; RFC 6749 5.2; RFC 6750 3.1; OpenID
+Connect Core 3.1.2.6.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What somebody's identity provider says of his membership."""
+
+    #: Still a member.
+    YES = "yes"
+    #: Explicitly not: access ends.
+    NO = "no"
+    #: The token is no good any more, which says nothing of the person: ask for a new log in.
+    LOG_IN_AGAIN = "log-in-again"
+    #: No usable answer: access goes on for a grace time since the last yes.
+    CANT_SAY = "cant-say"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A verdict and why; the reason may be shown and logged, it never holds a token."""
+
+    verdict: Verdict
+    reason: str
+
+
+#: The provider's explicit word on an account. Whole sentences, because a description is free text elsewhere.
+_NO = (
+    # IAM, IamRefreshTokenGranter: 401 unauthorized.
+    (re.compile(r"User .+ is not active\."), "The identity provider says that the account is disabled."),
+    # IAM, same place: 400 invalid_grant; with "User with uuid ..." in newer versions.
+    (
+        re.compile(r"User .+ needs to sign AUP for this organization in order to proceed\."),
+        "The acceptable use policy (AUP) has to be signed at the identity provider, then log in again.",
+    ),
+    # Keycloak: 400 invalid_grant at the token end point, 401 invalid_token at userinfo.
+    (re.compile(r"User disabled"), "The identity provider says that the account is disabled."),
+)
+
+#: Errors in whose description a sentence of `_NO` counts. `unauthorized` without one is Spring's word for a request
+#: without client authentication: our own fault, and everybody's at once.
+_ABOUT_A_PERSON = frozenset({"unauthorized", "invalid_grant", "invalid_token"})
+
+#: Keycloak's userinfo, 401 invalid_token: our client, not the person.
+_CLIENT_DISABLED = "Client disabled"
+
+#: The token or the session is no good; a person at the browser can mend it.
+_LOG_IN_AGAIN = frozenset(
+    {"invalid_grant", "invalid_token", "login_required", "interaction_required", "consent_required"}
+)
+
+#: Our registration at the provider is at fault: the operator must act.
+_OUR_FAULT = frozenset(
+    {
+        "invalid_client",
+        "unauthorized_client",
+        "unauthorized",
+        "invalid_request",
+        "invalid_scope",
+        "unsupported_grant_type",
+        "insufficient_scope",
+    }
+)
+
+
+def of_token_answer(status: int, body: object) -> Answer:
+    """What a refused refresh grant means.
+
+    Args:
+        status: HTTP status; 200 for a success whose body can't be used.
+        body: the parsed JSON, or None where it wasn't JSON.
+    """
+    return _read("The token end point", status, body)
+
+
+def of_userinfo_answer(status: int, body: object) -> Answer:
+    """What a refusal by userinfo of a new access token means; arguments as in `of_token_answer`."""
+    return _read("Userinfo", status, body)
+
+
+def _read(end_point: str, status: int, body: object) -> Answer:
+    code = body.get("error") if isinstance(body, Mapping) else None
+    if status in {408, 425, 429} or not 400 <= status < 500 or not isinstance(code, str):
+        return Answer(Verdict.CANT_SAY, f"{end_point} of the identity provider gave no usable answer (HTTP {status}).")
+    given = body.get("error_description") if isinstance(body, Mapping) else None
+    description = given if isinstance(given, str) else ""
+    said = _sanitised(code, description)
+    if code in _ABOUT_A_PERSON:
+        for sentence, reason in _NO:
+            if sentence.fullmatch(description):
+                return Answer(Verdict.NO, reason)
+    if code in _OUR_FAULT or (code == "invalid_token" and description == _CLIENT_DISABLED):
+        return Answer(
+            Verdict.CANT_SAY, f"The identity provider refuses this hub's client, its operator must act ({said})."
+        )
+    if code in _LOG_IN_AGAIN:
+        return Answer(Verdict.LOG_IN_AGAIN, f"The identity provider asks for a new log in ({said}).")
+    return Answer(
+        Verdict.CANT_SAY, f"{end_point} of the identity provider gave an unknown answer (HTTP {status}, {said})."
+    )
+
+
+_CODE = re.compile(r"[a-z_]{1,40}")
+#: Printable ASCII without the quoting characters of HTML and of logs.
+_UNSAFE = re.compile(r"[^ !#$%()*+,\-./0-9:;=?@A-Z\[\]^_a-z{|}~]+")
+_DESCRIPTION_LENGTH = 120
+
+
+def _sanitised(code: str, description: str) -> str:
+    """Error code and description, without what may be a token: some providers quote the refused one."""
+    shown = code if _CODE.fullmatch(code) else "unknown error code"
+    words = (word for word in _UNSAFE.sub(" ", description).split() if not _may_be_secret(word))
+    text = " ".join(words)[:_DESCRIPTION_LENGTH].rstrip()
+    return f"{shown}: {text}" if text else shown
+
+
+def _may_be_secret(word: str) -> bool:
+    return len(word) > 24 or (len(word) >= 8 and any(c.isdigit() for c in word))

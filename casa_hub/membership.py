@@ -181,42 +181,40 @@ def decide(
     Raises:
         MalformedClaim: the group claim can't be read.
     """
-    if policy.allowed_idps and (refused := _foreign(claims, policy)):
-        return refused
+    if policy.allowed_idps and (foreign := _foreign(claims, policy)):
+        return foreign
     stated = groups_of(claims, policy.source)
     groups = stated or frozenset()
-
-    def refuse(reason: str, missing: frozenset[str]) -> Refused:
-        return Refused(reason, missing, groups, claim_missing=stated is None)
-
-    if blocked := _matching(policy.blocked_groups, groups):
-        return refuse(f"This hub is closed to members of {_listed(blocked)}.", frozenset())
-    not_granted = _scope_granted(policy.source.claim, granted_scopes) is False
-    if policy.blocked_groups and stated is None and not_granted:
-        # Nobody could be blocked any more, and nobody would notice.
-        return refuse(_why_no_groups(policy, stated, granted_scopes), frozenset())
-    if lacking := policy.required_groups - _matching(policy.required_groups, groups):
-        return refuse(
-            f"This hub is for members of {_listed(lacking)}. {_remedy(policy, stated, granted_scopes)}", lacking
-        )
+    why = _Why(policy, stated, granted_scopes)
+    if refused := _barred(policy, groups, why):
+        return refused
     admin_by_group = _matching(policy.admin_groups, groups)
-    matched = set(_matching(policy.allowed_groups, groups) | admin_by_group)
-    if policy.allow_all:
-        matched.add("allow_all")
-    if username in policy.allowed_users:
-        matched.add("allowed_users")
-    if username in policy.admin_users:
-        matched.add("admin_users")
+    users = {
+        "allow_all": policy.allow_all,
+        "allowed_users": username in policy.allowed_users,
+        "admin_users": username in policy.admin_users,
+    }
+    matched = _matching(policy.allowed_groups, groups) | admin_by_group | {way for way, open_ in users.items() if open_}
     if matched:
-        return Allowed(groups, frozenset(matched), admin=bool(admin_by_group) or username in policy.admin_users)
-    if not policy.allowed_groups:
-        return refuse("This hub is for the users on its list, and you aren't on it. Ask its operator.", frozenset())
-    wanted = "" if len(policy.allowed_groups) == 1 else "one of "
-    return refuse(
-        f"This hub is for members of {wanted}{_listed(policy.allowed_groups, ' or ')}."
-        f" {_remedy(policy, stated, granted_scopes)}",
-        policy.allowed_groups,
-    )
+        return Allowed(groups, matched, admin=bool(admin_by_group) or users["admin_users"])
+    if policy.allowed_groups:
+        return why.refused(
+            f"This hub is for members of {_listed(policy.allowed_groups, ' or ')}.", policy.allowed_groups
+        )
+    return why.refused("This hub is for the users on its list, and you aren't on it. Ask its operator.")
+
+
+def _barred(policy: Policy, groups: frozenset[str], why: _Why) -> Refused | None:
+    """What holds for everybody, whichever way he comes in."""
+    if blocked := _matching(policy.blocked_groups, groups):
+        return why.refused(f"This hub is closed to members of {_listed(blocked)}. Ask its operator.")
+    if policy.blocked_groups and why.stated is None and why.scope_granted is False:
+        # Nobody could be blocked any more, and nobody would notice. Where the scope can't be known, a missing claim has
+        # to count as "in no group" here: else a hub for everybody but the blocked would refuse whoever has no group.
+        return why.refused("This hub has to know your groups.")
+    if lacking := policy.required_groups - _matching(policy.required_groups, groups):
+        return why.refused(f"This hub is for members of {_listed(lacking)}.", lacking)
+    return None
 
 
 # Groups -------------------------------------------------------------------------------------------------------------
@@ -236,16 +234,14 @@ def _find(claims: Mapping[str, object], path: str) -> object:
 
 def _read(item: str, source: GroupSource) -> frozenset[str]:
     """The groups that one string of the claim means. Raises ValueError with the problem."""
+    if source.syntax is GroupSyntax.ENTITLEMENTS:
+        return _read_entitlement(item, source)
     _check_text(item)
-    match source.syntax:
-        case GroupSyntax.NAMES:
-            if not item:
-                raise ValueError("holds an empty name")
-            return frozenset({item})
-        case GroupSyntax.PATHS:
-            return _with_parents(_segments(item))
-        case GroupSyntax.ENTITLEMENTS:
-            return _read_entitlement(item, source)
+    if source.syntax is GroupSyntax.PATHS:
+        return _with_parents(_segments(item))
+    if not item.strip():
+        raise ValueError("holds an empty name")
+    return frozenset({item})
 
 
 def _check_text(text: str) -> None:
@@ -277,29 +273,45 @@ def _with_parents(segments: list[str]) -> frozenset[str]:
 _ROLE = "role="
 #: What structures a name here and in the URN, and the sign of the escape itself: stays percent-encoded, so that a group
 #: called "cms/uscms" (``cms%2Fuscms``) is never taken for the subgroup (``cms:uscms``).
-_STRUCTURE = re.compile(r"[%/:#]|[\x00-\x1f\x7f]")
+_STRUCTURE = re.compile("[%/:#]")
 
 
 def _read_entitlement(urn: str, source: GroupSource) -> frozenset[str]:
     """The groups of ``urn:<nid>:<namespace>[:<sub>]:group:<group>[:<subgroup>][:role=<role>][#<authority>]``.
 
-    AARC-G002 and, for what is equal, AARC-G069: case doesn't count up to ``:group:``, percent-encoded octets are the
-    octets; RFC 8141 2.3: r- and q-components don't count. What others assert is none of ours and passed over.
+    AARC-G002 and, where it says the same, AARC-G069: case doesn't count in the namespace, percent-encoded octets are
+    the octets; RFC 8141 2.3: r- and q-components don't count. What others assert is none of ours and passed over.
     """
     name, _, authority = urn.partition("#")
     if authority != ("" if source.authority == NO_AUTHORITY else source.authority):
         return frozenset()
-    name = re.split(r"\?[+=]", name, maxsplit=1)[0]
-    head = f"{source.namespace}:group:"
-    if name[: len(head)].lower() != head.lower():
+    namespace, group_ = name[: len(source.namespace)], name[len(source.namespace) :]
+    if namespace.lower() != source.namespace.lower() or not group_.startswith(":group:"):
         return frozenset()
-    *segments, last = [_component(part) for part in name[len(head) :].split(":")]
-    role = last if last.startswith(_ROLE) and segments else ""
-    if not role:
-        segments.append(last)
-    _check_segments(segments)
-    groups = _with_parents(segments)
-    return groups | {f"/{'/'.join(segments)}:{role}"} if role else groups
+    _check_text(urn)
+    group_ = re.split(r"\?[+=]", group_.removeprefix(":group:"), maxsplit=1)[0]
+    *segments, last = group_.split(":")
+    if last.startswith(_ROLE) and segments:
+        return _with_role(segments, last)
+    return _with_parents(_components([*segments, last]))
+
+
+def _with_role(segments: list[str], role: str) -> frozenset[str]:
+    """A role belongs to the deepest group, and who holds it is a member (AARC-G002)."""
+    groups = _components(segments)
+    return _with_parents(groups) | {_role_name("/" + "/".join(groups), role)}
+
+
+def _role_name(group: str, role: str) -> str:
+    if not role.startswith(_ROLE) or role == _ROLE:
+        raise ValueError("has a ':' without a role behind it")
+    return f"{group}:{_ROLE}{_component(role.removeprefix(_ROLE))}"
+
+
+def _components(texts: list[str]) -> list[str]:
+    components = [_component(text) for text in texts]
+    _check_segments(components)
+    return components
 
 
 def _component(text: str) -> str:
@@ -307,7 +319,8 @@ def _component(text: str) -> str:
     try:
         decoded = unquote_to_bytes(text).decode()
     except UnicodeDecodeError:
-        decoded = text
+        raise ValueError("holds a percent-encoded name that isn't UTF-8") from None
+    _check_text(decoded)
     return _STRUCTURE.sub(lambda character: f"%{ord(character[0]):02X}", decoded)
 
 
@@ -316,29 +329,34 @@ def _component(text: str) -> str:
 
 def _pattern(setting: str, text: str, syntax: GroupSyntax) -> str:
     """A group name of the operator in the form that `groups_of` gives. Raises ConfigurationError."""
-    base, subgroups = (text[:-2], "/*") if text.endswith("/*") else (text, "")
     try:
-        _check_text(text)
-        if "*" in base or (subgroups and syntax is GroupSyntax.NAMES):
-            raise ValueError("has a '*' that would match nothing: names are matched whole")  # noqa: TRY301
-        if syntax is GroupSyntax.NAMES:
-            if not text.strip():
-                raise ValueError("is empty")  # noqa: TRY301
-            return text
-        if syntax is GroupSyntax.ENTITLEMENTS:
-            if base.lower().startswith("urn:"):
-                raise ValueError("is a URN")  # noqa: TRY301
-            group, colon, role = base.partition(":")
-            path = "/".join(_component(segment) for segment in _segments(group))
-            return f"/{path}{colon}{_component(role)}{subgroups}"
-        return f"/{'/'.join(_segments(base))}{subgroups}"
+        return _normalised(text, syntax)
     except ValueError as error:
         remedy = (
-            "Write the name as the identity provider sends it."
+            "Write the name just as the identity provider sends it."
             if syntax is GroupSyntax.NAMES
             else "Write a path like /cms/uscms, or /cms/uscms/* for the group with its subgroups."
         )
-        raise ConfigurationError(f"{setting}: {text!r}", str(error), remedy) from None
+        raise ConfigurationError(f"{setting} {text!r}", str(error), remedy) from None
+
+
+def _normalised(text: str, syntax: GroupSyntax) -> str:
+    _check_text(text)
+    base = text.removesuffix("/*")
+    subgroups = text[len(base) :]
+    if "*" in base or (subgroups and syntax is GroupSyntax.NAMES):
+        raise ValueError("has a '*' that would match nothing, names are matched whole")
+    if syntax is GroupSyntax.NAMES:
+        if not text.strip():
+            raise ValueError("is empty")
+        return text
+    if syntax is GroupSyntax.PATHS:
+        return f"/{'/'.join(_segments(base))}{subgroups}"
+    if base.lower().startswith("urn:"):
+        raise ValueError("is a URN, the namespace and the authority have settings of their own")
+    path, colon, role = base.partition(":")
+    group = "/" + "/".join(_components(_segments(path)))
+    return f"{_role_name(group, role) if colon else group}{subgroups}"
 
 
 def _matching(patterns: frozenset[str], groups: frozenset[str]) -> frozenset[str]:
@@ -362,42 +380,64 @@ def _foreign(claims: Mapping[str, object], policy: Policy) -> Refused | None:
     return Refused(reason, frozenset(), frozenset(), claim_missing=False)
 
 
-def _scope_granted(claim: str, granted: frozenset[str] | None) -> bool | None:
-    """Whether the client was given the scope that brings the claim; None where that can't be known.
+@dataclass(frozen=True, slots=True)
+class _Why:
+    """Turns a refusal into words: what is missing, why it may be, where to ask."""
 
-    Known for ``wlcg.groups`` alone: the WLCG profile makes the claim hang on the scope of the same name, plain or with
-    a group behind it. Elsewhere a mapper at the provider decides.
-    """
-    if claim != "wlcg.groups" or granted is None:
-        return None
-    return any(scope == claim or scope.startswith(f"{claim}:") for scope in granted)
+    policy: Policy
+    #: The groups claimed; None where the claim is missing.
+    stated: frozenset[str] | None
+    granted_scopes: frozenset[str] | None
 
+    @property
+    def scope_granted(self) -> bool | None:
+        """Whether the client was given the scope that brings the claim; None where that can't be known.
 
-def _why_no_groups(policy: Policy, stated: frozenset[str] | None, granted: frozenset[str] | None) -> str:
-    """Why no group arrived, as far as it can be told: a provider leaves the claim out in both cases."""
-    claim = policy.source.claim
-    if stated:
-        return ""
-    if _scope_granted(claim, granted) is False:
-        return (
-            f"The identity provider didn't grant this hub the scope {claim}, so it doesn't tell your groups:"
-            " the hub's operator has to add the scope to the client's registration."
+        Known for ``wlcg.groups`` alone: the WLCG profile makes the claim hang on the scope of the same name, plain or
+        with a group behind it. Elsewhere a mapper at the provider decides.
+        """
+        claim = self.policy.source.claim
+        if claim != "wlcg.groups" or self.granted_scopes is None:
+            return None
+        return any(scope == claim or scope.startswith(f"{claim}:") for scope in self.granted_scopes)
+
+    def refused(self, problem: str, missing: frozenset[str] | None = None) -> Refused:
+        """Without `missing` no group would help, so nothing is said of joining one."""
+        sentences = [problem]
+        if not self.stated and (missing or self.scope_granted is False):
+            sentences.append(self._no_groups())
+        if missing:
+            join_url = self.policy.join_url
+            sentences.append(f"Ask to join at {join_url}." if join_url else "Ask the hub's operator how to join.")
+        return Refused(
+            " ".join(sentences),
+            missing or frozenset(),
+            self.stated or frozenset(),
+            claim_missing=self.stated is None,
         )
-    if policy.source.syntax is GroupSyntax.ENTITLEMENTS and stated is not None:
-        return (
-            f"The identity provider named no group of yours in the claim {claim} that is of the namespace and the"
-            " authority which this hub goes by: either you are in none, or the hub is set to others."
+
+    def _no_groups(self) -> str:
+        """Why no group arrived, as far as it can be told: providers leave the claim out in either case."""
+        claim = self.policy.source.claim
+        if self.scope_granted is False:
+            return (
+                f"The identity provider didn't grant this hub the scope {claim}, so it doesn't tell your groups:"
+                " the hub's operator has to add the scope to the client's registration."
+            )
+        if self.policy.source.syntax is GroupSyntax.ENTITLEMENTS and self.stated is not None:
+            return (
+                f"The identity provider named no group of yours (claim {claim}) in the namespace and by the authority"
+                " that this hub goes by: either you are in none there, or the hub is set to others."
+            )
+        given = (
+            f"the scope {claim} was granted, but the client may lack the profile"
+            if self.scope_granted
+            else ("the client may lack the scope, the mapper or the profile")
         )
-    scope = f"the scope {claim} was granted, but " if _scope_granted(claim, granted) else ""
-    return (
-        f"The identity provider named no group of yours (claim {claim}): either you are in none there, or this hub isn't"
-        f" told your groups ({scope}the client may lack the scope, the mapper or the profile for that claim)."
-    )
-
-
-def _remedy(policy: Policy, stated: frozenset[str] | None, granted: frozenset[str] | None) -> str:
-    ask = f"Ask to join at {policy.join_url}." if policy.join_url else "Ask the hub's operator how to join."
-    return " ".join(part for part in (_why_no_groups(policy, stated, granted), ask) if part)
+        return (
+            f"The identity provider named no group of yours (claim {claim}): either you are in none there,"
+            f" or it doesn't tell this hub your groups ({given} for that claim)."
+        )
 
 
 def _listed(names: Iterable[str], link: str = " and ") -> str:

@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from http import HTTPStatus
 
 
 class Verdict(StrEnum):
@@ -80,6 +81,11 @@ _OUR_FAULT = frozenset(
 )
 
 
+#: The client errors, save those that only say "not now".
+_REFUSALS = range(HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR)
+_LATER = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+
+
 def of_token_answer(status: int, body: object) -> Answer:
     """What a refused refresh grant means.
 
@@ -97,7 +103,7 @@ def of_userinfo_answer(status: int, body: object) -> Answer:
 
 def _read(end_point: str, status: int, body: object) -> Answer:
     code = body.get("error") if isinstance(body, Mapping) else None
-    if status in {408, 425, 429} or not 400 <= status < 500 or not isinstance(code, str):
+    if status in _LATER or status not in _REFUSALS or not isinstance(code, str):
         return Answer(Verdict.CANT_SAY, f"{end_point} of the identity provider gave no usable answer (HTTP {status}).")
     given = body.get("error_description") if isinstance(body, Mapping) else None
     description = given if isinstance(given, str) else ""
@@ -121,6 +127,8 @@ _CODE = re.compile(r"[a-z_]{1,40}")
 #: Printable ASCII without the quoting characters of HTML and of logs.
 _UNSAFE = re.compile(r"[^ !#$%()*+,\-./0-9:;=?@A-Z\[\]^_a-z{|}~]+")
 _DESCRIPTION_LENGTH = 120
+_WORD_LENGTH = 24
+_HANDLE_LENGTH = 8
 
 
 def _sanitised(code: str, description: str) -> str:
@@ -132,4 +140,5 @@ def _sanitised(code: str, description: str) -> str:
 
 
 def _may_be_secret(word: str) -> bool:
-    return len(word) > 24 or (len(word) >= 8 and any(c.isdigit() for c in word))
+    """Longer than any word of a known description ("user_session_not_found"), or like hexadecimal digits."""
+    return len(word) > _WORD_LENGTH or (len(word) >= _HANDLE_LENGTH and any(c.isdigit() for c in word))

@@ -41,6 +41,7 @@ class Process:
         cwd: Path | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
         grace: float = 5.0,
+        scratch: Path | None = None,
     ) -> None:
         """Args:
         name: for people, in messages.
@@ -50,6 +51,7 @@ class Process:
         cwd: working directory.
         stop_signal: asks the command to end.
         grace: seconds between `stop_signal` and SIGKILL for everything still there.
+        scratch: directory that is removed when all have ended.
         """
         self.name = name
         self.command = [str(part) for part in command]
@@ -58,11 +60,13 @@ class Process:
         self.cwd = cwd
         self.stop_signal = stop_signal
         self.grace = grace
+        self.scratch = scratch
         self._supervisor: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
         """Start it and return at once; see `wait_until`."""
         supervise = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(int(self.stop_signal)), str(self.grace)]
+        supervise.append(str(self.scratch or ""))
         with self.log.open("wb") as log:
             self._supervisor = subprocess.Popen(
                 [*supervise, *self.command],

@@ -2,18 +2,20 @@
 
 Started by `casa_hub.demo.processes` as a script (standard library only, so that it starts fast):
 
-    python -I -S supervise.py SIGNAL GRACE COMMAND...
+    python -I -S supervise.py SIGNAL GRACE SCRATCH COMMAND...
 
 Standard input is a pipe whose other end only the starter holds. When it closes, because the starter wants so or was
 killed in whatever way, the command gets SIGNAL, and GRACE seconds later everything still there is killed. The kernel's
 "parent death signal" alone would not do: it is cleared when a program changes its credentials (condor_master does), is
 tied to a thread, and doesn't reach grandchildren. Instead this process is the reaper of all orphans below it
 (PR_SET_CHILD_SUBREAPER): nobody can leave, not even with setsid and a double fork.
+In the end the directory SCRATCH goes ("" for none).
 """
 
 import ctypes
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -77,7 +79,7 @@ def kill_all() -> None:
 
 
 def main() -> int:
-    stop_signal, grace, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
+    stop_signal, grace, scratch, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:]
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     wake, wake_writer = os.pipe()
     for end in (wake, wake_writer):
@@ -104,6 +106,8 @@ def main() -> int:
             deadline = time.monotonic() + grace
             os.kill(child, stop_signal)
     kill_all()
+    if scratch:
+        shutil.rmtree(scratch, ignore_errors=True)
     code = os.waitstatus_to_exitcode(status) if status is not None else -signal.SIGKILL
     return code if code >= 0 else 128 - code
 

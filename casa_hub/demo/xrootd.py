@@ -1,0 +1,224 @@
+"""An XRootD origin and an XCache in front of it, which asks for macaroons on root://, http:// and https://.
+
+What is configured and why was measured on XRootD 5.5.3, 5.8.1 and 6.2.0:
+
+- no ``acc.authdb``: with one, versions before 6 let a token that failed fall through to it;
+- ``http.header2cgi``, or the Authorization header is not looked at;
+- ``readonly``, since a DELETE that a macaroon allows would reach the origin;
+- ``ztn``: the client sends $BEARER_TOKEN_FILE when it logs in; needs TLS, and to be told which library reads tokens;
+  ``unix`` after it lets a client log in that sends its token with each file instead (``?authz=Bearer%20...``);
+- XRootD listens on every interface whatever one says, so all addresses but loopback are turned away (``xrd.allow``).
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import pwd
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Self
+
+from casa_hub.demo.certificates import HostCertificate, make_host_certificate
+from casa_hub.demo.packages import SUITE, Programs, Progress, Unavailable, silent, unpack
+from casa_hub.demo.processes import Process, ProcessError, free_port, minimal_environment, read_log
+
+_COMMON = """\
+all.adminpath {scratch}
+all.pidpath {scratch}
+oss.localroot {data}
+all.export /store readonly
+all.export /other readonly
+xrd.port {port}
+xrd.network norpipa nodnr
+xrd.allow host 127.0.0.1
+xrd.allow host ::1
+"""
+
+_MACAROONS = """\
+all.sitename {site}
+xrd.protocol http:{port} libXrdHttp.so
+http.header2cgi Authorization authz
+ofs.authorize
+ofs.authlib libXrdMacaroons.so
+macaroons.secretkey {key_file}
+macaroons.trace info
+
+xrd.tls {certificate} {key}
+xrd.tlsca certfile {ca_file}
+xrootd.tls capable all
+xrootd.seclib libXrdSec.so
+sec.protocol ztn -tokenlib libXrdMacaroons.so -expiry optional
+sec.protocol unix
+sec.protbind * ztn unix
+"""
+
+_CACHE = """\
+ofs.osslib libXrdPss.so
+pss.cachelib libXrdPfc.so
+pss.origin 127.0.0.1:{origin}
+pfc.ram 1g
+pfc.blocksize 64k
+pfc.prefetch 0
+"""
+
+
+def programs(suite: str = SUITE, progress: Progress = silent) -> Programs:
+    """XRootD's servers and clients: Debian's, or where those can't be unpacked what is installed here.
+
+    Raises:
+        Unavailable: neither.
+    """
+    try:
+        return unpack(["xrootd-server", "xrootd-client"], suite=suite, progress=progress)
+    except Unavailable:
+        installed = shutil.which("xrootd")
+        if installed is None:
+            raise
+        return Programs(Path(installed).resolve().parent.parent.parent, "this machine")
+
+
+def make_key_file(path: Path) -> Path:
+    """Write a new macaroon secret as XRootD reads it: base64 in lines, the last one ended (else it is not read)."""
+    path.touch(mode=0o600)
+    path.write_bytes(base64.encodebytes(os.urandom(64)))
+    return path
+
+
+class _Server:
+    """One xrootd; a context manager. It may be stopped and started again, at the same port."""
+
+    host = "localhost"
+
+    def __init__(self, name: str, tree: Programs, directory: Path, data: Path, template: str) -> None:
+        self.name = name
+        self.port = free_port()
+        self.directory = directory
+        self.data = data
+        self._tree = tree
+        self._template = template
+        self._settings: dict[str, object] = {}
+        self._process: Process | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        data.mkdir(exist_ok=True)
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log"
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.running
+
+    def start(self) -> Self:
+        """Start and wait until it serves.
+
+        Raises:
+            ProcessError: it doesn't.
+        """
+        # The path of a socket in there must stay below 108 characters.
+        scratch = Path(tempfile.mkdtemp(prefix="casa-xrootd-"))
+        config = self.directory / "xrootd.cfg"
+        config.write_text(self._template.format(scratch=scratch, data=self.data, port=self.port, **self._settings))
+        command: list[str | Path] = [self._tree.program("xrootd"), "-c", config, "-s", scratch / "pid"]
+        if os.geteuid() == 0:  # xrootd refuses to run as root
+            user = _servant()
+            command += ["-R", user.pw_name]
+            for top in (self.directory, scratch):
+                for path in (top, *top.rglob("*")):
+                    os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+        self._process = Process(
+            self.name, command, log=self.log, env=minimal_environment(), cwd=self.directory, scratch=scratch
+        ).start()
+        try:
+            # Not the port: that is open before the configuration is read.
+            pattern = re.compile(rf"^------ xrootd \S+:{self.port} initialization (completed|failed)", re.MULTILINE)
+            outcome = self._process.wait_until("its log says so", lambda: pattern.search(read_log(self.log)))
+        except BaseException:
+            self.stop()
+            raise
+        if outcome[1] == "failed":
+            self.stop()
+            raise ProcessError(self.name, "did not start", self._process.last_lines())
+        return self
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+
+    def __enter__(self) -> Self:
+        return self if self.running else self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class XRootDOrigin(_Server):
+    """Where the files are: serves `data` (``store/...``, ``other/...``) to whoever is on this machine, read only."""
+
+    def __init__(self, tree: Programs, directory: Path) -> None:
+        super().__init__("XRootD origin", tree, directory, directory / "data", _COMMON)
+
+    def add(self, path: str, content: bytes) -> None:
+        """Put a file at a logical path (``/store/...``)."""
+        file = self.data / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+class XCache(_Server):
+    """The cache. Who reads needs a macaroon made with the secret in `key_file` for the site `site`."""
+
+    def __init__(self, tree: Programs, directory: Path, *, origin: XRootDOrigin, key_file: Path, site: str) -> None:
+        """Args:
+        tree: see `programs`. Where it lacks the proxy plugins, the origin's files are served without a cache.
+        directory: a directory to make; nothing in it outlives the cache's use but its log.
+        origin: a running origin.
+        key_file: see `make_key_file`; copied, for as root the server runs as another user.
+        site: ``all.sitename``, the location of macaroons.
+        """
+        self.site = site
+        self.key_file = key_file
+        self.origin = origin
+        self.caching = bool(tree.libraries("libXrdPfc-*.so") and tree.libraries("libXrdPss-*.so"))
+        directory.mkdir(parents=True, exist_ok=True)
+        self.tls: HostCertificate = make_host_certificate(directory / "tls")
+        copy = directory / "macaroon-secret"
+        copy.touch(mode=0o600)
+        copy.write_bytes(key_file.read_bytes())
+        data = directory / "cache" if self.caching else origin.data
+        template = _COMMON + _MACAROONS + (_CACHE if self.caching else "")
+        super().__init__("XCache", tree, directory, data, template)
+        self._settings = {
+            "site": site,
+            "key_file": copy,
+            "certificate": self.tls.certificate,
+            "key": self.tls.key,
+            "ca_file": self.tls.ca_file,
+            "origin": origin.port,
+        }
+
+    def url(self, path: str, scheme: str = "root") -> str:
+        """Address of a logical path (``/store/...``) as ``root``, ``http`` or ``https``."""
+        return f"{scheme}://{self.host}:{self.port}/{'/' if scheme.startswith('root') else ''}{path.lstrip('/')}"
+
+    def cached(self, path: str) -> Path:
+        """The file that holds what is cached of a logical path; exists once something is."""
+        return self.data / path.lstrip("/")
+
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """What an XRootD client needs to trust this server's certificate."""
+        return {"X509_CERT_DIR": str(self.tls.ca_directory)}
+
+
+def _servant() -> pwd.struct_passwd:
+    """The account that servers started by root change to."""
+    for name in ("xrootd", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise Unavailable("XRootD", "neither user xrootd nor nobody exists, and it doesn't run as root", "Add one.")

@@ -1,0 +1,486 @@
+"""Log in with OpenID Connect, let in by group: nobody is allowed by default.
+
+Configure the traits. To go further, subclass and override `decide`; `authenticate`, `refresh_user` and `recheck` share
+one path and are not meant to be touched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from jupyterhub.crypto import CryptKeeper
+from jupyterhub.roles import assign_default_roles
+from oauthenticator.generic import GenericOAuthenticator
+from traitlets import Bool, Enum, Float, List, Set, Unicode, default
+
+from casa_hub import oidc
+from casa_hub.errors import CasaError, ConfigurationError
+from casa_hub.identities import Identities
+from casa_hub.lifecycle import Access, Keeper
+from casa_hub.membership import Allowed, GroupSource, Policy, Refused, decide
+from casa_hub.providers import PROVIDERS, GroupSyntax, Provider, group_syntax_for
+from casa_hub.session import Session
+from casa_hub.standing import Standing, Standings
+from casa_hub.verdicts import Answer, Verdict
+from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler
+
+#: Seconds that a page waits for the identity provider while the last "yes" still counts.
+PATIENCE = 2.0
+
+#: Traits of the base classes that mean nothing here, and what to use. Ignoring them in silence could let people in.
+SUPERSEDED = {
+    "authorize_url": "found by discovery; set issuer",
+    "token_url": "found by discovery; set issuer",
+    "userdata_url": "found by discovery; set issuer",
+    "userdata_params": "no provider of this class needs it",
+    "userdata_token_method": "the token always goes in the header",
+    "userdata_from_id_token": "groups always come from userinfo",
+    "token_params": "no provider of this class needs it",
+    "extra_params": "no provider of this class needs it",
+    "enable_pkce": "always on",
+    "claim_groups_key": "set groups_claim",
+    "auth_state_groups_key": "set groups_claim",
+    "allowed_scopes": "set allowed_groups",
+    "http_request_kwargs": "set ca_file or http_proxy",
+    "validate_server_cert": "set ca_file",
+    "tls_verify": "set ca_file",
+    "username_key": "set username_claim",
+    "refresh_user_hook": "a membership re-check can't be replaced; see Keeper",
+    "modify_auth_state_hook": "use post_auth_hook",
+    "auth_refresh_strict": "always on: who is no member has no access by API tokens either",
+    "auth_refresh_age": "set Keeper.recheck_interval",
+    "enable_auth_state": "always on: a membership can't be re-checked without",
+    "manage_groups": "always on: groups come from the identity provider",
+}
+
+
+class RefusedError(CasaError):
+    """Somebody whom the identity provider knows, and who is not allowed here; `decision` has the groups."""
+
+    def __init__(self, username: str, decision: Refused) -> None:
+        super().__init__(username, decision.reason, "")
+        self.decision = decision
+
+    @property
+    def jupyterhub_message(self) -> str:
+        return self.decision.reason
+
+
+class MembershipError(CasaError):
+    """A spawn is refused because the user is no member, or nobody can say so."""
+
+    @property
+    def jupyterhub_message(self) -> str:
+        return f"{self.problem}. {self.remedy}"
+
+
+class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
+    """JupyterHub authenticator for CMS, ATLAS and WLCG IAM, CILogon, Keycloak and any OpenID Connect provider."""
+
+    login_handler = CasaLoginHandler
+    callback_handler = CasaCallbackHandler
+
+    provider = Enum(
+        sorted(PROVIDERS),
+        help="""The identity provider: which scopes are asked for, which claim is the user name, which one holds the
+        groups. `oidc` is any OpenID Connect issuer. Example: `cms-iam`.""",
+    ).tag(config=True)
+
+    issuer = Unicode(
+        help="""Issuer (an URL) of the identity provider; all its end points are found by OpenID Connect Discovery.
+        Default: that of the provider, where there is only one. Example: `https://iam.example.org/`.""",
+    ).tag(config=True)
+
+    allow_insecure_issuer = Bool(
+        False,
+        help="""Allow plain http towards an issuer that is not on this machine. Anybody on the way can then log in as
+        anybody: for test clusters only.""",
+    ).tag(config=True)
+
+    ca_file = Unicode(
+        help="""PEM file with the certificate authority of the issuer, where that is a private one. Default: those of
+        the system.""",
+    ).tag(config=True)
+
+    http_proxy = Unicode(
+        help="""HTTP proxy towards the issuer. Default: none. Example: `http://proxy.example.org:3128`.""",
+    ).tag(config=True)
+
+    leeway = Float(
+        60.0,
+        min=0,
+        max=600,
+        help="""Seconds that the clocks of issuer and hub may differ when the times in a token are checked.""",
+    ).tag(config=True)
+
+    basic_auth = Bool(
+        True,
+        config=True,
+        help="""Send client id and secret to the token end point in the Authorization header (RFC 6749, 2.3.1:
+        every provider must accept that), else in the body of the request. It must match the client's registration.""",
+    )
+
+    groups_claim = Unicode(
+        help="""The one claim of userinfo that holds the groups. Default: that of the provider. A claim inside another
+        is written with a dot: `realm_access.roles`. With `eduperson_entitlement` the next two must be set, too.""",
+    ).tag(config=True)
+
+    entitlement_namespace = Unicode(
+        help="""Namespace of the entitlements (AARC-G069) that count as groups: `urn:geant:example.org`. Entitlements
+        of other namespaces are somebody else's.""",
+    ).tag(config=True)
+
+    entitlement_authority = Unicode(
+        help="""Authority (the part after `#`) of the entitlements that count as groups. Example: `iam.example.org`.""",
+    ).tag(config=True)
+
+    allowed_groups = Set(
+        Unicode(),
+        config=True,
+        help="""Groups whose members are allowed: one of them is enough. A group is matched exactly, a member of a
+        subgroup is a member of its parents, and `/cms/uscms/*` names all subgroups. CILogon's strings are matched
+        whole. Default: none, so that nobody is allowed. Example: `["/cms/uscms"]`.""",
+    )
+
+    required_groups = Set(
+        Unicode(),
+        help="""Groups that everybody must be a member of besides, all of them. Default: none.""",
+    ).tag(config=True)
+
+    blocked_groups = Set(
+        Unicode(),
+        help="""Groups whose members are refused whatever else is said: `allow_all`, `allowed_users`, administrators.
+        Default: none.""",
+    ).tag(config=True)
+
+    admin_groups = Set(
+        Unicode(),
+        config=True,
+        help="""Groups whose members are allowed and are administrators of this hub, as long as they are members.
+        Default: none; then administrators are those of `admin_users` and of the hub's administration page.""",
+    )
+
+    allowed_idps = List(
+        Unicode(),
+        help="""CILogon: entity IDs of the home institutions that may log in. There is no default: otherwise any
+        institution in the world could assert anybody's name. Example: `["https://login.example.edu/idp/shibboleth"]`.
+        """,
+    ).tag(config=True)
+
+    join_url = Unicode(
+        help="""Where a refused person asks for the missing group; shown on the page that refuses.""",
+    ).tag(config=True)
+
+    # -- defaults that depend on the provider ----------------------------------------------------------------------
+
+    @property
+    def preset(self) -> Provider:
+        if not self.provider:
+            raise ConfigurationError(
+                "CasaOAuthenticator.provider", "it is not set", f"Choose one of {', '.join(sorted(PROVIDERS))}"
+            )
+        return PROVIDERS[self.provider]
+
+    @default("issuer")
+    def _issuer_default(self) -> str:
+        return self.preset.issuer
+
+    @default("scope")
+    def _scope_default(self) -> list[str]:
+        return list(self.preset.scopes)
+
+    @default("username_claim")
+    def _username_claim_default(self) -> str:
+        return self.preset.username_claim
+
+    @default("groups_claim")
+    def _groups_claim_default(self) -> str:
+        return self.preset.groups_claim
+
+    @default("login_service")
+    def _login_service_default(self) -> str:
+        return self.preset.title
+
+    @default("enable_auth_state")
+    def _enable_auth_state_default(self) -> bool:
+        return True
+
+    @default("manage_groups")
+    def _manage_groups_default(self) -> bool:
+        return True
+
+    @default("auth_refresh_strict")
+    def _auth_refresh_strict_default(self) -> bool:
+        return True
+
+    @default("refresh_pre_spawn")
+    def _refresh_pre_spawn_default(self) -> bool:
+        return True
+
+    @default("auth_refresh_age")
+    def _auth_refresh_age_default(self) -> int:
+        return int(self.keeper.recheck_interval)
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.keeper = Keeper(parent=kwargs.get("parent"), config=kwargs.get("config"))
+        super().__init__(**kwargs)
+        self._check_configuration()
+        self.provider_side = oidc.Issuer(
+            oidc.Client(
+                issuer=self.issuer,
+                client_id=self.client_id,
+                client_secret=self.client_secret,
+                basic_auth=self.basic_auth,
+                ca_file=self.ca_file,
+                proxy=self.http_proxy,
+                allow_insecure=self.allow_insecure_issuer,
+                leeway=self.leeway,
+            )
+        )
+        self._standings: Standings | None = None
+
+    def _check_configuration(self) -> None:
+        """Refuse what can't work or would let the wrong people in.
+
+        Raises:
+            ConfigurationError: naming trait and remedy.
+        """
+        section = type(self).__name__
+        for base in type(self).__mro__:
+            for name in self.config.get(base.__name__, {}):
+                if name in SUPERSEDED:
+                    raise ConfigurationError(f"{base.__name__}.{name}", "it has no effect here", SUPERSEDED[name])
+        preset = self.preset
+        for name in ("issuer", "client_id", "client_secret", "groups_claim"):
+            if not getattr(self, name):
+                raise ConfigurationError(f"{section}.{name}", "it is not set", f"{preset.title} needs it")
+        if preset.needs_allowed_idps and not self.allowed_idps:
+            raise ConfigurationError(
+                f"{section}.allowed_idps",
+                "it is not set",
+                "Name the home institutions that may log in: any other could assert anybody's name",
+            )
+        if group_syntax_for(self.groups_claim) is GroupSyntax.ENTITLEMENTS and not (
+            self.entitlement_namespace and self.entitlement_authority
+        ):
+            raise ConfigurationError(
+                f"{section}.groups_claim",
+                f"{self.groups_claim} needs entitlement_namespace and entitlement_authority",
+                "Others behind the same proxy may assert the rest",
+            )
+        self.policy()  # groups that can't match anything are refused by it
+        if not CryptKeeper.instance(parent=self.parent).keys:
+            raise ConfigurationError(
+                "CryptKeeper.keys",
+                "there is no key to encrypt the stored tokens with",
+                "Set JUPYTERHUB_CRYPT_KEY to the output of: openssl rand -hex 32",
+            )
+        if not (
+            self.allowed_groups
+            or self.admin_groups
+            or self.allow_all
+            or self.allowed_users
+            or self.admin_users
+            or self.allow_existing_users
+        ):
+            self.log.warning("%s: nobody is allowed to log in; set allowed_groups", section)
+
+    @property
+    def standings(self) -> Standings:
+        if self._standings is None:
+            self._standings = Standings(
+                self.provider_side,
+                self.identities,
+                self._decide,
+                groups_live=self.preset.groups_live_in_userinfo,
+                membership_max_age=lambda: float(self.keeper.membership_max_age),
+                clock=time.time,
+                on_yes=self._apply,
+                on_tokens=self._tokens_changed,
+            )
+        return self._standings
+
+    @property
+    def identities(self) -> Identities:
+        return Identities(self.parent.db)
+
+    def policy(self) -> Policy:
+        """Who is allowed, as configured now (`allow_existing_users` adds to `allowed_users` while the hub runs)."""
+        return Policy(
+            allowed_groups=frozenset(self.allowed_groups),
+            required_groups=frozenset(self.required_groups),
+            blocked_groups=frozenset(self.blocked_groups),
+            admin_groups=frozenset(self.admin_groups),
+            allowed_idps=frozenset(self.allowed_idps),
+            allow_all=self.allow_all,
+            allowed_users=frozenset(self.allowed_users),
+            admin_users=frozenset(self.admin_users),
+            source=GroupSource(
+                claim=self.groups_claim,
+                syntax=self.preset.group_syntax
+                if self.groups_claim == self.preset.groups_claim
+                else group_syntax_for(self.groups_claim),
+                namespace=self.entitlement_namespace,
+                authority=self.entitlement_authority,
+            ),
+            join_url=self.join_url,
+        )
+
+    def decide(
+        self, username: str, claims: Mapping[str, Any], granted_scopes: frozenset[str] | None
+    ) -> Allowed | Refused:
+        """Membership of somebody with these claims. Override it to add a rule of the site's own."""
+        return decide(claims, username, self.policy(), granted_scopes=granted_scopes)
+
+    def _decide(
+        self, username: str, claims: Mapping[str, Any], granted_scopes: frozenset[str] | None
+    ) -> Allowed | Refused:
+        if username in self.blocked_users:
+            return Refused(
+                reason=f"{username} is blocked on this hub",
+                missing=frozenset(),
+                found=frozenset(),
+                claim_missing=False,
+            )
+        return self.decide(username, claims, granted_scopes)
+
+    # -- log in ----------------------------------------------------------------------------------------------------
+
+    async def authenticate(self, handler: Any, data: Any = None, **kwargs: Any) -> dict[str, Any]:  # noqa: ARG002
+        """The walk from code to auth model.
+
+        Raises:
+            RefusedError: not allowed here; the callback handler makes the page of it.
+            IdentityError: the name is somebody else's.
+            OIDCError: the provider's answer is not usable.
+        """
+        verifier, nonce = handler.pkce()
+        issuer = self.provider_side
+        tokens = await issuer.exchange(
+            handler.get_argument("code"),
+            verifier=verifier,
+            redirect_uri=self.get_callback_url(handler),
+            nonce=nonce,
+        )
+        claims = await issuer.userinfo(tokens.access_token, sub=tokens.id_claims["sub"])
+        username = self.normalize_username(self.user_info_to_username(claims))
+        if not self.validate_username(username):
+            raise _unusable("user name", f"{username[:80]!r} is not a user name that this hub takes")
+        decision = self._decide(username, claims, tokens.scope)
+        if isinstance(decision, Refused):
+            raise RefusedError(username, decision)
+        metadata = await issuer.metadata()
+        session = Session.of_login(tokens, issuer=metadata.issuer, claims=claims)
+        # Only now: a refused person binds no name.
+        self.identities.check(username, issuer=session.issuer, sub=session.sub, bind=True)
+        if not session.refresh_token and not self.preset.groups_live_in_userinfo:
+            self.log.warning(
+                "%s gave no refresh token for %s: the membership can't be re-checked and counts for %g s. "
+                "Register the client for refresh tokens and ask for the scope offline_access.",
+                self.preset.title,
+                username,
+                self.keeper.membership_max_age,
+            )
+        return {
+            "name": username,
+            "admin": self._admin(username, decision),
+            "groups": sorted(decision.groups),
+            "auth_state": session.to_auth_state(),
+            "casa": (session, decision),
+        }
+
+    def user_info_to_username(self, user_info: Mapping[str, Any]) -> str:
+        """The configured claim; an e-mail address only when the provider says that it was verified."""
+        claim = self.username_claim
+        name = claim(user_info) if callable(claim) else user_info.get(claim)
+        shown = "the result of username_claim" if callable(claim) else f"the claim {claim}"
+        if not isinstance(name, str) or not name.strip():
+            raise _unusable("userinfo", f"{shown}, from which the user name is taken, is missing", "Ask for its scope")
+        if claim == "email" and user_info.get("email_verified") is not True:
+            raise _unusable("userinfo", "the e-mail address, which is the user name here, is not verified")
+        return name
+
+    async def check_allowed(self, username: str, auth_model: Mapping[str, Any] | None) -> bool:  # noqa: ARG002
+        """`authenticate` has decided already, for `allow_all` too; what didn't come from there is refused."""
+        return auth_model is not None and isinstance(auth_model.get("casa", (None, None))[1], Allowed)
+
+    def _admin(self, username: str, decision: Allowed) -> bool | None:
+        """Follow the groups up and down; without admin_groups leave to the hub who is administrator."""
+        if self.admin_groups:
+            return decision.admin
+        return True if username in self.admin_users else None
+
+    # -- afterwards ------------------------------------------------------------------------------------------------
+
+    async def refresh_user(self, user: Any, handler: Any = None, **kwargs: Any) -> bool:  # noqa: ARG002
+        """Whether this user's pages and API requests go on; JupyterHub asks every `Keeper.recheck_interval`.
+
+        Groups, administration and tokens are stored here and not handed to JupyterHub, which would write back
+        the auth state that it read before, over a newer one.
+        """
+        standing = await self.standings.of(user, patience=await self._patience(user))
+        access = self.keeper.access(standing.verdict, standing.last_yes, time.time())
+        if access is Access.ON:
+            return True
+        # A cookie can be sent to a new log-in. A token can't: it goes on while the membership counts.
+        by_cookie = (
+            handler is not None
+            and getattr(handler, "_jupyterhub_user", None) is user
+            and not getattr(handler, "_token_authenticated", False)
+        )
+        return access is Access.LOG_IN and not by_cookie
+
+    async def _patience(self, user: Any) -> float | None:
+        """Within the grace no page waits longer than a moment; without a "yes" to go on it must wait."""
+        session = Session.from_auth_state(await user.get_auth_state())
+        if session is None or time.time() - session.last_yes >= self.keeper.outage_grace:
+            return None
+        return PATIENCE
+
+    async def recheck(self, user: Any) -> Standing:
+        """The membership before a spawn.
+
+        Raises:
+            MembershipError: with what the user should do.
+        """
+        standing = await self.standings.of(user, patience=None)
+        if self.keeper.access(standing.verdict, standing.last_yes, time.time()) is Access.OFF:
+            remedy = {
+                Verdict.NO: f"Ask for it at {self.join_url}" if self.join_url else "Ask the administrators of this hub",
+                Verdict.LOG_IN_AGAIN: "Log in again",
+            }.get(standing.verdict, "Try again in a few minutes")
+            raise MembershipError(user.name, standing.reason, remedy)
+        return standing
+
+    async def access_token(self, user: Any) -> Any:
+        """The user's own token for the credentials of a server, or None."""
+        session = Session.from_auth_state(await user.get_auth_state())
+        return session.bearer() if session is not None else None
+
+    def _apply(self, user: Any, decision: Allowed) -> None:
+        """Groups and administration follow the provider at every "yes", also downwards."""
+        admin = self._admin(user.name, decision)
+        if admin is not None and admin != user.admin:
+            user.admin = admin
+            assign_default_roles(user.db, entity=user.orm_user)
+            user.db.commit()
+        if {group.name for group in user.groups} != set(decision.groups):
+            user.sync_groups(sorted(decision.groups))
+
+    async def _tokens_changed(self, user: Any) -> None:
+        """Hand the new token to the running servers: the old one may be dead (IAM: clearAccessTokensOnRefresh)."""
+        for spawner in list(user.spawners.values()):
+            renew = getattr(spawner, "renew_credentials", None)
+            if renew is not None and spawner.active and not spawner.pending:
+                try:
+                    await renew(("bearer",))
+                except CasaError as error:
+                    self.log.error("Token of %s for server %r: %s", user.name, spawner.name, error)  # noqa: TRY400
+
+
+def _unusable(thing: str, problem: str, remedy: str = "") -> oidc.OIDCError:
+    return oidc.OIDCError(thing, Answer(Verdict.NO, problem), remedy)

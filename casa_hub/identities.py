@@ -1,0 +1,71 @@
+"""Whose name a user name is: each is bound to the issuer and subject that first came with it.
+
+Names are given to other people in the course of years (IAM: an administrator may change ``preferred_username``), and
+homes, jobs and groups hang on them. The bindings have a table of their own in the hub's database: the auth state would
+lose them with the crypt key, and the hub's user with the user's deletion.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import Column, DateTime, MetaData, Table, Unicode, insert, inspect, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from casa_hub.errors import CasaError
+
+_bindings = Table(
+    "casa_hub_identities",
+    MetaData(),
+    Column("username", Unicode(255), primary_key=True),
+    Column("issuer", Unicode(1023), nullable=False),
+    Column("sub", Unicode(1023), nullable=False),
+    Column("bound_at", DateTime, nullable=False),
+)
+
+
+class IdentityError(CasaError):
+    """This user name is somebody else's, or nobody can tell whose."""
+
+
+class Identities:
+    """The bindings in the hub's database, through the hub's own session (which lives on its event loop)."""
+
+    def __init__(self, db: Session) -> None:
+        self._db = db
+        bind = db.get_bind()
+        if not inspect(bind).has_table(_bindings.name):
+            _bindings.create(bind, checkfirst=True)
+
+    def check(self, username: str, *, issuer: str, sub: str, bind: bool) -> None:
+        """Let the first subject of a name in and nobody else; `bind` makes this subject the first.
+
+        Raises:
+            IdentityError: the name is bound to somebody else, or the table can't be read.
+        """
+        try:
+            row = self._db.execute(
+                select(_bindings.c.issuer, _bindings.c.sub).where(_bindings.c.username == username)
+            ).first()
+            if row is None and bind:
+                self._db.execute(
+                    insert(_bindings).values(
+                        username=username, issuer=issuer, sub=sub, bound_at=datetime.now(UTC).replace(tzinfo=None)
+                    )
+                )
+                self._db.commit()
+        except SQLAlchemyError as error:
+            self._db.rollback()
+            # Unreadable is refused: the name may be anybody's. The driver's text may hold parameters.
+            raise IdentityError(
+                f"user name {username!r}",
+                f"the hub's database can't say whose it is ({type(error).__name__})",
+                "Try again; if it stays so, tell the administrators of this hub",
+            ) from None
+        if row is not None and (row.issuer.rstrip("/"), row.sub) != (issuer.rstrip("/"), sub):
+            raise IdentityError(
+                f"user name {username!r}",
+                "it belongs to another identity than the one that signed in",
+                "If this is your name, ask the administrators of this hub",
+            )

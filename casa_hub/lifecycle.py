@@ -1,0 +1,57 @@
+"""How long a membership counts: what follows from a verdict, and the times an operator sets."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from traitlets import Float
+from traitlets.config import LoggingConfigurable
+
+from casa_hub.verdicts import Verdict
+
+
+class Access(StrEnum):
+    """What a user may do now."""
+
+    #: Everything.
+    ON = "on"
+    #: Pages ask for a new log-in; what runs, runs on.
+    LOG_IN = "log in"
+    #: Nothing.
+    OFF = "off"
+
+
+class Keeper(LoggingConfigurable):
+    """Times for memberships, in seconds."""
+
+    recheck_interval = Float(
+        300,
+        min=10,
+        help="""Seconds between two membership checks of somebody who uses the hub or a server. A server reports its
+        activity to the hub every five minutes, so a check happens also while the browser is closed. Shorter finds a
+        lost membership sooner and asks the identity provider more often.""",
+    ).tag(config=True)
+
+    outage_grace = Float(
+        14400,
+        min=0,
+        help="""Seconds that an identity provider which can't answer is forgiven, counted for each user from its last
+        "yes". After them the user has no access until it answers again.""",
+    ).tag(config=True)
+
+    membership_max_age = Float(
+        86400,
+        min=60,
+        help="""Seconds that a "yes" counts where the provider can't be asked again: it gave no refresh token, or wants
+        a new log-in. Pages ask for the log-in at once, servers run on until then.""",
+    ).tag(config=True)
+
+    def access(self, verdict: Verdict, last_yes: float, now: float) -> Access:
+        """What a verdict means for somebody whose last "yes" was at `last_yes` (both epoch seconds)."""
+        if verdict is Verdict.YES:
+            return Access.ON
+        if verdict is Verdict.CANT_SAY:
+            return Access.ON if now - last_yes < self.outage_grace else Access.OFF
+        if verdict is Verdict.LOG_IN_AGAIN:
+            return Access.LOG_IN if now - last_yes < self.membership_max_age else Access.OFF
+        return Access.OFF

@@ -1,0 +1,535 @@
+"""OpenID Connect towards one issuer: discovery, keys, token requests, and what makes a token believable.
+
+Everything that comes from the identity provider is checked here, once, and leaves as plain data. What can go wrong
+has one type, `OIDCError`, which carries the verdict (`casa_hub.verdicts`): whether the provider said "no", wants a
+new log-in, or could not tell. No token, code or claim is ever part of a message.
+
+Sources: OpenID Connect Core 1.0 (sections 3.1.3.7, 5.3, 12.2), OpenID Connect Discovery 1.0, RFC 6749, RFC 7515,
+RFC 7517, RFC 7636, RFC 8725 (algorithms), RFC 9207 is not needed with one issuer per hub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import logging
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote_plus, urlsplit
+
+import aiohttp
+import jwt
+
+from casa_hub.errors import CasaError
+from casa_hub.verdicts import Answer, Verdict, of_token_answer, of_userinfo_answer
+
+#: Signature algorithms that are believed: asymmetric ones only. With "none" anybody could write tokens, and with
+#: HMAC anybody who knows the (public) key (RFC 8725, section 3.1).
+ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
+
+#: What is asked of a provider, and what is used where it is offered.
+REQUIRED_ENDPOINTS = ("authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri")
+OPTIONAL_ENDPOINTS = ("end_session_endpoint", "revocation_endpoint")
+
+#: Seconds that a discovery document and a key set are believed without asking again.
+METADATA_AGE = 3600.0
+#: Seconds between two requests for keys that an unknown `kid` may cause: anybody can send unknown ones.
+KEYS_RETRY = 10.0
+#: Times that discovery is asked before the provider counts as away.
+ATTEMPTS = 2
+#: Bytes of an answer that are read; a userinfo with thousands of groups has some 100 kB.
+ANSWER_LIMIT = 4 * 1024 * 1024
+
+log = logging.getLogger(__name__)
+
+
+class OIDCError(CasaError):
+    """The identity provider's answer is no usable one; `answer` has the verdict and the reason."""
+
+    def __init__(self, thing: str, answer: Answer, remedy: str = "") -> None:
+        super().__init__(thing, answer.reason, remedy)
+        self.answer = answer
+
+
+class TokenError(OIDCError):
+    """A token or userinfo that must not be believed: forged, foreign, expired or malformed."""
+
+    def __init__(self, thing: str, problem: str) -> None:
+        super().__init__(thing, Answer(Verdict.CANT_SAY, problem))
+
+
+def cant_say(thing: str, reason: str, remedy: str = "") -> OIDCError:
+    return OIDCError(thing, Answer(Verdict.CANT_SAY, reason), remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """This hub as the identity provider knows it, and the way there."""
+
+    issuer: str
+    client_id: str
+    client_secret: str = field(repr=False)
+    #: Client credentials in the Authorization header (RFC 6749, 2.3.1), else in the body.
+    basic_auth: bool = True
+    #: PEM bundle with the CA of the issuer; "" trusts the system's.
+    ca_file: str = ""
+    #: HTTP proxy towards the issuer; "" for none.
+    proxy: str = ""
+    #: Plain http is for loopback, else only with this.
+    allow_insecure: bool = False
+    #: Seconds that the issuer's clock may differ from ours.
+    leeway: float = 60.0
+    #: Seconds that one request may take.
+    timeout: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What of the issuer's discovery document is used."""
+
+    issuer: str
+    authorization_endpoint: str
+    token_endpoint: str
+    userinfo_endpoint: str
+    jwks_uri: str
+    algorithms: frozenset[str]
+    end_session_endpoint: str = ""
+    revocation_endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One answer of the token endpoint."""
+
+    access_token: str = field(repr=False)
+    #: "" where the answer has none: the old one stays valid then (RFC 6749, section 6).
+    refresh_token: str = field(repr=False)
+    id_token: str = field(repr=False)
+    #: Epoch seconds; None if the provider did not say.
+    expires_at: float | None
+    #: Epoch seconds of the answer.
+    obtained_at: float
+    #: Granted scopes; None if the answer doesn't say, which means those asked for (RFC 6749, 5.1).
+    scope: frozenset[str] | None
+    #: Verified claims of the ID token; empty where there is none (a refresh may leave it out).
+    id_claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+class Issuer:
+    """One identity provider: asks it, and believes only what is signed, fresh and meant for this hub."""
+
+    def __init__(self, client: Client, *, clock: Callable[[], float] = time.time) -> None:
+        self.client = client
+        self._clock = clock
+        self._session: aiohttp.ClientSession | None = None
+        self._metadata: Metadata | None = None
+        self._metadata_at = 0.0
+        self._keys: dict[str | None, list[jwt.PyJWK]] = {}
+        self._keys_at = 0.0
+        self._metadata_lock = asyncio.Lock()
+        self._keys_lock = asyncio.Lock()
+        for name, url in (("issuer", client.issuer), ("http_proxy", client.proxy)):
+            if url and not urlsplit(url).hostname:
+                raise cant_say(f"CasaOAuthenticator.{name}", f"{url!r} is no URL", "Give one with a scheme and a host")
+
+    @property
+    def known(self) -> Metadata | None:
+        """What was discovered last, however old."""
+        return self._metadata
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # -- discovery and keys --------------------------------------------------------------------------------------
+
+    async def metadata(self) -> Metadata:
+        """The issuer's discovery document, asked for once an hour; an old one serves while the issuer is away.
+
+        Raises:
+            OIDCError: nothing is known and the issuer can't be asked, or its document can't be used.
+        """
+        if self._metadata is not None and self._clock() - self._metadata_at < METADATA_AGE:
+            return self._metadata
+        async with self._metadata_lock:  # whoever waited finds the answer of the first
+            if self._metadata is not None and self._clock() - self._metadata_at < METADATA_AGE:
+                return self._metadata
+            try:
+                self._metadata = await self._discover()
+            except OIDCError as error:
+                if self._metadata is None:
+                    raise
+                log.warning("Going on with what was discovered earlier: %s", error)
+            self._metadata_at = self._clock()
+            return self._metadata
+
+    async def _discover(self) -> Metadata:
+        url = self.client.issuer.rstrip("/") + "/.well-known/openid-configuration"
+        self._check_transport(url, "CasaOAuthenticator.issuer")
+        for attempt in range(1, ATTEMPTS + 1):  # one lost packet is no outage
+            try:
+                status, document = await self._ask("GET", url)
+            except OIDCError:
+                if attempt == ATTEMPTS:
+                    raise
+                continue
+            if status == HTTPStatus.OK:
+                metadata = _read_discovery(document, url=url, issuer=self.client.issuer)
+                for name in REQUIRED_ENDPOINTS:
+                    self._check_transport(getattr(metadata, name), f"{name} of {url}")
+                return metadata
+            if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                break
+        raise cant_say(url, f"discovery answered {status}", "Check CasaOAuthenticator.issuer")
+
+    def _check_transport(self, url: str, thing: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme == "https" and parts.hostname:
+            return
+        loopback = parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127.")
+        if parts.scheme == "http" and parts.hostname and (loopback or self.client.allow_insecure):
+            return
+        raise cant_say(thing, f"{url!r} is not https", "Plain http is for loopback, else set allow_insecure_issuer")
+
+    async def _key(self, header: Mapping[str, Any], thing: str) -> jwt.PyJWK:
+        """The issuer's key for a token's header; its keys are read again when the header names an unknown one."""
+        kid = header.get("kid")
+        if kid is not None and not isinstance(kid, str):
+            raise TokenError(thing, "its header's kid is not a string")
+        if self._wanted(kid, header):
+            async with self._keys_lock:
+                if self._wanted(kid, header):  # whoever waited finds the keys of the first
+                    try:
+                        await self._load_keys()
+                    except OIDCError:
+                        if not self._usable(kid, header):
+                            raise
+        usable = self._usable(kid, header)
+        if len(usable) != 1:
+            known = "no key" if not usable else "several keys"
+            raise TokenError(thing, f"the issuer has {known} for kid {str(kid)[:80]!r} and {header.get('alg')!r}")
+        return usable[0]
+
+    def _wanted(self, kid: str | None, header: Mapping[str, Any]) -> bool:
+        """Whether keys should be read: never read, too old, or unknown and not asked for a moment ago."""
+        age = self._clock() - self._keys_at
+        return age >= METADATA_AGE or (age >= KEYS_RETRY and not self._usable(kid, header))
+
+    def _usable(self, kid: str | None, header: Mapping[str, Any]) -> list[jwt.PyJWK]:
+        candidates = self._keys.get(kid, []) if kid is not None else [k for keys in self._keys.values() for k in keys]
+        return [key for key in candidates if _fits(key, header.get("alg"))]
+
+    async def _load_keys(self) -> None:
+        url = (await self.metadata()).jwks_uri
+        status, document = await self._ask("GET", url)
+        entries = document.get("keys") if isinstance(document, dict) else None
+        if status != HTTPStatus.OK or not isinstance(entries, list):
+            raise cant_say(url, f"no key set (status {status})", "Ask the provider's administrators")
+        keys: dict[str | None, list[jwt.PyJWK]] = {}
+        for entry in entries:
+            # One odd key must not hide the others; symmetric ones have no place in a published set.
+            if not isinstance(entry, dict) or entry.get("kty") == "oct" or entry.get("use", "sig") != "sig":
+                continue
+            try:
+                key = jwt.PyJWK(entry)
+            except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+                continue
+            keys.setdefault(entry.get("kid"), []).append(key)
+        self._keys, self._keys_at = keys, self._clock()
+
+    # -- token requests ------------------------------------------------------------------------------------------
+
+    async def exchange(self, code: str, *, verifier: str, redirect_uri: str, nonce: str) -> Tokens:
+        """Trade the code of a log-in for tokens (RFC 6749, 4.1.3; RFC 7636) and verify the ID token.
+
+        Raises:
+            TokenError: the ID token must not be believed.
+            OIDCError: anything else.
+        """
+        tokens = await self._grant(
+            {
+                "grant_type": "authorization_code",
+                "code": code,
+                "redirect_uri": redirect_uri,
+                "code_verifier": verifier,
+            },
+        )
+        if not tokens.id_token:
+            raise TokenError("ID token", "the provider sent none; the client needs the scope openid")
+        return await self._with_claims(tokens, nonce=nonce)
+
+    async def refresh(self, refresh_token: str, *, sub: str) -> Tokens:
+        """New tokens for an old refresh token (RFC 6749, 6). An ID token may be absent and has no nonce (Core 12.2).
+
+        The tokens of the answer are valid whatever else is wrong with it. Therefore an ID token that must not be
+        believed raises `RefreshedTokenError`, which carries them: whoever loses a rotated refresh token has lost
+        the session.
+        """
+        tokens = await self._grant({"grant_type": "refresh_token", "refresh_token": refresh_token})
+        if not tokens.id_token:
+            return tokens
+        try:
+            tokens = await self._with_claims(tokens, nonce=None)
+            if tokens.id_claims["sub"] != sub:
+                raise TokenError("ID token", "it is for another subject than the one who logged in")
+        except OIDCError as error:
+            raise RefreshedTokenError(tokens, error) from error
+        return tokens
+
+    async def _grant(self, parameters: dict[str, str]) -> Tokens:
+        metadata = await self.metadata()
+        client = self.client
+        headers = {"Accept": "application/json"}
+        if client.basic_auth:
+            # Form-urlencoded first (RFC 6749, 2.3.1): secrets with ":" or "%" fail otherwise.
+            pair = f"{quote_plus(client.client_id)}:{quote_plus(client.client_secret)}"
+            headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+        else:
+            parameters |= {"client_id": client.client_id, "client_secret": client.client_secret}
+        status, document = await self._ask("POST", metadata.token_endpoint, headers=headers, data=parameters)
+        access_token = document.get("access_token") if isinstance(document, dict) else None
+        if (
+            status != HTTPStatus.OK
+            or not isinstance(document, dict)
+            or not isinstance(access_token, str)
+            or not access_token
+        ):
+            raise OIDCError(metadata.token_endpoint, of_token_answer(status, document))
+        if str(document.get("token_type", "Bearer")).lower() != "bearer":
+            raise cant_say(metadata.token_endpoint, "the token is no Bearer token", "This provider can't be used")
+        now = self._clock()
+        scope = document.get("scope")
+        return Tokens(
+            access_token=access_token,
+            refresh_token=_text(document.get("refresh_token")),
+            id_token=_text(document.get("id_token")),
+            expires_at=_expiry(document.get("expires_in"), now),
+            obtained_at=now,
+            scope=frozenset(scope.split()) if isinstance(scope, str) else None,
+        )
+
+    async def userinfo(self, access_token: str, *, sub: str) -> dict[str, Any]:
+        """The user's claims, plain or signed (Core 5.3); `sub` must be the one of the ID token (5.3.2).
+
+        Raises:
+            TokenError: another subject, or a bad signature.
+            OIDCError: anything else.
+        """
+        metadata = await self.metadata()
+        url = metadata.userinfo_endpoint
+        headers = {"Accept": "application/json", "Authorization": f"Bearer {access_token}"}
+        status, document = await self._ask("GET", url, headers=headers)
+        if status != HTTPStatus.OK:
+            raise OIDCError(url, of_userinfo_answer(status, document))
+        if isinstance(document, str):
+            document = await self._verified(document, "signed userinfo", require=["sub"])
+        if not isinstance(document, dict) or not document:
+            raise cant_say(url, "userinfo is not a JSON object", "Ask the provider's administrators")
+        if document.get("sub") != sub:
+            raise TokenError("userinfo", "it is for another subject than the ID token")
+        return document
+
+    # -- believing -----------------------------------------------------------------------------------------------
+
+    async def _with_claims(self, tokens: Tokens, *, nonce: str | None) -> Tokens:
+        claims = await self._verified(tokens.id_token, "ID token", require=["iss", "sub", "aud", "exp", "iat"])
+        if nonce is not None and not hmac.compare_digest(str(claims.get("nonce", "")).encode(), nonce.encode()):
+            raise TokenError("ID token", "its nonce is not the one of this log-in")
+        if "at_hash" in claims:
+            header = jwt.get_unverified_header(tokens.id_token)
+            expected = _at_hash(tokens.access_token, str(header["alg"]))
+            if expected is not None and claims["at_hash"] != expected:
+                raise TokenError("ID token", "its at_hash is not that of the access token")
+        if not isinstance(claims["sub"], str) or not claims["sub"]:
+            raise TokenError("ID token", "its sub is not a string")
+        return Tokens(
+            access_token=tokens.access_token,
+            refresh_token=tokens.refresh_token,
+            id_token=tokens.id_token,
+            expires_at=tokens.expires_at,
+            obtained_at=tokens.obtained_at,
+            scope=tokens.scope,
+            id_claims=claims,
+        )
+
+    async def _verified(self, token: str, thing: str, *, require: list[str]) -> dict[str, Any]:
+        """Claims of a signed token of this issuer for this client (Core 3.1.3.7), else TokenError."""
+        metadata = await self.metadata()
+        try:
+            header = jwt.get_unverified_header(token)
+        except jwt.PyJWTError as error:
+            raise TokenError(thing, "it is not a signed JWT") from error
+        algorithm = header.get("alg")
+        # Against our own list first, then the provider's: what it doesn't offer it doesn't use.
+        if algorithm not in metadata.algorithms:
+            raise TokenError(thing, f"its algorithm {str(algorithm)[:40]!r} is not one that is believed")
+        key = await self._key(header, thing)
+        try:
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=[str(algorithm)],
+                audience=self.client.client_id if "aud" in require else None,
+                issuer=metadata.issuer if "iss" in require else None,
+                leeway=self.client.leeway,
+                options={"require": require, "verify_aud": "aud" in require, "verify_sub": False},
+            )
+        except jwt.PyJWTError as error:
+            # PyJWT's texts name the claim; the value of none of them is in there but the audience's, which is public.
+            raise TokenError(thing, _jwt_problem(error)) from error
+        # A signed userinfo may leave these two out; if they are there they must be right.
+        audience = claims.get("aud", self.client.client_id)
+        audiences = audience if isinstance(audience, list) else [audience]
+        if self.client.client_id not in audiences or claims.get("iss", metadata.issuer) != metadata.issuer:
+            raise TokenError(thing, "it is for another client or from another issuer")
+            # Several audiences need the authorized party to be named, and whenever it is named it is us.
+        if claims.get("azp", None if len(audiences) > 1 else self.client.client_id) != self.client.client_id:
+            raise TokenError(thing, "its authorized party (azp) is another client")
+        return claims
+
+    # -- HTTP ----------------------------------------------------------------------------------------------------
+
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | None = None,
+    ) -> tuple[int, object]:
+        """One request: status, and the body as JSON value, as text of a JWT, or None. Never follows a redirect."""
+        try:
+            async with asyncio.timeout(self.client.timeout):
+                async with (await self._http()).request(
+                    method, url, headers=headers, data=data, proxy=self.client.proxy or None, allow_redirects=False
+                ) as response:
+                    body = await response.content.read(ANSWER_LIMIT + 1)
+                    while len(body) <= ANSWER_LIMIT and not response.content.at_eof():
+                        body += await response.content.read(ANSWER_LIMIT + 1 - len(body))
+                    kind = response.content_type
+                    status = response.status
+        except TimeoutError as error:
+            raise cant_say(_bare(url), f"no answer within {self.client.timeout:g} s") from error
+        except (aiohttp.ClientError, ssl.SSLError, OSError, ValueError) as error:
+            raise cant_say(_bare(url), f"can't be reached ({type(error).__name__})") from error
+        if len(body) > ANSWER_LIMIT:
+            raise cant_say(_bare(url), f"the answer is longer than {ANSWER_LIMIT} bytes")
+        if kind == "application/jwt":
+            return status, body.decode("ascii", "replace").strip()
+        try:
+            return status, json.loads(body)
+        except (ValueError, RecursionError):
+            return status, None
+
+    async def _http(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            if self.client.ca_file:
+                try:
+                    context = await asyncio.to_thread(ssl.create_default_context, cafile=self.client.ca_file)
+                except (OSError, ssl.SSLError) as error:
+                    raise cant_say(
+                        f"CasaOAuthenticator.ca_file {self.client.ca_file}",
+                        f"can't be read as PEM ({type(error).__name__})",
+                        "Give the certificate authority of the issuer as PEM",
+                    ) from error
+                connector = aiohttp.TCPConnector(ssl=context, limit=50)
+            else:
+                connector = aiohttp.TCPConnector(limit=50)
+            # No cookies: two users' requests share this session.
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return self._session
+
+
+class RefreshedTokenError(TokenError):
+    """A refresh gave valid tokens beside an ID token that must not be believed; `tokens` must still be stored."""
+
+    def __init__(self, tokens: Tokens, cause: OIDCError) -> None:
+        super().__init__(cause.thing, cause.problem)
+        self.tokens = tokens
+
+
+def _read_discovery(document: object, *, url: str, issuer: str) -> Metadata:
+    """The discovery document of this issuer (Discovery 3), or the error that says what is wrong with it."""
+    if not isinstance(document, dict):
+        raise cant_say(url, "discovery didn't answer with a JSON object", "Check CasaOAuthenticator.issuer")
+    named = _text(document.get("issuer"))
+    # Exactly (Discovery 4.3); only in the operator's own text is a missing or surplus slash forgiven.
+    if named.rstrip("/") != issuer.rstrip("/"):
+        raise cant_say(
+            url,
+            f"the document is that of the issuer {named[:200]!r}, not of {issuer!r}",
+            "Set CasaOAuthenticator.issuer to what the provider calls itself",
+        )
+    endpoints = {name: _text(document.get(name)) for name in (*REQUIRED_ENDPOINTS, *OPTIONAL_ENDPOINTS)}
+    missing = [name for name in REQUIRED_ENDPOINTS if not endpoints[name]]
+    if missing:
+        raise cant_say(url, f"the document has no {', '.join(missing)}", "This provider can't be used")
+    offered = document.get("id_token_signing_alg_values_supported")
+    algorithms = ALGORITHMS & {str(name) for name in offered} if isinstance(offered, list) else ALGORITHMS
+    if not algorithms:
+        raise cant_say(
+            url, "the provider signs ID tokens with no asymmetric algorithm", f"Needed: {sorted(ALGORITHMS)}"
+        )
+    return Metadata(issuer=named, algorithms=algorithms, **endpoints)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _expiry(expires_in: object, now: float) -> float | None:
+    """`expires_in` is a number of seconds; some providers send it as a string."""
+    try:
+        seconds = float(expires_in)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return now + seconds if 0 < seconds < 10 * 365 * 86400 else None
+
+
+def _bare(url: str) -> str:
+    """An URL without query: that may hold what is secret."""
+    return urlsplit(url)._replace(query="", fragment="").geturl()
+
+
+_FAMILIES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
+
+
+def _fits(key: jwt.PyJWK, algorithm: object) -> bool:
+    """Whether a key may verify this algorithm: its own `alg` where it has one, else its family."""
+    if not isinstance(algorithm, str) or key.key_type != _FAMILIES.get(algorithm[:2]):
+        return False
+    declared = key._jwk_data.get("alg")  # noqa: SLF001 - PyJWK fills in a guess where the key says nothing
+    return declared in (None, algorithm)
+
+
+def _at_hash(access_token: str, algorithm: str) -> str | None:
+    """Left half of the token's hash (Core 3.1.3.6); None for EdDSA, whose hash isn't settled between curves."""
+    if not algorithm[2:].isdigit():
+        return None
+    digest = hashlib.new(f"sha{algorithm[2:]}", access_token.encode()).digest()
+    return base64.urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=").decode()
+
+
+def _jwt_problem(error: jwt.PyJWTError) -> str:
+    texts: dict[type[jwt.PyJWTError], str] = {
+        jwt.ExpiredSignatureError: "it has expired",
+        jwt.ImmatureSignatureError: "it is from the future; compare the clocks of hub and issuer",
+        jwt.InvalidAudienceError: "it is for another audience",
+        jwt.InvalidIssuerError: "it is from another issuer",
+        jwt.InvalidSignatureError: "its signature is not the issuer's",
+        jwt.InvalidAlgorithmError: "its algorithm doesn't fit the issuer's key",
+    }
+    for kind, text in texts.items():
+        if isinstance(error, kind):
+            return text
+    if isinstance(error, jwt.MissingRequiredClaimError):
+        return f"it has no claim {error.claim}"
+    return f"it can't be verified ({type(error).__name__})"

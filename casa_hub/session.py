@@ -1,0 +1,113 @@
+"""What is kept of a log-in: the content of JupyterHub's (encrypted) auth state, and nowhere else."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from casa_hub.credentials.base import AccessToken
+from casa_hub.oidc import Tokens
+
+#: Raised when the meaning of the section "casa" in the auth state changes.
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One log-in of one user, and the newest tokens that came of it."""
+
+    #: Random id of the log-in: tokens of an earlier log-in never overwrite those of a later one.
+    id: str
+    issuer: str
+    sub: str
+    access_token: str = field(repr=False)
+    #: "" where the provider gives none.
+    refresh_token: str = field(repr=False)
+    #: Epoch seconds; None if the provider did not say.
+    expires_at: float | None
+    #: Epoch seconds at which the tokens were given.
+    obtained_at: float
+    #: Granted scopes; None if the provider did not say.
+    scope: frozenset[str] | None
+    #: Epoch seconds of the provider's last "yes, a member".
+    last_yes: float
+    #: The provider's last userinfo.
+    claims: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of_login(cls, tokens: Tokens, *, issuer: str, claims: Mapping[str, Any]) -> Session:
+        return cls(
+            id=secrets.token_hex(8),
+            issuer=issuer,
+            sub=tokens.id_claims["sub"],
+            access_token=tokens.access_token,
+            refresh_token=tokens.refresh_token,
+            expires_at=tokens.expires_at,
+            obtained_at=tokens.obtained_at,
+            scope=tokens.scope,
+            last_yes=tokens.obtained_at,
+            claims=claims,
+        )
+
+    def refreshed(self, tokens: Tokens) -> Session:
+        """The same log-in with newer tokens; an answer without refresh token or scope keeps the old one."""
+        return replace(
+            self,
+            access_token=tokens.access_token,
+            refresh_token=tokens.refresh_token or self.refresh_token,
+            expires_at=tokens.expires_at,
+            obtained_at=tokens.obtained_at,
+            scope=self.scope if tokens.scope is None else tokens.scope,
+        )
+
+    def due(self, now: float) -> bool:
+        """Whether two thirds of the access token's life are gone; always, if its life isn't known."""
+        return self.expires_at is None or now >= self.obtained_at + (self.expires_at - self.obtained_at) * 2 / 3
+
+    def to_auth_state(self) -> dict[str, Any]:
+        """The names on the top are those of oauthenticator, for hooks that a site already has."""
+        return {
+            "access_token": self.access_token,
+            "refresh_token": self.refresh_token or None,
+            "scope": sorted(self.scope or ()),
+            "oauth_user": dict(self.claims),
+            "casa": {
+                "version": VERSION,
+                "session": self.id,
+                "issuer": self.issuer,
+                "sub": self.sub,
+                "expires_at": self.expires_at,
+                "obtained_at": self.obtained_at,
+                "scope_known": self.scope is not None,
+                "last_yes": self.last_yes,
+            },
+        }
+
+    @classmethod
+    def from_auth_state(cls, state: Mapping[str, Any] | None) -> Session | None:
+        """None where there is none that this version understands: lost crypt key, another authenticator before."""
+        try:
+            casa = state["casa"]  # type: ignore[index]
+            if casa["version"] != VERSION:
+                return None
+            return cls(
+                id=casa["session"],
+                issuer=casa["issuer"],
+                sub=casa["sub"],
+                access_token=state["access_token"],  # type: ignore[index]
+                refresh_token=state["refresh_token"] or "",  # type: ignore[index]
+                expires_at=casa["expires_at"],
+                obtained_at=float(casa["obtained_at"]),
+                scope=frozenset(state["scope"]) if casa["scope_known"] else None,  # type: ignore[index]
+                last_yes=float(casa["last_yes"]),
+                claims=state["oauth_user"],  # type: ignore[index]
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def bearer(self) -> AccessToken:
+        expires_at = None if self.expires_at is None else datetime.fromtimestamp(self.expires_at, UTC)
+        return AccessToken(self.access_token, expires_at, self.issuer)

@@ -1,0 +1,1 @@
+"""Pages of our own: log-in, its answer, and why somebody is refused."""

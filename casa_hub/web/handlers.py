@@ -1,0 +1,135 @@
+"""The way to the identity provider and back.
+
+oauthenticator's handlers are extended where OpenID Connect needs it: discovery before the redirect, a nonce that binds
+the ID token to this browser, and pages that say what went wrong.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import ChoiceLoader, PackageLoader
+from oauthenticator.oauth2 import OAuthCallbackHandler, OAuthLoginHandler, _deserialize_state
+from tornado import web
+
+from casa_hub.identities import IdentityError
+from casa_hub.membership import MalformedClaim
+from casa_hub.oidc import OIDCError, TokenError
+from casa_hub.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from casa_hub.authenticator import CasaOAuthenticator
+
+
+def nonce_of(verifier: str) -> str:
+    """The nonce of a log-in: a hash of what only this browser's cookie holds (OpenID Connect Core, 15.5.2)."""
+    digest = hashlib.sha256(b"casa_hub nonce " + verifier.encode()).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+class _Pages:
+    """Pages of this package, in the frame of the hub's own. An operator's template of the same name wins."""
+
+    authenticator: CasaOAuthenticator
+    settings: dict[str, Any]
+
+    async def show(self, status: int, template: str, **namespace: Any) -> None:
+        environment = self.settings["jinja2_env"]
+        pages = environment.overlay(
+            loader=ChoiceLoader([environment.loader, PackageLoader("casa_hub", "web/templates")])
+        )
+        names = {**self.template_namespace, **namespace}  # type: ignore[attr-defined]
+        self.set_status(status)  # type: ignore[attr-defined]
+        self.finish(await pages.get_template(template).render_async(**names))  # type: ignore[attr-defined]
+
+    async def show_unavailable(self) -> None:
+        self.set_header("Retry-After", "60")  # type: ignore[attr-defined]
+        await self.show(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "casa_unavailable.html",
+            provider=self.authenticator.preset.title,
+            login_url=self.authenticator.login_url(self.hub.base_url),  # type: ignore[attr-defined]
+        )
+
+
+class CasaLoginHandler(_Pages, OAuthLoginHandler):  # type: ignore[misc]
+    """Send the browser to the identity provider."""
+
+    @property
+    def _OAUTH_AUTHORIZE_URL(self) -> str:  # noqa: N802 - tornado's name
+        metadata = self.authenticator.provider_side.known
+        assert metadata is not None, "get() discovers before it redirects"  # noqa: S101
+        return metadata.authorization_endpoint
+
+    async def get(self) -> None:
+        try:
+            await self.authenticator.provider_side.metadata()
+        except OIDCError as error:
+            self.log.error("Nobody can log in: %s", error)  # noqa: TRY400 - the reason is all there is to say
+            await self.show_unavailable()
+            return
+        super().get()
+
+    def set_state_cookie(self, state_cookie_value: str) -> None:
+        self._verifier = _deserialize_state(state_cookie_value)["code_verifier"]
+        super().set_state_cookie(state_cookie_value)
+
+    def authorize_redirect(self, *args: Any, extra_params: dict[str, Any], **kwargs: Any) -> None:
+        super().authorize_redirect(*args, extra_params={**extra_params, "nonce": nonce_of(self._verifier)}, **kwargs)
+
+
+class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
+    """Take the browser back from the identity provider, and in or not."""
+
+    def pkce(self) -> tuple[str, str]:
+        """PKCE verifier and nonce of this browser's log-in."""
+        verifier = _deserialize_state(self.get_state_cookie()).get("code_verifier")
+        if not isinstance(verifier, str) or not verifier:
+            raise web.HTTPError(HTTPStatus.BAD_REQUEST, "This log-in was not begun in this browser. Please try again.")
+        return verifier, nonce_of(verifier)
+
+    async def get(self) -> None:
+        from casa_hub.authenticator import RefusedError  # noqa: PLC0415 - the two need each other
+
+        try:
+            await super().get()
+        except RefusedError as error:
+            self.log.warning("Log-in of %s refused: %s", error.thing, error.decision.reason)
+            await self.show_refused(error.decision.reason, found=sorted(error.decision.found))
+        except IdentityError as error:
+            self.log.error("Log-in refused: %s", error)  # noqa: TRY400
+            await self.show_refused(str(error), found=None)
+        except OIDCError as error:
+            self.log.error("Log-in failed: %s", error)  # noqa: TRY400
+            if isinstance(error, TokenError) or error.answer.verdict is not Verdict.CANT_SAY:
+                await self.show_refused(f"The log-in at {self.authenticator.preset.title} failed: {error}", found=None)
+            else:
+                await self.show_unavailable()
+        except MalformedClaim as error:
+            self.log.error("Log-in failed: %s", error)  # noqa: TRY400
+            await self.show_refused(str(error), found=None)
+
+    async def auth_to_user(self, authenticated: dict[str, Any], user: Any = None) -> Any:
+        session, decision = authenticated.pop("casa", (None, None))
+        standings = self.authenticator.standings
+        async with standings.saving(authenticated["name"]):
+            user = await super().auth_to_user(authenticated, user)
+        if session is not None:
+            standings.logged_in(user.name, session, decision)
+        return user
+
+    async def show_refused(self, reason: str, *, found: list[str] | None) -> None:
+        policy = self.authenticator.policy()
+        await self.show(
+            HTTPStatus.FORBIDDEN,
+            "casa_refused.html",
+            reason=reason,
+            asked_for=sorted(policy.allowed_groups | policy.admin_groups),
+            required=sorted(policy.required_groups),
+            found=found,
+            join_url=self.authenticator.join_url,
+            login_url=self.authenticator.login_url(self.hub.base_url),
+        )

@@ -1,0 +1,186 @@
+"""An identity provider for tests: oidc-provider-mock, a kept one, and on top of it what real ones do besides.
+
+It runs in a thread of the test. What the kept mock leaves out is added around it, not inside: PKCE is verified, refresh
+tokens can rotate, the groups can be frozen in the access token as INDIGO IAM does, and any answer can be replaced by a
+recorded one.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+import oidc_provider_mock
+import werkzeug.serving
+
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+logging.getLogger("oidc_provider_mock").setLevel(logging.ERROR)
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class IdP:
+    """The identity provider; attributes change its behaviour while it runs."""
+
+    def __init__(self) -> None:
+        self.app = oidc_provider_mock.app(access_token_max_age=timedelta(seconds=3600))
+        self.requests: Counter[str] = Counter()
+        #: path -> (status, body as JSON value or text), answered instead of the provider's own.
+        self.answers: dict[str, tuple[int, Any]] = {}
+        #: Refusals of the refresh grant only: (status, body).
+        self.refresh_answer: tuple[int, Any] | None = None
+        #: Change what the token endpoint, userinfo, discovery or the key set say.
+        self.change: dict[str, Change] = {}
+        #: Refresh tokens are good for one use.
+        self.rotate = False
+        #: Userinfo shows the claims that were true when the access token was made.
+        self.frozen = False
+        #: Event on which requests to a path wait, to show time-outs and races.
+        self.hold: dict[str, threading.Event] = {}
+        #: Set when a held request has arrived.
+        self.arrived = threading.Event()
+        #: Redeemed with a wrong or missing PKCE verifier, counted.
+        self.pkce_failures = 0
+        self._challenges: dict[str, str] = {}
+        self._aliases: dict[str, str] = {}
+        self._snapshots: dict[str, dict[str, Any]] = {}
+        self._server: werkzeug.serving.BaseWSGIServer | None = None
+        self.authorization_requests: list[dict[str, str]] = []
+        self.token_requests: list[dict[str, str]] = []
+
+    @property
+    def issuer(self) -> str:
+        assert self._server is not None
+        return f"http://localhost:{self._server.server_port}"
+
+    def put_user(self, sub: str, **claims: Any) -> None:
+        with self.app.test_client() as client:
+            client.put(f"/users/{sub}", json=claims)
+
+    def revoke(self, sub: str) -> None:
+        """End this user's session: all tokens are dead."""
+        with self.app.test_client() as client:
+            client.post(f"/users/{sub}/revoke-tokens")
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[IdP]:
+        self._server = werkzeug.serving.make_server("localhost", 0, self._wsgi, threaded=True)
+        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            for event in self.hold.values():
+                event.set()
+            self._server.shutdown()
+            thread.join(10)
+            self._server.server_close()
+
+    # -- around the mock ----------------------------------------------------------------------------------------
+
+    def _wsgi(self, environ: dict[str, Any], start_response: Any) -> Any:
+        path = environ["PATH_INFO"]
+        self.requests[path] += 1
+        query = _flat(environ.get("QUERY_STRING", ""))
+        form: dict[str, str] = {}
+        if environ["REQUEST_METHOD"] == "POST":
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            form = _flat(body.decode())
+            environ["wsgi.input"] = io.BytesIO(body)
+        if path in self.hold:
+            self.arrived.set()
+            self.hold[path].wait(30)
+        if path == "/oauth2/token":
+            self.token_requests.append(form)
+            self.requests[form.get("grant_type", "")] += 1
+            if form.get("grant_type") == "refresh_token":
+                if self.refresh_answer is not None:
+                    return _reply(start_response, *self.refresh_answer)
+                if self.rotate or form["refresh_token"] in self._aliases:
+                    real = self._aliases.pop(form["refresh_token"], None)
+                    if real is None:
+                        return _reply(
+                            start_response, 400, {"error": "invalid_grant", "error_description": "used twice"}
+                        )
+                    form = {**form, "refresh_token": real}
+                    _replace_form(environ, form)
+            elif not self._pkce_holds(form):
+                self.pkce_failures += 1
+                return _reply(start_response, 400, {"error": "invalid_grant", "error_description": "PKCE"})
+        if path in self.answers:
+            return _reply(start_response, *self.answers[path])
+        if path == "/oauth2/authorize":
+            self.authorization_requests.append(query)
+        return self._pass_on(environ, start_response, path, query, form)
+
+    def _pkce_holds(self, form: dict[str, str]) -> bool:
+        digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
+        challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+        return self._challenges.pop(form.get("code", ""), None) == challenge
+
+    def _pass_on(
+        self, environ: dict[str, Any], start_response: Any, path: str, query: dict[str, str], form: dict[str, str]
+    ) -> Any:
+        caught: dict[str, Any] = {}
+
+        def catch(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
+            caught.update(status=status, headers=headers)
+
+        result = self.app.wsgi_app(environ, catch)
+        body = b"".join(result)
+        headers = caught["headers"]
+        if path == "/oauth2/authorize" and caught["status"].startswith("302"):
+            location = dict(headers)["Location"]
+            code = _flat(location.partition("?")[2]).get("code", "")
+            self._challenges[code] = query.get("code_challenge", "")
+        if caught["status"].startswith("200") and dict(headers).get("Content-Type", "").startswith("application/json"):
+            document = json.loads(body)
+            if path == "/oauth2/token":
+                self._made(document, form)
+            if path == "/userinfo" and self.frozen:
+                token = environ["HTTP_AUTHORIZATION"].removeprefix("Bearer ")
+                document = self._snapshots[token]
+            if path in self.change:
+                document = self.change[path](document)
+            return _reply(start_response, 200, document)
+        start_response(caught["status"], headers)
+        return [body]
+
+    def _made(self, document: dict[str, Any], form: dict[str, str]) -> None:
+        """Take note of new tokens."""
+        if self.rotate:
+            real = document.get("refresh_token") or form["refresh_token"]
+            alias = secrets.token_urlsafe(16)
+            self._aliases[alias] = real
+            document["refresh_token"] = alias
+        with self.app.test_client() as client:
+            answer = client.get("/userinfo", headers={"Authorization": f"Bearer {document['access_token']}"})
+            self._snapshots[document["access_token"]] = answer.get_json()
+
+
+def _flat(text: str) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(text, keep_blank_values=True).items()}
+
+
+def _replace_form(environ: dict[str, Any], form: dict[str, str]) -> None:
+    body = urlencode(form).encode()
+    environ["wsgi.input"] = io.BytesIO(body)
+    environ["CONTENT_LENGTH"] = str(len(body))
+
+
+def _reply(start_response: Any, status: int, body: Any) -> list[bytes]:
+    text = body if isinstance(body, str) else json.dumps(body)
+    kind = "text/html" if text.startswith("<") else "application/jwt" if text.startswith("eyJ") else "application/json"
+    start_response(f"{status} Recorded", [("Content-Type", kind), ("Content-Length", str(len(text.encode())))])
+    return [text.encode()]

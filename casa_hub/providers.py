@@ -38,8 +38,8 @@ class Provider:
     scopes: tuple[str, ...]
     #: The claim that becomes the JupyterHub user name.
     username_claim: str
-    #: The one claim that groups are read from, never a union of several: who can write to any of them could let himself
-    #: in. A dot means nesting (``realm_access.roles``) unless a claim has just that name (``wlcg.groups``).
+    #: The one claim that groups are read from, never a union: whoever can write to one of several could let people in.
+    #: A dot means nesting (``realm_access.roles``) unless a claim has just that name (``wlcg.groups``).
     groups_claim: str
     group_syntax: GroupSyntax
     #: Whether userinfo shows a lost group with an *old* access token. False: the groups are frozen in the token, and a

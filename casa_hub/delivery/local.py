@@ -1,0 +1,389 @@
+"""Delivery on one machine: a directory, an address and a route for each server.
+
+::
+
+    <directory>/.lock                   held by the hub while it runs
+    <directory>/<slug>/xcache_token ... the secrets, laid out by `casa_hub.delivery.layout`
+    <directory>/<slug>/state.json       whose it is and what a restarted hub must know; no secret
+    <directory>/<slug>/process          which process the server is, written by itself
+
+Directories of servers appear and vanish as a whole, by renaming: one that is there is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from traitlets import TraitError, Unicode, validate
+
+from casa_hub.configuration import half_set
+from casa_hub.delivery import layout
+from casa_hub.delivery.base import RECORD_VERSION, Delivery, Parcel, Route
+from casa_hub.delivery.traefik import TraefikRoutes
+from casa_hub.errors import ConfigurationError, DeliveryError, Problem, Severity
+from casa_hub.naming import Server
+from casa_hub.processes import Process, signed_in
+
+#: Seconds that a replaced set of files stays for readers who are just opening it.
+_GRACE = 1.0
+
+#: First line of the hosts file: a file without it is somebody else's.
+_HOSTS_MARK = "# Kept by casa_hub: changes are lost."
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What one running server was given; ``state.json`` in its directory."""
+
+    server: Server
+    start_id: str
+    #: Loopback address that is the server's own.
+    address: str
+    routes: tuple[Route, ...]
+    record: Mapping[str, Any]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.server.identity, self.start_id
+
+    def to_json(self) -> bytes:
+        return json.dumps({"version": RECORD_VERSION, **asdict(self)}, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Delivered:
+        """Raises ValueError, KeyError or TypeError for what `to_json` of this version did not write."""
+        state = json.loads(content)
+        if state.pop("version") != RECORD_VERSION:
+            raise ValueError("another version's")
+        server, routes = Server(**state.pop("server")), tuple(Route(**route) for route in state.pop("routes"))
+        return cls(server=server, routes=routes, **state)
+
+
+class LocalDelivery(Delivery):
+    """Secrets in directories of this machine, for servers that run as processes beside the hub."""
+
+    directory = Unicode(
+        "casa-hub-servers",
+        help="""Directory below which each running server has one of its own with its secret files, which is gone when
+        the server stops. The hub makes it, readable by the hub's user only; it must be the hub's alone.
+        Default: `casa-hub-servers` where the hub runs.""",
+    ).tag(config=True)
+
+    network = Unicode(
+        "127.77.0.0/16",
+        help="""Loopback network from which each running server gets an address of its own, so that servers on one
+        machine may listen on the same ports (Dask: 8786, 8788). Default: `127.77.0.0/16`. Hubs on one machine should
+        have different ones.""",
+    ).tag(config=True)
+
+    hosts_file = Unicode(
+        "",
+        help="""A file in the format of hosts(5), kept up to date with the host names of all running servers, for
+        machines that have no wildcard DNS: dnsmasq reads it by `addn-hosts`, nss_wrapper by `NSS_WRAPPER_HOSTS`.
+        It must not be /etc/hosts: all of it is overwritten. Default: none is written.""",
+    ).tag(config=True)
+
+    hosts_address = Unicode(
+        "127.0.0.1",
+        help="""Address that `LocalDelivery.hosts_file` gives for each host name: that of Traefik.
+        Default: `127.0.0.1`.""",
+    ).tag(config=True)
+
+    @validate("network")
+    def _loopback(self, proposal: dict[str, Any]) -> str:
+        try:
+            network = IPv4Network(proposal["value"])
+        except ValueError as error:
+            raise TraitError(f"LocalDelivery.network: {error}") from None
+        if not network.is_loopback or network.num_addresses < 4:  # noqa: PLR2004
+            raise TraitError(f"LocalDelivery.network: {network} is no loopback network with room for servers")
+        return str(network)
+
+    routes: TraefikRoutes
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.routes = TraefikRoutes(parent=self)
+        #: Where the servers' directories are.
+        self.root = Path(self.directory).resolve()
+        self._delivered: dict[str, Delivered] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._hosts_lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._lock_file = -1
+
+    @classmethod
+    def in_settings(cls, settings: dict[str, Any], config: Any) -> LocalDelivery:
+        """The one of the hub with these tornado settings, made when first asked for."""
+        if "casa_local_delivery" not in settings:
+            settings["casa_local_delivery"] = cls(config=config)
+        delivery: LocalDelivery = settings["casa_local_delivery"]
+        return delivery
+
+    def check(self, *, routes: bool) -> list[Problem]:
+        """What is wrong with the settings; `routes`: whether any credential wants some."""
+        problems = half_set(self.config, type(self), "hosts_address", "hosts_file")
+        with contextlib.suppress(FileNotFoundError):
+            if self.hosts_file and not Path(self.hosts_file).read_text(encoding="utf-8").startswith(_HOSTS_MARK):
+                thing, problem = "LocalDelivery.hosts_file", f"{self.hosts_file} was not written by this hub"
+                problems.append(Problem(Severity.ERROR, thing, problem, "Choose a file that may be overwritten."))
+        return problems + self.routes.check(wanted=routes)
+
+    def path(self, server: Server) -> Path:
+        """The server's directory."""
+        return self.root / server.slug
+
+    def process_file(self, server: Server) -> Path:
+        """Where the server's process signs in (`casa_hub.processes`)."""
+        return self.path(server) / "process"
+
+    def delivered(self, server: Server) -> Delivered | None:
+        """What the server has now; None for a server that has nothing."""
+        found = self._delivered.get(server.slug)
+        return found if found is not None and found.server == server else None
+
+    def process(self, server: Server) -> Process | None:
+        """The process that the server is, if it got so far."""
+        return signed_in(self.process_file(server))
+
+    # -- at the hub's start, before its event loop has anything else to do
+
+    def open(self) -> None:
+        """Take the directory for this hub, as long as it lives, and read what is there.
+
+        Raises:
+            ConfigurationError: it can't be had, or isn't ours alone.
+        """
+        if self._lock_file >= 0:
+            return
+        thing = f"LocalDelivery.directory {self.root}"
+        try:
+            strange = self.root.is_dir() and not (self.root / ".lock").exists() and any(self.root.iterdir())
+            if strange:
+                raise ConfigurationError(thing, "it holds files that aren't the hub's", "Choose an empty directory.")
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.root.chmod(0o700)
+            # Not inherited by servers (PEP 446), and released by the kernel however the hub ends.
+            lock_file = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock_file)
+                raise ConfigurationError(
+                    thing, "another running hub uses it", "Choose another directory for this hub."
+                ) from None
+        except OSError as error:
+            problem = f"the hub can't use it ({error.strerror})"
+            raise ConfigurationError(thing, problem, "Choose a directory that the hub can make or owns.") from error
+        self._lock_file = lock_file
+        for state in self.root.glob("[!.]*/state.json"):
+            # Unreadable: a leftover whose owner nobody knows any more; `sweep` removes it.
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                self._delivered[state.parent.name] = Delivered.from_json(state.read_bytes())
+
+    def close(self) -> None:
+        """Give the directory up; what is in it stays."""
+        if self._lock_file >= 0:
+            os.close(self._lock_file)
+            self._lock_file = -1
+
+    def all(self) -> list[Delivered]:
+        """What all servers have."""
+        return list(self._delivered.values())
+
+    def sweep(self, hub_id: str, living: Collection[tuple[str, str]]) -> list[str]:
+        """Remove what a crashed hub left: all but the `living` servers' (identity, start id). Returns what was removed.
+
+        Raises:
+            OSError: something can't be removed.
+        """
+        kept = {slug: one for slug, one in self._delivered.items() if one.key in living}
+        removed = []
+        for entry in sorted(self.root.iterdir()):
+            if entry.is_dir() and entry.name not in kept:
+                shutil.rmtree(entry)
+                removed.append(entry.name)
+        self._delivered = kept
+        self.routes.sweep(hub_id, {one.key for one in kept.values()})
+        for slug, one in kept.items():
+            layout.remove_old_sets(self.root / slug)
+            # Traefik's directory may be a new one.
+            self.routes.publish(one.server, one.start_id, one.routes, one.address)
+        self._write_hosts(self._hosts())
+        return removed
+
+    # -- while it runs
+
+    async def deliver(self, parcel: Parcel) -> None:
+        await self._in_turn(parcel.server, lambda: self._deliver(parcel))
+
+    async def renew(self, parcel: Parcel) -> None:
+        """As `Delivery.renew`; files of credentials that aren't renewed stay, those that none has any more go.
+
+        Raises:
+            DeliveryError: the server is gone or is another start; or nothing could be replaced.
+        """
+        await self._in_turn(parcel.server, lambda: self._renew(parcel))
+
+    async def withdraw(self, server: Server, start_id: str) -> None:
+        """As `Delivery.withdraw`.
+
+        Raises:
+            DeliveryError: something could not be removed; it will be at the hub's next start.
+        """
+        await self._in_turn(server, lambda: self._withdraw(server, start_id))
+
+    async def _deliver(self, parcel: Parcel) -> None:
+        server = parcel.server
+        before = self._delivered.get(server.slug)
+        if before is not None and before.server != server:
+            raise DeliveryError(server.slug, "another server has this name", "Choose another name for the server.")
+        # Remembered before the first await, so that no other server can get the same address.
+        one = Delivered(server, parcel.start_id, self._free_address(server), parcel.routes, parcel.record)
+        self._delivered[server.slug] = one
+        try:
+            if before is not None:  # an earlier start of the same server, whose end nobody saw
+                await asyncio.to_thread(self._take_away, before)
+            await asyncio.to_thread(self._place, one, parcel.files)
+            await self._publish_hosts()
+        except (OSError, ValueError, DeliveryError) as error:
+            with contextlib.suppress(OSError):  # the first error is the one to tell; `sweep` finds the rest
+                await asyncio.to_thread(self._take_away, one)
+            del self._delivered[server.slug]
+            raise _translated(error, self.path(server), "nothing was delivered") from error
+
+    async def _renew(self, parcel: Parcel) -> None:
+        server = parcel.server
+        before = self.delivered(server)
+        if before is None or before.start_id != parcel.start_id:
+            raise DeliveryError(server.slug, "this start of the server is over", "There is nothing to do.")
+        one = Delivered(server, parcel.start_id, before.address, before.routes, parcel.record)
+        try:
+            await asyncio.to_thread(self._replace, one, parcel.files)
+        except (OSError, ValueError) as error:
+            raise _translated(error, self.path(server), "the old files stay") from error
+        self._delivered[server.slug] = one
+        self._in_background(self._forget_old_sets(server, parcel.start_id))
+
+    async def _withdraw(self, server: Server, start_id: str) -> None:
+        one = self.delivered(server)
+        if one is None or one.start_id != start_id:
+            return
+        try:
+            await asyncio.to_thread(self._take_away, one)
+            del self._delivered[server.slug]
+            await self._publish_hosts()
+        except OSError as error:
+            raise _translated(error, self.path(server), "not all of it was removed") from error
+
+    async def _forget_old_sets(self, server: Server, start_id: str) -> None:
+        await asyncio.sleep(_GRACE)
+
+        async def forget() -> None:
+            one = self.delivered(server)
+            if one is not None and one.start_id == start_id:
+                await asyncio.to_thread(layout.remove_old_sets, self.path(server))
+
+        await self._in_turn(server, forget)
+
+    # -- order: one at a time for each server, and whoever gives up waiting doesn't let the next one in too early
+
+    async def _in_turn(self, server: Server, verb: Callable[[], Awaitable[None]]) -> None:
+        lock = self._locks.setdefault(server.slug, asyncio.Lock())
+
+        async def work() -> None:
+            async with lock:
+                await verb()
+
+        # Shielded: JupyterHub cancels a start that takes too long, but a thread that writes can't be cancelled. The
+        # lock is held until it is done, and the withdrawal that follows the cancelled start waits for it.
+        await asyncio.shield(self._in_background(work()))
+
+    def _in_background(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself keeps weak references only
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- blocking parts, in a thread
+
+    def _place(self, one: Delivered, files: Mapping[str, bytes]) -> None:
+        new = self.root / f".new.{secrets.token_hex(8)}"
+        new.mkdir(mode=0o700)
+        try:
+            layout.replace_file(new / "state.json", one.to_json())
+            layout.write_set(new, files, datetime.now(UTC))
+            self._remove(self.path(one.server))
+            new.rename(self.path(one.server))
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        self.routes.publish(one.server, one.start_id, one.routes, one.address)
+
+    def _replace(self, one: Delivered, files: Mapping[str, bytes]) -> None:
+        directory = self.path(one.server)
+        named = {path for entry in one.record["credentials"].values() for path in entry["files"]}
+        kept = {path: content for path, content in layout.read_set(directory).items() if path in named}
+        layout.write_set(directory, kept | dict(files), datetime.now(UTC))
+        # Second: a state that is older than the files is harmless, one that promises more than they hold is not.
+        layout.replace_file(directory / "state.json", one.to_json())
+
+    def _take_away(self, one: Delivered) -> None:
+        # First what leads to the address, which may soon be another server's; last what tells of the rest.
+        self.routes.retract(one.server, one.start_id)
+        self._remove(self.path(one.server))
+
+    def _remove(self, directory: Path) -> None:
+        old = self.root / f".old.{secrets.token_hex(8)}"
+        try:
+            directory.rename(old)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(old)
+
+    # -- addresses and host names
+
+    def _free_address(self, server: Server) -> str:
+        network = IPv4Network(self.network)
+        taken = {one.address for one in self._delivered.values()}
+        size = network.num_addresses - 2  # without the first and the last, as in any network
+        start = int.from_bytes(hashlib.blake2s(f"{self.root}{server.identity}".encode()).digest()[:8])
+        for step in range(size):
+            address = str(network[1 + (start + step) % size])
+            if address not in taken:
+                return address
+        raise DeliveryError("LocalDelivery.network", f"all {size} addresses are in use", "Choose a larger network.")
+
+    def _hosts(self) -> str:
+        hosts = sorted({route.host for one in self._delivered.values() for route in one.routes})
+        return "".join(f"{line}\n" for line in [_HOSTS_MARK, *(f"{self.hosts_address} {host}" for host in hosts)])
+
+    async def _publish_hosts(self) -> None:
+        if self.hosts_file:
+            async with self._hosts_lock:  # read inside, so that the last writer knows all
+                await asyncio.to_thread(self._write_hosts, self._hosts())
+
+    def _write_hosts(self, content: str) -> None:
+        if self.hosts_file:
+            layout.replace_file(Path(self.hosts_file), content.encode(), 0o644)
+
+
+def _translated(error: Exception, path: Path, state: str) -> DeliveryError:
+    if isinstance(error, DeliveryError):
+        return error
+    why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+    return DeliveryError(str(path), f"{state} ({why})", "Tell the operator of this hub.")

@@ -1,0 +1,367 @@
+"""Which credentials a server gets: the one place that mints and renews them."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import PurePosixPath
+from typing import Any
+
+from traitlets import Enum, List, TraitError, Unicode
+from traitlets.config import LoggingConfigurable
+
+from casa_hub.configuration import did_you_mean, is_set
+from casa_hub.credentials.base import AccessToken, Credential, Minter, Request
+from casa_hub.delivery.base import RECORD_VERSION, Parcel, Route
+from casa_hub.delivery.layout import bad_path
+from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
+from casa_hub.naming import Server
+
+#: Entry-point group of the minters: a site's own credential is a package that names its `Minter` here.
+GROUP = "casa_hub.credentials"
+
+#: ``Facility.bearer_token_file`` -> the credential that delivers such a file.
+_BEARER_SOURCE = {"xcache_token": "xcache", "access_token": "bearer"}
+
+#: (bearer_token_file, credential that suffers) -> what goes wrong. Three readers want three things of that file.
+_BEARER_CONFLICTS = {
+    ("xcache_token", "servicex"): "the ServiceX client takes a macaroon for its access token and fails with "
+    "MalformedError",
+    ("xcache_token", "bearer"): "WLCG tools (gfal, scitokens) that read it send a macaroon where the user's token "
+    "is expected",
+    ("access_token", "xcache"): "an XCache that takes macaroons only refuses the user's token, and the XRootD client "
+    "shows that token to every root:// server it asks",
+    ("none", "xcache"): "the XRootD client finds no macaroon for XCache by itself",
+}
+
+
+_ASK_OPERATOR = "Tell the operator of this hub; its log says more."
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """What one server was given."""
+
+    server: Server
+    start_id: str
+    credentials: Mapping[str, Credential]
+    #: Name of a credential that could not be minted -> why, for people. Not secret.
+    missing: Mapping[str, str]
+    #: Path below the secrets directory -> content, of all credentials together.
+    files: Mapping[str, bytes] = field(repr=False)
+    routes: tuple[Route, ...]
+    #: What a restarted hub must know: JSON-able, no secret. See `Facility.mint`.
+    record: Mapping[str, Any]
+
+    def parcel(self) -> Parcel:
+        return Parcel(self.server, self.start_id, self.files, self.routes, self.record)
+
+
+class Facility(LoggingConfigurable):
+    """The credentials of this hub's servers; one instance a hub (`Facility.of`)."""
+
+    credentials = List(
+        Unicode(),
+        help="""Names of the credentials that every server gets, from the entry-point group `casa_hub.credentials`:
+        xcache, htcondor, dask, bearer, servicex, and those of other installed packages. Default: none.
+        Each has a configuration section of its own. Example: `[xcache, htcondor, dask, bearer]`.""",
+    ).tag(config=True)
+
+    required = List(
+        Unicode(),
+        help="""Those of `Facility.credentials` without which no server starts. A server starts without the others if
+        they can't be minted, and its spawn page and the hub's log say what is missing and why. Default: none.
+        Example: `[xcache]`.""",
+    ).tag(config=True)
+
+    hub_id = Unicode(
+        "",
+        help="""Tells hubs apart that share a namespace, a domain, an HTCondor pool or an XCache: it is part of the
+        identity of each server and of the identifiers of its credentials. Default: empty, for a hub that shares
+        nothing. Example: `cms-prod`.""",
+    ).tag(config=True)
+
+    bearer_token_file = Enum(
+        ["xcache_token", "access_token", "none"],
+        default_value="xcache_token",
+        help="""Which file the variable `BEARER_TOKEN_FILE` of a server names: `xcache_token` (the macaroon, what the
+        XRootD client plugin of the analysis images reads; default), `access_token` (the user's own token, for
+        WLCG tools and a ServiceX that knows its issuer), or `none`. A file that a server doesn't have isn't named.
+        A combination with `Facility.credentials` that breaks one of the readers is said at the hub's start.""",
+    ).tag(config=True)
+
+    secrets_path = Unicode(
+        "/etc/cmsaf-secrets",
+        help="""Directory of the secret files inside a pod, as the analysis images know it. On one machine each server
+        has a directory of its own below `LocalDelivery.directory` instead.""",
+    ).tag(config=True)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        #: The minters in use, by name, in the order of `credentials`.
+        self.minters: dict[str, Minter] = {}
+        self._load_problems: list[Problem] = []
+        available = _available()
+        for name in dict.fromkeys(self.credentials):
+            self._load(name, available)
+
+    @classmethod
+    def of(cls, spawner: Any) -> Facility:
+        """The one of the hub that `spawner` belongs to, made from the hub's configuration when first asked for."""
+        settings = spawner.user.settings
+        return cls.in_settings(settings, settings["config"])
+
+    @classmethod
+    def in_settings(cls, settings: dict[str, Any], config: Any) -> Facility:
+        """As `of`, for who has the hub's tornado settings: they live as long as the hub, unlike a global."""
+        if "casa_facility" not in settings:
+            settings["casa_facility"] = cls(config=config)
+        facility: Facility = settings["casa_facility"]
+        return facility
+
+    def server(self, username: str, name: str = "") -> Server:
+        """The identity of a server of this hub."""
+        return Server(self.hub_id, username, name)
+
+    # -- before anybody spawns
+
+    def check(self) -> list[Problem]:
+        """All that is wrong with the facility's settings and with each credential's."""
+        return self.check_settings() + self.check_minters()
+
+    def check_minters(self) -> list[Problem]:
+        """What each credential finds wrong with its settings and keys."""
+        problems: list[Problem] = []
+        for name, minter in self.minters.items():
+            try:
+                problems += minter.check()
+            except Exception as error:  # noqa: BLE001 - a third party's
+                problems.append(_broken(name, "check", error))
+        return problems
+
+    def check_settings(self) -> list[Problem]:
+        """The facility's own settings only: an ERROR among them lets no server start whatever the keys are."""
+        problems = list(self._load_problems)
+        problems += [
+            Problem(
+                Severity.ERROR,
+                "Facility.required",
+                f"{name!r} is not in Facility.credentials",
+                did_you_mean(name, self.credentials) or "Add it there.",
+            )
+            for name in self.required
+            if name not in self.credentials
+        ]
+        return problems + self._check_bearer_token_file() + self._check_clashes()
+
+    def _check_bearer_token_file(self) -> list[Problem]:
+        thing = "Facility.bearer_token_file"
+        source = _BEARER_SOURCE.get(self.bearer_token_file)
+        if source and source not in self.credentials:
+            if not is_set(self.config, type(self), "bearer_token_file"):
+                return []  # nobody asked for the file that the default names
+            problem = f"{self.bearer_token_file} needs the credential {source}"
+            return [Problem(Severity.ERROR, thing, problem, "Add it to Facility.credentials, or choose another file.")]
+        return [
+            Problem(
+                Severity.WARNING,
+                thing,
+                f"with {self.bearer_token_file}, {trouble}",
+                "Choose by what your users need most; programs that name their file explicitly aren't affected.",
+            )
+            for (choice, credential), trouble in _BEARER_CONFLICTS.items()
+            if choice == self.bearer_token_file and credential in self.credentials
+        ]
+
+    def _check_clashes(self) -> list[Problem]:
+        """Which credentials want the same file name. Minters say their files by minting, so each mints once.
+
+        What fails here has its own line from its `Minter.check`, or fails for this user only.
+        """
+        token = AccessToken("", None)
+        request = Request(self.server("check"), start_id="0" * 32, now=datetime.now(UTC), token=token)
+        owner: dict[str, str] = {}
+        problems = []
+        for name, minter in self.minters.items():
+            try:
+                files = minter.mint(request).files
+            except Exception:  # noqa: BLE001, S112
+                continue
+            for path in files:
+                if path in owner:
+                    problems.append(_clash(path, owner[path], name))
+                owner.setdefault(path, name)
+        return problems
+
+    def _load(self, name: str, available: Mapping[str, Sequence[EntryPoint]]) -> None:
+        def problem(text: str, remedy: str) -> None:
+            self._load_problems.append(Problem(Severity.ERROR, "Facility.credentials", text, remedy))
+
+        found = available.get(name, ())
+        if not found:
+            problem(f"there is no credential {name!r}", did_you_mean(name, available))
+            return
+        if len({point.value for point in found}) > 1:
+            problem(f"several packages bring a credential {name!r}", "Uninstall all but one of them.")
+            return
+        try:
+            cls = found[0].load()
+            if not (isinstance(cls, type) and issubclass(cls, Minter) and cls.name == name):
+                problem(f"{found[0].value} is no Minter with the name {name!r}", "Its package must be corrected.")
+                return
+            self.minters[name] = cls(parent=self)
+        except TraitError as error:
+            # The rest of traitlets' sentence would show the value.
+            problem(f"a setting of {name!r} has a wrong value: {str(error).split(', not ')[0]}", "Correct it.")
+        except Exception as error:  # noqa: BLE001 - a third party's
+            self._load_problems.append(_broken(name, "load", error))
+
+    # -- for a server
+
+    def mint(self, request: Request) -> Minted:
+        """All credentials of a starting server.
+
+        The record says ``{"version", "server", "start_id", "credentials": {name: {"issued_at", "expires_at",
+        "identifiers", "state", "files"}}, "missing": {name: reason}}``, times as ISO 8601 in UTC.
+
+        Raises:
+            CredentialError: a required one could not be minted.
+            ConfigurationError: two of them want the same file.
+        """
+        credentials, missing = self._mint_each(self.minters, request, {})
+        for name in self.credentials:
+            if name not in self.minters:
+                missing[name] = CredentialError(name, "it could not be loaded at the hub's start", _ASK_OPERATOR)
+        for name in self.required:
+            if name not in credentials:
+                raise missing.get(name) or CredentialError(name, "it is required, but not enabled", _ASK_OPERATOR)
+        return self._minted(request, credentials, missing, {})
+
+    def renew(self, request: Request, names: Collection[str], record: Mapping[str, Any]) -> Minted:
+        """New ones of the credentials `names`, for the start that `record` (of `Minted`) tells of.
+
+        One that can't be minted now is told in `Minted.missing`: the server runs on with what it has, so its part of
+        the record stays, and a required one raises nothing.
+
+        Raises:
+            ConfigurationError: two credentials want the same file.
+        """
+        states = {name: entry["state"] for name, entry in record["credentials"].items()}
+        chosen = {name: minter for name, minter in self.minters.items() if name in names}
+        credentials, missing = self._mint_each(chosen, request, states)
+        return self._minted(request, credentials, missing, record)
+
+    @property
+    def wants_routes(self) -> bool:
+        """Whether any credential wants its servers to be reached from outside."""
+        return any(type(minter).routes is not Minter.routes for minter in self.minters.values())
+
+    def environment(self, minted: Minted, directory: PurePosixPath) -> dict[str, str]:
+        """Environment of a server with its secrets in `directory`.
+
+        What would point to a credential that is missing is left out altogether: a client without a setting says so,
+        or does without, while one with half of them fails later and elsewhere.
+        """
+        environment: dict[str, str] = {}
+        for name in minted.credentials:
+            try:
+                environment |= self.minters[name].environment(minted.server, directory)
+            except Exception as error:  # noqa: BLE001 - a third party's
+                self.log.error("%s", _broken(name, "environment", error))  # noqa: TRY400 - see _broken
+        if self.bearer_token_file in minted.files:
+            environment["BEARER_TOKEN_FILE"] = str(directory / self.bearer_token_file)
+        return environment
+
+    def _mint_each(
+        self, minters: Mapping[str, Minter], request: Request, states: Mapping[str, Mapping[str, str]]
+    ) -> tuple[dict[str, tuple[Credential, tuple[Route, ...]]], dict[str, CredentialError]]:
+        credentials: dict[str, tuple[Credential, tuple[Route, ...]]] = {}
+        missing: dict[str, CredentialError] = {}
+        for name, minter in minters.items():
+            try:
+                credential = minter.mint(replace(request, state=states.get(name, {})))
+                bad = next(filter(bad_path, credential.files), None)
+                if bad is not None:
+                    missing[name] = CredentialError(name, f"its file can't be called {bad!r}", _ASK_OPERATOR)
+                    continue
+                credentials[name] = credential, tuple(minter.routes(request.server))
+            except CredentialError as error:
+                missing[name] = error
+            except Exception as error:  # noqa: BLE001 - a third party's must not break the others
+                broken = _broken(name, "mint", error)
+                self.log.error("%s", broken)  # noqa: TRY400 - see _broken
+                missing[name] = CredentialError(broken.thing, broken.problem, _ASK_OPERATOR)
+        for name, reason in missing.items():
+            self.log.warning("No %s for %s: %s", name, request.server.identity, reason)
+        return credentials, missing
+
+    def _minted(
+        self,
+        request: Request,
+        minted: Mapping[str, tuple[Credential, tuple[Route, ...]]],
+        missing: Mapping[str, CredentialError],
+        before: Mapping[str, Any],
+    ) -> Minted:
+        known = dict(before.get("credentials", {})) | {name: _entry(one) for name, (one, _) in minted.items()}
+        owner: dict[str, str] = {}
+        for name, entry in known.items():
+            for path in entry["files"]:
+                if path in owner:
+                    problem = _clash(path, owner[path], name)
+                    raise ConfigurationError(problem.thing, problem.problem, problem.remedy)
+                owner[path] = name
+        reasons = {name: str(error) for name, error in missing.items()}
+        still = {name: why for name, why in before.get("missing", {}).items() if name not in minted}
+        return Minted(
+            server=request.server,
+            start_id=request.start_id,
+            credentials={name: one for name, (one, _) in minted.items()},
+            missing=reasons,
+            files={path: content for one, _ in minted.values() for path, content in one.files.items()},
+            routes=tuple(route for _, routes in minted.values() for route in routes),
+            record={
+                "version": RECORD_VERSION,
+                "server": request.server.identity,
+                "start_id": request.start_id,
+                "credentials": known,
+                # One that was there before isn't missing because its renewal failed.
+                "missing": still | {name: why for name, why in reasons.items() if name not in known},
+            },
+        )
+
+
+def _entry(credential: Credential) -> dict[str, Any]:
+    return {
+        "issued_at": _iso(credential.issued_at),
+        "expires_at": None if credential.expires_at is None else _iso(credential.expires_at),
+        "identifiers": dict(credential.identifiers),
+        "state": dict(credential.state),
+        "files": sorted(credential.files),
+    }
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat()
+
+
+def _broken(name: str, what: str, error: Exception) -> Problem:
+    """Type and place of an exception only: its text, and the lines of a traceback, may hold a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    problem = f"{what} failed with {type(error).__name__}{where}"
+    return Problem(Severity.ERROR, name, problem, "This is a fault in the package that brings it.")
+
+
+def _clash(path: str, one: str, other: str) -> Problem:
+    problem = f"{one} and {other} both write the file {path}"
+    return Problem(Severity.ERROR, "Facility.credentials", problem, "Remove one of them.")
+
+
+def _available() -> dict[str, list[EntryPoint]]:
+    available: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        available.setdefault(point.name, []).append(point)
+    return available

@@ -1,0 +1,70 @@
+"""Which process is it? An id alone is soon another's; with start time and boot it is one for ever (Linux)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of this machine."""
+
+    pid: int
+    #: Clock ticks after boot: field ``starttime`` of proc(5) stat.
+    started: int
+    boot_id: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is still there; one that nobody has reaped yet is not."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        state, process = _parse(stat, Path(_BOOT_ID).read_text(encoding="ascii"))
+        return process == self and state not in "ZX"
+
+    def environment(self) -> dict[str, str]:
+        """What it was started with; empty if it is gone."""
+        try:
+            block = Path(f"/proc/{self.pid}/environ").read_bytes()
+        except OSError:
+            return {}
+        entries = (os.fsdecode(entry).partition("=") for entry in block.split(b"\0") if entry)
+        return {name: value for name, _, value in entries}
+
+
+def sign_in(path: bytes) -> None:
+    """Write who this process is into a file; for a child between fork and exec, so by system calls only.
+
+    The child writes it itself: whatever happens to the parent from then on, the child can be found.
+
+    Raises:
+        OSError: the child must not go on then.
+    """
+    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    for source in (_BOOT_ID, "/proc/self/stat"):
+        file = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        os.write(out, os.read(file, 4096))
+        os.close(file)
+    os.close(out)
+
+
+def signed_in(path: Path) -> Process | None:
+    """The process that signed in to the file; None if none did."""
+    try:
+        boot_id, _, stat = path.read_text(encoding="utf-8", errors="replace").partition("\n")
+        return _parse(stat, boot_id)[1]
+    except (FileNotFoundError, ValueError, IndexError):
+        return None
+
+
+def _parse(stat: str, boot_id: str) -> tuple[str, Process]:
+    """State and identity by proc(5) ``stat``; the command's name, in parentheses, may hold anything."""
+    pid = int(stat.partition(" ")[0])
+    fields = stat.rpartition(")")[2].split()  # from field 3 on
+    return fields[0], Process(pid, int(fields[19]), boot_id.strip())

@@ -1,0 +1,69 @@
+"""What happens once, when the hub starts: look at the whole configuration, and clean up after a hub that crashed.
+
+`CasaOAuthenticator` calls `on_hub_start` when JupyterHub makes it: the database is there then, no server has been
+looked at and nobody is served. With another authenticator the first spawner calls it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from typing import Any
+
+from traitlets.config import Configurable
+
+from casa_hub.configuration import unknown_keys
+from casa_hub.credentials.base import Minter
+from casa_hub.errors import ConfigurationError, Problem, Severity
+from casa_hub.facility import GROUP, Facility
+
+
+def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
+    """Check the configuration and make the hub ready for its first server; once a hub, repeated without harm.
+
+    Args:
+        app: JupyterHub's application.
+        classes: more classes of this package whose configuration sections the hub uses.
+
+    Raises:
+        ConfigurationError: no server could be started soundly; the first of the errors, all of them are logged.
+    """
+    if app.tornado_settings.get("casa_started"):
+        return
+    facility = Facility.in_settings(app.tornado_settings, app.config)
+    fatal = unknown_keys(app.config, [*sections(app.authenticator_class, app.spawner_class), *classes])
+    fatal += facility.check_settings()
+    spawner_class = app.spawner_class
+    if hasattr(spawner_class, "check_hub"):
+        fatal += spawner_class.check_hub(app, facility)
+    _report(app.log, fatal)
+    for problem in fatal:
+        if problem.severity is Severity.ERROR:
+            raise ConfigurationError(problem.thing, problem.problem, problem.remedy)
+    # Keys may be put right while the hub runs; until then servers start without, or not at all if they are required.
+    _report(app.log, facility.check_minters())
+    if hasattr(spawner_class, "begin_hub"):
+        spawner_class.begin_hub(app, facility)
+    app.tornado_settings["casa_started"] = True
+
+
+def sections(*used: type[Configurable]) -> list[type[Configurable]]:
+    """Classes of this package that have a configuration section: those that `used` ones are or bring, and minters."""
+    classes: list[type[Configurable]] = [Facility]
+    for cls in used:
+        classes += [base for base in cls.__mro__ if base.__module__.startswith("casa_hub.")]
+        classes += getattr(cls, "casa_classes", ())
+    for point in entry_points(group=GROUP):
+        try:
+            minter = point.load()
+        except Exception:  # noqa: BLE001, S112 - a third party's that isn't enabled; the facility tells of others
+            continue
+        if isinstance(minter, type) and issubclass(minter, Minter):
+            classes.append(minter)
+    return list(dict.fromkeys(classes))
+
+
+def _report(log: logging.Logger, problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        log.log(logging.ERROR if problem.severity is Severity.ERROR else logging.WARNING, "%s", problem)

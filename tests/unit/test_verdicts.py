@@ -81,6 +81,7 @@ USERINFO = {
     "IAM: account disabled": (401, error("unauthorized", "User alice is not active."), NO),
     "token expired": (401, error("invalid_token", "Token expired"), AGAIN),
     "scope openid is missing": (403, error("insufficient_scope", "Missing openid scope"), CANT_SAY),
+    "CILogon: token expired, said in the header only": (401, error("access_denied", "access denied"), CANT_SAY),
     "a refusal without words": (401, None, CANT_SAY),
     "forbidden": (403, None, CANT_SAY),
     "success that isn't JSON": (200, None, CANT_SAY),
@@ -123,6 +124,7 @@ SECRETS = [
     "NB2HI4DTHIXS6Y3JNRXWO33OFZXXEZZPN5QXK5DIGIXXEZLGOJSXG2C",
     "https://cilogon.org/oauth2/refreshToken/4b1a/1700000000",
     "0123456789abcdef",
+    "abcdefghijklmnopqrstuvwxyzABCDEF",
 ]
 
 

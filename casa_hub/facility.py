@@ -181,7 +181,7 @@ class Facility(LoggingConfigurable):
 
         What fails here has its own line from its `Minter.check`, or fails for this user only.
         """
-        token = AccessToken("", None)
+        token = AccessToken("trial", None)
         request = Request(self.server("check"), start_id="0" * 32, now=datetime.now(UTC), token=token)
         owner: dict[str, str] = {}
         problems = []

@@ -25,7 +25,6 @@ from casa_hub.errors import CasaError, ConfigurationError, DeliveryError, Proble
 from casa_hub.facility import Facility, Minted
 from casa_hub.naming import Server
 from casa_hub.processes import Process, sign_in
-from casa_hub.session import Session
 from casa_hub.startup import on_hub_start
 
 
@@ -205,8 +204,10 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
                 self.log.warning("Credentials of %s could not be renewed: %s", server.identity, error)
 
     async def _token(self) -> AccessToken | None:
-        session = Session.from_auth_state(await self.user.get_auth_state())
-        return session.bearer() if session is not None else None
+        """The user's own, where the authenticator knows one."""
+        ask = getattr(self.authenticator, "access_token", None)
+        token: AccessToken | None = await ask(self.user) if ask is not None else None
+        return token
 
     # -- the end
 

@@ -1,0 +1,79 @@
+"""What the local spawner says, and what it refuses, before there is any server."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from casa_hub.credentials.base import Credential
+from casa_hub.facility import Minted
+from casa_hub.naming import Server
+from casa_hub.spawner import Steps, is_loopback, told
+
+NOW = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("http://127.8.9.1:8000/hub/", True),
+        ("https://[::1]:443", True),
+        ("http://localhost", True),
+        ("http+unix://%2Frun%2Fhub.sock", True),
+        ("http://:8000", False),  # JupyterHub's default: all addresses
+        ("http://0.0.0.0:8000", False),
+        ("http://[::]:8000", False),
+        ("http://10.0.0.1", False),
+        ("http://localhost.example.org", False),
+        ("http://127.0.0.1.example.org", False),
+        ("http://127.0.0.1@10.0.0.1", False),
+        ("http://*:8000", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_what_only_this_machine_reaches(url: str, expected: bool) -> None:
+    assert is_loopback(url) is expected
+
+
+def test_each_credential_has_a_sentence() -> None:
+    def credential(name: str, life: timedelta | None, summary: str = "") -> Credential:
+        expires_at = None if life is None else NOW + life
+        return Credential(name, {}, issued_at=NOW, expires_at=expires_at, summary=summary)
+
+    credentials = {
+        "htcondor": credential("htcondor", timedelta(hours=2, minutes=5), "READ as alice"),
+        "dask": credential("dask", timedelta(days=30)),
+        "other": credential("other", None),
+    }
+    titles = {"htcondor": "HTCondor token", "dask": "Dask certificates", "other": "Other"}
+    facility = SimpleNamespace(minters={name: SimpleNamespace(title=title) for name, title in titles.items()})
+    minted = Minted(Server("", "alice"), "0", credentials, {"bearer": "no token. Log in again."}, {}, (), {})
+    assert told(facility, minted, NOW) == [  # type: ignore[arg-type]
+        "HTCondor token (READ as alice), valid until 14:05 UTC",
+        "Dask certificates, valid until 2026-08-31 12:00 UTC",
+        "Other, without an end",
+        "Starting without bearer: no token. Log in again.",
+    ]
+
+
+async def test_every_spawn_page_hears_all_steps_from_the_beginning() -> None:
+    steps = Steps()
+
+    async def listen() -> list[str]:
+        heard = []
+        async for event in steps.follow():
+            heard.append(event["message"])
+            if event["progress"] == 100:
+                return heard
+        raise AssertionError("the steps ended")
+
+    early = asyncio.create_task(listen())
+    steps.say(10, "one")
+    await asyncio.sleep(0)
+    late = asyncio.create_task(listen())
+    steps.say(20, "two")
+    await asyncio.sleep(0)
+    steps.say(100, "three")
+    assert await asyncio.wait_for(early, 5) == await asyncio.wait_for(late, 5) == ["one", "two", "three"]

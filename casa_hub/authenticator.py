@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from jupyterhub.crypto import CryptKeeper
@@ -22,7 +23,7 @@ from casa_hub.lifecycle import Access, Keeper
 from casa_hub.membership import Allowed, GroupSource, Policy, Refused, decide
 from casa_hub.providers import PROVIDERS, GroupSyntax, Provider, group_syntax_for
 from casa_hub.session import Session
-from casa_hub.standing import Standing, Standings
+from casa_hub.standing import FRESH, Standing, Standings
 from casa_hub.verdicts import Answer, Verdict
 from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler
 
@@ -39,7 +40,6 @@ SUPERSEDED = {
     "userdata_from_id_token": "groups always come from userinfo",
     "token_params": "no provider of this class needs it",
     "extra_params": "no provider of this class needs it",
-    "enable_pkce": "always on",
     "claim_groups_key": "set groups_claim",
     "auth_state_groups_key": "set groups_claim",
     "allowed_scopes": "set allowed_groups",
@@ -49,10 +49,15 @@ SUPERSEDED = {
     "username_key": "set username_claim",
     "refresh_user_hook": "a membership re-check can't be replaced; see Keeper",
     "modify_auth_state_hook": "use post_auth_hook",
-    "auth_refresh_strict": "always on: who is no member has no access by API tokens either",
     "auth_refresh_age": "set Keeper.recheck_interval",
-    "enable_auth_state": "always on: a membership can't be re-checked without",
-    "manage_groups": "always on: groups come from the identity provider",
+}
+
+#: Traits of the base classes that are always on, and why; saying so is harmless.
+ALWAYS_ON = {
+    "enable_pkce": "a stolen code is worth nothing with it",
+    "enable_auth_state": "a membership can't be re-checked without",
+    "manage_groups": "groups come from the identity provider",
+    "auth_refresh_strict": "who is no member has no access by API tokens either",
 }
 
 
@@ -81,6 +86,13 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
 
     login_handler = CasaLoginHandler
     callback_handler = CasaCallbackHandler
+
+    #: Epoch seconds.
+    clock = staticmethod(time.time)
+
+    #: JupyterHub asks at every request, and is answered from the standing that all of them share. Of its own it
+    #: keeps one answer for all of a user's requests, and would let a page pass on the word that a token was given.
+    auth_refresh_age = Float(1e-9)
 
     provider = Enum(
         sorted(PROVIDERS),
@@ -215,14 +227,6 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     def _auth_refresh_strict_default(self) -> bool:
         return True
 
-    @default("refresh_pre_spawn")
-    def _refresh_pre_spawn_default(self) -> bool:
-        return True
-
-    @default("auth_refresh_age")
-    def _auth_refresh_age_default(self) -> int:
-        return int(self.keeper.recheck_interval)
-
     # -- start -----------------------------------------------------------------------------------------------------
 
     def __init__(self, **kwargs: Any) -> None:
@@ -239,9 +243,9 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
                 proxy=self.http_proxy,
                 allow_insecure=self.allow_insecure_issuer,
                 leeway=self.leeway,
-            )
+            ),
+            clock=self.clock,
         )
-        self._standings: Standings | None = None
 
     def _check_configuration(self) -> None:
         """Refuse what can't work or would let the wrong people in.
@@ -249,11 +253,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         Raises:
             ConfigurationError: naming trait and remedy.
         """
+        self._refuse_superseded()
         section = type(self).__name__
-        for base in type(self).__mro__:
-            for name in self.config.get(base.__name__, {}):
-                if name in SUPERSEDED:
-                    raise ConfigurationError(f"{base.__name__}.{name}", "it has no effect here", SUPERSEDED[name])
         preset = self.preset
         for name in ("issuer", "client_id", "client_secret", "groups_claim"):
             if not getattr(self, name):
@@ -289,22 +290,28 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         ):
             self.log.warning("%s: nobody is allowed to log in; set allowed_groups", section)
 
-    @property
-    def standings(self) -> Standings:
-        if self._standings is None:
-            self._standings = Standings(
-                self.provider_side,
-                self.identities,
-                self._decide,
-                groups_live=self.preset.groups_live_in_userinfo,
-                membership_max_age=lambda: float(self.keeper.membership_max_age),
-                clock=time.time,
-                on_yes=self._apply,
-                on_tokens=self._tokens_changed,
-            )
-        return self._standings
+    def _refuse_superseded(self) -> None:
+        for base in type(self).__mro__:
+            for name, value in self.config.get(base.__name__, {}).items():
+                if name in SUPERSEDED:
+                    raise ConfigurationError(f"{base.__name__}.{name}", "it has no effect here", SUPERSEDED[name])
+                if name in ALWAYS_ON and value is not True:
+                    raise ConfigurationError(f"{base.__name__}.{name}", "it is always on here", ALWAYS_ON[name])
 
-    @property
+    @cached_property
+    def standings(self) -> Standings:
+        return Standings(
+            self.provider_side,
+            self.identities,
+            self.keeper,
+            self._decide,
+            groups_live=self.preset.groups_live_in_userinfo,
+            clock=self.clock,
+            on_yes=self._apply,
+            on_tokens=self._tokens_changed,
+        )
+
+    @cached_property
     def identities(self) -> Identities:
         return Identities(self.parent.db)
 
@@ -372,6 +379,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             raise _unusable("user name", f"{username[:80]!r} is not a user name that this hub takes")
         decision = self._decide(username, claims, tokens.scope)
         if isinstance(decision, Refused):
+            # Earlier log-ins of this name may go on on a "yes" that is not true any more.
+            self.standings.doubt(username)
             raise RefusedError(username, decision)
         metadata = await issuer.metadata()
         session = Session.of_login(tokens, issuer=metadata.issuer, claims=claims)
@@ -417,38 +426,29 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     # -- afterwards ------------------------------------------------------------------------------------------------
 
     async def refresh_user(self, user: Any, handler: Any = None, **kwargs: Any) -> bool:  # noqa: ARG002
-        """Whether this user's pages and API requests go on; JupyterHub asks every `Keeper.recheck_interval`.
+        """Whether this user's pages and API requests go on; asked again every `Keeper.recheck_interval`.
 
         Groups, administration and tokens are stored here and not handed to JupyterHub, which would write back
         the auth state that it read before, over a newer one.
         """
-        standing = await self.standings.of(user, patience=await self._patience(user))
-        access = self.keeper.access(standing.verdict, standing.last_yes, time.time())
-        if access is Access.ON:
-            return True
+        standing = await self.standings.of(user, max_age=self.keeper.recheck_interval, patience=PATIENCE)
+        access = self.keeper.access(standing.verdict, standing.last_yes, self.clock())
         # A cookie can be sent to a new log-in. A token can't: it goes on while the membership counts.
-        by_cookie = (
-            handler is not None
-            and getattr(handler, "_jupyterhub_user", None) is user
-            and not getattr(handler, "_token_authenticated", False)
-        )
-        return access is Access.LOG_IN and not by_cookie
+        return access is Access.ON or (access is Access.LOG_IN and not _by_own_cookie(user, handler))
 
-    async def _patience(self, user: Any) -> float | None:
-        """Within the grace no page waits longer than a moment; without a "yes" to go on it must wait."""
-        session = Session.from_auth_state(await user.get_auth_state())
-        if session is None or time.time() - session.last_yes >= self.keeper.outage_grace:
-            return None
-        return PATIENCE
+    async def pre_spawn_start(self, user: Any, spawner: Any) -> None:
+        """Every spawn, by whomever and with whatever spawner, needs a membership."""
+        super().pre_spawn_start(user, spawner)
+        await self.recheck(user)
 
     async def recheck(self, user: Any) -> Standing:
-        """The membership before a spawn.
+        """The membership before a spawn: a "yes" younger than `FRESH` counts.
 
         Raises:
             MembershipError: with what the user should do.
         """
-        standing = await self.standings.of(user, patience=None)
-        if self.keeper.access(standing.verdict, standing.last_yes, time.time()) is Access.OFF:
+        standing = await self.standings.of(user, max_age=FRESH)
+        if self.keeper.access(standing.verdict, standing.last_yes, self.clock()) is Access.OFF:
             remedy = {
                 Verdict.NO: f"Ask for it at {self.join_url}" if self.join_url else "Ask the administrators of this hub",
                 Verdict.LOG_IN_AGAIN: "Log in again",
@@ -458,7 +458,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
 
     async def access_token(self, user: Any) -> Any:
         """The user's own token for the credentials of a server, or None."""
-        session = Session.from_auth_state(await user.get_auth_state())
+        session = await self.standings.session(user)
         return session.bearer() if session is not None else None
 
     def _apply(self, user: Any, decision: Allowed) -> None:
@@ -480,6 +480,13 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
                     await renew(("bearer",))
                 except CasaError as error:
                     self.log.error("Token of %s for server %r: %s", user.name, spawner.name, error)  # noqa: TRY400
+
+
+def _by_own_cookie(user: Any, handler: Any) -> bool:
+    """Whether a request comes from this user's own browser. JupyterHub 5 asks before it notes who it is."""
+    if handler is None or getattr(handler, "_token_authenticated", False):
+        return False
+    return getattr(handler, "_jupyterhub_user", user) is user
 
 
 def _unusable(thing: str, problem: str, remedy: str = "") -> oidc.OIDCError:

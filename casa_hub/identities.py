@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import Column, DateTime, MetaData, Table, Unicode, insert, inspect, select
+from sqlalchemy import Column, DateTime, MetaData, Table, Unicode, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -34,9 +34,13 @@ class Identities:
 
     def __init__(self, db: Session) -> None:
         self._db = db
-        bind = db.get_bind()
-        if not inspect(bind).has_table(_bindings.name):
-            _bindings.create(bind, checkfirst=True)
+        self._there = False
+
+    def _make_table(self) -> None:
+        # Once: a table that vanishes while the hub runs must not come back empty, with every name free again.
+        if not self._there:
+            _bindings.create(self._db.get_bind(), checkfirst=True)
+            self._there = True
 
     def check(self, username: str, *, issuer: str, sub: str, bind: bool) -> None:
         """Let the first subject of a name in and nobody else; `bind` makes this subject the first.
@@ -45,6 +49,7 @@ class Identities:
             IdentityError: the name is bound to somebody else, or the table can't be read.
         """
         try:
+            self._make_table()
             row = self._db.execute(
                 select(_bindings.c.issuer, _bindings.c.sub).where(_bindings.c.username == username)
             ).first()

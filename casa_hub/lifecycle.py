@@ -26,7 +26,7 @@ class Keeper(LoggingConfigurable):
 
     recheck_interval = Float(
         300,
-        min=10,
+        min=1,
         help="""Seconds between two membership checks of somebody who uses the hub or a server. A server reports its
         activity to the hub every five minutes, so a check happens also while the browser is closed. Shorter finds a
         lost membership sooner and asks the identity provider more often.""",
@@ -41,7 +41,7 @@ class Keeper(LoggingConfigurable):
 
     membership_max_age = Float(
         86400,
-        min=60,
+        min=0,
         help="""Seconds that a "yes" counts where the provider can't be asked again: it gave no refresh token, or wants
         a new log-in. Pages ask for the log-in at once, servers run on until then.""",
     ).tag(config=True)

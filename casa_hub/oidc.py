@@ -16,9 +16,10 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -40,6 +41,8 @@ OPTIONAL_ENDPOINTS = ("end_session_endpoint", "revocation_endpoint")
 
 #: Seconds that a discovery document and a key set are believed without asking again.
 METADATA_AGE = 3600.0
+#: Seconds until a discovery that failed is tried again, while an older document serves.
+METADATA_RETRY = 60.0
 #: Seconds between two requests for keys that an unknown `kid` may cause: anybody can send unknown ones.
 KEYS_RETRY = 10.0
 #: Times that discovery is asked before the provider counts as away.
@@ -130,11 +133,11 @@ class Issuer:
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
         self._metadata: Metadata | None = None
-        self._metadata_at = 0.0
+        #: When the document is to be asked for again, by the clock.
+        self._metadata_until = -math.inf
         self._keys: dict[str | None, list[jwt.PyJWK]] = {}
-        self._keys_at = 0.0
-        self._metadata_lock = asyncio.Lock()
-        self._keys_lock = asyncio.Lock()
+        self._keys_at = -math.inf
+        self._under_way: dict[str, asyncio.Task[None]] = {}
         for name, url in (("issuer", client.issuer), ("http_proxy", client.proxy)):
             if url and not urlsplit(url).hostname:
                 raise cant_say(f"CasaOAuthenticator.{name}", f"{url!r} is no URL", "Give one with a scheme and a host")
@@ -157,19 +160,30 @@ class Issuer:
         Raises:
             OIDCError: nothing is known and the issuer can't be asked, or its document can't be used.
         """
-        if self._metadata is not None and self._clock() - self._metadata_at < METADATA_AGE:
-            return self._metadata
-        async with self._metadata_lock:  # whoever waited finds the answer of the first
-            if self._metadata is not None and self._clock() - self._metadata_at < METADATA_AGE:
-                return self._metadata
+        if self._metadata is None or self._clock() >= self._metadata_until:
             try:
-                self._metadata = await self._discover()
+                await self._once("discovery", self._load_metadata)
             except OIDCError as error:
                 if self._metadata is None:
                     raise
                 log.warning("Going on with what was discovered earlier: %s", error)
-            self._metadata_at = self._clock()
-            return self._metadata
+                self._metadata_until = self._clock() + METADATA_RETRY
+        assert self._metadata is not None  # noqa: S101 - for the type checker
+        return self._metadata
+
+    async def _once(self, what: str, ask: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Let all who want the same wait for one request, and share its failure too: queued up behind each other,
+        the tenth would wait for ten time-outs.
+        """
+        task = self._under_way.get(what)
+        if task is None:
+            task = self._under_way[what] = asyncio.create_task(ask())
+            task.add_done_callback(lambda _: self._under_way.pop(what, None))
+        await asyncio.shield(task)
+
+    async def _load_metadata(self) -> None:
+        self._metadata = await self._discover()
+        self._metadata_until = self._clock() + METADATA_AGE
 
     async def _discover(self) -> Metadata:
         url = self.client.issuer.rstrip("/") + "/.well-known/openid-configuration"
@@ -205,13 +219,11 @@ class Issuer:
         if kid is not None and not isinstance(kid, str):
             raise TokenError(thing, "its header's kid is not a string")
         if self._wanted(kid, header):
-            async with self._keys_lock:
-                if self._wanted(kid, header):  # whoever waited finds the keys of the first
-                    try:
-                        await self._load_keys()
-                    except OIDCError:
-                        if not self._usable(kid, header):
-                            raise
+            try:
+                await self._once("keys", self._load_keys)
+            except OIDCError:
+                if not self._usable(kid, header):
+                    raise
         usable = self._usable(kid, header)
         if len(usable) != 1:
             known = "no key" if not usable else "several keys"
@@ -390,7 +402,7 @@ class Issuer:
         audiences = audience if isinstance(audience, list) else [audience]
         if self.client.client_id not in audiences or claims.get("iss", metadata.issuer) != metadata.issuer:
             raise TokenError(thing, "it is for another client or from another issuer")
-            # Several audiences need the authorized party to be named, and whenever it is named it is us.
+        # Several audiences need the authorized party to be named, and whenever it is named it is us.
         if claims.get("azp", None if len(audiences) > 1 else self.client.client_id) != self.client.client_id:
             raise TokenError(thing, "its authorized party (azp) is another client")
         return claims

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from casa_hub.identities import Identities, IdentityError
+from casa_hub.lifecycle import Keeper
 from casa_hub.membership import Allowed, MalformedClaim, Refused
 from casa_hub.oidc import Issuer, OIDCError, RefreshedTokenError
 from casa_hub.session import Session
 from casa_hub.verdicts import Verdict
 
-#: Seconds that a verdict counts without asking again.
+#: Seconds that a verdict other than "yes" counts without asking again, and a "yes" before a spawn.
 FRESH = 30.0
 #: Seconds after which a new "yes" is written to the hub's database though no token changed.
 LAST_YES_SAVED = 600.0
@@ -45,6 +47,19 @@ class Standing:
     decision: Allowed | Refused | None = None
 
 
+@dataclass(slots=True)
+class _Inquiry:
+    """Finding out about one user, while it is under way."""
+
+    user: Any
+    #: What was known when it began. Something else known at its end is of a log-in in between, which wins.
+    before: Standing
+    #: Time of the event loop when it began.
+    since: float
+    #: Whether new tokens were had.
+    refreshed: bool = False
+
+
 class Standings:
     """Keeps and finds out the standing of each user. Lives on the hub's event loop."""
 
@@ -52,149 +67,192 @@ class Standings:
         self,
         issuer: Issuer,
         identities: Identities,
+        keeper: Keeper,
         decide: Callable[[str, Mapping[str, Any], frozenset[str] | None], Allowed | Refused],
         *,
         groups_live: bool,
-        membership_max_age: Callable[[], float],
         clock: Callable[[], float],
         on_yes: Callable[[Any, Allowed], None],
         on_tokens: Callable[[Any], Awaitable[None]],
     ) -> None:
-        """Needs the provider, the bindings of names, and:
+        """Needs the provider, the bindings of names, the times of memberships, and what follows.
 
         Args:
             issuer: the identity provider.
             identities: whose name a name is.
+            keeper: how long what counts.
             decide: membership of a user name with these claims and granted scopes.
             groups_live: whether userinfo shows a lost group with an old access token.
-            membership_max_age: seconds that a "yes" counts where the provider can't be asked again.
             clock: epoch seconds.
             on_yes: is called with the hub's user and the decision of every "yes", to apply groups and admin rights.
-            on_tokens: is awaited with the hub's user after new tokens were stored and the membership confirmed.
+            on_tokens: is awaited with the hub's user after new tokens were stored, except for somebody who is out.
         """
         self._issuer = issuer
         self._identities = identities
+        self._keeper = keeper
         self._decide = decide
         self._groups_live = groups_live
-        self._membership_max_age = membership_max_age
         self._clock = clock
         self._on_yes = on_yes
         self._on_tokens = on_tokens
         self._known: dict[str, Standing] = {}
-        self._asking: dict[str, asyncio.Task[Standing]] = {}
+        self._asking: dict[str, tuple[_Inquiry, asyncio.Task[Standing]]] = {}
         self._saving: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def saving(self, username: str) -> asyncio.Lock:
-        """Whoever writes a user's auth state holds this: a log-in and a refresh at the same moment take turns."""
+        """Whoever reads or writes a user's auth state holds this: a log-in and a refresh at the same moment take
+        turns. Reading is writing in JupyterHub while crypt keys are rotated.
+        """
         return self._saving[username]
+
+    async def session(self, user: Any) -> Session | None:
+        """What is stored of a user's last log-in."""
+        async with self.saving(user.name):
+            return Session.from_auth_state(await user.get_auth_state())
 
     def logged_in(self, username: str, session: Session, decision: Allowed) -> None:
         """A log-in is a "yes" of its own."""
         self._known[username] = Standing(Verdict.YES, session.last_yes, "", session.last_yes, session.id, decision)
 
-    async def of(self, user: Any, *, patience: float | None) -> Standing:
-        """The standing of one of the hub's users, asked for if the known one is older than `FRESH`.
+    def doubt(self, username: str) -> None:
+        """Ask again at the next occasion, however fresh the verdict is."""
+        known = self._known.get(username)
+        if known is not None:
+            self._known[username] = replace(known, at=-math.inf)
+
+    async def of(self, user: Any, *, max_age: float, patience: float | None = None) -> Standing:
+        """The standing of one of the hub's users.
 
         Args:
             user: JupyterHub's user.
-            patience: seconds to wait for an answer; then "can't say" is returned, while the asking goes on for the
-                benefit of the next. None waits as long as the requests may take.
+            max_age: seconds that a "yes" counts without asking again.
+            patience: seconds since the asking began that one waits for its end; then "can't say" is returned, while
+                the asking goes on for the benefit of the next. It holds while the last "yes" still counts in an
+                outage; without that, and with None, one waits as long as the requests may take.
         """
         known = self._known.get(user.name)
-        if known is not None and self._counts(known):
+        if known is None:
+            session = await self.session(user)
+            last_yes, session_id = (session.last_yes, session.id) if session is not None else (0.0, "")
+            unasked = Standing(Verdict.CANT_SAY, -math.inf, "nobody asked yet", last_yes, session_id)
+            known = self._known.setdefault(user.name, unasked)
+        if self._counts(known, max_age):
             return known
-        task = self._asking.get(user.name)
-        if task is None:
-            task = asyncio.create_task(self._find_out(user), name=f"membership of {user.name}")
-            self._asking[user.name] = task
-            task.add_done_callback(lambda _: self._asking.pop(user.name, None))
-        done, _ = await asyncio.wait({task}, timeout=patience)
+        inquiry, task = self._inquire(user, known)
+        if patience is None or self._clock() - known.last_yes >= self._keeper.outage_grace:
+            await asyncio.wait({task})
+            return task.result()
+        # Not all of its patience for each of a page's requests: what hangs, hangs for all of them.
+        left = inquiry.since + patience - asyncio.get_running_loop().time()
+        done, _ = await asyncio.wait({task}, timeout=max(left, 0))
         if done:
             return task.result()
-        last_yes = known.last_yes if known is not None else await self._saved_yes(user)
-        return Standing(Verdict.CANT_SAY, self._clock(), "the identity provider hasn't answered yet", last_yes)
+        return replace(
+            known, verdict=Verdict.CANT_SAY, reason="the identity provider hasn't answered yet", decision=None
+        )
 
-    def _counts(self, known: Standing) -> bool:
+    def _counts(self, known: Standing, max_age: float) -> bool:
         # A dead refresh token doesn't come to life again: only the next log-in changes that verdict.
-        return known.verdict is Verdict.LOG_IN_AGAIN or self._clock() - known.at < FRESH
+        if known.verdict is Verdict.LOG_IN_AGAIN:
+            return True
+        return self._clock() - known.at < (max_age if known.verdict is Verdict.YES else FRESH)
 
-    async def _saved_yes(self, user: Any) -> float:
-        session = Session.from_auth_state(await user.get_auth_state())
-        return session.last_yes if session is not None else 0.0
+    def _inquire(self, user: Any, known: Standing) -> tuple[_Inquiry, asyncio.Task[Standing]]:
+        """The asking that is under way, or a new one."""
+        if user.name not in self._asking:
+            inquiry = _Inquiry(user, known, asyncio.get_running_loop().time())
+            task = asyncio.create_task(self._find_out(inquiry), name=f"membership of {user.name}")
+            task.add_done_callback(lambda _: self._asking.pop(user.name, None))
+            self._asking[user.name] = inquiry, task
+        return self._asking[user.name]
 
-    async def _find_out(self, user: Any) -> Standing:
-        before = self._known.get(user.name)
-        session = Session.from_auth_state(await user.get_auth_state())
-        if session is None:
-            standing = Standing(Verdict.LOG_IN_AGAIN, self._clock(), "no log-in of this user is stored", 0.0)
-        else:
-            standing = await self._ask_or_excuse(user, session)
-        if self._known.get(user.name) is not before:
-            # Somebody logged in while we asked about the log-in before: the newer one wins.
-            return self._known[user.name]
-        self._known[user.name] = standing
-        return standing
-
-    async def _ask_or_excuse(self, user: Any, session: Session) -> Standing:
-        """What the provider says, or which verdict follows from its not saying it."""
+    async def _find_out(self, inquiry: _Inquiry) -> Standing:
+        user = inquiry.user
         try:
-            return await self._ask(user, session)
-        except OIDCError as error:
-            log.warning("Membership of %s: %s", user.name, error)
-            verdict, reason = error.answer.verdict, error.answer.reason
-        except MalformedClaim as error:
-            log.warning("Membership of %s: %s", user.name, error)
-            verdict, reason = Verdict.CANT_SAY, str(error)
-        except IdentityError as error:
-            log.warning("Membership of %s: %s", user.name, error)
-            verdict, reason = Verdict.NO, str(error)
+            standing = await self._ask_or_excuse(inquiry)
+            newer = self._known[user.name]
+            if newer.session_id not in (inquiry.before.session_id, standing.session_id):
+                return newer  # somebody logged in while we asked about the log-in before
+            self._known[user.name] = standing
+            if isinstance(standing.decision, Allowed):
+                self._on_yes(user, standing.decision)
+            if inquiry.refreshed and standing.verdict is not Verdict.NO:
+                await self._on_tokens(user)
         except Exception:
             # Whatever this is, it isn't a "yes", and it isn't the user's fault either.
             log.exception("Membership of %s could not be found out", user.name)
-            verdict, reason = Verdict.CANT_SAY, "an error of the hub"
-        return Standing(verdict, self._clock(), reason, session.last_yes, session.id)
+            known = self._known[user.name]
+            standing = replace(
+                known, verdict=Verdict.CANT_SAY, at=self._clock(), reason="an error of the hub", decision=None
+            )
+            self._known[user.name] = standing
+        return standing
 
-    async def _ask(self, user: Any, session: Session) -> Standing:
-        before = session
-        now = self._clock()
-        if not session.refresh_token and not self._groups_live:
-            return self._aged(session, now)
-        if session.refresh_token and (not self._groups_live or session.due(now)):
-            session = await self._refresh(user, session)
-        elif session.expires_at is not None and now >= session.expires_at:
-            return self._aged(session, now)
-        claims = await self._issuer.userinfo(session.access_token, sub=session.sub)
+    async def _ask_or_excuse(self, inquiry: _Inquiry) -> Standing:
+        """What the provider says, or which verdict follows from its not saying it."""
+        session = await self.session(inquiry.user)
+        if session is None:
+            return Standing(Verdict.LOG_IN_AGAIN, self._clock(), "no log-in of this user is stored", 0.0)
+        last_yes = session.last_yes
+        if inquiry.before.session_id == session.id:
+            last_yes = max(last_yes, inquiry.before.last_yes)  # not every "yes" is stored
+        problem: Exception
+        try:
+            return await self._ask(inquiry, session)
+        except OIDCError as error:
+            problem, verdict, reason = error, error.answer.verdict, error.answer.reason
+        except MalformedClaim as error:
+            problem, verdict, reason = error, Verdict.CANT_SAY, str(error)
+        except IdentityError as error:
+            problem, verdict, reason = error, Verdict.NO, str(error)
+        log.warning("Membership of %s: %s", inquiry.user.name, problem)
+        return Standing(verdict, self._clock(), reason, last_yes, session.id)
+
+    async def _ask(self, inquiry: _Inquiry, session: Session) -> Standing:
+        user, now = inquiry.user, self._clock()
+        if not session.refresh_token:
+            expired = session.expires_at is not None and now >= session.expires_at
+            if expired or not self._groups_live:
+                return self._aged(session, now)
+        elif not self._groups_live or session.due(now):
+            session = await self._refresh(inquiry, session)
+        try:
+            claims = await self._issuer.userinfo(session.access_token, sub=session.sub)
+        except OIDCError as error:
+            if error.answer.verdict is not Verdict.LOG_IN_AGAIN or inquiry.refreshed or not session.refresh_token:
+                raise
+            # Only the access token is dead; the refresh token may have outlived it.
+            session = await self._refresh(inquiry, session)
+            claims = await self._issuer.userinfo(session.access_token, sub=session.sub)
         self._identities.check(user.name, issuer=session.issuer, sub=session.sub, bind=True)
         decision = self._decide(user.name, claims, session.scope)
         now = self._clock()
         if isinstance(decision, Refused):
             log.warning("Membership of %s: refused, %s", user.name, decision.reason)
             return Standing(Verdict.NO, now, decision.reason, session.last_yes, session.id, decision)
-        renewed = session is not before
-        if renewed or now - session.last_yes > LAST_YES_SAVED:
-            session = replace(session, last_yes=now, claims=claims)
-            await self._save(user, session)
-        self._on_yes(user, decision)
-        if renewed:
-            await self._on_tokens(user)
+        if inquiry.refreshed or now - session.last_yes > LAST_YES_SAVED:
+            await self._save(user, replace(session, last_yes=now, claims=claims))
         return Standing(Verdict.YES, now, "", now, session.id, decision)
 
     def _aged(self, session: Session, now: float) -> Standing:
         """Where the provider can't be asked, the log-in's "yes" counts for a time."""
-        if now - session.last_yes < self._membership_max_age():
+        if now - session.last_yes < self._keeper.membership_max_age:
             return Standing(Verdict.YES, now, "", session.last_yes, session.id)
         reason = "the log-in is too old and the identity provider gave no refresh token"
         return Standing(Verdict.LOG_IN_AGAIN, now, reason, session.last_yes, session.id)
 
-    async def _refresh(self, user: Any, session: Session) -> Session:
+    async def _refresh(self, inquiry: _Inquiry, session: Session) -> Session:
         """New tokens, stored before anything else is done with them: the old refresh token may be dead by now."""
         try:
             tokens = await self._issuer.refresh(session.refresh_token, sub=session.sub)
         except RefreshedTokenError as error:
-            await self._save(user, session.refreshed(error.tokens))
+            # The access token may be another person's; the refresh token may be the only one that is alive.
+            kept = replace(session, refresh_token=error.tokens.refresh_token or session.refresh_token)
+            await self._save(inquiry.user, kept)
             raise
         session = session.refreshed(tokens)
-        await self._save(user, session)
+        await self._save(inquiry.user, session)
+        inquiry.refreshed = True
         return session
 
     async def _save(self, user: Any, session: Session) -> None:

@@ -16,7 +16,7 @@ from oauthenticator.oauth2 import OAuthCallbackHandler, OAuthLoginHandler, _dese
 from tornado import web
 
 from casa_hub.identities import IdentityError
-from casa_hub.membership import MalformedClaim
+from casa_hub.membership import MalformedClaim, Refused
 from casa_hub.oidc import OIDCError, TokenError
 from casa_hub.verdicts import Verdict
 
@@ -98,19 +98,16 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
             await super().get()
         except RefusedError as error:
             self.log.warning("Log-in of %s refused: %s", error.thing, error.decision.reason)
-            await self.show_refused(error.decision.reason, found=sorted(error.decision.found))
-        except IdentityError as error:
+            await self.show_refused(error.decision)
+        except (IdentityError, MalformedClaim) as error:
             self.log.error("Log-in refused: %s", error)  # noqa: TRY400
-            await self.show_refused(str(error), found=None)
+            await self.show_failed(str(error))
         except OIDCError as error:
             self.log.error("Log-in failed: %s", error)  # noqa: TRY400
             if isinstance(error, TokenError) or error.answer.verdict is not Verdict.CANT_SAY:
-                await self.show_refused(f"The log-in at {self.authenticator.preset.title} failed: {error}", found=None)
+                await self.show_failed(str(error))
             else:
                 await self.show_unavailable()
-        except MalformedClaim as error:
-            self.log.error("Log-in failed: %s", error)  # noqa: TRY400
-            await self.show_refused(str(error), found=None)
 
     async def auth_to_user(self, authenticated: dict[str, Any], user: Any = None) -> Any:
         session, decision = authenticated.pop("casa", (None, None))
@@ -121,15 +118,28 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
             standings.logged_in(user.name, session, decision)
         return user
 
-    async def show_refused(self, reason: str, *, found: list[str] | None) -> None:
+    async def show_refused(self, decision: Refused) -> None:
+        """Known to the provider, but not let in."""
         policy = self.authenticator.policy()
         await self.show(
             HTTPStatus.FORBIDDEN,
             "casa_refused.html",
-            reason=reason,
-            asked_for=sorted(policy.allowed_groups | policy.admin_groups),
+            reason=decision.reason,
+            # Administrators' groups are nobody's business who isn't in them, and joining one is nobody's aim.
+            asked_for=sorted(policy.allowed_groups),
             required=sorted(policy.required_groups),
-            found=found,
+            # A provider that leaves the claim out has not said "none".
+            found=None if decision.claim_missing else sorted(decision.found),
             join_url=self.authenticator.join_url,
+            login_url=self.authenticator.login_url(self.hub.base_url),
+        )
+
+    async def show_failed(self, reason: str) -> None:
+        """Something about this log-in must not be believed."""
+        await self.show(
+            HTTPStatus.FORBIDDEN,
+            "casa_failed.html",
+            reason=reason,
+            provider=self.authenticator.preset.title,
             login_url=self.authenticator.login_url(self.hub.base_url),
         )

@@ -1,0 +1,46 @@
+"""The user's own token of the identity provider, as WLCG tools and the ServiceX client look for it."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from casa_hub.credentials.base import Credential, Minter, Request
+from casa_hub.credentials.tokens import expiry, unverified_claims
+from casa_hub.errors import CredentialError
+
+_LOG_IN = "Log out and in again."
+
+
+class Bearer(Minter):
+    """Delivers the access token that log-in and refresh keep fresh."""
+
+    name: ClassVar[str] = "bearer"
+    title: ClassVar[str] = "Access token"
+
+    def mint(self, request: Request) -> Credential:
+        token = request.token
+        if token is None:
+            raise CredentialError("access token", "is not there: the hub holds none for this user", _LOG_IN)
+        # RFC 6750, 2.1; anything else would break the file, or a header, of whoever reads it.
+        if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", token.value):
+            raise CredentialError(
+                "access token",
+                "holds characters that a bearer token can't have",
+                "Tell the identity provider's operator.",
+            )
+        claims = unverified_claims(token.value)
+        expires_at = token.expires_at or expiry(claims)
+        if expires_at is not None and expires_at <= request.now:
+            raise CredentialError("access token", f"expired at {expires_at:%Y-%m-%d %H:%M} UTC", _LOG_IN)
+        issuer = token.issuer or claims.get("iss", "")
+        public = {"iss": issuer, "jti": claims.get("jti", "")}
+        return Credential(
+            name=self.name,
+            # No newline: not each reader strips it, and HTTP headers must not have one.
+            files={"access_token": token.value.encode()},
+            issued_at=request.now,
+            expires_at=expires_at,
+            identifiers={key: value for key, value in public.items() if value and isinstance(value, str)},
+            summary=f"issued by {issuer}" if issuer else "issued by the identity provider",
+        )

@@ -1,0 +1,386 @@
+"""The IDTOKEN with which a server submits jobs to an HTCondor pool.
+
+Format: HTCondor's IDTOKENS authentication, a JSON Web Token signed with HS256. The signing key is kept scrambled in a
+file (XOR with de ad be ef); the master key is HKDF-SHA256 of it (RFC 5869), and the key named POOL, of all keys, is
+doubled before. Checked against condor_token_create of HTCondor 23.9 and 25.14.
+
+What a token can do follows from its subject: HTCondor runs the jobs of ``alice@DOMAIN`` as the Unix user alice. So
+the operator chooses how user names become subjects, and no two users get the same one by accident.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from traitlets import Dict, Int, List, TraitError, Unicode, validate
+
+from casa_hub.credentials.base import Credential, Minter, Request, new_identifier
+from casa_hub.errors import CredentialError, Problem, Severity
+from casa_hub.keys import BadKeyError, KeyFile
+from casa_hub.naming import Server
+
+#: Bytes. HTCondor takes any length, even none; but whoever holds a token can guess a short key without asking anybody.
+MIN_KEY_BYTES = 32
+#: Authorisation levels that a user's tools need. WRITE includes READ.
+USER_SCOPES = frozenset({"READ", "WRITE"})
+#: HTCondor's other levels: rights over the pool. A scope only narrows what the pool's policy grants to the subject.
+POOL_SCOPES = frozenset(
+    {"ADMINISTRATOR", "ADVERTISE_MASTER", "ADVERTISE_SCHEDD", "ADVERTISE_STARTD", "CONFIG", "DAEMON", "NEGOTIATOR"}
+)
+#: Local parts that HTCondor's stock configuration makes daemons or administrators, in whatever domain.
+RESERVED = frozenset({"condor", "condor_pool", "root"})
+
+#: What a Unix account can be called. Lower case alone: HTCondor compares strings without case here and there, and
+#: ``Alice`` must not become ``alice``. HTCondor itself would take ``al ice@DOMAIN``, ``d/x@DOMAIN`` and ``*@DOMAIN``.
+_LOCAL_PART = re.compile(r"[a-z_][a-z0-9_.-]{0,63}")
+_DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_MAKE_KEY = (
+    "Copy the pool's signing key, byte by byte, or give the hub one of its own:"
+    " openssl rand -base64 48 > CLEAR; condor_store_cred add -c -k KEY_ID -i CLEAR -f FILE."
+)
+
+
+def scramble(data: bytes) -> bytes:
+    """HTCondor's way to keep a secret in a file; its own inverse."""
+    mask = b"\xde\xad\xbe\xef" * (len(data) // 4 + 1)
+    return bytes(a ^ b for a, b in zip(data, mask, strict=False))
+
+
+def master_key(content: bytes, key_id: str) -> bytes:
+    """The HS256 key that HTCondor derives from the content of a key file."""
+    secret = scramble(content)
+    if key_id == "POOL":
+        secret += secret
+    return HKDF(algorithm=hashes.SHA256(), length=32, salt=b"htcondor", info=b"master jwt").derive(secret)
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """What a key file gives."""
+
+    #: The `master_key`.
+    value: bytes = field(repr=False)
+    #: The file is plain text. HTCondor scrambles with bytes above 127, so what it wrote never is.
+    text: bool = False
+
+
+def mint_idtoken(key: bytes, key_id: str, claims: Mapping[str, str | int]) -> str:
+    """A signed IDTOKEN; `key` is the `master_key`. Pure."""
+    signed = b".".join(_base64url(_compact(part)) for part in ({"alg": "HS256", "kid": key_id}, claims))
+    return (signed + b"." + _base64url(hmac.digest(key, signed, "sha256"))).decode()
+
+
+def _compact(value: Mapping[str, str | int]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _base64url(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+class HTCondor(Minter):
+    """Mints the IDTOKEN that an HTCondor pool accepts."""
+
+    name: ClassVar[str] = "htcondor"
+    title: ClassVar[str] = "HTCondor token"
+
+    key_file = Unicode(
+        "",
+        help="""
+        File with the pool's signing key, as HTCondor keeps it (scrambled): a copy of ``SEC_PASSWORD_DIRECTORY/KEY_ID``
+        or ``SEC_TOKEN_POOL_SIGNING_KEY_FILE``, byte by byte. At least 32 bytes. Read again when it changes.
+
+        Who has this key can be anybody in the pool, its administrator included: better a key of its own for the hub
+        than POOL. There is no default. Example: ``/etc/casa/condor.key``.
+        """,
+    ).tag(config=True)
+    key_id = Unicode(
+        "POOL",
+        help="""
+        Name of that key in the pool: ``POOL``, or the name of its file in ``SEC_PASSWORD_DIRECTORY``. A client only
+        presents a token whose key the daemon says it has, and a new key needs a condor_reconfig of each daemon.
+        """,
+    ).tag(config=True)
+    trust_domain = Unicode(
+        "",
+        help="""
+        ``TRUST_DOMAIN`` of the pool, exactly, case included. There is no default.
+
+        It is the client that compares it (and doesn't present the token elsewhere), the daemons do not: two pools with
+        the same key accept each other's tokens whatever stands here.
+        """,
+    ).tag(config=True)
+    uid_domain = Unicode(
+        "",
+        help="""
+        ``UID_DOMAIN`` of the pool: what follows the @ in a subject; servers find it as ``UID_DOMAIN``. There is no
+        default. Example: ``pool.example.org``.
+        """,
+    ).tag(config=True)
+    subject = Unicode(
+        "",
+        help="""
+        How a user name becomes the local part of the token's subject, and so an HTCondor user and a Unix account at the
+        pool. There is no default, because this is a decision: with ``{username}`` whoever picks the name ``cmsprod`` at
+        the identity provider runs jobs as the pool's ``cmsprod``.
+
+        - ``{username}``: where the identity provider's names are the pool's accounts;
+        - ``af-{username}``: accounts of their own for the facility, and for each of several hubs on one pool;
+        - ``submituser``: one account for all; demands ``accounting_group``.
+
+        A user whose name doesn't make a valid account name (lower-case letters, digits, ``._-``, at most 64) gets no
+        token; names are never altered to fit. condor, condor_pool and root are refused.
+        Instead of a template, ``subject_map`` can name each user's account.
+        """,
+    ).tag(config=True)
+    subject_map: Dict[str, str] = Dict(
+        key_trait=Unicode(),
+        value_trait=Unicode(),
+        help="""
+        User name -> local part of the subject, instead of ``subject``. Users who are not in it get no token.
+        Two users with the same account demand ``accounting_group``. Example: ``{"asmith": "cms0042"}``.
+        """,
+    ).tag(config=True)
+    accounting_group = Unicode(
+        "",
+        help="""
+        Accounting group of the facility's jobs; declares that users may share an account, which is refused without it.
+
+        Jobs submitted from a server carry ``AccountingGroup = "GROUP.USER"`` unless they bring their own, so that fair
+        share goes by user although the account is the same. Sharing remains sharing: each of them can remove the
+        others' jobs and read their files. Example: ``group_cms``.
+        """,
+    ).tag(config=True)
+    scopes: List[str] = List(
+        Unicode(),
+        default_value=["READ", "WRITE"],
+        help="""
+        Authorisation levels that the token is limited to. READ looks, WRITE submits and removes jobs.
+
+        HTCondor's other levels (ADMINISTRATOR, DAEMON, ...) are rights over the pool; users don't need them. A token
+        is never minted without a scope: HTCondor takes that as no limit.
+        """,
+    ).tag(config=True)
+    lifetime = Int(
+        43200,
+        help="""
+        Seconds that a token is valid; it is renewed while the server runs. Jobs don't need it any more once submitted.
+        """,
+    ).tag(config=True)
+    collector = Unicode(
+        "",
+        help="""
+        The pool's collector, ``host`` or ``host:port``; servers find it as ``CONDOR_HOST``. Without it they use the
+        pool that their image names. Example: ``condor.example.org``.
+        """,
+    ).tag(config=True)
+    schedd = Unicode(
+        "",
+        help="""
+        Name of the schedd to submit to, as in ``condor_status -schedd``; servers find it as ``SCHEDD_HOST``.
+        Without it they use the one that their image names. Example: ``submit.example.org``.
+        """,
+    ).tag(config=True)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # The derived key is what is kept for each version of the file: HKDF costs as much as the rest of a mint.
+        self._key = KeyFile("HTCondor.key_file", self._parse_key, _MAKE_KEY)
+
+    @validate("scopes")
+    def _valid_scopes(self, proposal: Any) -> list[str]:
+        value: list[str] = proposal["value"]
+        unknown = [word for word in value if word not in USER_SCOPES | POOL_SCOPES]
+        if unknown or not value:
+            what = (
+                f"has {unknown}, which HTCondor doesn't know"
+                if unknown
+                else "is empty, which HTCondor takes for no limit"
+            )
+            raise TraitError(f"HTCondor.scopes {what}. READ and WRITE are what users need.")
+        return list(dict.fromkeys(value))
+
+    @validate("lifetime")
+    def _valid_lifetime(self, proposal: Any) -> int:
+        value: int = proposal["value"]
+        if value < 1:
+            raise TraitError(f"HTCondor.lifetime is {value}, must be at least one second.")
+        return value
+
+    def check(self) -> Sequence[Problem]:
+        problems = self._key.check(self.key_file)
+        if not any(problem.severity is Severity.ERROR for problem in problems) and self._key.read(self.key_file).text:
+            problems.append(
+                Problem(
+                    Severity.WARNING,
+                    f"HTCondor.key_file ({self.key_file})",
+                    "is text, not scrambled as HTCondor keeps keys; tokens fit only if the pool's file is the same",
+                    "Compare it with the pool's file byte by byte; a Secret must hold the bytes, not base64 of base64.",
+                )
+            )
+        for probe in (self._check_settings, self._check_subjects):
+            try:
+                probe()
+            except CredentialError as error:
+                problems.append(Problem.of(error))
+        pool_scopes = [word for word in self.scopes if word in POOL_SCOPES]
+        if pool_scopes:
+            problems.append(
+                Problem(
+                    Severity.WARNING,
+                    "HTCondor.scopes",
+                    f"{', '.join(pool_scopes)} are rights over the pool, not of a user",
+                    "READ and WRITE are what users need.",
+                )
+            )
+        problems += [
+            Problem(
+                Severity.WARNING,
+                f"HTCondor.{trait}",
+                "is not set: servers use what their image says",
+                "Set it to the pool that has this key.",
+            )
+            for trait in ("collector", "schedd")
+            if not getattr(self, trait)
+        ]
+        return problems
+
+    def mint(self, request: Request) -> Credential:
+        self._check_settings()
+        subject = f"{self.local_part(request.server.username)}@{self.uid_domain}"
+        # HTCondor 23 refuses a token whose times are not whole numbers.
+        issued_at = request.now.replace(microsecond=0)
+        expires_at = issued_at + timedelta(seconds=self.lifetime)
+        identifier = new_identifier(request.server)
+        token = mint_idtoken(
+            self._key.read(self.key_file).value,
+            self.key_id,
+            {
+                "sub": subject,
+                "iss": self.trust_domain,
+                "iat": int(issued_at.timestamp()),
+                "exp": int(expires_at.timestamp()),
+                "jti": identifier,
+                "scope": " ".join(f"condor:/{word}" for word in self.scopes),
+            },
+        )
+        content = f"{token}\n".encode()
+        return Credential(
+            name=self.name,
+            # The second one is alone in its directory: HTCondor reads every file of a token directory, sends the
+            # first that fits, and tries no other one.
+            files={"condor_token": content, "condor_tokens.d/condor_token": content},
+            issued_at=issued_at,
+            expires_at=expires_at,
+            identifiers={"jti": identifier, "sub": subject},
+            summary=f"{', '.join(self.scopes)} as {subject}",
+        )
+
+    def environment(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:
+        values = {
+            "CONDOR_HOST": self.collector,
+            # Images write it into their configuration, where it is a description of the pool.
+            "COLLECTOR_NAME": self.trust_domain,
+            "SCHEDD_HOST": self.schedd,
+            "UID_DOMAIN": self.uid_domain,
+            # Not ~/.condor/tokens.d, which HTCondor only finds for users with a passwd entry.
+            "_CONDOR_SEC_TOKEN_DIRECTORY": str(directory / "condor_tokens.d"),
+        }
+        if self.accounting_group:
+            user = Server(server.hub_id, server.username).slug
+            # SUBMIT_EXPRS is the old name of SUBMIT_ATTRS and is read beside it: the image's own list stays.
+            values["_CONDOR_SUBMIT_EXPRS"] = "AccountingGroup"
+            values["_CONDOR_AccountingGroup"] = f'"{self.accounting_group}.{user}"'
+        return {key: value for key, value in values.items() if value}
+
+    def local_part(self, username: str) -> str:
+        """The account of a user: what stands before the @ of the subject.
+
+        Raises:
+            CredentialError: there is none, it is not a valid one, a reserved one, or shared without being declared so.
+        """
+        self._check_choice()
+        if self.subject_map:
+            if username not in self.subject_map:
+                raise CredentialError(
+                    f"user name {username!a}",
+                    "is not in HTCondor.subject_map",
+                    "Add it, with the account of this user.",
+                )
+            local_part = self.subject_map[username]
+            shared = sum(other == local_part for other in self.subject_map.values()) > 1
+        else:
+            local_part = self.subject.replace("{username}", username)
+            shared = "{username}" not in self.subject
+        if shared and not self.accounting_group:
+            raise CredentialError(
+                "HTCondor.subject_map" if self.subject_map else "HTCondor.subject",
+                f"gives several users the account {local_part!a}",
+                "Give each user an own one ({username} in the template), or set HTCondor.accounting_group to say that"
+                " sharing is meant.",
+            )
+        if not _LOCAL_PART.fullmatch(local_part):
+            raise CredentialError(
+                f"user name {username!a}",
+                f"makes {local_part!a}, which is no account name of HTCondor's",
+                "Lower-case letters, digits and ._- make one (at most 64, first a letter or _);"
+                " HTCondor.subject_map can give this user another one.",
+            )
+        if local_part in RESERVED:
+            raise CredentialError(
+                f"user name {username!a}",
+                f"makes the subject {local_part!a}, which HTCondor takes for a daemon or an administrator",
+                "Use a template such as af-{username}, or HTCondor.subject_map.",
+            )
+        return local_part
+
+    def _parse_key(self, content: bytes) -> SigningKey:
+        if len(content) < MIN_KEY_BYTES:
+            raise BadKeyError(
+                f"holds {len(content)} bytes; below {MIN_KEY_BYTES} whoever has a token can guess the key", _MAKE_KEY
+            )
+        return SigningKey(master_key(content, self.key_id), text=content.isascii())
+
+    def _check_settings(self) -> None:
+        for trait, pattern, example in (
+            ("key_id", r"[A-Za-z0-9_.-]+", "POOL"),
+            ("trust_domain", r"[!-~]+", "pool.example.org"),
+            ("uid_domain", _DOMAIN.pattern, "pool.example.org"),
+        ):
+            value = getattr(self, trait)
+            if not re.fullmatch(pattern, value):
+                problem = f"{value!a} is not valid" if value else "is not set"
+                raise CredentialError(
+                    f"HTCondor.{trait}", problem, f"Set it to what the pool's configuration says, such as {example}."
+                )
+
+    def _check_choice(self) -> None:
+        if bool(self.subject) == bool(self.subject_map):
+            raise CredentialError(
+                "HTCondor.subject",
+                "and HTCondor.subject_map are both set" if self.subject else "is not set",
+                "Decide how a user name becomes an account of the pool: set one of HTCondor.subject and"
+                " HTCondor.subject_map.",
+            )
+
+    def _check_subjects(self) -> None:
+        self._check_choice()
+        if self.accounting_group and not re.fullmatch(r"[A-Za-z0-9_.-]+", self.accounting_group):
+            raise CredentialError(
+                "HTCondor.accounting_group",
+                f"{self.accounting_group!a} is no name of a group",
+                "Letters, digits and _.- make one, such as group_cms.",
+            )
+        # A user who is nobody in particular tells what is wrong with a template for everybody.
+        for username in self.subject_map or ("somebody",):
+            self.local_part(username)

@@ -32,9 +32,9 @@ from traitlets import Enum, Int, TraitError, Unicode, validate
 
 from casa_hub.credentials.base import Credential, Minter, Request
 from casa_hub.delivery.base import Route
-from casa_hub.errors import CredentialError, Problem, Severity
+from casa_hub.errors import CredentialError, Problem
 from casa_hub.keys import BadKeyError, KeyFile
-from casa_hub.naming import Server
+from casa_hub.naming import SLUG_LENGTH, Server
 
 #: Of each secret in `Dask.secret_file`: what SHA-256 can keep.
 MIN_SECRET_BYTES = 32
@@ -343,10 +343,9 @@ class Dask(Minter):
     def check(self) -> Sequence[Problem]:
         problems = self._secrets.check(self.secret_file)
         try:
-            # 48: the longest slug.
-            self._hosts(Server("", "a" * 48))
+            self._hosts(Server("", "somebody"))
         except CredentialError as error:
-            problems.append(Problem(Severity.ERROR, error.thing, error.problem, error.remedy))
+            problems.append(Problem.of(error))
         return problems
 
     def mint(self, request: Request) -> Credential:
@@ -392,11 +391,14 @@ class Dask(Minter):
         for trait in ("domain", "scheduler_label", "worker_label"):
             if not getattr(self, trait):
                 raise CredentialError(f"Dask.{trait}", "is not set", "Set it; the host names of servers contain it.")
-        scheduler, worker = (server.host(label, self.domain) for label in (self.scheduler_label, self.worker_label))
-        if max(len(scheduler), len(worker)) > _LONGEST_HOST:
+        if (
+            SLUG_LENGTH + len(max(self.scheduler_label, self.worker_label, key=len)) + len(self.domain) + 2
+            > _LONGEST_HOST
+        ):
             raise CredentialError(
                 "Dask.domain", f"makes host names of more than {_LONGEST_HOST} characters", "Choose a shorter one."
             )
+        scheduler, worker = (server.host(label, self.domain) for label in (self.scheduler_label, self.worker_label))
         return scheduler, worker
 
     def _start(self, request: Request) -> tuple[Start, bytes]:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
@@ -74,14 +75,19 @@ class SigningKey:
     text: bool = False
 
 
+# dumps() would make an encoder for each call.
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def mint_idtoken(key: bytes, key_id: str, claims: Mapping[str, str | int]) -> str:
     """A signed IDTOKEN; `key` is the `master_key`. Pure."""
-    signed = b".".join(_base64url(_compact(part)) for part in ({"alg": "HS256", "kid": key_id}, claims))
+    signed = _header(key_id) + b"." + _base64url(_compact(claims).encode())
     return (signed + b"." + _base64url(hmac.digest(key, signed, "sha256"))).decode()
 
 
-def _compact(value: Mapping[str, str | int]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+@lru_cache(maxsize=16)
+def _header(key_id: str) -> bytes:
+    return _base64url(_compact({"alg": "HS256", "kid": key_id}).encode())
 
 
 def _base64url(data: bytes) -> bytes:

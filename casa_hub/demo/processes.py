@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -144,28 +143,18 @@ def free_port(address: str = "127.0.0.1") -> int:
         return port
 
 
-def free_loopback_address(*ports: int) -> str:
+def free_loopback_address(*ports: int, address: str | None = None) -> str:
     """A loopback address (127.0.0.0/8) with these ports free: facilities side by side keep out of each other's way.
 
     Raises:
-        OSError: this machine doesn't let us bind to it.
+        OSError: a port is not free at `address`, or this machine doesn't let us bind to it.
     """
-    address = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}.1"  # noqa: S311
+    address = address or f"127.{random.randint(1, 254)}.{random.randint(1, 254)}.1"  # noqa: S311
     for port in ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address, port))
     return address
-
-
-@contextmanager
-def all_stopped(processes: Sequence[Process]) -> Iterator[None]:
-    """At the end of the block, or when it fails, stop these processes, the last one first."""
-    try:
-        yield
-    finally:
-        for process in reversed(processes):
-            process.stop()
 
 
 def minimal_environment(**more: str) -> dict[str, str]:

@@ -1,0 +1,82 @@
+"""The real Traefik, which leads ``tls://<server>.dask.localhost:8786`` to the server's scheduler by SNI."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Self
+
+from casa_hub.demo.packages import venv_program
+from casa_hub.demo.processes import Process, minimal_environment
+
+#: Ports that Dask's clients and workers expect.
+DASK_PORT = 8786
+DASK_WORKER_PORT = 8788
+
+
+class Traefik:
+    """Traefik with the entry points `dask`, `daskworker` and, if wanted, `web`; a context manager."""
+
+    def __init__(self, directory: Path, *, routes: Path, address: str, web_port: int | None = None) -> None:
+        """Args:
+        directory: for its log; made if need be.
+        routes: directory of the file provider, watched: one YAML file for each server.
+        address: loopback address to be at.
+        web_port: port of the entry point `web`; None for no such entry point.
+        """
+        self.address = address
+        self.routes = routes
+        self.log = directory / "traefik.log"
+        self.entry_points = {"dask": DASK_PORT, "daskworker": DASK_WORKER_PORT}
+        if web_port is not None:
+            self.entry_points["web"] = web_port
+        directory.mkdir(parents=True, exist_ok=True)
+        routes.mkdir(parents=True, exist_ok=True)
+        options = {
+            "global.checkNewVersion": "false",
+            "global.sendAnonymousUsage": "false",
+            "log.level": "INFO",
+            "log.noColor": "true",
+            "providers.file.directory": str(routes),
+            "providers.file.watch": "true",
+            **{f"entryPoints.{name}.address": f"{address}:{port}" for name, port in self.entry_points.items()},
+        }
+        self._process = Process(
+            "Traefik",
+            [venv_program("traefik"), *(f"--{name}={value}" for name, value in options.items())],
+            log=self.log,
+            env=minimal_environment(),
+            cwd=directory,
+            grace=1,
+        )
+
+    @property
+    def running(self) -> bool:
+        return self._process.running
+
+    def start(self) -> Self:
+        """Start and wait until all entry points listen.
+
+        Raises:
+            ProcessError: they don't.
+        """
+        self._process.start()
+        try:
+            self._process.wait_until("its ports", lambda: all(map(self._listens, self.entry_points.values())))
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        self._process.stop()
+
+    def __enter__(self) -> Self:
+        return self if self.running else self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _listens(self, port: int) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((self.address, port)) == 0

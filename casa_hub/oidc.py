@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import quote_plus, urlsplit
 
@@ -208,8 +209,7 @@ class Issuer:
         parts = urlsplit(url)
         if parts.scheme == "https" and parts.hostname:
             return
-        loopback = parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127.")
-        if parts.scheme == "http" and parts.hostname and (loopback or self.client.allow_insecure):
+        if parts.scheme == "http" and parts.hostname and (self.client.allow_insecure or _is_loopback(parts.hostname)):
             return
         raise cant_say(thing, f"{url!r} is not https", "Plain http is for loopback, else set allow_insecure_issuer")
 
@@ -509,6 +509,13 @@ def _expiry(expires_in: object, now: float) -> float | None:
 def _bare(url: str) -> str:
     """An URL without query: that may hold what is secret."""
     return urlsplit(url)._replace(query="", fragment="").geturl()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, which a name server could lead anywhere
 
 
 _FAMILIES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urljoin
@@ -46,6 +47,16 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def wait_for_port(port: int, *, timeout: float = 20) -> None:
+    """Until something listens there; a server that tells nobody that it is ready leaves only the asking."""
+    deadline = time.monotonic() + timeout
+    while True:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        assert time.monotonic() < deadline, f"nothing listens at port {port}"
+        time.sleep(0.05)
 
 
 class Hub:

@@ -15,14 +15,17 @@ import json
 import logging
 import secrets
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-import oidc_provider_mock
 import werkzeug.serving
+
+with warnings.catch_warnings(record=True):  # what it uses of others is its own affair
+    import oidc_provider_mock
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 logging.getLogger("oidc_provider_mock").setLevel(logging.ERROR)
@@ -36,8 +39,8 @@ class IdP:
     def __init__(self) -> None:
         self.app = oidc_provider_mock.app(access_token_max_age=timedelta(seconds=3600))
         self.requests: Counter[str] = Counter()
-        #: path -> (status, body as JSON value or text), answered instead of the provider's own.
-        self.answers: dict[str, tuple[int, Any]] = {}
+        #: path -> (status, body as JSON value or text) or a WSGI application, instead of the provider's own answer.
+        self.answers: dict[str, Any] = {}
         #: Refusals of the refresh grant only: (status, body).
         self.refresh_answer: tuple[int, Any] | None = None
         #: Change what the token endpoint, userinfo, discovery or the key set say.
@@ -46,7 +49,7 @@ class IdP:
         self.rotate = False
         #: Userinfo shows the claims that were true when the access token was made.
         self.frozen = False
-        #: Event on which requests to a path wait, to show time-outs and races.
+        #: Event on which requests to a path, or with a grant type, wait: to show time-outs and races.
         self.hold: dict[str, threading.Event] = {}
         #: Set when a held request has arrived.
         self.arrived = threading.Event()
@@ -58,6 +61,28 @@ class IdP:
         self._server: werkzeug.serving.BaseWSGIServer | None = None
         self.authorization_requests: list[dict[str, str]] = []
         self.token_requests: list[dict[str, str]] = []
+
+    def reset(self) -> None:
+        """Behave again as at first; tokens and users stay."""
+        for event in self.hold.values():
+            event.set()
+        self.answers.clear()
+        self.change.clear()
+        self.hold.clear()
+        self.requests.clear()
+        self.arrived.clear()
+        self.refresh_answer, self.rotate, self.frozen, self.pkce_failures = None, False, False, 0
+
+    @contextlib.contextmanager
+    def holding(self, what: str) -> Iterator[threading.Event]:
+        """Requests to a path or with a grant type wait until the end of this, or until the event is set."""
+        self.arrived.clear()
+        event = self.hold[what] = threading.Event()
+        try:
+            yield event
+        finally:
+            event.set()
+            self.hold.pop(what, None)
 
     @property
     def issuer(self) -> str:
@@ -98,31 +123,37 @@ class IdP:
             body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             form = _flat(body.decode())
             environ["wsgi.input"] = io.BytesIO(body)
-        if path in self.hold:
-            self.arrived.set()
-            self.hold[path].wait(30)
+        for event in (self.hold.get(path), self.hold.get(form.get("grant_type", ""))):
+            if event is not None:
+                self.arrived.set()
+                event.wait(30)
         if path == "/oauth2/token":
             self.token_requests.append(form)
             self.requests[form.get("grant_type", "")] += 1
-            if form.get("grant_type") == "refresh_token":
-                if self.refresh_answer is not None:
-                    return _reply(start_response, *self.refresh_answer)
-                if self.rotate or form["refresh_token"] in self._aliases:
-                    real = self._aliases.pop(form["refresh_token"], None)
-                    if real is None:
-                        return _reply(
-                            start_response, 400, {"error": "invalid_grant", "error_description": "used twice"}
-                        )
-                    form = {**form, "refresh_token": real}
-                    _replace_form(environ, form)
-            elif not self._pkce_holds(form):
-                self.pkce_failures += 1
-                return _reply(start_response, 400, {"error": "invalid_grant", "error_description": "PKCE"})
-        if path in self.answers:
-            return _reply(start_response, *self.answers[path])
+            refusal = self._refusal(form)
+            if refusal is not None:
+                return _reply(start_response, *refusal)
+            _replace_form(environ, form)
+        answer = self.answers.get(path)
+        if answer is not None:
+            return answer(environ, start_response) if callable(answer) else _reply(start_response, *answer)
         if path == "/oauth2/authorize":
             self.authorization_requests.append(query)
         return self._pass_on(environ, start_response, path, query, form)
+
+    def _refusal(self, form: dict[str, str]) -> tuple[int, Any] | None:
+        """What real providers refuse; puts the mock's own refresh token into the form."""
+        if form.get("grant_type") != "refresh_token":
+            if self._pkce_holds(form):
+                return None
+            self.pkce_failures += 1
+            return 400, {"error": "invalid_grant", "error_description": "PKCE"}
+        if self.refresh_answer is None and (self.rotate or form["refresh_token"] in self._aliases):
+            real = self._aliases.pop(form["refresh_token"], None)
+            if real is None:
+                return 400, {"error": "invalid_grant", "error_description": "used twice"}
+            form["refresh_token"] = real
+        return self.refresh_answer
 
     def _pkce_holds(self, form: dict[str, str]) -> bool:
         digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()

@@ -41,8 +41,9 @@ from casa_hub.processes import Process, signed_in
 #: Seconds that a replaced set of files stays for readers who are just opening it.
 _GRACE = 1.0
 
-#: First line of the hosts file: a file without it is somebody else's.
-_HOSTS_MARK = "# Kept by casa_hub: changes are lost."
+#: First line of the hosts file: a file without it is somebody else's. A name and no comment, for nss_wrapper 1.1
+#: takes a line that begins with "#" for an error and then finds no host at all.
+_HOSTS_MARK = "127.0.0.1 kept-by-casa-hub.invalid"
 
 
 @dataclass(frozen=True, slots=True)

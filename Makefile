@@ -1,0 +1,72 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up what they need in .venv.
+# PYTHON chooses the interpreter (3.11 to 3.14): make demo PYTHON=python3.13
+
+PYTHON ?= python3
+VENV := .venv
+# The same tests for the oldest JupyterHub that is supported.
+VENV_HUB5 := .venv-hub5
+LOCK := tests/lock
+
+.PHONY: help demo demo-check test test-hub5 lint bench lock clean
+
+help:
+	@echo "make demo        a whole facility on this machine; open it in a browser"
+	@echo "make demo-check  the same, headless: tries everything and prints a table"
+	@echo "make test        all tests, with JupyterHub 6 and 5.5"
+	@echo "make lint        ruff and mypy --strict"
+	@echo "make bench       what a mint costs, side by side with other ways"
+	@echo "make lock        resolve the versions that the tests run with anew"
+
+demo: $(VENV)/.demo
+	@exec $(VENV)/bin/casa-hub demo $(DEMO)
+
+demo-check: $(VENV)/.demo
+	@exec $(VENV)/bin/casa-hub demo --check
+
+test: $(VENV)/.test test-hub5
+	$(VENV)/bin/python -m pytest $(TESTS)
+
+# What depends on JupyterHub; the rest can't differ.
+test-hub5: $(VENV_HUB5)/.test
+	$(VENV_HUB5)/bin/python -m pytest tests/hub
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.test
+	$(VENV)/bin/python bench/bench.py
+
+lock: $(VENV)/.test
+	$(VENV)/bin/python -m pip install --quiet uv
+	$(VENV)/bin/uv pip compile --quiet --universal --no-annotate --no-header --python-version 3.11 --upgrade \
+	    --extra demo --group test --group lint pyproject.toml --output-file $(LOCK)/hub6.txt
+	echo 'jupyterhub==5.5.*' | $(VENV)/bin/uv pip compile --quiet --universal --no-annotate --no-header \
+	    --python-version 3.11 --upgrade --extra demo --group test pyproject.toml - --output-file $(LOCK)/hub5.txt
+
+clean:
+	rm -rf $(VENV) $(VENV_HUB5)
+
+%/bin/python:
+	@echo "Making $* with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Python 3.11 or newer is needed: make ... PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -m venv $* \
+	    || { rm -rf $*; echo "This Python can't make virtual environments (Debian: apt install python3-venv)"; exit 1; }
+	@$@ -m pip install --quiet --upgrade 'pip>=25.1'
+
+$(VENV)/.demo: pyproject.toml $(LOCK)/hub6.txt | $(VENV)/bin/python
+	@echo "Installing casa_hub and what its demo runs (a minute or two, once) ..."
+	@$(VENV)/bin/python -m pip install --quiet --editable '.[demo]' --constraint $(LOCK)/hub6.txt
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@echo "Installing what the tests need (once) ..."
+	@$(VENV)/bin/python -m pip install --quiet --group test --group lint --constraint $(LOCK)/hub6.txt
+	@touch $@
+
+$(VENV_HUB5)/.test: pyproject.toml $(LOCK)/hub5.txt | $(VENV_HUB5)/bin/python
+	@echo "Installing the same with JupyterHub 5.5 (a minute or two, once) ..."
+	@$(VENV_HUB5)/bin/python -m pip install --quiet --editable '.[demo]' --group test --constraint $(LOCK)/hub5.txt
+	@touch $@

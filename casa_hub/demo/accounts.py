@@ -1,0 +1,34 @@
+"""Who can log in to the demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Somebody whom the demo's identity provider knows."""
+
+    name: str
+    groups: tuple[str, ...]
+    #: For the person who tries the demo.
+    about: str
+
+    @property
+    def claims(self) -> dict[str, object]:
+        """What INDIGO IAM would say of somebody like this, with its profile `wlcg`."""
+        return {"sub": self.name, "preferred_username": self.name, "wlcg.groups": list(self.groups)}
+
+
+#: The demo's host names are below this domain: ``oksana.dask.localhost``.
+DOMAIN = "localhost"
+#: The group that lets in, and the one that makes an administrator.
+MEMBERS = "/cms/uscms"
+ADMINISTRATORS = "/cms/uscms/admins"
+
+MEMBER = Account("oksana", ("/cms", MEMBERS), "a member: gets a server with working credentials")
+ADMINISTRATOR = Account(
+    "maria", ("/cms", MEMBERS, ADMINISTRATORS), "an administrator: a member who may also see /hub/admin"
+)
+STRANGER = Account("guest", ("/atlas",), f"signs in, but is not in {MEMBERS}: refused, and told why")
+ACCOUNTS = (MEMBER, ADMINISTRATOR, STRANGER)

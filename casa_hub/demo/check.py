@@ -1,0 +1,242 @@
+"""`casa-hub demo --check`: everything that the demo promises, tried from outside and from inside a server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+from casa_hub.demo.accounts import ADMINISTRATOR, DOMAIN, MEMBER, MEMBERS, STRANGER
+from casa_hub.demo.browser import Browser, Kernel
+from casa_hub.demo.packages import Progress
+from casa_hub.errors import CasaError
+from casa_hub.processes import Process, signed_in
+
+if TYPE_CHECKING:
+    from casa_hub.demo.facility import Facility
+
+OK, FORBIDDEN = HTTPStatus.OK, HTTPStatus.FORBIDDEN
+
+#: What the first cells of these steps need; without it they are left out.
+NEEDS = {"XCache": "xcache", "HTCondor": "pool"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of the table."""
+
+    name: str
+    #: "ok", or what went wrong.
+    result: str
+    seconds: float
+
+
+class Checks:
+    """Tries things, and remembers how they went."""
+
+    def __init__(self, facility: Facility, progress: Progress) -> None:
+        self._facility = facility
+        self._progress = progress
+        self.steps: list[Step] = []
+        self._browsers: dict[str, Browser] = {}
+        self._processes: list[Process] = []
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.steps) and all(step.result == "ok" for step in self.steps)
+
+    def run(self) -> None:
+        """All steps; one that fails does not keep the others from being tried."""
+        self._log_in()
+        for account in (MEMBER, ADMINISTRATOR):
+            self._step(f"{account.name}: a server starts", partial(self._spawn, account.name))
+        kernel = self._step(
+            "a kernel starts in the member's server", lambda: Kernel(self._browser(MEMBER.name), MEMBER.name)
+        )
+        if kernel is not None:
+            self._quickstart(kernel)
+            self._from_outside()
+        self._refusals()
+        self._stop()
+
+    def table(self) -> str:
+        """`step, result, seconds`."""
+        width = max(len(step.name) for step in self.steps)
+        rows = [f"{step.name:<{width}}  {step.seconds:7.2f}  {step.result}" for step in self.steps]
+        failed = sum(step.result != "ok" for step in self.steps)
+        heading = f"{'step':<{width}}  {'seconds':>7}  result"
+        return "\n".join(["", heading, *rows, "", f"{len(self.steps) - failed} passed, {failed} failed"])
+
+    # -- walks ------------------------------------------------------------------------------------------------
+
+    def _log_in(self) -> None:
+        def member() -> None:
+            answer = self._browser(MEMBER.name).log_in(MEMBER.name)
+            _expect(answer.status_code == OK, f"log-in ended with {answer.status_code}")
+            model = self._browser(MEMBER.name).user()
+            _expect(model["name"] == MEMBER.name and not model["admin"], f"the hub takes him for {model}")
+            _expect(MEMBERS in model["groups"], "the groups did not reach the hub")
+            _expect(self._browser(MEMBER.name).page("/hub/admin").status_code == FORBIDDEN, "may see /hub/admin")
+
+        def administrator() -> None:
+            answer = self._browser(ADMINISTRATOR.name).log_in(ADMINISTRATOR.name)
+            _expect(answer.status_code == OK, f"log-in ended with {answer.status_code}")
+            _expect(self._browser(ADMINISTRATOR.name).page("/hub/admin").status_code == OK, "may not see /hub/admin")
+
+        def stranger() -> None:
+            answer = self._browser(STRANGER.name).log_in(STRANGER.name)
+            _expect(answer.status_code == FORBIDDEN, f"log-in ended with {answer.status_code}")
+            _expect(MEMBERS in answer.text and "how-to-join" in answer.text, "the page doesn't say what is missing")
+            _expect(
+                self._browser(STRANGER.name).page("/hub/api/user").status_code == FORBIDDEN, "is logged in all the same"
+            )
+
+        self._step(f"{MEMBER.name} (member) logs in, and is no administrator", member)
+        self._step(f"{ADMINISTRATOR.name} (administrator) logs in and sees the administration page", administrator)
+        self._step(f"{STRANGER.name} (no member) is refused and told why", stranger)
+        self._step("nobody gets a server without logging in", self._anonymous)
+
+    def _anonymous(self) -> None:
+        browser = Browser(self._facility.url)
+        browser.page("/hub/login")
+        answer = browser.call("POST", f"/hub/api/users/{MEMBER.name}/server")
+        _expect(answer.status_code == FORBIDDEN, f"the hub answered {answer.status_code}")
+
+    def _spawn(self, name: str) -> None:
+        messages = self._browser(name).spawn(name)
+        _expect(any("valid until" in message for message in messages), f"progress said only {messages}")
+        process = signed_in(self._facility.servers / name / "process")
+        _expect(process is not None and process.alive, "its process is not there")
+        self._processes.append(process)
+
+    def _quickstart(self, kernel: Kernel) -> None:
+        """Every cell of the notebook, inside the member's server."""
+        notebook = json.loads((files("casa_hub.demo") / "quickstart.ipynb").read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                name, source = cell["metadata"]["casa"]["step"], "".join(cell["source"])
+                needs = next((part for word, part in NEEDS.items() if word in name), None)
+                if needs is None or getattr(self._facility, needs) is not None:
+                    self._step(f"inside: {name}", partial(kernel.run, source))
+
+    def _from_outside(self) -> None:
+        """A laptop that holds a copy of the user's certificate, or somebody else's, or none."""
+        own, other = (self._facility.servers / name for name in (MEMBER.name, ADMINISTRATOR.name))
+        host = f"{MEMBER.name}.dask.{DOMAIN}"
+        self._step("outside: the user's certificate opens the scheduler", lambda: self._dial(host, own, own))
+        self._step(
+            "outside: another server's certificate is refused", lambda: self._dial(host, own, other, refused=True)
+        )
+        self._step("outside: no certificate is refused", lambda: self._dial(host, own, None, refused=True))
+
+    def _dial(self, host: str, ca: Path, certificate: Path | None, *, refused: bool = False) -> None:
+        program = [sys.executable, "-m", "casa_hub.demo.dial", host, str(ca / "ca.pem")]
+        if certificate is not None:
+            program.append(str(certificate / "usercert.pem"))
+        environment = {"PATH": "/usr/bin:/bin", **self._facility.names.environment}
+        done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        _expect(
+            done.returncode == (3 if refused else 0), f"exit code {done.returncode}: {done.stdout}{done.stderr[-300:]}"
+        )
+
+    def _refusals(self) -> None:
+        xcache, pool = self._facility.xcache, self._facility.pool
+        if xcache is not None:
+            self._step("XCache refuses to read without a macaroon", lambda: _refused(xcache, None))
+            self._step("XCache refuses a forged macaroon", lambda: _refused(xcache, self._forged("xcache_token")))
+        if pool is not None:
+            self._step("HTCondor refuses a forged IDTOKEN", self._forged_idtoken)
+
+    def _forged(self, name: str) -> str:
+        """A token of the member's with some bytes of its signature changed."""
+        token = (self._facility.servers / MEMBER.name / name).read_text().strip()
+        place = len(token) - 20
+        return token[:place] + ("AAAA" if token[place : place + 4] != "AAAA" else "BBBB") + token[place + 4 :]
+
+    def _forged_idtoken(self) -> None:
+        kernel = Kernel(self._browser(MEMBER.name), MEMBER.name)
+        kernel.run(_FORGE.format(token=self._forged("condor_token")))
+
+    def _stop(self) -> None:
+        def stop(name: str) -> None:
+            self._browser(name).stop(name)
+            left = [path for path in (self._facility.servers / name,) if path.exists()]
+            left += [path for path in self._facility.routes.iterdir() if path.name.startswith(f"{name}.")]
+            _expect(not left, f"left behind: {left}")
+
+        for account in (MEMBER, ADMINISTRATOR):
+            self._step(
+                f"{account.name}: the server stops, its secrets and its route are gone", partial(stop, account.name)
+            )
+
+    def after_the_end(self) -> None:
+        """What can be seen only when the facility has ended."""
+
+        def ended() -> None:
+            _expect(self._facility.hub is not None and not self._facility.hub.running, "the hub runs")
+            running = [process for process in self._processes if process.alive]
+            _expect(not running, f"processes run: {running}")
+
+        self._step("everything has ended", ended)
+
+    # -- tools --------------------------------------------------------------------------------------------------
+
+    def _browser(self, name: str) -> Browser:
+        return self._browsers.setdefault(name, Browser(self._facility.url))
+
+    def _step(self, name: str, action: Callable[[], Any]) -> Any:
+        begin = time.monotonic()
+        outcome: Any = None
+        try:
+            outcome = action()
+            result = "ok"
+        except CasaError as error:
+            result = f"FAILED: {error}"
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a line of the table
+            result = f"FAILED: {type(error).__name__}: {error}"
+        self.steps.append(Step(name, result, time.monotonic() - begin))
+        self._progress(f"{name}: {result}")
+        return outcome
+
+
+def _expect(condition: object, otherwise: str) -> None:
+    if not condition:
+        raise CasaError("the facility", otherwise, "")
+
+
+def _refused(xcache: Any, token: str | None) -> None:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    answer = requests.get(
+        xcache.url("/store/user/demo/muons.csv", "https"), headers=headers, verify=str(xcache.tls.ca_file), timeout=30
+    )
+    _expect(answer.status_code == FORBIDDEN, f"XCache answered {answer.status_code}")
+
+
+#: Runs in the member's server: the same client as before, with a token directory that holds a forged token only.
+_FORGE = """
+import os, subprocess, sys, tempfile
+forged = tempfile.mkdtemp()
+with open(os.open(forged + "/token", os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
+    file.write({token!r})
+probe = '''
+import htcondor2, os
+try:
+    htcondor2.Collector(os.environ["CONDOR_HOST"]).query(htcondor2.AdType.Schedd)
+except htcondor2.HTCondorException:
+    raise SystemExit(3)
+'''
+environment = os.environ | {{"_CONDOR_SEC_TOKEN_DIRECTORY": forged,
+                            "_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS": "IDTOKENS"}}
+assert subprocess.run([sys.executable, "-c", probe]).returncode == 0, "the own token should be taken"
+assert subprocess.run([sys.executable, "-c", probe], env=environment).returncode == 3, "the forged token was taken"
+"""

@@ -1,0 +1,265 @@
+"""A whole facility on this machine: identity provider, XCache, HTCondor, Traefik and the hub, started in that order."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from casa_hub.demo import htcondor, xrootd
+from casa_hub.demo.accounts import ACCOUNTS, ADMINISTRATORS, DOMAIN, MEMBERS
+from casa_hub.demo.names import HostNames, facility_address
+from casa_hub.demo.packages import Progress, Unavailable
+from casa_hub.demo.processes import Process, free_port, minimal_environment, read_log
+from casa_hub.demo.traefik import DASK_PORT, DASK_WORKER_PORT, Traefik
+from casa_hub.errors import CasaError
+from casa_hub.naming import Server
+
+#: Where the data are that the demo serves.
+MUONS = "/store/user/demo/muons.csv"
+#: The hub's port, if it is free.
+PORT = 8000
+
+
+class Facility:
+    """What runs, and where. `running` starts it and ends all of it."""
+
+    def __init__(self, directory: Path, *, port: int | None, progress: Progress) -> None:
+        """Args:
+        directory: everything that is kept: keys, homes, the hub's database.
+        port: of the hub; None for a free one.
+        progress: is told what happens.
+        """
+        self.directory = directory
+        self._progress = progress
+        self.address = facility_address(DASK_PORT, DASK_WORKER_PORT)
+        self.url = f"http://127.0.0.1:{free_port() if port is None else port}"
+        self.issuer = f"http://localhost:{free_port('127.0.0.1')}"
+        self.names = HostNames(directory / "hosts", self.address)
+        #: What of the facility can't be had on this machine, and why.
+        self.missing: dict[str, str] = {}
+        self.origin: xrootd.XRootDOrigin | None = None
+        self.xcache: xrootd.XCache | None = None
+        self.pool: htcondor.HTCondorPool | None = None
+        self.hub: Process | None = None
+
+    @property
+    def servers(self) -> Path:
+        """Below it, each running server has a directory with its secrets."""
+        return self.directory / "servers"
+
+    @property
+    def routes(self) -> Path:
+        return self.directory / "routes"
+
+    @contextmanager
+    def running(self) -> Iterator[Facility]:
+        """Start everything; at the end of the block, or when anything fails, end everything."""
+        self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(_alone(self.directory))
+            self._identity_provider(stack)
+            self._xcache(stack)
+            self._pool(stack)
+            self._names()
+            self._traefik(stack)
+            self._hub(stack)
+            yield self
+
+    # -- one after the other ----------------------------------------------------------------------------------------
+
+    def _identity_provider(self, stack: ExitStack) -> None:
+        self._progress("Identity provider (a mock: it believes whoever you say you are)")
+        command: list[str | Path] = [sys.executable, "-W", "ignore", "-m", "oidc_provider_mock"]
+        command += ["--host", "127.0.0.1", "--port", self.issuer.rpartition(":")[2], "--require-nonce", "true"]
+        for account in ACCOUNTS:
+            command += ["--user-claims", json.dumps(account.claims)]
+        process = self._start(stack, "identity provider", command)
+        process.wait_until("it answers", lambda: _answers(self.issuer + "/.well-known/openid-configuration"))
+
+    def _xcache(self, stack: ExitStack) -> None:
+        with self._or_missing("XCache: reading files"):
+            tree = xrootd.programs(progress=self._progress)
+            self._progress("XRootD origin, and XCache in front of it")
+            self.origin = stack.enter_context(xrootd.XRootDOrigin(tree, self._scratch(stack, "origin")))
+            self.origin.add(MUONS, _muons())
+            key_file = self._key("xcache-key", xrootd.make_key_file)
+            self.xcache = stack.enter_context(
+                xrootd.XCache(
+                    tree, self._scratch(stack, "xcache"), origin=self.origin, key_file=key_file, site="T2_XX_Demo"
+                )
+            )
+
+    def _pool(self, stack: ExitStack) -> None:
+        with self._or_missing("HTCondor: batch jobs"):
+            tree = htcondor.programs(progress=self._progress)
+            self._progress("HTCondor pool")
+            self.pool = stack.enter_context(
+                htcondor.HTCondorPool(
+                    tree, self._scratch(stack, "pool"), accounts=[account.name for account in ACCOUNTS]
+                )
+            )
+
+    def _names(self) -> None:
+        with self._or_missing("Host names: Dask from outside"):
+            self.names.prepare(self._progress)
+            # All that will ever be in there: the file isn't replaced while programs use it.
+            labels = ("dask", "dask-worker")
+            hosts = [Server("demo", who.name).host(label, DOMAIN) for who in ACCOUNTS for label in labels]
+            self.names.replace(dict.fromkeys(hosts, self.address))
+
+    def _traefik(self, stack: ExitStack) -> None:
+        self._progress("Traefik")
+        self.routes.mkdir(exist_ok=True)
+        stack.enter_context(Traefik(self.directory / "traefik", routes=self.routes, address=self.address))
+
+    def _hub(self, stack: ExitStack) -> None:
+        self._progress("JupyterHub")
+        (self.directory / "proxy").mkdir(mode=0o700, exist_ok=True)
+        crypt_key = self._key("crypt-key", lambda path: path.write_text(secrets.token_hex(32)))
+        settings = self.directory / "demo.json"
+        settings.touch(mode=0o600)
+        settings.write_text(json.dumps(self._settings(), indent=1))
+        config = files("casa_hub.demo") / "jupyterhub_config.py"
+        bin_directory = Path(sys.executable).parent
+        environment = minimal_environment(
+            CASA_HUB_DEMO=str(settings),
+            JUPYTERHUB_CRYPT_KEY=crypt_key.read_text(),
+            PATH=f"{bin_directory}{os.pathsep}{os.environ['PATH']}",
+        )
+        self.hub = self._start(
+            stack,
+            "JupyterHub",
+            [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "jupyterhub", "-f", str(config)],
+            env=environment,
+            grace=20.0,
+        )
+        hub_log = self.hub.log
+        self.hub.wait_until("it says that it runs", lambda: "JupyterHub is now running" in read_log(hub_log), 60)
+
+    def _settings(self) -> dict[str, Any]:
+        """What `jupyterhub_config.py` needs to know."""
+        dask_secret = self._key(
+            "dask-secret", lambda path: path.write_text(base64.b64encode(os.urandom(32)).decode() + "\n")
+        )
+        credentials = ["dask", "bearer"]
+        settings: dict[str, Any] = {
+            "directory": str(self.directory),
+            "url": self.url,
+            "hub_port": free_port(),
+            "proxy_api_port": free_port(),
+            "proxy_password": secrets.token_hex(16),
+            "issuer": self.issuer,
+            "client_secret": secrets.token_hex(16),
+            "members": MEMBERS,
+            "administrators": ADMINISTRATORS,
+            "dask": {"secret_file": str(dask_secret), "domain": DOMAIN},
+            "network": self._servers_network(),
+            "routes": str(self.routes),
+            "quickstart": str(files("casa_hub.demo") / "quickstart.ipynb"),
+            "image_environment": dict(self.names.environment),
+        }
+        if self.xcache is not None:
+            credentials.append("xcache")
+            settings["xcache"] = {
+                "key_file": str(self.xcache.key_file),
+                "site": self.xcache.site,
+                "host": self.xcache.host,
+                "port": self.xcache.port,
+            }
+            settings["image_environment"] |= self.xcache.client_environment
+        if self.pool is not None:
+            credentials.append("htcondor")
+            settings["htcondor"] = {
+                "key_file": str(self.pool.key_file()),
+                "domain": self.pool.domain,
+                "collector": self.pool.address,
+                "schedd": "localhost",
+            }
+            settings["image_environment"] |= {"CONDOR_CONFIG": "/dev/null"}
+        return settings | {"credentials": credentials, "required": ["dask"]}
+
+    def _servers_network(self) -> str:
+        """Loopback addresses beside the facility's own."""
+        first, second, third, _ = self.address.split(".")
+        return f"{first}.{second}.{(int(third) + 1) % 256}.0/24"
+
+    # -- helpers ----------------------------------------------------------------------------------------------------
+
+    def _start(self, stack: ExitStack, name: str, command: list[str | Path], **options: Any) -> Process:
+        log = self.directory / f"{name.replace(' ', '-').lower()}.log"
+        options.setdefault("env", minimal_environment())
+        return stack.enter_context(Process(name, command, log=log, cwd=self.directory, **options))
+
+    def _key(self, name: str, make: Any) -> Path:
+        """A key file of this demo, made the first time."""
+        path = self.directory / name
+        if not path.exists():
+            path.touch(mode=0o600)
+            make(path)
+        return path
+
+    def _scratch(self, stack: ExitStack, name: str) -> Path:
+        """A new directory for a server, gone with it. As root, servers change to other users, who must get there."""
+        path = Path(tempfile.mkdtemp(prefix=f"casa-demo-{name}-"))
+        path.chmod(0o755)
+        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        return path / name
+
+    @contextmanager
+    def _or_missing(self, what: str) -> Iterator[None]:
+        """The demo goes on without what this machine can't have, and says so."""
+        try:
+            yield
+        except Unavailable as error:
+            self.missing[what] = str(error)
+            self._progress(f"Not here: {what}. {error}")
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CasaError(
+                str(directory), "a demo is running there already", "End it, or choose another --directory"
+            ) from None
+        yield
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=1) as answer:  # noqa: S310 - our own loopback address
+            return bool(answer.status)
+    except (URLError, OSError):
+        return False
+
+
+def _muons() -> bytes:
+    """Transverse momentum and pseudorapidity of muons that never were, always the same."""
+    rows = [(20 + (n * 7919 % 1000) / 10, (n * 104729 % 480) / 100 - 2.4) for n in range(1000)]
+    return "\n".join(["pt,eta", *(f"{pt:.1f},{eta:.2f}" for pt, eta in rows)]).encode()
+
+
+def elapsed_printer() -> Progress:
+    """Progress lines with the seconds since the start."""
+    begin = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"{time.monotonic() - begin:6.1f} s  {line}", flush=True)
+
+    return tell

@@ -1,0 +1,97 @@
+"""`casa-hub demo`: for a person, or headless with `--check`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from casa_hub.demo.accounts import ACCOUNTS
+from casa_hub.demo.check import Checks
+from casa_hub.demo.facility import PORT, Facility, elapsed_printer
+from casa_hub.errors import CasaError
+
+
+def serve(directory: Path | None, *, port: int | None) -> int:
+    """Start the facility and stay until Ctrl-C."""
+    progress = elapsed_printer()
+    facility = Facility(directory or _state_directory(), port=_port(port), progress=progress)
+    with _ended_by_signals(), facility.running():
+        print(_welcome(facility), flush=True)
+        assert facility.hub is not None  # noqa: S101
+        facility.hub.wait()
+        print(facility.hub.last_lines(), file=sys.stderr)
+        return 1
+    return 0
+
+
+def check(directory: Path | None, *, port: int | None) -> int:
+    """Start the facility on free ports, try everything, print a table; 0 when all is well."""
+    progress = elapsed_printer()
+    with tempfile.TemporaryDirectory(prefix="casa-hub-check-", ignore_cleanup_errors=True) as temporary:
+        Path(temporary).chmod(0o711)
+        facility = Facility(directory or Path(temporary), port=port, progress=progress)
+        with _ended_by_signals(), facility.running():
+            checks = Checks(facility, progress)
+            checks.run()
+        checks.after_the_end()
+    print(checks.table())
+    for what, why in facility.missing.items():
+        print(f"Not tried, for it can't be had here: {what}. {why}")
+    if facility.missing and os.environ.get("CASA_HUB_REQUIRE_PEERS") == "1":
+        print("CASA_HUB_REQUIRE_PEERS is set: what is missing counts as failed.")
+        return 1
+    return 0 if checks.passed else 1
+
+
+def _welcome(facility: Facility) -> str:
+    lines = ["", f"  Open {facility.url} and sign in as", ""]
+    lines += [f"    {account.name:<8} {account.about}" for account in ACCOUNTS]
+    lines += ["", "  A member's server opens quickstart.ipynb: run its cells from top to bottom."]
+    lines += [f"  Homes, keys and logs are in {facility.directory}."]
+    lines += [f"  Missing on this machine: {what} ({why})" for what, why in facility.missing.items()]
+    return "\n".join([*lines, "", "  Ctrl-C ends everything.", ""])
+
+
+def _state_directory() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(base) / "casa-hub-demo"
+
+
+def _port(wanted: int | None) -> int | None:
+    """The wanted port, else the usual one, else any that is free.
+
+    Raises:
+        CasaError: the wanted one is taken.
+    """
+    for port in [wanted] if wanted is not None else [PORT]:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                if wanted is not None:
+                    raise CasaError(f"port {port}", f"can't be used ({error.strerror})", "Choose another") from error
+            else:
+                return port
+    return None
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does: with everything ended."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -29,7 +29,8 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
     Raises:
         ConfigurationError: no server could be started soundly; the first of the errors, all of them are logged.
     """
-    if app.tornado_settings.get("casa_started"):
+    # `jupyterhub token` makes an application within another one, beside the hub that runs.
+    if app.tornado_settings.get("casa_started") or app.parent is not None:
         return
     facility = Facility.in_settings(app.tornado_settings, app.config)
     fatal = unknown_keys(app.config, [*sections(app.authenticator_class, app.spawner_class), *classes])

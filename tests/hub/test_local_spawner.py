@@ -28,9 +28,11 @@ SITE = Path(__file__).parents[1] / "support" / "site_credential"
 
 #: The hub's API is asked directly; JupyterHub would have to be given a new proxy after each crash of these tests.
 CONFIG = """
-import sys
+from pathlib import Path
 from jupyterhub.auth import DummyAuthenticator
 from jupyterhub.proxy import Proxy
+from casa_hub.credentials.base import AccessToken
+from casa_hub.errors import CasaError
 from casa_hub.startup import on_hub_start
 
 class NoProxy(Proxy):
@@ -40,9 +42,25 @@ class NoProxy(Proxy):
     async def get_all_routes(self): return {{}}
 
 class Early(DummyAuthenticator):
+    # Offers the local spawner what CasaOAuthenticator does; files stand for the identity provider.
+    auth_refresh_age = 1
+
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         on_hub_start(self.parent)
+
+    async def recheck(self, user):
+        if Path("refused").exists():
+            raise CasaError(user.name, "no longer a member", "Ask for membership.")
+
+    async def access_token(self, user):
+        return AccessToken(Path("token").read_text(), None) if Path("token").exists() else None
+
+    async def refresh_user(self, user, handler=None):
+        for spawner in user.spawners.values():
+            if spawner.ready:
+                await spawner.renew_credentials(["bearer"])
+        return True
 
 c.JupyterHub.proxy_class = NoProxy
 c.JupyterHub.hub_port = {port}
@@ -57,7 +75,7 @@ c.Spawner.args = ["--allow-root"]
 c.Spawner.start_timeout = 60
 c.Spawner.http_timeout = 60
 c.Spawner.environment = {{"SITE_HOST": "the operator's", "FROM_OPERATOR": "yes"}}
-c.Facility.credentials = ["site", "xcache", "dask"]
+c.Facility.credentials = ["site", "xcache", "dask", "bearer"]
 c.Facility.required = ["xcache"]
 c.XCache.key_file = "xcache.key"
 c.XCache.site_name = "T3_TEST"
@@ -278,13 +296,13 @@ def test_two_named_servers_of_one_user_hold_separate_credentials(hub: LocalHub) 
 def test_an_optional_credential_that_is_missing_is_told_and_not_pointed_to(hub: LocalHub) -> None:
     told = " / ".join(str(event["message"]) for event in hub.spawn("barred"))
     assert "Starting without site: site badge: barred gets none. Ask the site." in told
+    assert "Starting without bearer: access token: is not there" in told
     process = hub.remember("barred")
     assert process is not None
     assert "SITE_BADGE_FILE" not in process.environment()
     assert not (hub.path("barred") / "site_badge").exists()
-    assert hub.state("barred")["record"]["missing"] == {  # type: ignore[index]
-        "site": "site badge: barred gets none. Ask the site."
-    }
+    missing = hub.state("barred")["record"]["missing"]  # type: ignore[index]
+    assert missing["site"] == "site badge: barred gets none. Ask the site."
 
 
 def test_a_required_credential_that_is_missing_ends_the_start_and_leaves_nothing(hub: LocalHub) -> None:
@@ -293,6 +311,57 @@ def test_a_required_credential_that_is_missing_ends_the_start_and_leaves_nothing
     assert events[-1]["failed"]
     assert "xcache.key" in str(events[-1]["message"])
     assert gone(hub, ("alice", ""))
+
+
+def test_who_is_no_member_any_more_gets_no_server(hub: LocalHub) -> None:
+    (hub.directory / "refused").touch()
+    events = hub.spawn("alice")
+    assert events[-1]["failed"]
+    assert "no longer a member. Ask for membership." in str(events[-1]["message"])
+    assert gone(hub, ("alice", ""))
+
+
+def test_a_new_access_token_reaches_the_running_server_and_the_rest_stays(hub: LocalHub) -> None:
+    (hub.directory / "token").write_text("first")
+    assert hub.spawn("alice")[-1]["ready"]
+    directory, before = hub.path("alice"), hub.state("alice")
+    files = {path.name: path.read_bytes() for path in (directory / "..data").iterdir()}
+    assert files["access_token"] == b"first"
+    (hub.directory / "token").write_text("second")
+    token = hub.api("POST", "/users/alice/tokens").json()["token"]
+    until(
+        lambda: hub.api("GET", "/user", token=token).ok and (directory / "access_token").read_bytes() == b"second",
+        "the new token is there",
+    )
+    after = {path.name: path.read_bytes() for path in (directory / "..data").iterdir()}
+    assert after == files | {"access_token": b"second"}
+    entries, earlier = hub.state("alice")["record"]["credentials"], before["record"]["credentials"]  # type: ignore[index]
+    assert entries.pop("bearer")["issued_at"] > earlier.pop("bearer")["issued_at"]
+    assert entries == earlier
+    # None any more: what is there stays until it expires or the server stops.
+    (hub.directory / "token").unlink()
+    until(lambda: hub.api("GET", "/user", token=token).ok and "No bearer for" in hub.log, "a renewal without a token")
+    assert (directory / "access_token").read_bytes() == b"second"
+
+
+def test_when_the_hub_ends_with_its_servers_nothing_is_left(make_hub: Callable[..., LocalHub]) -> None:
+    hub = make_hub("c.JupyterHub.cleanup_servers = True\n")
+    hub.start()
+    hub.spawn("alice")
+    process = hub.remember("alice")
+    assert process is not None
+    assert hub.stop(signal.SIGTERM) == 0
+    assert gone(hub, ("alice", ""))
+    assert not process.alive
+
+
+def test_another_program_of_jupyterhub_beside_the_hub_disturbs_nothing(hub: LocalHub) -> None:
+    hub.spawn("alice")
+    command = [sys.executable, "-m", "jupyterhub", "token", "alice"]
+    done = subprocess.run(command, cwd=hub.directory, env=hub.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert hub.api("GET", "/user", token=done.stdout.split()[-1]).json()["name"] == "alice"
+    assert (hub.path("alice") / "xcache_token").read_bytes()
 
 
 def test_a_process_that_does_not_start_leaves_nothing(make_hub: Callable[..., LocalHub]) -> None:
@@ -385,7 +454,7 @@ def test_a_server_that_the_database_forgot_is_ended(hub: LocalHub) -> None:
         ("c.XCache.keyfile = 'x'\n", r"XCache.keyfile: there is no such setting. Did you mean key_file\?"),
         ("c.Site.lifetme = 1\n", r"Site.lifetme: there is no such setting. Did you mean lifetime\?"),
         ("c.Facilty.required = []\n", r"Facilty: there is no such section. Did you mean Facility\?"),
-        ("c.Facility.required = ['bearer']\n", r"'bearer' is not in Facility.credentials"),
+        ("c.Facility.required = ['htcondor']\n", r"'htcondor' is not in Facility.credentials"),
         ("c.TraefikRoutes.directory = ''\n", r"TraefikRoutes.directory: it is not set"),
         ("c.LocalDelivery.directory = 'traefik'\nopen('traefik/x', 'w')\n", r"it holds files that aren't the hub's"),
     ],

@@ -153,7 +153,7 @@ class XCache(Minter):
         ``{username}`` stands for the user's name and must be a whole component: ``/store/user/{username}``. Users whose
         name is not a plain file name get no macaroon then. As the last component it is followed by a slash in the
         macaroon, because XRootD 5 compares beginnings of text, so that ``/store/user/al`` would open
-        ``/store/user/alice``. The price on XRootD 5: the directory has to be listed with the slash
+        ``/store/user/alice``. The price: the directory itself has to be listed with the slash
         (``xrdfs HOST ls /store/user/al/``).
 
         For the same reason a fixed ``/store`` also opens ``/store2`` on XRootD 5, if the XCache exports that; end it

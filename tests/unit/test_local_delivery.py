@@ -162,7 +162,8 @@ async def test_a_cancelled_delivery_is_followed_by_its_withdrawal(
     with pytest.raises(asyncio.CancelledError):
         await start
     withdrawal = asyncio.create_task(delivery.withdraw(ALICE, "1"))
-    await asyncio.sleep(0)
+    done, _ = await asyncio.wait([withdrawal], timeout=0.2)
+    assert not done, "the withdrawal didn't wait for the thread"
     go_on.set()
     await withdrawal
     assert not delivery.path(ALICE).exists()

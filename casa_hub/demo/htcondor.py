@@ -82,7 +82,7 @@ STARTER_JOB_ENVIRONMENT = "{job_environment}"
 """
 
 #: Numbers of the accounts that exist only in the pool's own passwd file.
-_FIRST_UID = 64_000
+FIRST_UID = 64_000
 #: What a daemon logs when it has been told to read its configuration again; it does nothing else before that is done.
 _REREAD = "Re-reading config files"
 
@@ -171,7 +171,7 @@ class HTCondorPool:
         command: list[str | Path] = [self._tree.program("condor_master"), "-f"]
         uid, gid = os.geteuid(), os.getegid()
         if uid == 0:
-            uid = gid = _FIRST_UID
+            uid = gid = FIRST_UID
             command = self._with_accounts(command)
             for path in (scratch, *(self.directory / name for name in ("log", "spool", "execute"))):
                 os.chown(path, uid, gid)
@@ -254,9 +254,9 @@ class HTCondorPool:
         """The command in a mount namespace whose passwd and group files know condor and the accounts."""
         etc = self.directory / "etc"
         names = ("condor", *self.accounts)
-        users = [f"{name}:x:{_FIRST_UID + n}:{_FIRST_UID + n}::/tmp:/bin/sh" for n, name in enumerate(names)]
+        users = [f"{name}:x:{FIRST_UID + n}:{FIRST_UID + n}::/tmp:/bin/sh" for n, name in enumerate(names)]
         users += [":".join(map(str, entry)) for entry in pwd.getpwall() if entry.pw_name not in names]
-        groups = [f"{name}:x:{_FIRST_UID + n}:" for n, name in enumerate(names)]
+        groups = [f"{name}:x:{FIRST_UID + n}:" for n, name in enumerate(names)]
         groups += [f"{g.gr_name}:x:{g.gr_gid}:{','.join(g.gr_mem)}" for g in grp.getgrall() if g.gr_name not in names]
         (etc / "passwd").write_text("\n".join(users) + "\n")
         (etc / "group").write_text("\n".join(groups) + "\n")

@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-# The same tests for the oldest JupyterHub that is supported.
+# The oldest JupyterHub that is supported, with the newest Python: what Zero-to-JupyterHub runs.
 VENV_HUB5 := .venv-hub5
 LOCK := tests/lock
 
@@ -26,9 +26,9 @@ demo-check: $(VENV)/.demo
 test: $(VENV)/.test test-hub5
 	$(VENV)/bin/python -m pytest $(TESTS)
 
-# What depends on JupyterHub; the rest can't differ.
+# What depends on JupyterHub or on Python alone; servers of the facility don't know the difference.
 test-hub5: $(VENV_HUB5)/.test
-	$(VENV_HUB5)/bin/python -m pytest tests/hub
+	$(VENV_HUB5)/bin/python -m pytest tests/unit tests/hub
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
@@ -48,13 +48,18 @@ lock: $(VENV)/.test
 clean:
 	rm -rf $(VENV) $(VENV_HUB5)
 
-%/bin/python:
-	@echo "Making $* with $$($(PYTHON) --version) ..."
+$(VENV)/bin/python:
+	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "Python 3.11 or newer is needed: make ... PYTHON=/path/to/python3.12"; exit 1; }
-	@$(PYTHON) -m venv $* \
-	    || { rm -rf $*; echo "This Python can't make virtual environments (Debian: apt install python3-venv)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "This Python can't make virtual environments (Debian: apt install python3-venv)"; exit 1; }
 	@$@ -m pip install --quiet --upgrade 'pip>=25.1'
+
+# Without a pip of its own: Debian's Python has none to give, and that of the other environment serves both.
+$(VENV_HUB5)/bin/python: | $(VENV)/.demo
+	@newest=$$($(VENV)/bin/python -m tests.support.newest_python) \
+	    && echo "Making $(VENV_HUB5) with $$($$newest --version) ..." && $$newest -m venv --without-pip $(VENV_HUB5)
 
 $(VENV)/.demo: pyproject.toml $(LOCK)/hub6.txt | $(VENV)/bin/python
 	@echo "Installing casa_hub and what its demo runs (a minute or two, once) ..."
@@ -68,5 +73,6 @@ $(VENV)/.test: $(VENV)/.demo
 
 $(VENV_HUB5)/.test: pyproject.toml $(LOCK)/hub5.txt | $(VENV_HUB5)/bin/python
 	@echo "Installing the same with JupyterHub 5.5 (a minute or two, once) ..."
-	@$(VENV_HUB5)/bin/python -m pip install --quiet --editable '.[demo]' --group test --constraint $(LOCK)/hub5.txt
+	@$(VENV)/bin/python -m pip --python $(VENV_HUB5)/bin/python install --quiet --editable '.[demo]' --group test \
+	    --constraint $(LOCK)/hub5.txt
 	@touch $@

@@ -126,7 +126,7 @@ UNUSABLE = {
     "below a file": (_below_a_file, "can't be read: Not a directory", "Name a file that the hub can read."),
     "a loop of links": (_loop, "can't be read: Too many levels", "Name a file that the hub can read."),
     "a pipe": (_pipe, "is not a regular file", "Name the file itself."),
-    "no path at all": (lambda _: "a\0b", "can't be read: embedded null", "Name a file that the hub can read."),
+    "no path at all": (lambda _: "a\0b", "embedded null", "Name a file that the hub can read."),
     "empty": (lambda directory: write(directory / "key", b""), "is empty", "Make one."),
     "malformed": (lambda directory: write(directory / "key", b"bad " + SECRET), "is bad", "Make a good one."),
 }

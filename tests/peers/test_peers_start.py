@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -265,12 +264,19 @@ def test_nothing_is_left_of_a_facility_whose_starter_ends(how: str, peers_direct
         require(programs)
     base = peers_directory / how
     base.mkdir()
-    scratch_before = _scratch()
+    scratch = base / "tmp"
+    scratch.mkdir()
+    scratch.chmod(0o755)
     with subprocess.Popen(
-        [sys.executable, "-c", FACILITY, str(base)], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", FACILITY, str(base)],
+        env={**os.environ, "TMPDIR": str(scratch)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as starter:
         assert starter.stdout is not None
         assert starter.stdout.readline()
+        assert len(list(scratch.iterdir())) == 3
         running = descendants(starter.pid)
         programs_running = {one.name for one in running}
         assert {"xrootd", "condor_master", "condor_schedd", "condor_startd", "traefik"} <= programs_running
@@ -280,12 +286,8 @@ def test_nothing_is_left_of_a_facility_whose_starter_ends(how: str, peers_direct
         assert time.monotonic() - begin < 5
         starter.wait(5)
         assert starter.returncode == (0 if how == "SIGINT" else -signal.SIGKILL)
-    assert _scratch() <= scratch_before
+    assert list(scratch.iterdir()) == []
     assert str(base) not in Path("/proc/mounts").read_text()
-
-
-def _scratch() -> set[Path]:
-    return {path for name in ("casa-xrootd-*", "casa-condor-*") for path in Path(tempfile.gettempdir()).glob(name)}
 
 
 def test_nobody_escapes_by_a_session_of_its_own(tmp_path: Path) -> None:

@@ -41,9 +41,8 @@ from casa_hub.processes import Process, signed_in
 #: Seconds that a replaced set of files stays for readers who are just opening it.
 _GRACE = 1.0
 
-#: First line of the hosts file: a file without it is somebody else's. A name and no comment, for nss_wrapper 1.1
-#: takes a line that begins with "#" for an error and then finds no host at all.
-_HOSTS_MARK = "127.0.0.1 kept-by-casa-hub.invalid"
+#: First line of the hosts file: a file without it is somebody else's.
+_HOSTS_MARK = "# Kept by casa_hub: changes are lost."
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +93,8 @@ class LocalDelivery(Delivery):
     hosts_file = Unicode(
         "",
         help="""A file in the format of hosts(5), kept up to date with the host names of all running servers, for
-        machines that have no wildcard DNS: dnsmasq reads it by `addn-hosts`, nss_wrapper by `NSS_WRAPPER_HOSTS`.
-        It must not be /etc/hosts: all of it is overwritten. Default: none is written.""",
+        a name server of a site without wildcard DNS that watches such a file: dnsmasq (`hostsdir`), CoreDNS (`hosts`).
+        It must be the hub's alone, so not /etc/hosts: all of it is overwritten. Default: none is written.""",
     ).tag(config=True)
 
     hosts_address = Unicode(

@@ -84,6 +84,29 @@ class CasaLoginHandler(_Pages, OAuthLoginHandler):  # type: ignore[misc]
 class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
     """Take the browser back from the identity provider, and in or not."""
 
+    def check_arguments(self) -> None:
+        """The state first: whatever else the address says is somebody's who can't know it, if it is wrong."""
+        self.check_state()
+        self.check_error()
+        self.check_code()
+
+    def get_state_url(self) -> str:
+        state: str = super().get_state_url()
+        try:
+            readable = isinstance(_deserialize_state(state), dict)
+        except ValueError:
+            readable = False
+        if not readable:
+            raise web.HTTPError(HTTPStatus.BAD_REQUEST, "OAuth state mismatch")
+        return state
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        """As tornado, but without the query of the address: a code that wasn't redeemed is as good as new."""
+        if isinstance(value, web.HTTPError):
+            self.log.warning("%d %s: %s", value.status_code, self.request.path, value.get_message())
+        elif value is not None:
+            self.log.error("Uncaught exception at %s", self.request.path, exc_info=(typ, value, tb))
+
     def pkce(self) -> tuple[str, str]:
         """PKCE verifier and nonce of this browser's log-in."""
         verifier = _deserialize_state(self.get_state_cookie()).get("code_verifier")

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 import requests
 
 #: What every hub of the tests has; the rest of the configuration is the test's.
 BASE = """
 import os
+import sys
 c = get_config()
 c.JupyterHub.bind_url = "http://127.0.0.1:{port}"
 c.JupyterHub.hub_port = {hub_port}
@@ -41,6 +42,39 @@ c.JupyterHub.log_level = "DEBUG"
 """
 
 
+#: The authenticator with a clock that a test puts forward.
+LATER = """
+import time
+from pathlib import Path
+from casa_hub.authenticator import CasaOAuthenticator
+
+class LaterOAuthenticator(CasaOAuthenticator):
+    @staticmethod
+    def clock():
+        return time.time() + float(Path("ahead").read_text())
+
+c.JupyterHub.authenticator_class = LaterOAuthenticator
+c.JupyterHub.spawner_class = "simple"
+# JupyterHub's own small server: as good as a notebook's for whether one may be started and reached.
+c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.tests.mocksu"]
+"""
+
+CLIENT_SECRET = "secret-of-the-client"
+
+
+def casa_config(issuer: str, **traits: object) -> str:
+    """A hub whose users log in at this issuer; `traits` are those of the authenticator."""
+    settings = {
+        "provider": "wlcg-iam",
+        "issuer": issuer,
+        "client_id": "hub",
+        "client_secret": CLIENT_SECRET,
+        "allowed_groups": ["/cms/uscms"],
+        **traits,
+    }
+    return LATER + "".join(f"c.CasaOAuthenticator.{name} = {value!r}\n" for name, value in settings.items())
+
+
 def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -59,14 +93,32 @@ def wait_for_port(port: int, *, timeout: float = 20) -> None:
         time.sleep(0.05)
 
 
+#: Where no server has to be reached, the hub is spoken to directly: it starts and stops sooner.
+NO_PROXY = """
+from jupyterhub.proxy import Proxy
+
+class NoProxy(Proxy):
+    should_start = False
+    async def add_route(self, routespec, target, data): pass
+    async def delete_route(self, routespec): pass
+    async def get_all_routes(self): return {}
+
+c.JupyterHub.proxy_class = NoProxy
+"""
+
+
 class Hub:
     """JupyterHub with `config` (Python text) in `directory`."""
 
-    def __init__(self, directory: Path, config: str, *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, config: str, *, environment: Mapping[str, str] | None = None, proxy: bool = True
+    ) -> None:
         self.directory = directory
         self.api_token = secrets.token_hex(16)
         self.port, hub_port, api_port = free_ports(3)
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://127.0.0.1:{self.port if proxy else hub_port}"
+        if not proxy:
+            config = NO_PROXY + config
         base = BASE.format(
             port=self.port,
             hub_port=hub_port,
@@ -82,9 +134,17 @@ class Hub:
             "JUPYTERHUB_CRYPT_KEY": secrets.token_hex(32),
             **(environment or {}),
         }
+        self.ahead = 0.0
+        self.put_forward(0)
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self.process: subprocess.Popen[str] | None = None
+
+    def put_forward(self, seconds: float) -> None:
+        """Let the authenticator of `casa_config` think that it is so much later."""
+        self.ahead += seconds
+        (self.directory / "ahead.new").write_text(str(self.ahead))
+        (self.directory / "ahead.new").replace(self.directory / "ahead")
 
     @property
     def log(self) -> str:
@@ -120,23 +180,30 @@ class Hub:
 
     def wait_for(self, pattern: str, *, timeout: float = 30) -> re.Match[str]:
         """Wait until the log has a match; fails at once when the hub ends without one."""
-        assert self.process is not None
+        return self.wait_for_all(pattern, 1, timeout=timeout)[0]
 
-        def found() -> bool:
-            return re.search(pattern, "".join(self._lines)) is not None or self.process.poll() is not None
+    def wait_for_all(self, pattern: str, count: int, *, since: int = 0, timeout: float = 30) -> list[re.Match[str]]:
+        """Wait for so many matches in the log from an offset on."""
+        process = self.process
+        assert process is not None
+
+        def found() -> list[re.Match[str]]:
+            return list(re.finditer(pattern, "".join(self._lines)[since:]))
 
         with self._changed:
-            self._changed.wait_for(found, timeout)
-            match = re.search(pattern, "".join(self._lines))
-        assert match is not None, f"{pattern!r} isn't in the hub's log:\n{self.log[-6000:]}"
-        return match
+            self._changed.wait_for(lambda: len(found()) >= count or process.poll() is not None, timeout)
+            matches = found()
+        assert len(matches) >= count, f"{pattern!r} isn't in the hub's log:\n{self.log[-6000:]}"
+        return matches
+
+    def end(self, how: int = signal.SIGINT) -> None:
+        """Tell it to end, and don't wait."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(how)
 
     def stop(self, how: int = signal.SIGINT) -> int:
-        if self.process is None:
-            return 0
-        if self.process.poll() is None:
-            self.process.send_signal(how)
-        return self.process.wait(60)
+        self.end(how)
+        return self.process.wait(60) if self.process is not None else 0
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Hub]:
@@ -162,12 +229,28 @@ class Browser(requests.Session):
     def page(self, path: str, **kwargs: object) -> requests.Response:
         return self.get(urljoin(self.hub.url, path), timeout=60, **kwargs)  # type: ignore[arg-type]
 
-    def log_in(self, sub: str, *, next_path: str = "") -> requests.Response:
+    def log_in(self, sub: str, *, next_path: str = "/hub/home") -> requests.Response:
         """From the hub's log-in to wherever it ends."""
         consent = self.page("/hub/oauth_login" + (f"?next={next_path}" if next_path else ""))
         if consent.status_code != 200 or "authorize" not in consent.url:
             return consent
         return self.post(consent.url, data={"sub": sub}, timeout=60)
+
+    def is_in(self) -> bool:
+        """Whether a page of the hub is shown; else it sends to the log-in. Nothing else may happen."""
+        answer = self.page("/hub/home", allow_redirects=False)
+        if answer.status_code == 302:
+            assert urlsplit(answer.headers["Location"]).path == "/hub/login"
+        else:
+            assert answer.status_code == 200, answer.text
+        return answer.status_code == 200
+
+    def token(self) -> str:
+        """A new API token of this user."""
+        path = f"/hub/api/users/{quote(self.user())}/tokens"
+        answer = self.post(self.hub.url + path, json={}, headers=self._xsrf(), timeout=60)
+        answer.raise_for_status()
+        return str(answer.json()["token"])
 
     def spawn(self, name: str = "") -> requests.Response:
         """Start a server as the page does, with the form's token against forgery."""

@@ -26,6 +26,7 @@ import werkzeug.serving
 
 with warnings.catch_warnings(record=True):  # what it uses of others is its own affair
     import oidc_provider_mock
+    from oidc_provider_mock._storage import User, storage
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 logging.getLogger("oidc_provider_mock").setLevel(logging.ERROR)
@@ -61,6 +62,8 @@ class IdP:
         self._server: werkzeug.serving.BaseWSGIServer | None = None
         self.authorization_requests: list[dict[str, str]] = []
         self.token_requests: list[dict[str, str]] = []
+        self.token_answers: list[dict[str, Any]] = []
+        self._asked_scope = ""
 
     def reset(self) -> None:
         """Behave again as at first; tokens and users stay."""
@@ -90,8 +93,10 @@ class IdP:
         return f"http://localhost:{self._server.server_port}"
 
     def put_user(self, sub: str, **claims: Any) -> None:
-        with self.app.test_client() as client:
-            client.put(f"/users/{sub}", json=claims)
+        # Not by its own address for it, which takes no slash; CILogon's subjects are URIs.
+        with self.app.test_request_context():
+            self.app.preprocess_request()
+            storage.store_user(User(sub=sub, claims=claims))
 
     def revoke(self, sub: str) -> None:
         """End this user's session: all tokens are dead."""
@@ -139,6 +144,7 @@ class IdP:
             return answer(environ, start_response) if callable(answer) else _reply(start_response, *answer)
         if path == "/oauth2/authorize":
             self.authorization_requests.append(query)
+            self._asked_scope = query.get("scope", "")
         return self._pass_on(environ, start_response, path, query, form)
 
     def _refusal(self, form: dict[str, str]) -> tuple[int, Any] | None:
@@ -184,12 +190,15 @@ class IdP:
                 document = self._snapshots[token]
             if path in self.change:
                 document = self.change[path](document)
+            if path == "/oauth2/token":
+                self.token_answers.append(document)
             return _reply(start_response, 200, document)
         start_response(caught["status"], headers)
         return [body]
 
     def _made(self, document: dict[str, Any], form: dict[str, str]) -> None:
-        """Take note of new tokens."""
+        """Take note of new tokens. All scopes are granted, also those that the mock has never heard of."""
+        document["scope"] = self._asked_scope
         if self.rotate:
             real = document.get("refresh_token") or form["refresh_token"]
             alias = secrets.token_urlsafe(16)

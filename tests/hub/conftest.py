@@ -1,0 +1,67 @@
+"""One identity provider for each module of tests, and hubs that use it; no hub's log may hold a secret of theirs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.hub import CLIENT_SECRET, Hub, casa_config
+from tests.support.idp import IdP
+
+MakeHub = Callable[..., Hub]
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[IdP]:
+    with IdP().running() as idp:
+        yield idp
+
+
+@pytest.fixture
+def idp(provider: IdP) -> IdP:
+    """As at first; users and tokens stay."""
+    provider.reset()
+    return provider
+
+
+@pytest.fixture(scope="session")
+def claims_of() -> Callable[[str], dict[str, Any]]:
+    """The recorded claims of a real provider, by the name of their file."""
+    directory = Path(__file__).parents[1] / "unit" / "claims"
+    return lambda name: dict(json.loads((directory / f"{name}.json").read_text())["claims"])
+
+
+def assert_no_secret(log: str, idp: IdP) -> None:
+    """Nothing that somebody could use is in a hub's log."""
+    secrets = {CLIENT_SECRET}
+    for answer in idp.token_answers:
+        secrets |= {str(value) for name, value in answer.items() if name.endswith("_token") and value}
+    for form in idp.token_requests:
+        secrets |= {form[name] for name in ("code", "code_verifier", "refresh_token") if form.get(name)}
+    found = [line for line in log.splitlines() if any(secret in line for secret in secrets)]
+    assert not found, f"{len(found)} lines of the log hold a secret, the first: {found[0][:400]}"
+
+
+@pytest.fixture(scope="module")
+def make_hub(provider: IdP, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeHub]:
+    """Makes hubs, not yet started, that end with the module. Arguments: configuration text, traits."""
+    hubs: list[Hub] = []
+
+    def make(config: str = "", *, proxy: bool = False, **traits: object) -> Hub:
+        text = casa_config(**{"issuer": provider.issuer, **traits})
+        hubs.append(Hub(tmp_path_factory.mktemp("hub"), text + config, proxy=proxy))
+        return hubs[-1]
+
+    try:
+        yield make
+    finally:
+        for hub in hubs:
+            hub.end()
+        for hub in hubs:
+            hub.stop()
+    for hub in hubs:
+        assert_no_secret(hub.log, provider)

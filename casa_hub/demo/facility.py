@@ -77,7 +77,10 @@ class Facility:
             self._names()
             self._traefik(stack)
             self._hub(stack)
-            yield self
+            try:
+                yield self
+            finally:
+                self._progress("Ending everything")
 
     # -- one after the other ----------------------------------------------------------------------------------------
 

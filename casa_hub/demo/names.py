@@ -6,12 +6,11 @@ not: there programs get `nss_wrapper` preloaded, which answers from a hosts file
 
 from __future__ import annotations
 
-import itertools
-import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from casa_hub.delivery.layout import replace_read_file
 from casa_hub.demo.packages import Progress, nss_wrapper, silent
 from casa_hub.demo.processes import free_loopback_address
 
@@ -46,9 +45,7 @@ def facility_address(*ports: int) -> str:
 class HostNames:
     """Makes programs that are started with `environment` resolve the names of a hosts file.
 
-    A program sees the file as it was at its first look-up, provided that who replaces the file keeps the replaced one
-    linked (`replace` does). It must be so: nss_wrapper (up to 1.1.16 at least) reads a file anew, without a lock, when
-    the one it has open was changed or unlinked, and programs that look up names in several threads crash or hang then.
+    A program sees the file as it was at its first look-up; see `casa_hub.delivery.layout.replace_read_file`.
     """
 
     def __init__(self, hosts_file: Path, address: str | None = None) -> None:
@@ -77,20 +74,5 @@ class HostNames:
 
     def replace(self, hosts: Mapping[str, str]) -> None:
         """Write the file anew, at once: host name -> address."""
-        new = self.hosts_file.with_name(self.hosts_file.name + ".new")
-        new.write_text("".join(f"{address} {name}\n" for name, address in hosts.items()))
-        new.chmod(0o644)
-        keep_linked(self.hosts_file)
-        new.replace(self.hosts_file)
-
-
-def keep_linked(path: Path) -> None:
-    """Give a file that is about to be replaced a second name (``hosts.1``), so that its readers don't miss it."""
-    for number in itertools.count(1):
-        try:
-            os.link(path, path.with_name(f"{path.name}.{number}"))
-        except FileExistsError:
-            continue
-        except FileNotFoundError:
-            pass
-        return
+        lines = "".join(f"{address} {name}\n" for name, address in hosts.items())
+        replace_read_file(self.hosts_file, lines.encode(), 0o644)

@@ -28,8 +28,6 @@ from pathlib import Path
 
 DATA = "..data"
 
-#: How many old versions of a file `replace_read_file` leaves.
-_VERSIONS = 1000
 
 #: What the key of a Kubernetes Secret may be, so that a credential's files can be delivered to a pod as well.
 _NAME = re.compile(r"(?!\.\.)[-._a-zA-Z0-9]{1,253}")
@@ -99,22 +97,6 @@ def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def replace_read_file(path: Path, content: bytes, mode: int) -> None:
-    """Like `replace_file`, for a file that programs hold open and look at again: to them the old one stays as it was.
-
-    nss_wrapper (up to 1.1.16 at least) reads its hosts file again, without a lock, when the file it has open was
-    changed or has no name any more, and programs that look up names in several threads crash or hang on that. So the
-    last thousand versions keep a name: ``hosts.1``, ``hosts.2`` ... A new program reads the newest.
-    """
-    kept = sorted(int(old.suffix[1:]) for old in path.parent.glob(f"{path.name}.*") if old.suffix[1:].isdecimal())
-    if path.exists():
-        kept.append(kept[-1] + 1 if kept else 1)
-        path.with_name(f"{path.name}.{kept[-1]}").hardlink_to(path)
-    replace_file(path, content, mode)
-    for number in kept[:-_VERSIONS]:
-        path.with_name(f"{path.name}.{number}").unlink(missing_ok=True)
 
 
 def _fill(directory: Path, files: Mapping[str, bytes]) -> None:

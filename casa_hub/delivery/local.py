@@ -379,7 +379,7 @@ class LocalDelivery(Delivery):
 
     def _write_hosts(self, content: str) -> None:
         if self.hosts_file:
-            layout.replace_read_file(Path(self.hosts_file), content.encode(), 0o644)
+            layout.replace_file(Path(self.hosts_file), content.encode(), 0o644)
 
 
 def _translated(error: Exception, path: Path, state: str) -> DeliveryError:

@@ -6,11 +6,12 @@ not: there programs get `nss_wrapper` preloaded, which answers from a hosts file
 
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from casa_hub.delivery.layout import replace_read_file
+from casa_hub.delivery.layout import replace_file
 from casa_hub.demo.packages import Progress, nss_wrapper, silent
 from casa_hub.demo.processes import free_loopback_address
 
@@ -45,7 +46,7 @@ def facility_address(*ports: int) -> str:
 class HostNames:
     """Makes programs that are started with `environment` resolve the names of a hosts file.
 
-    A program sees the file as it was at its first look-up; see `casa_hub.delivery.layout.replace_read_file`.
+    A program sees the file as it was at its first look-up; see `replace`.
     """
 
     def __init__(self, hosts_file: Path, address: str | None = None) -> None:
@@ -73,6 +74,14 @@ class HostNames:
         return self._environment
 
     def replace(self, hosts: Mapping[str, str]) -> None:
-        """Write the file anew, at once: host name -> address."""
+        """Write the file anew, at once: host name -> address. To programs that run the old one stays as it was.
+
+        nss_wrapper (up to 1.1.16 at least) reads the file again, without a lock, when the one it has open was changed
+        or has no name any more, and programs that look up names in several threads crash or hang on that. So old
+        versions keep a name: ``hosts.1``, ``hosts.2`` ...
+        """
+        if self.hosts_file.exists():
+            versions = (self.hosts_file.with_name(f"{self.hosts_file.name}.{n}") for n in itertools.count(1))
+            next(version for version in versions if not version.exists()).hardlink_to(self.hosts_file)
         lines = "".join(f"{address} {name}\n" for name, address in hosts.items())
-        replace_read_file(self.hosts_file, lines.encode(), 0o644)
+        replace_file(self.hosts_file, lines.encode(), 0o644)

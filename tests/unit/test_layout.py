@@ -143,23 +143,3 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     assert path.read_bytes() == b"2"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
-
-
-def test_who_has_a_replaced_file_open_keeps_it_whole_and_named(tmp_path: Path) -> None:
-    path = tmp_path / "hosts"
-    layout.replace_read_file(path, b"first", 0o644)
-    with path.open("rb") as held:
-        layout.replace_read_file(path, b"second", 0o644)
-        layout.replace_read_file(path, b"third", 0o644)
-        assert held.read() == b"first"
-        assert os.fstat(held.fileno()).st_nlink == 1
-    assert path.read_bytes() == b"third"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["hosts", "hosts.1", "hosts.2"]
-
-
-def test_old_versions_of_a_file_go_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "_VERSIONS", 2)
-    for number in range(6):
-        layout.replace_read_file(tmp_path / "hosts", str(number).encode(), 0o644)
-    kept = {file.name: file.read_text() for file in tmp_path.iterdir()}
-    assert kept == {"hosts": "5", "hosts.4": "3", "hosts.5": "4"}

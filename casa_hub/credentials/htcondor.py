@@ -47,7 +47,7 @@ _LOCAL_PART = re.compile(r"[a-z_][a-z0-9_.-]{0,63}")
 _DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _MAKE_KEY = (
     "Copy the pool's signing key, byte by byte, or give the hub one of its own:"
-    " openssl rand -base64 48 > CLEAR; condor_store_cred add -c -k KEY_ID -i CLEAR -f FILE."
+    " openssl rand -base64 48 > CLEAR; condor_store_cred add -c -i CLEAR -f FILE."
 )
 
 

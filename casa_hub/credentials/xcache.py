@@ -185,9 +185,12 @@ class XCache(Minter):
         Example: ``xcache.example.org``.
         """,
     ).tag(config=True)
-    port = Int(1094, help="TCP port of the XCache; servers find it as ``XCACHE_PORT``. Effective with ``host``.").tag(
-        config=True
-    )
+    port = Int(
+        1094,
+        min=1,
+        max=65535,
+        help="TCP port of the XCache; servers find it as ``XCACHE_PORT``. Effective with ``host``.",
+    ).tag(config=True)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from casa_hub.demo.packages import SUITE, Programs, Progress, silent, unpack
+from casa_hub.demo.packages import SUITE, Programs, Progress, Unavailable, silent, unpack
 from casa_hub.demo.processes import Process, free_port, minimal_environment, read_log
 
 _CONFIG = """\
@@ -166,7 +166,10 @@ class HTCondorPool:
 
         Raises:
             ProcessError: that doesn't happen.
+            Unavailable: root may not make mount namespaces here (in most containers).
         """
+        if os.geteuid() == 0:
+            _check_namespaces()
         scratch = Path(tempfile.mkdtemp(prefix="casa-condor-"))
         command: list[str | Path] = [self._tree.program("condor_master"), "-f"]
         uid, gid = os.geteuid(), os.getegid()
@@ -263,6 +266,18 @@ class HTCondorPool:
         script = 'mount --bind "$1" /etc/passwd && mount --bind "$2" /etc/group && shift 2 && exec "$@"'
         enter = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
         return [*enter, etc / "passwd", etc / "group", *command]
+
+
+def _check_namespaces() -> None:
+    tried = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "true"], check=False, capture_output=True, text=True
+    )
+    if tried.returncode:
+        raise Unavailable(
+            "HTCondor as root",
+            tried.stderr.strip(),
+            "Start it as an ordinary user, or with the capability CAP_SYS_ADMIN.",
+        )
 
 
 def _quoted(environment: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
@@ -176,22 +177,14 @@ def _source(suite: str) -> _Source:
 
 
 def _mirror(codename: str) -> str:
-    """The Debian mirror that this machine's apt is set up for."""
-    targets = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(COMPONENT) $(RELEASE) $(REPO_URI)", "Created-By: Packages"],
-        check=False,
-        capture_output=True,
-        text=True,
-    ).stdout
-    found = [
-        uri
-        for component, release, uri in (line.split(maxsplit=2) for line in targets.splitlines() if line.count(" ") >= 2)  # noqa: PLR2004
-        if component == "main" and release in {codename, "stable", "testing", "unstable", "sid"}
-    ]
+    """The Debian mirror that this machine's apt is set up for (known before its first update)."""
+    uris = subprocess.run(["apt-get", "--print-uris", "update"], check=False, capture_output=True, text=True).stdout
+    releases = "|".join(map(re.escape, (codename, "stable", "testing", "unstable", "sid")))
+    found = re.findall(rf"'(\S+)/dists/(?:{releases})/(?:InRelease|main/)", uris)
     if not found:
         raise Unavailable("Debian packages", "apt knows no Debian mirror", "Add one to /etc/apt/sources.list.")
     # Other vendors name their suites after Debian's too; Debian's own mirrors all end so.
-    return next((uri for uri in found if uri.rstrip("/").endswith("/debian")), found[0])
+    return str(next((uri for uri in found if uri.rstrip("/").endswith("/debian")), found[0]))
 
 
 @contextmanager
@@ -217,7 +210,11 @@ def _build_once(entry: Path, build: Callable[[], None], progress: Progress) -> N
                 return
             shutil.rmtree(entry, ignore_errors=True)
             entry.mkdir()
-            build()
+            try:
+                build()
+            except BaseException:
+                shutil.rmtree(entry, ignore_errors=True)
+                raise
             shutil.rmtree(entry / "apt")
             done.touch()
     except OSError as error:

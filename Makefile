@@ -39,7 +39,6 @@ bench: $(VENV)/.test
 	$(VENV)/bin/python bench/bench.py
 
 lock: $(VENV)/.test
-	$(VENV)/bin/python -m pip install --quiet uv
 	$(VENV)/bin/uv pip compile --quiet --universal --no-annotate --no-header --python-version 3.11 --upgrade \
 	    --extra demo --group test --group lint pyproject.toml --output-file $(LOCK)/hub6.txt
 	echo 'jupyterhub==5.5.*' | $(VENV)/bin/uv pip compile --quiet --universal --no-annotate --no-header \

@@ -20,26 +20,18 @@ import yaml
 
 from casa_hub.naming import Server
 from casa_hub.processes import Process, signed_in
-from tests.support.hub import Hub, free_ports
+from tests.support.hub import Hub
 
 HOSTILE = "ü.. \"'`$(touch x)\n;%2e" + "x" * 150
 SECRET = "SECRET-OF-THE-HUB"
 SITE = Path(__file__).parents[1] / "support" / "site_credential"
 
-#: The hub's API is asked directly; JupyterHub would have to be given a new proxy after each crash of these tests.
 CONFIG = """
 from pathlib import Path
 from jupyterhub.auth import DummyAuthenticator
-from jupyterhub.proxy import Proxy
 from casa_hub.credentials.base import AccessToken
 from casa_hub.errors import CasaError
 from casa_hub.startup import on_hub_start
-
-class NoProxy(Proxy):
-    should_start = False
-    async def add_route(self, routespec, target, data): pass
-    async def delete_route(self, routespec): pass
-    async def get_all_routes(self): return {{}}
 
 class Early(DummyAuthenticator):
     # Offers the local spawner what CasaOAuthenticator does; files stand for the identity provider.
@@ -62,19 +54,17 @@ class Early(DummyAuthenticator):
                 await spawner.renew_credentials(["bearer"])
         return True
 
-c.JupyterHub.proxy_class = NoProxy
-c.JupyterHub.hub_port = {port}
 c.JupyterHub.authenticator_class = Early
 c.JupyterHub.spawner_class = "casa-local"
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.cleanup_servers = False
-c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0}}
+c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0}
 c.Authenticator.allow_all = True
 c.Spawner.poll_interval = 1
 c.Spawner.args = ["--allow-root"]
 c.Spawner.start_timeout = 60
 c.Spawner.http_timeout = 60
-c.Spawner.environment = {{"SITE_HOST": "the operator's", "FROM_OPERATOR": "yes"}}
+c.Spawner.environment = {"SITE_HOST": "the operator's", "FROM_OPERATOR": "yes"}
 c.Facility.credentials = ["site", "xcache", "dask", "bearer"]
 c.Facility.required = ["xcache"]
 c.XCache.key_file = "xcache.key"
@@ -106,14 +96,13 @@ class LocalHub(Hub):
     """A hub of which the tests know all servers, to end them whatever happens."""
 
     def __init__(self, directory: Path, site_package: Path, config: str = "") -> None:
-        [port] = free_ports(1)
         environment = {
             "OAUTH_CLIENT_SECRET": SECRET,
             "LD_LIBRARY_PATH": f"/opt/{SECRET}",
             "PYTHONPATH": str(site_package),
         }
-        super().__init__(directory, CONFIG.format(port=port) + config, environment=environment)
-        self.url = f"http://127.0.0.1:{port}"
+        # Asked directly: after each crash of these tests JupyterHub would have to be given a new proxy.
+        super().__init__(directory, CONFIG + config, environment=environment, proxy=False)
         self.servers = directory / "casa-hub-servers"
         self.processes: list[Process] = []
         (directory / "traefik").mkdir()
@@ -124,9 +113,8 @@ class LocalHub(Hub):
 
     def crash(self) -> None:
         self.stop(signal.SIGKILL)
-        self._lines.clear()
 
-    def end(self) -> None:
+    def end_all(self) -> None:
         self.stop(signal.SIGKILL)
         for path in self.servers.glob("*/process"):
             self.processes.append(signed_in(path))  # type: ignore[arg-type]
@@ -192,7 +180,7 @@ def make_hub(tmp_path: Path, site_package: Path) -> Iterator[Callable[..., Local
 
     yield make
     for hub in hubs:
-        hub.end()
+        hub.end_all()
 
 
 @pytest.fixture

@@ -6,14 +6,17 @@ one path and are not meant to be touched.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from functools import cached_property
+from http import HTTPStatus
 from typing import Any
 
 from jupyterhub.crypto import CryptKeeper
 from jupyterhub.roles import assign_default_roles
 from oauthenticator.generic import GenericOAuthenticator
+from tornado import web
 from traitlets import Bool, Enum, Float, List, Set, Unicode, default
 
 from casa_hub import oidc
@@ -78,7 +81,7 @@ class MembershipError(CasaError):
 
     @property
     def jupyterhub_message(self) -> str:
-        return f"{self.problem}. {self.remedy}"
+        return f"{self.problem}. {self.remedy}".rstrip()
 
 
 class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
@@ -232,6 +235,11 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         self.keeper = Keeper(parent=kwargs.get("parent"), config=kwargs.get("config"))
         super().__init__(**kwargs)
+        if self.parent is not None:
+            # As JupyterHub does with tornado's: what this package's modules say belongs into the hub's log.
+            logger = logging.getLogger(__package__)
+            logger.parent = self.parent.log
+            logger.setLevel(self.parent.log.level)
         self._check_configuration()
         self.provider_side = oidc.Issuer(
             oidc.Client(
@@ -439,7 +447,13 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     async def pre_spawn_start(self, user: Any, spawner: Any) -> None:
         """Every spawn, by whomever and with whatever spawner, needs a membership."""
         super().pre_spawn_start(user, spawner)
-        await self.recheck(user)
+        try:
+            await self.recheck(user)
+        except MembershipError as error:
+            # As an HTTP error it is no failure of the hub, and the API shows its text in JupyterHub 5 too.
+            refusal: Any = web.HTTPError(HTTPStatus.FORBIDDEN, "%s", error.jupyterhub_message)
+            refusal.jupyterhub_message = error.jupyterhub_message
+            raise refusal from error
 
     async def recheck(self, user: Any) -> Standing:
         """The membership before a spawn: a "yes" younger than `FRESH` counts.
@@ -450,10 +464,10 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         standing = await self.standings.of(user, max_age=FRESH)
         if self.keeper.access(standing.verdict, standing.last_yes, self.clock()) is Access.OFF:
             remedy = {
-                Verdict.NO: f"Ask for it at {self.join_url}" if self.join_url else "Ask the administrators of this hub",
+                Verdict.NO: "Ask the administrators of this hub" if standing.decision is None else "",  # it says itself
                 Verdict.LOG_IN_AGAIN: "Log in again",
             }.get(standing.verdict, "Try again in a few minutes")
-            raise MembershipError(user.name, standing.reason, remedy)
+            raise MembershipError(user.name, standing.reason.rstrip("."), remedy)
         return standing
 
     async def access_token(self, user: Any) -> Any:

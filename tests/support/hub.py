@@ -152,8 +152,9 @@ class Hub:
             return "".join(self._lines)
 
     def start(self, *, timeout: float = 60) -> Hub:
+        since = len(self.log)
         self.begin()
-        self.wait_for(r"JupyterHub is now running", timeout=timeout)
+        self.wait_for_all(r"JupyterHub is now running", 1, since=since, timeout=timeout)
         return self
 
     def begin(self) -> None:

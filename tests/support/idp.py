@@ -133,7 +133,7 @@ class IdP:
                 self.arrived.set()
                 event.wait(30)
         if path == "/oauth2/token":
-            self.token_requests.append(form)
+            self.token_requests.append(dict(form))
             self.requests[form.get("grant_type", "")] += 1
             refusal = self._refusal(form)
             if refusal is not None:

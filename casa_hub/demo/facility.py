@@ -72,9 +72,9 @@ class Facility:
         with ExitStack() as stack:
             stack.enter_context(_alone(self.directory))
             self._identity_provider(stack)
+            self._names()
             self._xcache(stack)
             self._pool(stack)
-            self._names()
             self._traefik(stack)
             self._hub(stack)
             try:
@@ -92,6 +92,14 @@ class Facility:
             command += ["--user-claims", json.dumps(account.claims)]
         process = self._start(stack, "identity provider", command)
         process.wait_until("it answers", lambda: _answers(self.issuer + "/.well-known/openid-configuration"))
+
+    def _names(self) -> None:
+        with self._or_missing("Host names: Dask from outside"):
+            self.names.prepare(self._progress)
+            # All that will ever be in there: the file isn't replaced while programs use it.
+            labels = ("dask", "dask-worker")
+            hosts = [Server("demo", who.name).host(label, DOMAIN) for who in ACCOUNTS for label in labels]
+            self.names.replace(dict.fromkeys(hosts, self.address))
 
     def _xcache(self, stack: ExitStack) -> None:
         with self._or_missing("XCache: reading files"):
@@ -112,17 +120,12 @@ class Facility:
             self._progress("HTCondor pool")
             self.pool = stack.enter_context(
                 htcondor.HTCondorPool(
-                    tree, self._scratch(stack, "pool"), accounts=[account.name for account in ACCOUNTS]
+                    tree,
+                    self._scratch(stack, "pool"),
+                    accounts=[account.name for account in ACCOUNTS],
+                    job_environment=self.names.environment,
                 )
             )
-
-    def _names(self) -> None:
-        with self._or_missing("Host names: Dask from outside"):
-            self.names.prepare(self._progress)
-            # All that will ever be in there: the file isn't replaced while programs use it.
-            labels = ("dask", "dask-worker")
-            hosts = [Server("demo", who.name).host(label, DOMAIN) for who in ACCOUNTS for label in labels]
-            self.names.replace(dict.fromkeys(hosts, self.address))
 
     def _traefik(self, stack: ExitStack) -> None:
         self._progress("Traefik")

@@ -116,7 +116,8 @@ class Checks:
         messages = self._browser(name).spawn(name)
         _expect(any("valid until" in message for message in messages), f"progress said only {messages}")
         process = signed_in(self._facility.servers / name / "process")
-        _expect(process is not None and process.alive, "its process is not there")
+        if process is None or not process.alive:
+            raise CasaError("the facility", "the server's process is not there", "")
         self._processes.append(process)
 
     def _quickstart(self, kernel: Kernel) -> None:

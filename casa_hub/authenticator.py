@@ -18,6 +18,7 @@ from jupyterhub.roles import assign_default_roles
 from oauthenticator.generic import GenericOAuthenticator
 from tornado import web
 from traitlets import Bool, Enum, Float, List, Set, Unicode, default
+from traitlets.config import Config
 
 from casa_hub import oidc
 from casa_hub.errors import CasaError, ConfigurationError
@@ -99,6 +100,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
 
     provider = Enum(
         sorted(PROVIDERS),
+        default_value=None,
+        allow_none=True,
         help="""The identity provider: which scopes are asked for, which claim is the user name, which one holds the
         groups. `oidc` is any OpenID Connect issuer. Example: `cms-iam`.""",
     ).tag(config=True)
@@ -234,6 +237,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
 
     def __init__(self, **kwargs: Any) -> None:
         self.keeper = Keeper(parent=kwargs.get("parent"), config=kwargs.get("config"))
+        self._refuse_superseded(self.keeper.config)  # before the base classes wonder about it
         super().__init__(**kwargs)
         if self.parent is not None:
             # As JupyterHub does with tornado's: what this package's modules say belongs into the hub's log.
@@ -261,7 +265,6 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         Raises:
             ConfigurationError: naming trait and remedy.
         """
-        self._refuse_superseded()
         section = type(self).__name__
         preset = self.preset
         for name in ("issuer", "client_id", "client_secret", "groups_claim"):
@@ -298,9 +301,9 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         ):
             self.log.warning("%s: nobody is allowed to log in; set allowed_groups", section)
 
-    def _refuse_superseded(self) -> None:
+    def _refuse_superseded(self, config: Config) -> None:
         for base in type(self).__mro__:
-            for name, value in self.config.get(base.__name__, {}).items():
+            for name, value in config.get(base.__name__, {}).items():
                 if name in SUPERSEDED:
                     raise ConfigurationError(f"{base.__name__}.{name}", "it has no effect here", SUPERSEDED[name])
                 if name in ALWAYS_ON and value is not True:

@@ -1,0 +1,136 @@
+"""The operator's configuration of the log-in: what is refused names the setting and the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jupyterhub.crypto import CryptKeeper
+from traitlets.config import Config
+
+from casa_hub import authenticator
+from casa_hub.authenticator import ALWAYS_ON, SUPERSEDED, CasaOAuthenticator
+from casa_hub.errors import CasaError, ConfigurationError
+from casa_hub.providers import PROVIDERS
+
+GOOD: dict[str, Any] = {
+    "provider": "cms-iam",
+    "client_id": "hub",
+    "client_secret": "secret",
+    "allowed_groups": ["/cms/uscms"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _crypt_key(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("JUPYTERHUB_CRYPT_KEY", "00" * 32)
+    CryptKeeper.clear_instance()
+    yield
+    CryptKeeper.clear_instance()
+
+
+def configured(section: str = "CasaOAuthenticator", /, **traits: Any) -> CasaOAuthenticator:
+    """The authenticator with these settings on top of good ones; None takes one away."""
+    config = Config()
+    for name, value in GOOD.items():
+        if traits.get(name, value) is not None:
+            config.CasaOAuthenticator[name] = traits.get(name, value)
+    for name, value in traits.items():
+        if name not in GOOD:
+            config[section][name] = value
+    return CasaOAuthenticator(config=config)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_preset_needs_only_what_nobody_can_know(provider: str) -> None:
+    known = PROVIDERS[provider]
+    more: dict[str, Any] = {} if known.issuer else {"issuer": "https://idp.example.org"}
+    if known.needs_allowed_idps:
+        more["allowed_idps"] = ["https://login.example.edu/idp"]
+    one = configured(provider=provider, allowed_groups=["group"], **more)
+    assert one.issuer == (known.issuer or "https://idp.example.org")
+    assert tuple(one.scope) == known.scopes
+    assert (one.username_claim, one.groups_claim) == (known.username_claim, known.groups_claim)
+    assert one.login_service == known.title
+    assert (one.enable_auth_state, one.manage_groups, one.enable_pkce) == (True, True, True)
+
+
+def test_what_the_operator_sets_wins_over_the_preset() -> None:
+    one = configured(
+        issuer="https://iam.example.org/",
+        scope=["openid", "wlcg.groups:/cms/production"],
+        username_claim="sub",
+        groups_claim="groups",
+        login_service="CMS",
+    )
+    assert one.provider_side.client.issuer == "https://iam.example.org/"
+    assert list(one.scope) == ["openid", "wlcg.groups:/cms/production"]
+    assert (one.username_claim, one.groups_claim, one.login_service) == ("sub", "groups", "CMS")
+
+
+@pytest.mark.parametrize("trait", SUPERSEDED)
+@pytest.mark.parametrize("section", ["CasaOAuthenticator", "OAuthenticator"])
+def test_a_setting_of_the_base_class_without_effect_is_refused(section: str, trait: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        configured(section, **{trait: "anything"})
+    assert caught.value.thing == f"{section}.{trait}"
+    assert SUPERSEDED[trait] in str(caught.value)
+
+
+@pytest.mark.parametrize("trait", ALWAYS_ON)
+def test_what_is_always_on_may_be_said_but_not_denied(trait: str) -> None:
+    configured("Authenticator", **{trait: True})
+    with pytest.raises(ConfigurationError, match=rf"Authenticator\.{trait}: it is always on here"):
+        configured("Authenticator", **{trait: False})
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no provider": ({"provider": None}, r"CasaOAuthenticator\.provider: it is not set\. Choose one of .*cms-iam"),
+    "no issuer": ({"provider": "keycloak"}, r"CasaOAuthenticator\.issuer: it is not set\. Keycloak needs it"),
+    "no client id": ({"client_id": None}, r"CasaOAuthenticator\.client_id: it is not set"),
+    "no client secret": ({"client_secret": None}, r"CasaOAuthenticator\.client_secret: it is not set"),
+    "issuer is no URL": ({"issuer": "iam.example.org"}, r"CasaOAuthenticator\.issuer: 'iam\.example\.org' is no URL"),
+    "proxy is no URL": ({"http_proxy": "proxy:3128"}, r"CasaOAuthenticator\.http_proxy: 'proxy:3128' is no URL"),
+    "CILogon for everybody": ({"provider": "cilogon"}, r"CasaOAuthenticator\.allowed_idps: it is not set\. Name the"),
+    "entitlements of anybody": (
+        {"groups_claim": "eduperson_entitlement"},
+        r"groups_claim: eduperson_entitlement needs entitlement_namespace and entitlement_authority",
+    ),
+    "entitlements of any authority": (
+        {"groups_claim": "entitlements", "entitlement_namespace": "urn:geant:example.org"},
+        r"groups_claim: entitlements needs entitlement_namespace and entitlement_authority",
+    ),
+    "a group that can't be": ({"allowed_groups": ["/cms//uscms"]}, r"allowed_groups '/cms//uscms'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_configuration_that_can_t_work_is_refused(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    for name in ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    traits, words = WRONG[case]
+    with pytest.raises(CasaError, match=words):
+        configured(**traits)
+
+
+def test_without_a_crypt_key_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUPYTERHUB_CRYPT_KEY")
+    CryptKeeper.clear_instance()
+    with pytest.raises(ConfigurationError, match=r"CryptKeeper\.keys: .*openssl rand -hex 32"):
+        configured()
+
+
+def test_nobody_allowed_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    configured(allowed_groups=[])
+    assert "nobody is allowed to log in; set allowed_groups" in caplog.text
+    caplog.clear()
+    configured(allowed_groups=[], admin_groups=["/cms/operators"])
+    assert not caplog.text
+
+
+def test_every_setting_of_ours_says_what_it_is() -> None:
+    ours = CasaOAuthenticator.class_own_traits(config=True)
+    assert len(ours) > 15
+    assert all(len(trait.help.split()) > 4 for trait in ours.values())
+    assert not set(ours) & set(SUPERSEDED)
+    assert authenticator.PATIENCE == 2.0

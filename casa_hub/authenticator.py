@@ -137,7 +137,9 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         True,
         config=True,
         help="""Send client id and secret to the token end point in the Authorization header (RFC 6749, 2.3.1:
-        every provider must accept that), else in the body of the request. It must match the client's registration.""",
+        every provider must accept that), else in the body of the request. It must match the client's registration.
+        Set it to false where a secret with characters other than letters, digits, `-`, `.` and `_` is refused: not
+        every provider decodes the header as the RFC says.""",
     )
 
     groups_claim = Unicode(

@@ -387,7 +387,8 @@ class Issuer:
         try:
             claims: dict[str, Any] = jwt.decode(
                 token,
-                key,
+                # The bare key: a PyJWK holds PyJWT's guess of the algorithm, and an RSA key may serve for six.
+                key.key,
                 algorithms=[str(algorithm)],
                 audience=self.client.client_id if "aud" in require else None,
                 issuer=metadata.issuer if "iss" in require else None,
@@ -519,14 +520,17 @@ def _is_loopback(host: str) -> bool:
 
 
 _FAMILIES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
+_CURVES = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521"}
 
 
 def _fits(key: jwt.PyJWK, algorithm: object) -> bool:
-    """Whether a key may verify this algorithm: its own `alg` where it has one, else its family."""
+    """Whether a key may verify this algorithm: its own `alg` where it has one, else its family and curve."""
     if not isinstance(algorithm, str) or key.key_type != _FAMILIES.get(algorithm[:2]):
         return False
-    declared = key._jwk_data.get("alg")  # noqa: SLF001 - PyJWK fills in a guess where the key says nothing
-    return declared in (None, algorithm)
+    said = key._jwk_data  # noqa: SLF001 - PyJWK fills in a guess where the key says nothing
+    if algorithm in _CURVES and said.get("crv") != _CURVES[algorithm]:
+        return False
+    return said.get("alg") in (None, algorithm)
 
 
 def _at_hash(access_token: str, algorithm: str) -> str | None:

@@ -136,9 +136,11 @@ async def test_a_genuine_log_in_is_believed(issuer: Issuer, provider: IdP) -> No
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "RS512", "PS256", "ES256", "EdDSA"])
-async def test_asymmetric_algorithms_are_believed(issuer: Issuer, idp: IdP, algorithm: str) -> None:
+@pytest.mark.parametrize("declared", [True, False])
+async def test_asymmetric_algorithms_are_believed(issuer: Issuer, idp: IdP, algorithm: str, declared: bool) -> None:
     signer = Signer("k", algorithm)
-    idp.change["/jwks"] = lambda _: {"keys": [FOREIGN.jwk(), signer.jwk()]}
+    key = signer.jwk() if declared else without(signer.jwk(), "alg")
+    idp.change["/jwks"] = lambda _: {"keys": [FOREIGN.jwk(), key]}
     idp.change["/.well-known/openid-configuration"] = lambda document: {
         **document,
         "id_token_signing_alg_values_supported": ["none", "HS256", algorithm],
@@ -277,11 +279,20 @@ async def test_the_hash_of_the_access_token_is_compared(issuer: Issuer, idp: IdP
         [FOREIGN.jwk()],
         [GENUINE.jwk(use="enc")],
         [GENUINE.jwk(alg="RS512")],
+        [Signer("genuine", "ES256").jwk(alg=None)],
         [{"kty": "oct", "kid": "genuine", "k": "c2VjcmV0", "alg": "RS256"}],
         [{"kty": "RSA", "kid": "genuine"}, "no key", None],
         [],
     ],
-    ids=["of another kid", "for encryption", "for another algorithm", "symmetric", "malformed", "none"],
+    ids=[
+        "of another kid",
+        "for encryption",
+        "for another algorithm",
+        "of another family",
+        "symmetric",
+        "malformed",
+        "none",
+    ],
 )
 async def test_a_key_that_isn_t_for_this_token_is_not_used(issuer: Issuer, idp: IdP, keys: list[Any]) -> None:
     idp.change["/jwks"] = lambda _: {"keys": keys}

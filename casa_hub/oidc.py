@@ -58,7 +58,7 @@ class OIDCError(CasaError):
     """The identity provider's answer is no usable one; `answer` has the verdict and the reason."""
 
     def __init__(self, thing: str, answer: Answer, remedy: str = "") -> None:
-        super().__init__(thing, answer.reason, remedy)
+        super().__init__(thing, answer.reason.rstrip("."), remedy)
         self.answer = answer
 
 

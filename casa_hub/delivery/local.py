@@ -30,19 +30,15 @@ from weakref import WeakValueDictionary
 
 from traitlets import TraitError, Unicode, validate
 
-from casa_hub.configuration import half_set
 from casa_hub.delivery import layout
 from casa_hub.delivery.base import RECORD_VERSION, Delivery, Parcel, Route
 from casa_hub.delivery.traefik import TraefikRoutes
-from casa_hub.errors import ConfigurationError, DeliveryError, Problem, Severity
+from casa_hub.errors import ConfigurationError, DeliveryError, Problem
 from casa_hub.naming import Server
 from casa_hub.processes import Process, signed_in
 
 #: Seconds that a replaced set of files stays for readers who are just opening it.
 _GRACE = 1.0
-
-#: First line of the hosts file: a file without it is somebody else's.
-_HOSTS_MARK = "# Kept by casa_hub: changes are lost."
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +86,6 @@ class LocalDelivery(Delivery):
         have different ones.""",
     ).tag(config=True)
 
-    hosts_file = Unicode(
-        "",
-        help="""A file in the format of hosts(5), kept up to date with the host names of all running servers, for
-        a name server of a site without wildcard DNS that watches such a file: dnsmasq (`hostsdir`), CoreDNS (`hosts`).
-        It must be the hub's alone, so not /etc/hosts: all of it is overwritten. Default: none is written.""",
-    ).tag(config=True)
-
-    hosts_address = Unicode(
-        "127.0.0.1",
-        help="""Address that `LocalDelivery.hosts_file` gives for each host name: that of Traefik.
-        Default: `127.0.0.1`.""",
-    ).tag(config=True)
-
     @validate("network")
     def _loopback(self, proposal: dict[str, Any]) -> str:
         try:
@@ -122,7 +105,6 @@ class LocalDelivery(Delivery):
         self.root = Path(self.directory).resolve()
         self._delivered: dict[str, Delivered] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._hosts_lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lock_file = -1
 
@@ -136,12 +118,7 @@ class LocalDelivery(Delivery):
 
     def check(self, *, routes: bool) -> list[Problem]:
         """What is wrong with the settings; `routes`: whether any credential wants some."""
-        problems = half_set(self.config, type(self), "hosts_address", "hosts_file")
-        with contextlib.suppress(FileNotFoundError):
-            if self.hosts_file and not Path(self.hosts_file).read_text(encoding="utf-8").startswith(_HOSTS_MARK):
-                thing, problem = "LocalDelivery.hosts_file", f"{self.hosts_file} was not written by this hub"
-                problems.append(Problem(Severity.ERROR, thing, problem, "Choose a file that may be overwritten."))
-        return problems + self.routes.check(wanted=routes)
+        return self.routes.check(wanted=routes)
 
     def path(self, server: Server) -> Path:
         """The server's directory."""
@@ -223,7 +200,6 @@ class LocalDelivery(Delivery):
             layout.remove_old_sets(self.root / slug)
             # Traefik's directory may be a new one.
             self.routes.publish(one.server, one.start_id, one.routes, one.address)
-        self._write_hosts(self._hosts())
         return removed
 
     # -- while it runs
@@ -259,7 +235,6 @@ class LocalDelivery(Delivery):
             if before is not None:  # an earlier start of the same server, whose end nobody saw
                 await asyncio.to_thread(self._take_away, before)
             await asyncio.to_thread(self._place, one, parcel.files)
-            await self._publish_hosts()
         except (OSError, ValueError, DeliveryError) as error:
             with contextlib.suppress(OSError):  # the first error is the one to tell; `sweep` finds the rest
                 await asyncio.to_thread(self._take_away, one)
@@ -286,7 +261,6 @@ class LocalDelivery(Delivery):
         try:
             await asyncio.to_thread(self._take_away, one)
             del self._delivered[server.slug]
-            await self._publish_hosts()
         except OSError as error:
             raise _translated(error, self.path(server), "not all of it was removed") from error
 
@@ -355,7 +329,7 @@ class LocalDelivery(Delivery):
             return
         shutil.rmtree(old)
 
-    # -- addresses and host names
+    # -- addresses
 
     def _free_address(self, server: Server) -> str:
         network = IPv4Network(self.network)
@@ -367,19 +341,6 @@ class LocalDelivery(Delivery):
             if address not in taken:
                 return address
         raise DeliveryError("LocalDelivery.network", f"all {size} addresses are in use", "Choose a larger network.")
-
-    def _hosts(self) -> str:
-        hosts = sorted({route.host for one in self._delivered.values() for route in one.routes})
-        return "".join(f"{line}\n" for line in [_HOSTS_MARK, *(f"{self.hosts_address} {host}" for host in hosts)])
-
-    async def _publish_hosts(self) -> None:
-        if self.hosts_file:
-            async with self._hosts_lock:  # read inside, so that the last writer knows all
-                await asyncio.to_thread(self._write_hosts, self._hosts())
-
-    def _write_hosts(self, content: str) -> None:
-        if self.hosts_file:
-            layout.replace_file(Path(self.hosts_file), content.encode(), 0o644)
 
 
 def _translated(error: Exception, path: Path, state: str) -> DeliveryError:

@@ -74,7 +74,6 @@ c.Dask.secret_file = "dask.secret"
 c.Dask.domain = "example.org"
 c.TraefikRoutes.directory = "traefik"
 c.LocalDelivery.network = "127.78.0.0/16"
-c.LocalDelivery.hosts_file = "hosts"
 c.Site.lifetime = 600
 c.Site.barred = "barred"
 """
@@ -201,9 +200,8 @@ def gone(hub: LocalHub, *servers: tuple[str, str]) -> bool:
     """Whether nothing is left of these servers, anywhere."""
     slugs = {Server("", user, name).slug for user, name in servers}
     left = {path.name for path in hub.servers.iterdir()} | {path.stem for path in (hub.directory / "traefik").iterdir()}
-    hosts = (hub.directory / "hosts").read_text()
     hidden = any(name.startswith((".new", ".old")) for name in left)
-    return not (slugs & left or hidden or any(f" {slug}." in hosts for slug in slugs))
+    return not (slugs & left or hidden)
 
 
 def test_a_server_has_its_credentials_and_nothing_of_the_hub(hub: LocalHub) -> None:
@@ -254,7 +252,6 @@ def test_a_server_has_its_credentials_and_nothing_of_the_hub(hub: LocalHub) -> N
 
     route = yaml.safe_load((hub.directory / "traefik" / f"{directory.name}.yml").read_text())["tcp"]
     assert set(route["routers"]) == {f"{directory.name}.{label}.example.org" for label in ("dask", "dask-worker")}
-    assert f" {directory.name}.dask.example.org\n" in (hub.directory / "hosts").read_text()
 
     told = " / ".join(str(event["message"]) for event in events)
     assert re.search(r"Site badge \(for [a-z0-9-]+\), valid until \d\d:\d\d UTC", told), told

@@ -35,7 +35,7 @@ def parcel(server: Server, start_id: str = "1", files: dict[str, bytes] | None =
 def config(tmp_path: Path) -> Config:
     (tmp_path / "traefik").mkdir()
     return Config(
-        LocalDelivery={"directory": str(tmp_path / "servers"), "hosts_file": str(tmp_path / "hosts")},
+        LocalDelivery={"directory": str(tmp_path / "servers")},
         TraefikRoutes={"directory": str(tmp_path / "traefik")},
     )
 
@@ -46,10 +46,6 @@ def delivery(config: Config) -> Iterator[LocalDelivery]:
     delivery.open()
     yield delivery
     delivery.close()
-
-
-def hosts(tmp_path: Path) -> list[str]:
-    return (tmp_path / "hosts").read_text().splitlines()[1:]
 
 
 async def test_a_server_gets_files_an_address_a_route_and_a_host_name(delivery: LocalDelivery, tmp_path: Path) -> None:
@@ -65,7 +61,6 @@ async def test_a_server_gets_files_an_address_a_route_and_a_host_name(delivery: 
     assert one is not None
     assert IPv4Address(one.address) in IPv4Network("127.77.0.0/16")
     assert f"{one.address}:8786" in (tmp_path / "traefik" / "alice.yml").read_text()
-    assert hosts(tmp_path) == ["127.0.0.1 alice.dask.example.org"]
 
 
 async def test_withdrawing_leaves_nothing(delivery: LocalDelivery, tmp_path: Path) -> None:
@@ -74,7 +69,6 @@ async def test_withdrawing_leaves_nothing(delivery: LocalDelivery, tmp_path: Pat
     await delivery.withdraw(ALICE, "1")
     assert [path.name for path in (tmp_path / "servers").iterdir()] == [".lock"]
     assert list((tmp_path / "traefik").iterdir()) == []
-    assert hosts(tmp_path) == []
     assert delivery.delivered(ALICE) is None
 
 
@@ -179,7 +173,6 @@ async def test_each_of_many_servers_at_once_has_an_address_of_its_own(config: Co
     assert [type(error) for error in failed] == [DeliveryError]  # 14 addresses
     assert "Choose a larger network" in str(failed[0])
     assert len({one.address for one in delivery.all()}) == 14
-    assert len(hosts(tmp_path)) == 14
     await delivery.withdraw(delivery.all()[0].server, "1")
     await delivery.deliver(parcel(servers[results.index(failed[0])]))
     delivery.close()
@@ -208,7 +201,6 @@ async def test_after_a_crash_the_living_are_kept_and_the_rest_is_swept(
     assert again.sweep("", {(ALICE.identity, "1")}) == [".new.0", ".old.0", "bob--x", "unreadable"]
     assert sorted(path.name for path in root.iterdir()) == [".lock", "alice"]
     assert [path.name for path in (tmp_path / "traefik").iterdir()] == ["alice.yml"]
-    assert hosts(tmp_path) == ["127.0.0.1 alice.dask.example.org"]
     assert again.delivered(ALICE).address == address  # type: ignore[union-attr]
     again.close()
 
@@ -224,12 +216,6 @@ def test_a_directory_with_files_of_others_is_refused(config: Config, tmp_path: P
     with pytest.raises(ConfigurationError, match="aren't the hub's"):
         LocalDelivery(config=config).open()
     assert (tmp_path / "servers" / "thesis.tex").exists()
-
-
-def test_a_hosts_file_of_somebody_else_is_refused(config: Config, tmp_path: Path) -> None:
-    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n")
-    [problem] = LocalDelivery(config=config).check(routes=True)
-    assert problem.thing == "LocalDelivery.hosts_file"
 
 
 #: Reads as clients do: by name, and a whole set through "..data". Prints what must never happen, then "done".

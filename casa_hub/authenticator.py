@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from functools import cached_property
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 from jupyterhub.crypto import CryptKeeper
 from jupyterhub.roles import assign_default_roles
@@ -28,6 +28,7 @@ from casa_hub.membership import Allowed, GroupSource, Policy, Refused, decide
 from casa_hub.providers import PROVIDERS, GroupSyntax, Provider, group_syntax_for
 from casa_hub.session import Session
 from casa_hub.standing import FRESH, Standing, Standings
+from casa_hub.startup import on_hub_start
 from casa_hub.verdicts import Answer, Verdict
 from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler
 
@@ -90,6 +91,9 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
 
     login_handler = CasaLoginHandler
     callback_handler = CasaCallbackHandler
+
+    #: Whose configuration sections this authenticator uses.
+    casa_classes: ClassVar = (Keeper,)
 
     #: Epoch seconds.
     clock = staticmethod(time.time)
@@ -260,6 +264,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             ),
             clock=self.clock,
         )
+        if hasattr(self.parent, "tornado_settings"):  # a hub, which has its database by now and serves nobody yet
+            on_hub_start(self.parent)
 
     def _check_configuration(self) -> None:
         """Refuse what can't work or would let the wrong people in.

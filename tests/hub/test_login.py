@@ -482,3 +482,13 @@ def test_without_a_crypt_key_the_hub_says_what_to_set(make_hub: MakeHub) -> None
     assert hub.process.wait(60) != 0
     hub.wait_for(r"JUPYTERHUB_CRYPT_KEY to the output of: openssl rand -hex 32")
     assert CLIENT_SECRET not in hub.log
+
+
+def test_a_misspelt_setting_is_no_silent_default(make_hub: MakeHub) -> None:
+    """Of both sections: a time of memberships that is not read would be one nobody chose."""
+    hub = make_hub("c.Keeper.outage_grase = 60\n", blocked_group=["/cms/suspended"])
+    hub.begin()
+    assert hub.process is not None
+    assert hub.process.wait(60) != 0
+    hub.wait_for(r"CasaOAuthenticator\.blocked_group\b.*blocked_groups")
+    hub.wait_for(r"Keeper\.outage_grase\b.*outage_grace")

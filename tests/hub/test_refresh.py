@@ -574,3 +574,46 @@ def test_a_restarted_hub_goes_on_and_one_that_lost_its_crypt_key_asks_for_a_log_
         assert person.access() == (False, False)
         assert person.browser.log_in(person.sub).status_code == 200
         assert person.access() == (True, True)
+
+
+# -- the token on a server's disk --------------------------------------------------------------------------------------
+
+LOCAL = """
+c.JupyterHub.spawner_class = "casa-local"
+c.Facility.credentials = ["bearer"]
+c.Facility.required = ["bearer"]
+c.Facility.bearer_token_file = "access_token"
+c.LocalDelivery.directory = "servers"
+c.LocalDelivery.network = "127.79.0.0/16"
+c.TraefikRoutes.kind = "none"
+"""
+
+
+def test_a_new_access_token_reaches_the_running_server(make_hub: MakeHub, idp: IdP) -> None:
+    """The old one may be dead from then on: IAM can clear the access tokens of a refresh."""
+    hub = make_hub(LOCAL)
+    with hub.running():
+        person = Person(hub, idp)
+        assert person.browser.spawn().status_code in (201, 202)
+        hub.wait_for(rf"User {person.name} took", timeout=60)
+        (file,) = hub.directory.glob("servers/*/access_token")
+        assert file.read_text().strip() == person.stored()["access_token"]
+        for userinfo in (None, (500, {})):  # also when nobody can say more than that the token is new
+            before = file.read_text()
+            if userinfo is not None:
+                idp.answers["/userinfo"] = userinfo
+            since = len(hub.log)
+            hub.put_forward(RECHECK + 1)
+            assert person.access() == (True, True)
+            assert file.read_text() != before
+            assert file.read_text().strip() == person.stored()["access_token"]
+            assert file.stat().st_mode & 0o777 == 0o600
+            assert "Traceback" not in hub.log[since:]
+        idp.reset()
+        hub.put_forward(RECHECK + 1)
+        person.is_in_groups("/cms")
+        before = file.read_text()
+        assert person.access() == (False, False)
+        assert file.read_text() == before  # but nothing new for somebody who is out
+        hub.api("DELETE", f"/users/{person.name}/server")
+        gone(hub, person)

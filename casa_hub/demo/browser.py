@@ -130,7 +130,7 @@ class Kernel:
         connection = await websocket_connect(HTTPRequest(url, headers={"Cookie": cookies}))
         try:
             identity = uuid.uuid4().hex
-            content = {"code": source, "silent": False, "store_history": True, "allow_stdin": False}
+            content = {"code": source, "allow_stdin": False, "stop_on_error": False}
             header = {
                 "msg_id": identity,
                 "msg_type": "execute_request",
@@ -167,5 +167,7 @@ async def _outcome(connection: Any, identity: str) -> str:
             raise CasaError("the cell", f"{content['ename']}: {content['evalue'][:500]}", where)
         elif kind == "status" and content["execution_state"] == "idle":
             waiting.discard("idle")
+        elif kind == "execute_reply" and content["status"] != "ok":
+            raise CasaError("the cell", f"it was {content['status']}", "")
         waiting.discard(kind)
     return "".join(printed)

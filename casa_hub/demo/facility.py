@@ -193,7 +193,7 @@ class Facility:
                 "key_file": str(self.pool.key_file()),
                 "domain": self.pool.domain,
                 "collector": self.pool.address,
-                "schedd": "localhost",
+                "schedd": htcondor.SCHEDD,
             }
             settings["image_environment"] |= {"CONDOR_CONFIG": "/dev/null"}
         return settings | {"credentials": credentials, "required": ["dask"]}

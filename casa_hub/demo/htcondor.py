@@ -37,6 +37,8 @@ RUN = {scratch}
 LOCK = {scratch}
 CONDOR_IDS = {uid}.{gid}
 
+# A name with "@" is taken as it is, else the machine's is added.
+SCHEDD_NAME = {schedd}
 DAEMON_LIST = MASTER, COLLECTOR, NEGOTIATOR, SCHEDD, STARTD
 CONDOR_HOST = {host}
 COLLECTOR_HOST = {host}:{port}
@@ -80,6 +82,9 @@ ENABLE_URL_TRANSFERS = False
 FILETRANSFER_PLUGINS =
 STARTER_JOB_ENVIRONMENT = "{job_environment}"
 """
+
+#: What the pool's schedd is called.
+SCHEDD = "schedd@localhost"
 
 #: Numbers of the accounts that exist only in the pool's own passwd file.
 FIRST_UID = 64_000
@@ -191,6 +196,7 @@ class HTCondorPool:
                 port=self.port,
                 domain=self.domain,
                 slots=self._slots,
+                schedd=SCHEDD,
                 job_environment=_quoted(self._job_environment),
             )
         )

@@ -452,6 +452,9 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         """
         standing = await self.standings.of(user, max_age=self.keeper.recheck_interval, patience=PATIENCE)
         access = self.keeper.access(standing.verdict, standing.last_yes, self.clock())
+        if handler is not None and not hasattr(handler, "_token_authenticated"):
+            # JupyterHub 6.1 reads it without having set it for a cookie, and would log a traceback for every "no".
+            handler._token_authenticated = False  # noqa: SLF001
         # A cookie can be sent to a new log-in. A token can't: it goes on while the membership counts.
         return access is Access.ON or (access is Access.LOG_IN and not _by_own_cookie(user, handler))
 

@@ -196,6 +196,10 @@ class Standings:
         last_yes = session.last_yes
         if inquiry.before.session_id == session.id:
             last_yes = max(last_yes, inquiry.before.last_yes)  # not every "yes" is stored
+        if session.issuer.rstrip("/") != self._issuer.client.issuer.rstrip("/"):
+            # Its tokens are nothing that the present provider may see.
+            reason = "the log-in was at another identity provider than this hub's"
+            return Standing(Verdict.LOG_IN_AGAIN, self._clock(), reason, last_yes, session.id)
         problem: Exception
         try:
             return await self._ask(inquiry, session)

@@ -65,3 +65,6 @@ def make_hub(provider: IdP, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             hub.stop()
     for hub in hubs:
         assert_no_secret(hub.log, provider)
+        # A hub that ran has said what it had to say without one; one that refused to start ends with it.
+        _, ran, log = hub.log.partition("JupyterHub is now running")
+        assert not ran or "Traceback" not in log, log[max(log.index("Traceback") - 400, 0) :][:3000]

@@ -574,6 +574,15 @@ def test_a_restarted_hub_goes_on_and_one_that_lost_its_crypt_key_asks_for_a_log_
         assert person.access() == (False, False)
         assert person.browser.log_in(person.sub).status_code == 200
         assert person.access() == (True, True)
+    # The same machine by another name is another issuer: it must not see the tokens of the first.
+    asked = idp.requests["refresh_token"]
+    config = hub.directory / "jupyterhub_config.py"
+    config.write_text(config.read_text().replace("http://localhost:", "http://127.0.0.1:"))
+    hub.put_forward(RECHECK + 1)
+    with hub.running():
+        assert person.access() == (False, True)
+        assert idp.requests["refresh_token"] == asked
+        assert person.browser.log_in(person.sub).status_code == 403  # and the name is not its to give
 
 
 # -- the token on a server's disk --------------------------------------------------------------------------------------

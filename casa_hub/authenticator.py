@@ -20,16 +20,16 @@ from tornado import web
 from traitlets import Bool, Enum, Float, List, Set, Unicode, default
 from traitlets.config import Config
 
-from casa_hub import oidc
 from casa_hub.errors import CasaError, ConfigurationError
-from casa_hub.identities import Identities
+from casa_hub.identity import oidc
+from casa_hub.identity.bindings import Identities
+from casa_hub.identity.membership import Allowed, GroupSource, Policy, Refused, decide
+from casa_hub.identity.providers import PROVIDERS, GroupSyntax, Provider, group_syntax_for
+from casa_hub.identity.session import Session
+from casa_hub.identity.standing import FRESH, Standing, Standings
+from casa_hub.identity.verdicts import Answer, Verdict
 from casa_hub.lifecycle import Access, Keeper
-from casa_hub.membership import Allowed, GroupSource, Policy, Refused, decide
-from casa_hub.providers import PROVIDERS, GroupSyntax, Provider, group_syntax_for
-from casa_hub.session import Session
-from casa_hub.standing import FRESH, Standing, Standings
 from casa_hub.startup import on_hub_start
-from casa_hub.verdicts import Answer, Verdict
 from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler
 
 #: Seconds that a page waits for the identity provider while the last "yes" still counts.

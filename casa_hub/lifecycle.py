@@ -7,7 +7,7 @@ from enum import StrEnum
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
 
-from casa_hub.verdicts import Verdict
+from casa_hub.identity.verdicts import Verdict
 
 
 class Access(StrEnum):

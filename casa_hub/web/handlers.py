@@ -15,10 +15,10 @@ from jinja2 import ChoiceLoader, PackageLoader
 from oauthenticator.oauth2 import OAuthCallbackHandler, OAuthLoginHandler, _deserialize_state
 from tornado import web
 
-from casa_hub.identities import IdentityError
-from casa_hub.membership import MalformedClaim, Refused
-from casa_hub.oidc import OIDCError, TokenError
-from casa_hub.verdicts import Verdict
+from casa_hub.identity.bindings import IdentityError
+from casa_hub.identity.membership import MalformedClaim, Refused
+from casa_hub.identity.oidc import OIDCError, TokenError
+from casa_hub.identity.verdicts import Verdict
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator

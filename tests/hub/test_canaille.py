@@ -15,7 +15,7 @@ import pytest
 import requests
 from pytest_iam import Server
 
-from casa_hub.standing import FRESH
+from casa_hub.identity.standing import FRESH
 from tests.hub.test_refresh import GRACE, RECHECK
 from tests.support.hub import Browser, Hub, casa_config
 

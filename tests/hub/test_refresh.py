@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 
-from casa_hub.standing import FRESH
+from casa_hub.identity.standing import FRESH
 from tests.hub.conftest import MakeHub
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP

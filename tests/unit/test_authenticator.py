@@ -11,7 +11,7 @@ from traitlets.config import Config
 from casa_hub import authenticator
 from casa_hub.authenticator import ALWAYS_ON, SUPERSEDED, CasaOAuthenticator
 from casa_hub.errors import CasaError, ConfigurationError
-from casa_hub.providers import PROVIDERS
+from casa_hub.identity.providers import PROVIDERS
 
 GOOD: dict[str, Any] = {
     "provider": "cms-iam",

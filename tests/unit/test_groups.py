@@ -8,8 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casa_hub.errors import ConfigurationError
-from casa_hub.groups import MAX_DEPTH, MAX_NAME_LENGTH, NO_AUTHORITY, GroupSource, MalformedClaim, groups_of, normalised
-from casa_hub.providers import GroupSyntax
+from casa_hub.identity.groups import (
+    MAX_DEPTH,
+    MAX_NAME_LENGTH,
+    NO_AUTHORITY,
+    GroupSource,
+    MalformedClaim,
+    groups_of,
+    normalised,
+)
+from casa_hub.identity.providers import GroupSyntax
 
 PATHS = GroupSource("groups", GroupSyntax.PATHS)
 NAMES = GroupSource("groups", GroupSyntax.NAMES)

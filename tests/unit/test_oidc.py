@@ -26,9 +26,9 @@ import requests
 import trustme
 import werkzeug.serving
 
-from casa_hub import oidc
-from casa_hub.oidc import Client, Issuer, OIDCError, RefreshedTokenError, TokenError, Tokens
-from casa_hub.verdicts import Verdict
+from casa_hub.identity import oidc
+from casa_hub.identity.oidc import Client, Issuer, OIDCError, RefreshedTokenError, TokenError, Tokens
+from casa_hub.identity.verdicts import Verdict
 from tests.support.hub import free_ports, wait_for_port
 from tests.support.idp import IdP
 from tests.support.tokens import Signer, by_hand, id_claims

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casa_hub.verdicts import Verdict, of_token_answer, of_userinfo_answer
+from casa_hub.identity.verdicts import Verdict, of_token_answer, of_userinfo_answer
 
 NO, AGAIN, CANT_SAY = Verdict.NO, Verdict.LOG_IN_AGAIN, Verdict.CANT_SAY
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from casa_hub.errors import CasaError, ConfigurationError
-from casa_hub.providers import GroupSyntax
+from casa_hub.identity.providers import GroupSyntax
 
 #: `GroupSource.authority` for a provider that writes no authority (INDIGO IAM itself; AARC-G069 made it optional): only
 #: entitlements *without* one count. A word and not "", so that nobody gets this by leaving the setting out.

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from casa_hub.errors import ConfigurationError
-from casa_hub.groups import NO_AUTHORITY, GroupSource, MalformedClaim, groups_of, normalised
-from casa_hub.providers import GroupSyntax
+from casa_hub.identity.groups import NO_AUTHORITY, GroupSource, MalformedClaim, groups_of, normalised
+from casa_hub.identity.providers import GroupSyntax
 
 #: Claims to groups is the first half of this; one import serves for both.
 __all__ = [

@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from casa_hub.identities import Identities, IdentityError
+from casa_hub.identity.bindings import Identities, IdentityError
+from casa_hub.identity.membership import Allowed, MalformedClaim, Refused
+from casa_hub.identity.oidc import Issuer, OIDCError, RefreshedTokenError
+from casa_hub.identity.session import Session
+from casa_hub.identity.verdicts import Verdict
 from casa_hub.lifecycle import Keeper
-from casa_hub.membership import Allowed, MalformedClaim, Refused
-from casa_hub.oidc import Issuer, OIDCError, RefreshedTokenError
-from casa_hub.session import Session
-from casa_hub.verdicts import Verdict
 
 #: Seconds that a verdict other than "yes" counts without asking again, and a "yes" before a spawn.
 FRESH = 30.0

@@ -1,7 +1,7 @@
 """OpenID Connect towards one issuer: discovery, keys, token requests, and what makes a token believable.
 
 Everything that comes from the identity provider is checked here, once, and leaves as plain data. What can go wrong
-has one type, `OIDCError`, which carries the verdict (`casa_hub.verdicts`): whether the provider said "no", wants a
+has one type, `OIDCError`, which carries the verdict (`verdicts`): whether the provider said "no", wants a
 new log-in, or could not tell. No token, code or claim is ever part of a message.
 
 Sources: OpenID Connect Core 1.0 (sections 3.1.3.7, 5.3, 12.2), OpenID Connect Discovery 1.0, RFC 6749, RFC 7515,
@@ -30,7 +30,7 @@ import aiohttp
 import jwt
 
 from casa_hub.errors import CasaError
-from casa_hub.verdicts import Answer, Verdict, of_token_answer, of_userinfo_answer
+from casa_hub.identity.verdicts import Answer, Verdict, of_token_answer, of_userinfo_answer
 
 #: Signature algorithms that are believed: asymmetric ones only. With "none" anybody could write tokens, and with
 #: HMAC anybody who knows the (public) key (RFC 8725, section 3.1).

@@ -23,8 +23,8 @@ from traitlets.config import Config
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.identity import oidc
 from casa_hub.identity.bindings import Identities
-from casa_hub.identity.membership import Allowed, GroupSource, Policy, Refused, decide
-from casa_hub.identity.providers import PROVIDERS, GroupSyntax, Provider, group_syntax_for
+from casa_hub.identity.membership import Allowed, GroupSource, Policy, Refused, RefusedError, decide
+from casa_hub.identity.providers import PROVIDERS, Provider, group_syntax_for
 from casa_hub.identity.session import Session
 from casa_hub.identity.standing import FRESH, Standing, Standings
 from casa_hub.identity.verdicts import Answer, Verdict
@@ -34,6 +34,9 @@ from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler
 
 #: Seconds that a page waits for the identity provider while the last "yes" still counts.
 PATIENCE = 2.0
+
+#: Characters of a name that JupyterHub's database can store.
+NAME_LENGTH = 255
 
 #: Traits of the base classes that mean nothing here, and what to use. Ignoring them in silence could let people in.
 SUPERSEDED = {
@@ -64,18 +67,6 @@ ALWAYS_ON = {
     "manage_groups": "groups come from the identity provider",
     "auth_refresh_strict": "who is no member has no access by API tokens either",
 }
-
-
-class RefusedError(CasaError):
-    """Somebody whom the identity provider knows, and who is not allowed here; `decision` has the groups."""
-
-    def __init__(self, username: str, decision: Refused) -> None:
-        super().__init__(username, decision.reason, "")
-        self.decision = decision
-
-    @property
-    def jupyterhub_message(self) -> str:
-        return self.decision.reason
 
 
 class MembershipError(CasaError):
@@ -284,15 +275,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
                 "it is not set",
                 "Name the home institutions that may log in: any other could assert anybody's name",
             )
-        if group_syntax_for(self.groups_claim) is GroupSyntax.ENTITLEMENTS and not (
-            self.entitlement_namespace and self.entitlement_authority
-        ):
-            raise ConfigurationError(
-                f"{section}.groups_claim",
-                f"{self.groups_claim} needs entitlement_namespace and entitlement_authority",
-                "Others behind the same proxy may assert the rest",
-            )
-        self.policy()  # groups that can't match anything are refused by it
+        self.policy()  # refuses groups that can match nothing, and entitlements of nobody in particular
         if not CryptKeeper.instance(parent=self.parent).keys:
             raise ConfigurationError(
                 "CryptKeeper.keys",
@@ -308,6 +291,12 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             or self.allow_existing_users
         ):
             self.log.warning("%s: nobody is allowed to log in; set allowed_groups", section)
+        if self.blocked_groups and not self.required_groups and (self.allow_all or self.allowed_users):
+            self.log.warning(
+                "%s.blocked_groups: who is let in without any group isn't stopped by it if the provider leaves the "
+                "claim out; set required_groups, too",
+                section,
+            )
 
     def _refuse_superseded(self, config: Config) -> None:
         for base in type(self).__mro__:
@@ -416,7 +405,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         return {
             "name": username,
             "admin": self._admin(username, decision),
-            "groups": sorted(decision.groups),
+            "groups": self._hub_groups(username, decision),
             "auth_state": session.to_auth_state(),
             "casa": (session, decision),
         }
@@ -428,6 +417,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         shown = "the result of username_claim" if callable(claim) else f"the claim {claim}"
         if not isinstance(name, str) or not name.strip():
             raise _unusable("userinfo", f"{shown}, from which the user name is taken, is missing", "Ask for its scope")
+        if not name.isprintable() or len(name) > NAME_LENGTH:
+            raise _unusable("userinfo", f"{shown} can't be a user name: it is too long, or has control characters")
         if claim == "email" and user_info.get("email_verified") is not True:
             raise _unusable("userinfo", "the e-mail address, which is the user name here, is not verified")
         return name
@@ -441,6 +432,13 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         if self.admin_groups:
             return decision.admin
         return True if username in self.admin_users else None
+
+    def _hub_groups(self, username: str, decision: Allowed) -> list[str]:
+        """Group names for JupyterHub, which can't store those that are too long for its database."""
+        groups = sorted(group for group in decision.groups if len(group) <= NAME_LENGTH)
+        if len(groups) < len(decision.groups):
+            self.log.warning("Groups of %s longer than %d characters are no JupyterHub groups", username, NAME_LENGTH)
+        return groups
 
     # -- afterwards ------------------------------------------------------------------------------------------------
 
@@ -496,8 +494,9 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             user.admin = admin
             assign_default_roles(user.db, entity=user.orm_user)
             user.db.commit()
-        if {group.name for group in user.groups} != set(decision.groups):
-            user.sync_groups(sorted(decision.groups))
+        groups = self._hub_groups(user.name, decision)
+        if sorted(group.name for group in user.groups) != groups:
+            user.sync_groups(groups)
 
     async def _tokens_changed(self, user: Any) -> None:
         """Hand the new token to the running servers: the old one may be dead (IAM: clearAccessTokensOnRefresh)."""

@@ -8,7 +8,6 @@ import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Collection
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -23,6 +22,7 @@ from casa_hub.delivery.local import LocalDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, ConfigurationError, DeliveryError, Problem, Severity
 from casa_hub.facility import Facility, Minted
+from casa_hub.loopback import is_loopback
 from casa_hub.naming import Server
 from casa_hub.processes import Process, sign_in
 from casa_hub.startup import on_hub_start
@@ -71,7 +71,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         problems = delivery.check(routes=facility.wants_routes)
         allowed = value_of(app.config, cls, "allow_non_loopback")
         for setting, url in {"JupyterHub.bind_url": app.bind_url, "JupyterHub.hub_bind_url": app.hub.bind_url}.items():
-            if not allowed and not is_loopback(url):
+            if not allowed and not listens_here_only(url):
                 problems.append(_exposed(setting, url))
         return problems
 
@@ -139,12 +139,11 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         super().__init__(**kwargs)
 
     async def start(self) -> tuple[str, int]:
-        """Membership, credentials, delivery, process; what was given is taken back if any of it fails."""
+        """Credentials, delivery, process; what was given is taken back if any of it fails.
+
+        The membership has been checked by then: the authenticator's `pre_spawn_start` is asked before any spawner.
+        """
         on_hub_start(self.user.settings["app"])
-        recheck = getattr(self.authenticator, "recheck", None)
-        if recheck is not None:
-            self._steps.say(5, "Checking your membership")
-            await recheck(self.user)
         server, now = self.casa_server, datetime.now(UTC)
         minted = self.facility.mint(Request(server, secrets.token_hex(16), now, await self._token()))
         for number, sentence in enumerate(told(self.facility, minted, now)):
@@ -299,18 +298,10 @@ def _until(credential: Credential, now: datetime) -> str:
     return f"valid until {end:%H:%M} UTC" if end < now + timedelta(days=1) else f"valid until {end:%Y-%m-%d %H:%M} UTC"
 
 
-def is_loopback(url: str) -> bool:
-    """Whether what listens at the URL is reached from this machine only.
-
-    Names other than "localhost" are not looked up: the answer must not depend on a name server.
-    """
+def listens_here_only(url: str) -> bool:
+    """Whether what listens at the URL is reached from this machine only."""
     parts = urlsplit(url)
-    if parts.scheme.endswith("+unix"):
-        return True
-    try:
-        return parts.hostname == "localhost" or ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
+    return parts.scheme.endswith("+unix") or is_loopback(parts.hostname or "")
 
 
 def _exposed(setting: str, url: str) -> Problem:

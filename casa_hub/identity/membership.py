@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
-from casa_hub.errors import ConfigurationError
+from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.identity.groups import NO_AUTHORITY, GroupSource, MalformedClaim, groups_of, normalised
 from casa_hub.identity.providers import GroupSyntax
 
@@ -87,6 +87,16 @@ class Refused:
     found: frozenset[str]
     #: Whether the claim itself was missing. Many of these at once are a fault of the provider or of our client.
     claim_missing: bool
+    #: Whether the provider is known to have left it out because this client may not have it: not the person's fault.
+    claim_withheld: bool = False
+
+
+class RefusedError(CasaError):
+    """Somebody whom the identity provider knows, and who is not allowed here; `decision` has the groups."""
+
+    def __init__(self, username: str, decision: Refused) -> None:
+        super().__init__(username, decision.reason, "")
+        self.decision = decision
 
 
 def decide(
@@ -208,6 +218,7 @@ class _Why:
             missing or frozenset(),
             self.stated or frozenset(),
             claim_missing=self.stated is None,
+            claim_withheld=self.stated is None and self.scope_granted is False,
         )
 
     def _no_groups(self) -> str:

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import quote_plus, urlsplit
 
@@ -31,6 +30,7 @@ import jwt
 
 from casa_hub.errors import CasaError
 from casa_hub.identity.verdicts import Answer, Verdict, of_token_answer, of_userinfo_answer
+from casa_hub.loopback import is_loopback
 
 #: Signature algorithms that are believed: asymmetric ones only. With "none" anybody could write tokens, and with
 #: HMAC anybody who knows the (public) key (RFC 8725, section 3.1).
@@ -209,7 +209,7 @@ class Issuer:
         parts = urlsplit(url)
         if parts.scheme == "https" and parts.hostname:
             return
-        if parts.scheme == "http" and parts.hostname and (self.client.allow_insecure or _is_loopback(parts.hostname)):
+        if parts.scheme == "http" and parts.hostname and (self.client.allow_insecure or is_loopback(parts.hostname)):
             return
         raise cant_say(thing, f"{url!r} is not https", "Plain http is for loopback, else set allow_insecure_issuer")
 
@@ -510,13 +510,6 @@ def _expiry(expires_in: object, now: float) -> float | None:
 def _bare(url: str) -> str:
     """An URL without query: that may hold what is secret."""
     return urlsplit(url)._replace(query="", fragment="").geturl()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name, which a name server could lead anywhere
 
 
 _FAMILIES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}

@@ -231,6 +231,10 @@ class Standings:
         self._identities.check(user.name, issuer=session.issuer, sub=session.sub, bind=True)
         decision = self._decide(user.name, claims, session.scope)
         now = self._clock()
+        if isinstance(decision, Refused) and decision.claim_withheld:
+            # This client lost the claim, and so will everybody who is asked for: nobody was said to be out.
+            log.error("Membership of %s: %s", user.name, decision.reason)
+            return Standing(Verdict.CANT_SAY, now, decision.reason, session.last_yes, session.id)
         if isinstance(decision, Refused):
             log.warning("Membership of %s: refused, %s", user.name, decision.reason)
             return Standing(Verdict.NO, now, decision.reason, session.last_yes, session.id, decision)

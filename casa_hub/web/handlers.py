@@ -16,7 +16,7 @@ from oauthenticator.oauth2 import OAuthCallbackHandler, OAuthLoginHandler, _dese
 from tornado import web
 
 from casa_hub.identity.bindings import IdentityError
-from casa_hub.identity.membership import MalformedClaim, Refused
+from casa_hub.identity.membership import MalformedClaim, Refused, RefusedError
 from casa_hub.identity.oidc import OIDCError, TokenError
 from casa_hub.identity.verdicts import Verdict
 
@@ -115,8 +115,6 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
         return verifier, nonce_of(verifier)
 
     async def get(self) -> None:
-        from casa_hub.authenticator import RefusedError  # noqa: PLC0415 - the two need each other
-
         try:
             await super().get()
         except RefusedError as error:

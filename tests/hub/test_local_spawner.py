@@ -30,7 +30,6 @@ CONFIG = """
 from pathlib import Path
 from jupyterhub.auth import DummyAuthenticator
 from casa_hub.credentials.base import AccessToken
-from casa_hub.errors import CasaError
 from casa_hub.startup import on_hub_start
 
 class Early(DummyAuthenticator):
@@ -40,10 +39,6 @@ class Early(DummyAuthenticator):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         on_hub_start(self.parent)
-
-    async def recheck(self, user):
-        if Path("refused").exists():
-            raise CasaError(user.name, "no longer a member", "Ask for membership.")
 
     async def access_token(self, user):
         return AccessToken(Path("token").read_text(), None) if Path("token").exists() else None
@@ -295,14 +290,6 @@ def test_a_required_credential_that_is_missing_ends_the_start_and_leaves_nothing
     events = hub.spawn("alice")
     assert events[-1]["failed"]
     assert "xcache.key" in str(events[-1]["message"])
-    assert gone(hub, ("alice", ""))
-
-
-def test_who_is_no_member_any_more_gets_no_server(hub: LocalHub) -> None:
-    (hub.directory / "refused").touch()
-    events = hub.spawn("alice")
-    assert events[-1]["failed"]
-    assert "no longer a member. Ask for membership." in str(events[-1]["message"])
     assert gone(hub, ("alice", ""))
 
 

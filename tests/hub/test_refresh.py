@@ -90,6 +90,16 @@ def dead(idp: IdP, *, refresh: Any = None, userinfo: Any = None) -> None:
         idp.answers["/userinfo"] = userinfo
 
 
+def scope_taken(person: Person) -> None:
+    """The client's registration has lost the scope: nobody's groups come any more, which says nothing of anybody."""
+
+    def without(document: dict[str, Any]) -> dict[str, Any]:
+        return document | {"scope": document["scope"].replace("wlcg.groups", "").strip()}
+
+    person.is_in_groups()
+    person.idp.change["/oauth2/token"] = without
+
+
 # -- a member goes on --------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +217,7 @@ CANT_SAY: dict[str, tuple[str, Row]] = {
     "IAM: 429": ("iam", of_iam((429, {"error": "invalid_grant"}))),
     "IAM: userinfo 502": ("iam", lambda p: dead(p.idp, userinfo=(502, "<html>"))),
     "IAM: userinfo of somebody else": ("iam", lambda p: dead(p.idp, userinfo=(200, {"sub": "x"}))),
+    "IAM: the claim's scope was taken from our client": ("iam", scope_taken),
     "IAM: malformed claim": ("iam", lambda p: dead(p.idp, userinfo=(200, {"sub": p.sub, "wlcg.groups": {"a": 1}}))),
     "Keycloak: our secret is wrong": (
         "keycloak-due",
@@ -294,6 +305,7 @@ def test_access_goes_on_for_a_grace_time_when_the_provider_can_t_say(
     assert person.access() == (False, False)
     person.idp.reset()
     person.idp.rotate = True
+    person.is_in_groups(*MEMBER)
     person.hub.put_forward(FRESH + 1)
     assert person.access() == (True, True)
 

@@ -11,6 +11,8 @@ from traitlets.config import Config
 from casa_hub import authenticator
 from casa_hub.authenticator import ALWAYS_ON, SUPERSEDED, CasaOAuthenticator
 from casa_hub.errors import CasaError, ConfigurationError
+from casa_hub.identity.membership import Allowed
+from casa_hub.identity.oidc import OIDCError
 from casa_hub.identity.providers import PROVIDERS
 
 GOOD: dict[str, Any] = {
@@ -94,11 +96,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "CILogon for everybody": ({"provider": "cilogon"}, r"CasaOAuthenticator\.allowed_idps: it is not set\. Name the"),
     "entitlements of anybody": (
         {"groups_claim": "eduperson_entitlement"},
-        r"groups_claim: eduperson_entitlement needs entitlement_namespace and entitlement_authority",
+        r"entitlement_namespace: groups_claim eduperson_entitlement needs the namespace that counts",
     ),
     "entitlements of any authority": (
         {"groups_claim": "entitlements", "entitlement_namespace": "urn:geant:example.org"},
-        r"groups_claim: entitlements needs entitlement_namespace and entitlement_authority",
+        r"entitlement_authority: groups_claim entitlements needs the authority",
     ),
     "a group that can't be": ({"allowed_groups": ["/cms//uscms"]}, r"allowed_groups '/cms//uscms'"),
 }
@@ -134,3 +136,24 @@ def test_every_setting_of_ours_says_what_it_is() -> None:
     assert all(len(trait.help.split()) > 4 for trait in ours.values())
     assert not set(ours) & set(SUPERSEDED)
     assert authenticator.PATIENCE == 2.0
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\0b", "\ud800", "\u202eecila", "x" * 256])
+def test_what_the_hub_can_t_store_or_show_is_no_user_name(name: str) -> None:
+    with pytest.raises(OIDCError, match="can't be a user name"):
+        configured().user_info_to_username({"preferred_username": name})
+
+
+def test_group_names_too_long_for_the_hub_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    long = "/" + "x" * 255
+    decision = Allowed(groups=frozenset({"/cms", long}), matched=frozenset({"/cms"}), admin=False)
+    assert configured()._hub_groups("alice", decision) == ["/cms"]
+    assert "Groups of alice longer than 255 characters" in caplog.text
+
+
+def test_a_block_beside_ways_in_without_groups_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    configured(blocked_groups=["/cms/suspended"], allow_all=True)
+    assert "set required_groups, too" in caplog.text
+    caplog.clear()
+    configured(blocked_groups=["/cms/suspended"], allow_all=True, required_groups=["/cms"])
+    assert "required_groups" not in caplog.text

@@ -215,6 +215,7 @@ def test_a_refusal_names_only_the_required_groups_that_are_lacking() -> None:
 def test_without_any_group_both_causes_are_named(claims: dict[str, object], missing: bool) -> None:
     refused = refusal(claims, allowed_groups=["/cms"])
     assert refused.claim_missing is missing
+    assert not refused.claim_withheld
     assert "either you are in none there, or it doesn't tell this hub your groups" in refused.reason
 
 
@@ -261,6 +262,7 @@ def test_a_block_that_could_not_be_checked_refuses() -> None:
     settings: dict[str, Any] = {"blocked_groups": ["/x"], "allow_all": True}
     refused = refusal(NO_CLAIM, "openid profile", **settings)
     assert refused.claim_missing
+    assert refused.claim_withheld
     assert "didn't grant this hub the scope wlcg.groups" in refused.reason
     assert outcome_of(decide(NO_CLAIM, "alice", policy(**settings), granted_scopes=frozenset({"wlcg.groups"}))) == YES
 

@@ -9,7 +9,7 @@ import pytest
 from casa_hub.credentials.base import Credential
 from casa_hub.facility import Minted
 from casa_hub.naming import Server
-from casa_hub.spawner import Steps, is_loopback, told
+from casa_hub.spawner import Steps, listens_here_only, told
 
 NOW = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
 
@@ -34,7 +34,7 @@ NOW = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
     ],
 )
 def test_loopback_is_what_only_this_machine_reaches(url: str, expected: bool) -> None:
-    assert is_loopback(url) is expected
+    assert listens_here_only(url) is expected
 
 
 def test_each_credential_has_a_sentence() -> None:

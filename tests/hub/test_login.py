@@ -250,20 +250,17 @@ def test_the_name_stays_its_owner_s_when_the_hub_s_user_is_deleted(hub: Hub, idp
     assert Browser(hub).log_in(first).status_code == 200
 
 
-@pytest.mark.parametrize("name", ["", " ", "a/b", " padded "])
-def test_a_name_that_jupyterhub_doesn_t_take_is_refused(hub: Hub, idp: IdP, name: str) -> None:
+@pytest.mark.parametrize("name", ["", " ", "a/b", "../x", " padded ", "a\nb", "a\0b", "x" * 256])
+def test_a_name_that_the_hub_doesn_t_take_is_refused(hub: Hub, idp: IdP, name: str) -> None:
     answer = Browser(hub).log_in(person(idp, name, "/cms/uscms"))
     assert answer.status_code == 403
     assert 'id="casa-failed"' in answer.text
 
 
-@pytest.mark.parametrize("name", ["üñï", "../x", "<b>&\"'", "a\nb", "x" * 200])
+@pytest.mark.parametrize("name", ["üñï", "...", "<b>&\"'", "x" * 200])
 def test_a_hostile_name_is_only_a_name(hub: Hub, idp: IdP, name: str) -> None:
     browser = Browser(hub)
     answer = browser.log_in(person(idp, name, "/cms/uscms"))
-    if "/" in name:
-        assert answer.status_code == 403
-        return
     assert answer.status_code == 200
     assert browser.user() == name
 

@@ -257,7 +257,7 @@ def test_a_name_that_the_hub_doesn_t_take_is_refused(hub: Hub, idp: IdP, name: s
     assert 'id="casa-failed"' in answer.text
 
 
-@pytest.mark.parametrize("name", ["üñï", "...", "<b>&\"'", "x" * 200])
+@pytest.mark.parametrize("name", ["üñï", "<b>&\"'", "x" * 200])
 def test_a_hostile_name_is_only_a_name(hub: Hub, idp: IdP, name: str) -> None:
     browser = Browser(hub)
     answer = browser.log_in(person(idp, name, "/cms/uscms"))

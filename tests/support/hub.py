@@ -139,6 +139,7 @@ class Hub:
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self.process: subprocess.Popen[str] | None = None
+        self._told: subprocess.Popen[str] | None = None
 
     def put_forward(self, seconds: float) -> None:
         """Let the authenticator of `casa_config` think that it is so much later."""
@@ -198,8 +199,9 @@ class Hub:
         return matches
 
     def end(self, how: int = signal.SIGINT) -> None:
-        """Tell it to end, and don't wait."""
-        if self.process is not None and self.process.poll() is None:
+        """Tell it to end, and don't wait. Once: a second Ctrl-C would break its orderly end off."""
+        if self.process is not None and self.process.poll() is None and self._told is not self.process:
+            self._told = self.process
             self.process.send_signal(how)
 
     def stop(self, how: int = signal.SIGINT) -> int:

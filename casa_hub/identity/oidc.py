@@ -20,7 +20,7 @@ import math
 import ssl
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote_plus, urlsplit
@@ -48,8 +48,13 @@ METADATA_RETRY = 60.0
 KEYS_RETRY = 10.0
 #: Times that discovery is asked before the provider counts as away.
 ATTEMPTS = 2
-#: Bytes of an answer that are read; a userinfo with thousands of groups has some 100 kB.
-ANSWER_LIMIT = 4 * 1024 * 1024
+#: Bytes that are read of an answer of discovery, of the key set and of the token end point: real ones have up to some
+#: 10 kB, and each byte that is read is parsed on the hub's event loop.
+ANSWER_LIMIT = 256 * 1024
+#: Bytes that are read of userinfo: with thousands of groups it has some 100 kB.
+USERINFO_LIMIT = 1024 * 1024
+#: Keys of a key set that are looked at; real sets have a handful, and each costs some time on the hub's event loop.
+KEYS_LIMIT = 100
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +145,7 @@ class Issuer:
         self._keys_at = -math.inf
         self._under_way: dict[str, asyncio.Task[None]] = {}
         for name, url in (("issuer", client.issuer), ("http_proxy", client.proxy)):
-            if url and not urlsplit(url).hostname:
+            if url and not _split(url)[1]:
                 raise cant_say(f"CasaOAuthenticator.{name}", f"{url!r} is no URL", "Give one with a scheme and a host")
 
     @property
@@ -206,10 +211,11 @@ class Issuer:
         raise cant_say(url, f"discovery answered {status}", "Check CasaOAuthenticator.issuer")
 
     def _check_transport(self, url: str, thing: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme == "https" and parts.hostname:
-            return
-        if parts.scheme == "http" and parts.hostname and (self.client.allow_insecure or is_loopback(parts.hostname)):
+        scheme, host = _split(url)
+        # No browser can be sent to an address with a line's end or half a character (a lone surrogate).
+        if not url.isprintable() or (not host and scheme in {"", "http", "https"}):
+            raise cant_say(thing, f"{url[:200]!r} is no URL", "Check CasaOAuthenticator.issuer")
+        if scheme == "https" or (scheme == "http" and (self.client.allow_insecure or is_loopback(host))):
             return
         raise cant_say(thing, f"{url!r} is not https", "Plain http is for loopback, else set allow_insecure_issuer")
 
@@ -246,15 +252,18 @@ class Issuer:
         if status != HTTPStatus.OK or not isinstance(entries, list):
             raise cant_say(url, f"no key set (status {status})", "Ask the provider's administrators")
         keys: dict[str | None, list[jwt.PyJWK]] = {}
-        for entry in entries:
+        for entry in entries[:KEYS_LIMIT]:
             # One odd key must not hide the others; symmetric ones have no place in a published set.
             if not isinstance(entry, dict) or entry.get("kty") == "oct" or entry.get("use", "sig") != "sig":
                 continue
+            kid = entry.get("kid")
+            if kid is not None and not isinstance(kid, str):
+                continue
             try:
                 key = jwt.PyJWK(entry)
-            except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+            except Exception:  # noqa: BLE001, S112 - whatever the libraries make of an odd key
                 continue
-            keys.setdefault(entry.get("kid"), []).append(key)
+            keys.setdefault(kid, []).append(key)
         self._keys, self._keys_at = keys, self._clock()
 
     # -- token requests ------------------------------------------------------------------------------------------
@@ -266,7 +275,7 @@ class Issuer:
             TokenError: the ID token must not be believed.
             OIDCError: anything else.
         """
-        tokens = await self._grant(
+        tokens, problem = await self._grant(
             {
                 "grant_type": "authorization_code",
                 "code": code,
@@ -274,6 +283,8 @@ class Issuer:
                 "code_verifier": verifier,
             },
         )
+        if problem is not None:
+            raise problem
         if not tokens.id_token:
             raise TokenError("ID token", "the provider sent none; the client needs the scope openid")
         return await self._with_claims(tokens, nonce=nonce)
@@ -281,22 +292,28 @@ class Issuer:
     async def refresh(self, refresh_token: str, *, sub: str) -> Tokens:
         """New tokens for an old refresh token (RFC 6749, 6). An ID token may be absent and has no nonce (Core 12.2).
 
-        The tokens of the answer are valid whatever else is wrong with it. Therefore an ID token that must not be
-        believed raises `RefreshedTokenError`, which carries them: whoever loses a rotated refresh token has lost
-        the session.
+        A refresh token of the answer may be the only one that is alive, whatever else is wrong with the answer: whoever
+        loses it has lost the session.
+
+        Raises:
+            RefreshedTokenError: the answer must not be used, but what it holds must be stored.
+            OIDCError: there is no answer, or none with a token.
         """
-        tokens = await self._grant({"grant_type": "refresh_token", "refresh_token": refresh_token})
+        tokens, problem = await self._grant({"grant_type": "refresh_token", "refresh_token": refresh_token})
+        if problem is not None:
+            raise RefreshedTokenError(tokens, problem)
         if not tokens.id_token:
             return tokens
         try:
-            tokens = await self._with_claims(tokens, nonce=None)
-            if tokens.id_claims["sub"] != sub:
-                raise TokenError("ID token", "it is for another subject than the one who logged in")
+            return await self._with_claims(tokens, nonce=None, sub=sub)
         except OIDCError as error:
             raise RefreshedTokenError(tokens, error) from error
-        return tokens
+        except Exception as error:
+            cause = TokenError("ID token", f"it can't be verified ({type(error).__name__})")
+            raise RefreshedTokenError(tokens, cause) from error
 
-    async def _grant(self, parameters: dict[str, str]) -> Tokens:
+    async def _grant(self, parameters: dict[str, str]) -> tuple[Tokens, OIDCError | None]:
+        """What the token endpoint gave, and why it must not be used, if so. Nothing after its "200" raises here."""
         metadata = await self.metadata()
         client = self.client
         headers = {"Accept": "application/json"}
@@ -307,26 +324,31 @@ class Issuer:
         else:
             parameters |= {"client_id": client.client_id, "client_secret": client.client_secret}
         status, document = await self._ask("POST", metadata.token_endpoint, headers=headers, data=parameters)
-        access_token = document.get("access_token") if isinstance(document, dict) else None
-        if (
-            status != HTTPStatus.OK
-            or not isinstance(document, dict)
-            or not isinstance(access_token, str)
-            or not access_token
-        ):
+        answer = document if status == HTTPStatus.OK and isinstance(document, dict) else {}
+        access_token, refresh_token = (_text(answer.get(name)) for name in ("access_token", "refresh_token"))
+        if not access_token and not refresh_token:
             raise OIDCError(metadata.token_endpoint, of_token_answer(status, document))
-        if str(document.get("token_type", "Bearer")).lower() != "bearer":
-            raise cant_say(metadata.token_endpoint, "the token is no Bearer token", "This provider can't be used")
+        problem = None
+        if not access_token:
+            problem = "the answer has no access token"
+        elif not (_sendable(access_token) and _sendable(refresh_token)):
+            problem = "a token of the answer has characters that no token may have"
+        elif str(answer.get("token_type", "Bearer")).lower() != "bearer":
+            problem = "the token is no Bearer token"
         now = self._clock()
-        scope = document.get("scope")
-        return Tokens(
+        scope = answer.get("scope")
+        tokens = Tokens(
             access_token=access_token,
-            refresh_token=_text(document.get("refresh_token")),
-            id_token=_text(document.get("id_token")),
-            expires_at=_expiry(document.get("expires_in"), now),
+            # One that can be neither stored nor sent is none: the old one is kept.
+            refresh_token=refresh_token if _sendable(refresh_token) else "",
+            id_token=_text(answer.get("id_token")),
+            expires_at=_expiry(answer.get("expires_in"), now),
             obtained_at=now,
             scope=frozenset(scope.split()) if isinstance(scope, str) else None,
         )
+        if problem is None:
+            return tokens, None
+        return tokens, cant_say(metadata.token_endpoint, problem, "Ask the provider's administrators")
 
     async def userinfo(self, access_token: str, *, sub: str) -> dict[str, Any]:
         """The user's claims, plain or signed (Core 5.3); `sub` must be the one of the ID token (5.3.2).
@@ -338,7 +360,7 @@ class Issuer:
         metadata = await self.metadata()
         url = metadata.userinfo_endpoint
         headers = {"Accept": "application/json", "Authorization": f"Bearer {access_token}"}
-        status, document = await self._ask("GET", url, headers=headers)
+        status, document = await self._ask("GET", url, headers=headers, limit=USERINFO_LIMIT)
         if status != HTTPStatus.OK:
             raise OIDCError(url, of_userinfo_answer(status, document))
         if isinstance(document, str):
@@ -351,37 +373,33 @@ class Issuer:
 
     # -- believing -----------------------------------------------------------------------------------------------
 
-    async def _with_claims(self, tokens: Tokens, *, nonce: str | None) -> Tokens:
+    async def _with_claims(self, tokens: Tokens, *, nonce: str | None, sub: str | None = None) -> Tokens:
+        """The tokens with the verified claims of their ID token; where given, nonce and subject must be these."""
         claims = await self._verified(tokens.id_token, "ID token", require=["iss", "sub", "aud", "exp", "iat"])
-        if nonce is not None and not hmac.compare_digest(str(claims.get("nonce", "")).encode(), nonce.encode()):
+        if nonce is not None and not hmac.compare_digest(_bytes(str(claims.get("nonce", ""))), _bytes(nonce)):
             raise TokenError("ID token", "its nonce is not the one of this log-in")
         if "at_hash" in claims:
             header = jwt.get_unverified_header(tokens.id_token)
             expected = _at_hash(tokens.access_token, str(header["alg"]))
             if expected is not None and claims["at_hash"] != expected:
                 raise TokenError("ID token", "its at_hash is not that of the access token")
-        if not isinstance(claims["sub"], str) or not claims["sub"]:
-            raise TokenError("ID token", "its sub is not a string")
-        return Tokens(
-            access_token=tokens.access_token,
-            refresh_token=tokens.refresh_token,
-            id_token=tokens.id_token,
-            expires_at=tokens.expires_at,
-            obtained_at=tokens.obtained_at,
-            scope=tokens.scope,
-            id_claims=claims,
-        )
+        if not isinstance(claims["sub"], str) or not claims["sub"] or not claims["sub"].isprintable():
+            raise TokenError("ID token", "its sub is not a string that can be kept")
+        if sub is not None and claims["sub"] != sub:
+            raise TokenError("ID token", "it is for another subject than the one who logged in")
+        return replace(tokens, id_claims=claims)
 
     async def _verified(self, token: str, thing: str, *, require: list[str]) -> dict[str, Any]:
         """Claims of a signed token of this issuer for this client (Core 3.1.3.7), else TokenError."""
         metadata = await self.metadata()
+        # Not only PyJWT's own errors: it leaves some oddities of JSON to Python, an infinite "exp" say.
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.PyJWTError as error:
+        except Exception as error:
             raise TokenError(thing, "it is not a signed JWT") from error
         algorithm = header.get("alg")
         # Against our own list first, then the provider's: what it doesn't offer it doesn't use.
-        if algorithm not in metadata.algorithms:
+        if not isinstance(algorithm, str) or algorithm not in metadata.algorithms:
             raise TokenError(thing, f"its algorithm {str(algorithm)[:40]!r} is not one that is believed")
         key = await self._key(header, thing)
         try:
@@ -389,7 +407,7 @@ class Issuer:
                 token,
                 # The bare key: a PyJWK holds PyJWT's guess of the algorithm, and an RSA key may serve for six.
                 key.key,
-                algorithms=[str(algorithm)],
+                algorithms=[algorithm],
                 audience=self.client.client_id if "aud" in require else None,
                 issuer=metadata.issuer if "iss" in require else None,
                 leeway=self.client.leeway,
@@ -398,6 +416,8 @@ class Issuer:
         except jwt.PyJWTError as error:
             # PyJWT's texts name the claim; the value of none of them is in there but the audience's, which is public.
             raise TokenError(thing, _jwt_problem(error)) from error
+        except Exception as error:
+            raise TokenError(thing, f"it can't be verified ({type(error).__name__})") from error
         # A signed userinfo may leave these two out; if they are there they must be right.
         audience = claims.get("aud", self.client.client_id)
         audiences = audience if isinstance(audience, list) else [audience]
@@ -417,6 +437,7 @@ class Issuer:
         *,
         headers: Mapping[str, str] | None = None,
         data: Mapping[str, str] | None = None,
+        limit: int = ANSWER_LIMIT,
     ) -> tuple[int, object]:
         """One request: status, and the body as JSON value, as text of a JWT, or None. Never follows a redirect."""
         try:
@@ -424,21 +445,21 @@ class Issuer:
                 async with (await self._http()).request(
                     method, url, headers=headers, data=data, proxy=self.client.proxy or None, allow_redirects=False
                 ) as response:
-                    body = await response.content.read(ANSWER_LIMIT + 1)
-                    while len(body) <= ANSWER_LIMIT and not response.content.at_eof():
-                        body += await response.content.read(ANSWER_LIMIT + 1 - len(body))
+                    body = await response.content.read(limit + 1)
+                    while len(body) <= limit and not response.content.at_eof():
+                        body += await response.content.read(limit + 1 - len(body))
                     kind = response.content_type
                     status = response.status
         except TimeoutError as error:
             raise cant_say(_bare(url), f"no answer within {self.client.timeout:g} s") from error
         except (aiohttp.ClientError, ssl.SSLError, OSError, ValueError) as error:
             raise cant_say(_bare(url), f"can't be reached ({type(error).__name__})") from error
-        if len(body) > ANSWER_LIMIT:
-            raise cant_say(_bare(url), f"the answer is longer than {ANSWER_LIMIT} bytes")
+        if len(body) > limit:
+            raise cant_say(_bare(url), f"the answer is longer than {limit} bytes")
         if kind == "application/jwt":
             return status, body.decode("ascii", "replace").strip()
         try:
-            return status, json.loads(body)
+            return status, json.loads(body, parse_int=_integer)
         except (ValueError, RecursionError):
             return status, None
 
@@ -462,7 +483,7 @@ class Issuer:
 
 
 class RefreshedTokenError(TokenError):
-    """A refresh gave valid tokens beside an ID token that must not be believed; `tokens` must still be stored."""
+    """A refresh gave tokens in an answer that must not be used; the refresh token in `tokens` must still be stored."""
 
     def __init__(self, tokens: Tokens, cause: OIDCError) -> None:
         super().__init__(cause.thing, cause.problem)
@@ -498,13 +519,40 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _sendable(token: str) -> bool:
+    """Whether a token has but the characters that it may have (RFC 6749, A.12 and A.17), which every header takes."""
+    return token.isascii() and token.isprintable()
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8 of whatever JSON can spell, lone surrogates too."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _integer(digits: str) -> float:
+    """A number of JSON; one of thousands of digits, which Python refuses to read, must not hide its document."""
+    try:
+        return int(digits)
+    except ValueError:
+        return -math.inf if digits.startswith("-") else math.inf
+
+
 def _expiry(expires_in: object, now: float) -> float | None:
     """`expires_in` is a number of seconds; some providers send it as a string."""
     try:
         seconds = float(expires_in)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return now + seconds if 0 < seconds < 10 * 365 * 86400 else None
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Scheme and host of an URL; both "" where it is none, "https://[::1" say."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "", ""
+    return parts.scheme, parts.hostname or ""
 
 
 def _bare(url: str) -> str:

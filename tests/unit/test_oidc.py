@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
 import logging
+import math
 import os
 import signal
 import ssl
@@ -216,6 +218,13 @@ ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], str | None], str]] = {
     "no sub": (lambda c: GENUINE.sign(without(c, "sub")), "no claim sub"),
     "empty sub": (lambda c: GENUINE.sign(c | {"sub": ""}), "sub is not a string"),
     "sub is no string": (lambda c: by_hand_signed(c | {"sub": 7}), "sub is not a string"),
+    "sub with half a character": (lambda c: GENUINE.sign(c | {"sub": "\ud800"}), "sub is not a string"),
+    "nonce with half a character": (lambda c: GENUINE.sign(c | {"nonce": "\ud800"}), "its nonce is not"),
+    "expiry without end": (lambda c: by_hand_signed(c | {"exp": math.inf}), "can't be verified"),
+    "algorithm is a list": (lambda c: by_hand({"alg": ["RS256"], "kid": "genuine"}, c, b"x"), "its algorithm"),
+    "algorithm is an object": (lambda c: by_hand({"alg": {"a": 1}, "kid": "genuine"}, c, b"x"), "its algorithm"),
+    "half a character": (lambda c: GENUINE.sign(c) + "\ud800", "not a signed JWT"),
+    "beyond ASCII": (lambda c: GENUINE.sign(c) + "\u00e9", "not a signed JWT"),
     "other access token": (lambda c: GENUINE.sign(c | {"at_hash": "AAAAAAAAAAAAAAAAAAAAAA"}), "its at_hash"),
 }
 
@@ -239,6 +248,26 @@ async def test_an_id_token_is_refused_with_its_own_words_and_no_secret(
     # The provider runs in this process too, and says what it likes.
     ours = [r.getMessage() for r in caplog.records if r.name.startswith(("casa_hub", "aiohttp", "asyncio", "jwt"))]
     unspoken([s for s in secrets if s != "nonsense"], str(caught.value), repr(caught.value), *ours)
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        ({"access_token": "\ud800-access-token-value"}, "characters that no token may have"),
+        ({"access_token": "\u00e9-access-token-value"}, "characters that no token may have"),
+        ({"access_token": "line\r\nX-Other: access-token-value"}, "characters that no token may have"),
+        ({"access_token": None}, "no access token"),
+        ({"refresh_token": "\ud800-refresh-token-value"}, "characters that no token may have"),
+        ({"token_type": "mac"}, "no Bearer token"),
+    ],
+    ids=["half a character", "beyond ASCII", "line's end", "no access token", "odd refresh token", "no Bearer"],
+)
+async def test_a_log_in_with_odd_tokens_is_refused(issuer: Issuer, idp: IdP, odd: dict[str, Any], words: str) -> None:
+    idp.change["/oauth2/token"] = lambda document: {**document, "refresh_token": "r", **odd}
+    with pytest.raises(OIDCError, match=words) as caught:
+        await log_in(issuer, idp)
+    assert caught.value.answer.verdict is Verdict.CANT_SAY
+    assert "-token-value" not in str(caught.value) + repr(caught.value)
 
 
 async def test_the_leeway_forgives_clocks_that_differ(idp: IdP) -> None:
@@ -302,10 +331,21 @@ async def test_a_key_that_isn_t_for_this_token_is_not_used(issuer: Issuer, idp: 
 
 
 async def test_an_odd_key_doesn_t_hide_the_others(issuer: Issuer, idp: IdP) -> None:
-    odd = [{"kty": "RSA", "kid": "odd"}, {"kty": "EC", "crv": "P-nothing", "kid": "odd"}, None, 7]
+    odd: list[Any] = [{"kty": "RSA", "kid": "odd"}, {"kty": "EC", "crv": "P-nothing", "kid": "odd"}, None, 7]
+    odd += [FOREIGN.jwk(kid=kid) for kid in (["genuine"], {"a": 1}, 7)]
+    odd += [FOREIGN.jwk(kid="odd", n=n) for n in ("\ud800", 7, "", ["AQAB"])]
+    odd += [FOREIGN.jwk(kty=["RSA"]), FOREIGN.jwk(alg=["RS256"])]
     idp.change["/jwks"] = lambda _: {"keys": [*odd, GENUINE.jwk()]}
     sends(idp, GENUINE.sign)
     assert (await log_in(issuer, idp)).id_claims
+
+
+@pytest.mark.parametrize(("before", "found"), [(oidc.KEYS_LIMIT - 1, True), (oidc.KEYS_LIMIT, False)])
+async def test_so_many_keys_are_looked_at(issuer: Issuer, idp: IdP, before: int, found: bool) -> None:
+    idp.change["/jwks"] = lambda _: {"keys": [{"kty": "RSA"}] * before + [GENUINE.jwk()]}
+    sends(idp, GENUINE.sign)
+    with contextlib.nullcontext() if found else pytest.raises(TokenError, match="no key for kid 'genuine'"):
+        assert (await log_in(issuer, idp)).id_claims["sub"] == "s-1"
 
 
 async def test_without_a_kid_the_key_must_be_the_only_one(issuer: Issuer, idp: IdP) -> None:
@@ -461,6 +501,10 @@ DOCUMENTS: dict[str, tuple[Any, str]] = {
     "no keys": ({"jwks_uri": 7}, "has no jwks_uri"),
     "http token endpoint": ({"token_endpoint": "http://idp.example.org/t"}, "token_endpoint of .* is not https"),
     "http keys": ({"jwks_uri": "http://idp.example.org/jwks"}, "jwks_uri of .* is not https"),
+    "half an IPv6 address": ({"token_endpoint": "https://[::1"}, "token_endpoint of .* is no URL"),
+    "no host": ({"jwks_uri": "https:///jwks"}, "jwks_uri of .* is no URL"),
+    "line's end": ({"authorization_endpoint": "https://a/\r\nb"}, "authorization_endpoint of .* is no URL"),
+    "half a character": ({"authorization_endpoint": "https://a/\ud800"}, "authorization_endpoint of .* is no URL"),
     "odd scheme": ({"userinfo_endpoint": "file:///etc/passwd"}, "userinfo_endpoint of .* is not https"),
     "only HMAC": ({"id_token_signing_alg_values_supported": ["none", "HS256"]}, "no asymmetric algorithm"),
 }
@@ -474,12 +518,19 @@ async def test_a_discovery_document_that_can_t_be_used_is_named(issuer: Issuer, 
         await issuer.metadata()
 
 
-def _huge(environ: Any, start_response: Any) -> Iterator[bytes]:
-    start_response("200 OK", [("Content-Type", "application/json")])
-    yield b"["
-    for _ in range(9):
-        yield b" " * (oidc.ANSWER_LIMIT // 8)
-    yield b"]"
+def _of_size(size: int, document: dict[str, Any]) -> Callable[[Any, Any], Iterator[bytes]]:
+    """An answer of so many bytes, most of which say nothing, in parts."""
+
+    def answer(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Type", "application/json")])
+        said = json.dumps(document).encode()
+        yield said
+        rest = size - len(said)
+        while rest > 0:
+            yield b" " * min(rest, 50_000)
+            rest -= 50_000
+
+    return answer
 
 
 def _redirect(environ: Any, start_response: Any) -> list[bytes]:
@@ -492,7 +543,7 @@ ANSWERS: dict[str, tuple[Any, str]] = {
     "not found": ((404, {}), "discovery answered 404"),
     "HTML": ((200, "<html>"), "didn't answer with a JSON object"),
     "list": ((200, [1]), "didn't answer with a JSON object"),
-    "huge": (_huge, "longer than"),
+    "huge": (_of_size(oidc.ANSWER_LIMIT + 1, {}), f"longer than {oidc.ANSWER_LIMIT} bytes"),
     "redirect": (_redirect, "discovery answered 302"),
 }
 
@@ -506,6 +557,41 @@ async def test_a_discovery_that_fails_says_how(issuer: Issuer, idp: IdP, case: s
     assert idp.requests["/elsewhere"] == 0
     idp.answers.clear()
     assert (await issuer.metadata()).issuer == idp.issuer
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [
+        (WELL_KNOWN, oidc.ANSWER_LIMIT),
+        ("/jwks", oidc.ANSWER_LIMIT),
+        ("/oauth2/token", oidc.ANSWER_LIMIT),
+        ("/userinfo", oidc.USERINFO_LIMIT),
+    ],
+)
+async def test_an_answer_is_read_up_to_its_limit(issuer: Issuer, idp: IdP, path: str, limit: int) -> None:
+    sends(idp, GENUINE.sign)
+    tokens = await log_in(issuer, idp)
+    documents = {
+        WELL_KNOWN: await asyncio.to_thread(lambda: requests.get(idp.issuer + WELL_KNOWN, timeout=10).json()),
+        "/jwks": {"keys": [GENUINE.jwk()]},
+        "/oauth2/token": {"access_token": "a", "id_token": tokens.id_token},
+        "/userinfo": {"sub": "s-1"},
+    }
+
+    async def ask() -> None:
+        one = Issuer(issuer.client)
+        try:
+            await one.refresh("r", sub="s-1")
+            await one.userinfo(tokens.access_token, sub="s-1")
+        finally:
+            await one.close()
+
+    idp.answers["/oauth2/token"] = (200, documents["/oauth2/token"])
+    idp.answers[path] = _of_size(limit, documents[path])
+    await ask()
+    idp.answers[path] = _of_size(limit + 1, documents[path])
+    with pytest.raises(OIDCError, match=f"longer than {limit} bytes"):
+        await ask()
 
 
 async def test_a_body_that_drips_ends_with_the_time_out(idp: IdP) -> None:
@@ -583,7 +669,10 @@ async def test_plain_http_is_possible_where_the_operator_says_so() -> None:
     await issuer.close()
 
 
-@pytest.mark.parametrize("setting", [{"issuer": "iam.example.org"}, {"proxy": "proxy:3128"}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"issuer": "iam.example.org"}, {"issuer": "https://[::1"}, {"proxy": "proxy:3128"}, {"proxy": "http://["}],
+)
 def test_an_address_that_is_no_url_is_refused_at_once(setting: dict[str, str]) -> None:
     with pytest.raises(OIDCError, match="is no URL"):
         Issuer(Client(**{"issuer": "https://iam.example.org", "client_id": "hub", "client_secret": SECRET, **setting}))
@@ -709,6 +798,8 @@ async def test_client_credentials_go_in_the_header_or_in_the_body(idp: IdP, basi
         ({"expires_in": 1e300}, None),
         ({"expires_in": "nan"}, None),
         ({"expires_in": [3600]}, None),
+        ({"expires_in": 10**400}, None),
+        ({"expires_in": math.inf}, None),
     ],
 )
 async def test_the_life_of_a_token_is_taken_where_it_is_said(idp: IdP, expires_in: dict[str, Any], life: Any) -> None:
@@ -738,8 +829,23 @@ async def test_an_id_token_of_a_refresh_has_no_nonce(issuer: Issuer, idp: IdP) -
         (lambda url: FOREIGN.sign(id_claims(url), kid="genuine"), "signature"),
         (lambda url: GENUINE.sign(id_claims("https://evil.example.org")), "another issuer"),
         (lambda _: "nonsense", "not a signed JWT"),
+        (lambda url: by_hand({"alg": ["RS256"]}, id_claims(url), b"x"), "its algorithm"),
+        (lambda url: by_hand({"alg": {"RS256": 1}}, id_claims(url), b"x"), "its algorithm"),
+        (lambda url: GENUINE.sign(id_claims(url)) + "\ud800", "not a signed JWT"),
+        (lambda url: GENUINE.sign(id_claims(url)) + "\u00e9", "not a signed JWT"),
+        (lambda url: by_hand_signed(id_claims(url) | {"exp": math.inf}), "can't be verified"),
     ],
-    ids=["other sub", "foreign key", "other issuer", "nonsense"],
+    ids=[
+        "other sub",
+        "foreign key",
+        "other issuer",
+        "nonsense",
+        "algorithm is a list",
+        "algorithm is an object",
+        "half a character",
+        "beyond ASCII",
+        "expiry without end",
+    ],
 )
 async def test_a_refresh_with_a_bad_id_token_keeps_the_tokens_for_the_caller(
     issuer: Issuer, idp: IdP, make: Callable[[str], str], words: str
@@ -753,6 +859,68 @@ async def test_a_refresh_with_a_bad_id_token_keeps_the_tokens_for_the_caller(
     assert caught.value.tokens.refresh_token == "new-refresh"
     assert caught.value.answer.verdict is Verdict.CANT_SAY
     unspoken(["new-access", "new-refresh"], str(caught.value), repr(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        ({"token_type": "mac"}, "no Bearer token"),
+        ({"token_type": ["Bearer"]}, "no Bearer token"),
+        ({"access_token": "\ud800new-access"}, "characters that no token may have"),
+        ({"access_token": "\u00e9new-access"}, "characters that no token may have"),
+        ({"access_token": "\r\nnew-access"}, "characters that no token may have"),
+        ({"access_token": 7}, "no access token"),
+        ({"access_token": ""}, "no access token"),
+    ],
+)
+async def test_a_refresh_token_is_kept_whatever_is_odd_beside_it(
+    issuer: Issuer, idp: IdP, odd: dict[str, Any], words: str
+) -> None:
+    idp.answers["/oauth2/token"] = (200, {"access_token": "new-access", "refresh_token": "new-refresh", **odd})
+    with pytest.raises(RefreshedTokenError, match=words) as caught:
+        await issuer.refresh("r", sub="s-1")
+    assert caught.value.tokens.refresh_token == "new-refresh"
+    assert caught.value.answer.verdict is Verdict.CANT_SAY
+    unspoken(["new-access", "new-refresh"], str(caught.value), repr(caught.value))
+
+
+@pytest.mark.parametrize("expires_in", ["1" + "0" * 400, "1" + "0" * 5000, "-1" + "0" * 5000, "1e999", "NaN"])
+async def test_a_number_without_sense_hides_no_token(issuer: Issuer, idp: IdP, expires_in: str) -> None:
+    body = f'{{"access_token": "a", "refresh_token": "new-refresh", "expires_in": {expires_in}}}'
+    idp.answers["/oauth2/token"] = _of_text(body)
+    tokens = await issuer.refresh("r", sub="s-1")
+    assert (tokens.refresh_token, tokens.expires_at) == ("new-refresh", None)
+
+
+def _of_text(text: str) -> Callable[[Any, Any], list[bytes]]:
+    def answer(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [text.encode()]
+
+    return answer
+
+
+async def test_a_refresh_token_that_can_t_be_kept_doesn_t_take_the_place_of_the_old_one(
+    issuer: Issuer, idp: IdP
+) -> None:
+    idp.answers["/oauth2/token"] = (200, {"access_token": "a", "refresh_token": "\ud800"})
+    with pytest.raises(RefreshedTokenError, match="characters that no token may have") as caught:
+        await issuer.refresh("r", sub="s-1")
+    assert caught.value.tokens.refresh_token == ""
+
+
+async def test_an_error_of_our_own_loses_no_refresh_token(
+    issuer: Issuer, idp: IdP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oidc, "_at_hash", lambda *_: 1 // 0)
+    claims = id_claims(idp.issuer) | {"at_hash": "x"}
+    idp.answers["/oauth2/token"] = (
+        200,
+        {"access_token": "a", "refresh_token": "new-refresh", "id_token": GENUINE.sign(claims)},
+    )
+    with pytest.raises(RefreshedTokenError, match="ZeroDivisionError") as caught:
+        await issuer.refresh("r", sub="s-1")
+    assert caught.value.tokens.refresh_token == "new-refresh"
 
 
 @pytest.mark.parametrize(

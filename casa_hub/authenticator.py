@@ -17,7 +17,7 @@ from jupyterhub.crypto import CryptKeeper
 from jupyterhub.roles import assign_default_roles
 from oauthenticator.generic import GenericOAuthenticator
 from tornado import web
-from traitlets import Bool, Enum, Float, List, Set, Unicode, default
+from traitlets import Bool, Enum, Float, List, Set, TraitError, Unicode, default, validate
 from traitlets.config import Config
 
 from casa_hub.errors import CasaError, ConfigurationError
@@ -154,8 +154,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     allowed_groups = Set(
         Unicode(),
         config=True,
-        help="""Groups whose members are allowed: one of them is enough. A group is matched exactly, a member of a
-        subgroup is a member of its parents, and `/cms/uscms/*` names all subgroups. CILogon's strings are matched
+        help="""Groups whose members are allowed: one of them is enough. A group is matched exactly;
+        `/cms/uscms/*` is the group with all its subgroups. CILogon's strings are matched
         whole. Default: none, so that nobody is allowed. Example: `["/cms/uscms"]`.""",
     )
 
@@ -185,8 +185,15 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     ).tag(config=True)
 
     join_url = Unicode(
-        help="""Where a refused person asks for the missing group; shown on the page that refuses.""",
+        help="""Where a refused person asks for the missing group; a link on the page that refuses. Only http(s).""",
     ).tag(config=True)
+
+    @validate("join_url")
+    def _web_page(self, proposal: Any) -> str:
+        url: str = proposal["value"]
+        if url and not url.startswith(("https://", "http://")):
+            raise TraitError(f"CasaOAuthenticator.join_url: {url!r} is no web page. Begin it with https://")
+        return url
 
     # -- defaults that depend on the provider ----------------------------------------------------------------------
 
@@ -382,15 +389,15 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             nonce=nonce,
         )
         claims = await issuer.userinfo(tokens.access_token, sub=tokens.id_claims["sub"])
+        metadata = await issuer.metadata()
         username = self.normalize_username(self.user_info_to_username(claims))
         if not self.validate_username(username):
             raise _unusable("user name", f"{username[:80]!r} is not a user name that this hub takes")
         decision = self._decide(username, claims, tokens.scope)
         if isinstance(decision, Refused):
             # Earlier log-ins of this name may go on on a "yes" that is not true any more.
-            self.standings.doubt(username)
+            await self._end_earlier_log_ins(handler, username, decision, metadata.issuer, tokens.id_claims["sub"])
             raise RefusedError(username, decision)
-        metadata = await issuer.metadata()
         session = Session.of_login(tokens, issuer=metadata.issuer, claims=claims)
         # Only now: a refused person binds no name.
         self.identities.check(username, issuer=session.issuer, sub=session.sub, bind=True)
@@ -409,6 +416,17 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             "auth_state": session.to_auth_state(),
             "casa": (session, decision),
         }
+
+    async def _end_earlier_log_ins(self, handler: Any, username: str, decision: Refused, issuer: str, sub: str) -> None:
+        """A refused log-in is a "no" for the same person's earlier ones, which may have no way to be re-checked.
+
+        Not for somebody else's of the same name: with that, anybody could end anybody's access.
+        """
+        user = handler.find_user(username)
+        if user is not None and not decision.claim_withheld and self.identities.owns(username, issuer=issuer, sub=sub):
+            await self.standings.forget(user)
+        else:
+            self.standings.doubt(username)
 
     def user_info_to_username(self, user_info: Mapping[str, Any]) -> str:
         """The configured claim; an e-mail address only when the provider says that it was verified."""

@@ -8,6 +8,7 @@ lose them with the crypt key, and the hub's user with the user's deletion.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import Column, DateTime, MetaData, Table, Unicode, insert, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -42,6 +43,20 @@ class Identities:
             _bindings.create(self._db.get_bind(), checkfirst=True)
             self._there = True
 
+    def owns(self, username: str, *, issuer: str, sub: str) -> bool:
+        """Whether the name is bound to just this subject."""
+        try:
+            self._make_table()
+            row = self._find(username)
+        except SQLAlchemyError:
+            self._db.rollback()
+            return False
+        return row is not None and (row.issuer.rstrip("/"), row.sub) == (issuer.rstrip("/"), sub)
+
+    def _find(self, username: str) -> Any:
+        query = select(_bindings.c.issuer, _bindings.c.sub).where(_bindings.c.username == username)
+        return self._db.execute(query).first()
+
     def check(self, username: str, *, issuer: str, sub: str, bind: bool) -> None:
         """Let the first subject of a name in and nobody else; `bind` makes this subject the first.
 
@@ -50,9 +65,7 @@ class Identities:
         """
         try:
             self._make_table()
-            row = self._db.execute(
-                select(_bindings.c.issuer, _bindings.c.sub).where(_bindings.c.username == username)
-            ).first()
+            row = self._find(username)
             if row is None and bind:
                 self._db.execute(
                     insert(_bindings).values(

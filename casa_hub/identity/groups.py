@@ -3,7 +3,7 @@
 Contract:
 
 - a group reads ``/cms/uscms``, a role in it ``/cms/uscms:role=manager``, an opaque name as it was sent;
-- who is in a subgroup is in its parents: these are among the groups, whether the provider sent them or not;
+- the groups are those that were sent: a provider that means the parents of a subgroup, too, sends them (IAM does);
 - nothing is guessed: what can't be read is an error, what another authority asserts is passed over.
 """
 
@@ -25,17 +25,21 @@ NO_AUTHORITY = "none"
 #: Characters of a group's name and levels of a path: far above any provider's own limit, low enough to be harmless.
 MAX_NAME_LENGTH = 1024
 MAX_DEPTH = 32
+#: Groups of one person: reading them holds the hub's event loop.
+MAX_GROUPS = 2000
 
 
 class MalformedClaim(CasaError):  # noqa: N818 - a claim is what it names
     """The group claim can't be read as the configured syntax: nobody may be let in by a guess."""
 
-    def __init__(self, claim: str, problem: str) -> None:
+    def __init__(self, claim: str, problem: str, readable: frozenset[str] = frozenset()) -> None:
         super().__init__(
             f"group claim {claim}",
             problem,
             "The operator must see to the identity provider's group mapping, or choose another groups_claim.",
         )
+        #: The groups that could be read all the same: enough to refuse by, never to let in.
+        self.readable = readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class GroupSource:
 
 
 def groups_of(claims: Mapping[str, object], source: GroupSource) -> frozenset[str] | None:
-    """All groups the claims put somebody in, parents included; None where the claim is missing.
+    """The groups that the claims put somebody in; None where the claim is missing.
 
     Roles of entitlements stay: ``/cms/uscms:role=manager`` beside ``/cms/uscms``, since a role in a group is held by a
     member of it (AARC-G002).
@@ -92,14 +96,17 @@ def groups_of(claims: Mapping[str, object], source: GroupSource) -> frozenset[st
         value = [name for name in (part.strip() for part in value.split(";")) if name]
     if not isinstance(value, list | tuple):
         raise MalformedClaim(source.claim, f"holds {_kind(value)} instead of a list of strings")
+    if len(value) > MAX_GROUPS:
+        raise MalformedClaim(source.claim, f"holds more than {MAX_GROUPS} groups")
     groups: set[str] = set()
+    problem = ""
     for item in value:
-        if not isinstance(item, str):
-            raise MalformedClaim(source.claim, f"holds {_kind(item)} among its strings")
         try:
             groups.update(_read(item, source))
         except ValueError as error:
-            raise MalformedClaim(source.claim, str(error)) from None
+            problem = problem or str(error)
+    if problem:
+        raise MalformedClaim(source.claim, problem, frozenset(groups))
     return frozenset(groups)
 
 
@@ -121,11 +128,11 @@ def normalised(text: str, syntax: GroupSyntax) -> str:
             raise ValueError("is empty")
         return text
     if syntax is GroupSyntax.PATHS:
-        return f"/{'/'.join(_segments(base))}{subgroups}"
+        return f"{_path(_segments(base))}{subgroups}"
     if base.lower().startswith("urn:"):
         raise ValueError("is a URN, the namespace and the authority have settings of their own")
     path, colon, role = base.partition(":")
-    group = "/" + "/".join(_components(_segments(path)))
+    group = _path(_components(_segments(path)))
     return f"{_role_name(group, role) if colon else group}{subgroups}"
 
 
@@ -141,13 +148,15 @@ def _find(claims: Mapping[str, object], path: str) -> object:
     return None
 
 
-def _read(item: str, source: GroupSource) -> frozenset[str]:
+def _read(item: object, source: GroupSource) -> frozenset[str]:
     """The groups that one string of the claim means. Raises ValueError with the problem."""
+    if not isinstance(item, str):
+        raise ValueError(f"holds {_kind(item)} among its strings")  # noqa: TRY004 - one kind of error for all of it
     if source.syntax is GroupSyntax.ENTITLEMENTS:
         return _read_entitlement(item, source)
     _check_text(item)
     if source.syntax is GroupSyntax.PATHS:
-        return _with_parents(_segments(item))
+        return frozenset({_path(_segments(item))})
     if not item.strip():
         raise ValueError("holds an empty name")
     return frozenset({item})
@@ -175,8 +184,8 @@ def _check_segments(segments: list[str]) -> None:
         raise ValueError(f"holds a path of more than {MAX_DEPTH} levels")
 
 
-def _with_parents(segments: list[str]) -> frozenset[str]:
-    return frozenset("/" + "/".join(segments[:depth]) for depth in range(1, len(segments) + 1))
+def _path(segments: list[str]) -> str:
+    return "/" + "/".join(segments)
 
 
 _ROLE = "role="
@@ -202,13 +211,13 @@ def _read_entitlement(urn: str, source: GroupSource) -> frozenset[str]:
     *segments, last = group_.split(":")
     if last.startswith(_ROLE) and segments:
         return _with_role(segments, last)
-    return _with_parents(_components([*segments, last]))
+    return frozenset({_path(_components([*segments, last]))})
 
 
 def _with_role(segments: list[str], role: str) -> frozenset[str]:
     """A role belongs to the deepest group, and who holds it is a member (AARC-G002)."""
-    groups = _components(segments)
-    return _with_parents(groups) | {_role_name("/" + "/".join(groups), role)}
+    group = _path(_components(segments))
+    return frozenset({group, _role_name(group, role)})
 
 
 def _role_name(group: str, role: str) -> str:

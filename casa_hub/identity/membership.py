@@ -67,7 +67,7 @@ class Policy:
 class Allowed:
     """Let in."""
 
-    #: All groups the person is in, parents included.
+    #: The groups the person is in, as the provider says.
     groups: frozenset[str]
     #: What let them in: patterns of `allowed_groups` and `admin_groups`, or allow_all, allowed_users, admin_users.
     matched: frozenset[str]
@@ -119,7 +119,13 @@ def decide(
     """
     if policy.allowed_idps and (foreign := _foreign(claims, policy)):
         return foreign
-    stated = groups_of(claims, policy.source)
+    try:
+        stated = groups_of(claims, policy.source)
+    except MalformedClaim as error:
+        # What can be read of it may still bar: else somebody could unread a block with one odd group.
+        if refused := _barred_by(policy, error.readable, granted_scopes):
+            return refused
+        raise
     groups = stated or frozenset()
     why = _Why(policy, stated, granted_scopes)
     if refused := _barred(policy, groups, why):
@@ -140,10 +146,17 @@ def decide(
     return why.refused("This hub is for the users on its list, and you aren't on it. Ask its operator.")
 
 
+def _barred_by(policy: Policy, groups: frozenset[str], granted_scopes: frozenset[str] | None) -> Refused | None:
+    if blocked := _blocked(policy, groups):
+        why = _Why(policy, groups, granted_scopes)
+        return why.refused(f"This hub is closed to members of {_listed(blocked)}. Ask its operator.")
+    return None
+
+
 def _barred(policy: Policy, groups: frozenset[str], why: _Why) -> Refused | None:
     """What holds for everybody, whichever way in."""
-    if blocked := _matching(policy.blocked_groups, groups):
-        return why.refused(f"This hub is closed to members of {_listed(blocked)}. Ask its operator.")
+    if refused := _barred_by(policy, groups, why.granted_scopes):
+        return refused
     if policy.blocked_groups and why.stated is None and why.scope_granted is False:
         # Nobody could be blocked any more, and nobody would notice. Where the scope can't be known, a missing claim has
         # to count as "in no group" here: else a hub for everybody but the blocked would refuse whoever has no group.
@@ -167,8 +180,21 @@ def _pattern(setting: str, text: str, syntax: GroupSyntax) -> str:
 
 
 def _matching(patterns: frozenset[str], groups: frozenset[str]) -> frozenset[str]:
-    """The patterns that the groups satisfy; the parents are among the groups, so ``/*`` needs nothing more."""
-    return frozenset(pattern for pattern in patterns if pattern.removesuffix("/*") in groups)
+    """The patterns that one of the groups satisfies: exactly, or with ``/*`` by the group or any subgroup of it."""
+    return frozenset(pattern for pattern in patterns if pattern in groups or _holds(pattern, groups))
+
+
+def _holds(pattern: str, groups: frozenset[str]) -> bool:
+    base = pattern.removesuffix("/*")
+    return base != pattern and any(group == base or group.startswith(f"{base}/") for group in groups)
+
+
+def _blocked(policy: Policy, groups: frozenset[str]) -> frozenset[str]:
+    """The blocks that the groups meet. Who is in a subgroup is in its parents: a block takes all below it."""
+    if policy.source.syntax is GroupSyntax.NAMES:
+        return _matching(policy.blocked_groups, groups)
+    wide = {pattern.removesuffix("/*") + "/*": pattern for pattern in policy.blocked_groups}
+    return frozenset(wide[pattern] for pattern in _matching(frozenset(wide), groups))
 
 
 def _foreign(claims: Mapping[str, object], policy: Policy) -> Refused | None:

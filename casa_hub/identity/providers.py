@@ -16,7 +16,7 @@ from types import MappingProxyType
 class GroupSyntax(StrEnum):
     """How the strings of a group claim are to be read."""
 
-    #: Paths with or without the leading slash: ``/cms/uscms``, ``cms/uscms``. Who is in a subgroup is in its parents.
+    #: Paths with or without the leading slash: ``/cms/uscms``, ``cms/uscms``.
     PATHS = "paths"
     #: Opaque names, matched whole: a list, or one string with ``;`` between the names.
     NAMES = "names"

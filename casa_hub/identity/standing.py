@@ -114,6 +114,12 @@ class Standings:
         """A log-in is a "yes" of its own."""
         self._known[username] = Standing(Verdict.YES, session.last_yes, "", session.last_yes, session.id, decision)
 
+    async def forget(self, user: Any) -> None:
+        """End all earlier log-ins of somebody to whom the provider has said "no" at a new one."""
+        async with self.saving(user.name):
+            await user.save_auth_state(None)
+        self._known.pop(user.name, None)
+
     def doubt(self, username: str) -> None:
         """Ask again at the next occasion, however fresh the verdict is."""
         known = self._known.get(username)

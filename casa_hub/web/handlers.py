@@ -103,7 +103,9 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """As tornado, but without the query of the address: a code that wasn't redeemed is as good as new."""
         if isinstance(value, web.HTTPError):
-            self.log.warning("%d %s: %s", value.status_code, self.request.path, value.get_message())
+            # The provider's words, or whoever's wrote the address: nothing that could pass for a line of its own.
+            said = "".join(character if character.isprintable() else " " for character in value.get_message() or "")
+            self.log.warning("%d %s: %s", value.status_code, self.request.path, said)
         elif value is not None:
             self.log.error("Uncaught exception at %s", self.request.path, exc_info=(typ, value, tb))
 

@@ -11,6 +11,7 @@ LOCK := tests/lock
 
 help:
 	@echo "make demo        a whole facility on this machine; open it in a browser"
+	@echo "                 (DEMO=\"--port 8001 --directory DIR\" for another port and place)"
 	@echo "make demo-check  the same, headless: tries everything and prints a table"
 	@echo "make test        all tests, with JupyterHub 6 and 5.5"
 	@echo "make lint        ruff and mypy --strict"
@@ -48,7 +49,7 @@ clean:
 	rm -rf $(VENV) $(VENV_HUB5)
 
 $(VENV)/bin/python:
-	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
+	@echo "Making $(VENV) with $$($(PYTHON) --version), and its pip ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "Python 3.11 or newer is needed: make ... PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \

@@ -240,6 +240,16 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     # -- start -----------------------------------------------------------------------------------------------------
 
     def __init__(self, **kwargs: Any) -> None:
+        try:
+            self._begin(**kwargs)
+        except ConfigurationError as error:
+            if not hasattr(kwargs.get("parent"), "tornado_settings"):
+                raise
+            # The hub's operator reads one line, and not thirty of a traceback above it.
+            kwargs["parent"].log.critical("%s", error)
+            raise SystemExit(1) from None
+
+    def _begin(self, **kwargs: Any) -> None:
         self.keeper = Keeper(parent=kwargs.get("parent"), config=kwargs.get("config"))
         self._refuse_superseded(self.keeper.config)  # before the base classes wonder about it
         super().__init__(**kwargs)

@@ -26,9 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument(
         "--directory", type=Path, help="where homes and keys are kept (default: casa-hub-demo in your state directory)"
     )
+    settings = commands.add_parser(
+        "settings", help="the reference of all settings", description="Print what can be configured, with its help."
+    )
+    settings.add_argument("section", nargs="?", help="one section only: XCache, HTCondor, Facility ...")
     options = parser.parse_args(arguments)
     try:
-        return _demo(options)
+        return _settings(options.section) if options.command == "settings" else _demo(options)
     except CasaError as error:
         print(f"casa-hub: {error}", file=sys.stderr)
         return 2
@@ -44,6 +48,25 @@ def _demo(options: argparse.Namespace) -> int:
     if options.check:
         return run.check(options.directory, port=options.port)
     return run.serve(options.directory, port=options.port)
+
+
+def _settings(section: str | None) -> int:
+    from casa_hub.authenticator import CasaOAuthenticator  # noqa: PLC0415 - JupyterHub takes a while to load
+    from casa_hub.configuration import did_you_mean  # noqa: PLC0415
+    from casa_hub.spawner import CasaLocalSpawner  # noqa: PLC0415
+    from casa_hub.startup import sections  # noqa: PLC0415
+
+    classes = {cls.__name__: cls for cls in sections(CasaOAuthenticator, CasaLocalSpawner)}
+    if section is not None and section not in classes:
+        remedy = did_you_mean(section, classes) or f"There are {', '.join(classes)}."
+        raise CasaError(section, "there is no such section", remedy)
+    for name, cls in classes.items():
+        if section in (None, name):
+            print(f"{name}\n{'=' * len(name)}\n")
+            # What is said of a trait where it was defined first is the base class's own documentation.
+            for trait in cls.class_own_traits(config=True).values():
+                print(f"{cls.class_get_trait_help(trait)}\n")
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -47,7 +48,7 @@ class Facility:
         self._progress = progress
         self.address = facility_address(DASK_PORT, DASK_WORKER_PORT)
         self.url = f"http://127.0.0.1:{free_port() if port is None else port}"
-        self.issuer = f"http://localhost:{free_port('127.0.0.1')}"
+        self.issuer = ""
         self.names = HostNames(directory / "hosts", self.address)
         #: What of the facility can't be had on this machine, and why.
         self.missing: dict[str, str] = {}
@@ -68,9 +69,11 @@ class Facility:
     @contextmanager
     def running(self) -> Iterator[Facility]:
         """Start everything; at the end of the block, or when anything fails, end everything."""
-        self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        # As root, the pool's jobs run as other users and read the hosts file in here.
+        self.directory.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(_alone(self.directory))
+            shutil.rmtree(self.directory / "run", ignore_errors=True)  # of one that was killed
             self._identity_provider(stack)
             self._names()
             self._xcache(stack)
@@ -86,6 +89,7 @@ class Facility:
 
     def _identity_provider(self, stack: ExitStack) -> None:
         self._progress("Identity provider (a mock: it believes whoever you say you are)")
+        self.issuer = f"http://localhost:{self._issuer_port()}"
         command: list[str | Path] = [sys.executable, "-W", "ignore", "-m", "oidc_provider_mock"]
         command += ["--host", "127.0.0.1", "--port", self.issuer.rpartition(":")[2], "--require-nonce", "true"]
         for account in ACCOUNTS:
@@ -100,6 +104,21 @@ class Facility:
             labels = ("dask", "dask-worker")
             hosts = [Server("demo", who.name).host(label, DOMAIN) for who in ACCOUNTS for label in labels]
             self.names.replace(dict.fromkeys(hosts, self.address))
+
+    def _issuer_port(self) -> int:
+        """Always the same: the hub has bound the user names to this issuer, and lets nobody else have them."""
+        port = int(self._key("issuer-port", lambda path: path.write_text(str(free_port()))).read_text())
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise CasaError(
+                    f"port {port}",
+                    f"the one of this demo's identity provider from its first start, can't be used ({error.strerror})",
+                    f"End what uses it, or begin anew without {self.directory}",
+                ) from error
+        return port
 
     def _xcache(self, stack: ExitStack) -> None:
         with self._or_missing("XCache: reading files"):
@@ -219,7 +238,12 @@ class Facility:
         return path
 
     def _scratch(self, stack: ExitStack, name: str) -> Path:
-        """A new directory for a server, gone with it. As root, servers change to other users, who must get there."""
+        """A new directory for a server, gone with it."""
+        if os.geteuid() != 0:
+            path = self.directory / "run"
+            path.mkdir(mode=0o700, exist_ok=True)
+            return path / name
+        # Servers change to other users then, who can't get into root's directories.
         path = Path(tempfile.mkdtemp(prefix=f"casa-demo-{name}-"))
         path.chmod(0o755)
         stack.callback(shutil.rmtree, path, ignore_errors=True)

@@ -175,6 +175,10 @@ class HTCondorPool:
         """
         if os.geteuid() == 0:
             _check_namespaces()
+        if not _has_name(os.geteuid()):
+            raise Unavailable(
+                "HTCondor", f"user {os.geteuid()} has no entry in /etc/passwd, and it refuses to run then", "Add one."
+            )
         scratch = Path(tempfile.mkdtemp(prefix="casa-condor-"))
         command: list[str | Path] = [self._tree.program("condor_master"), "-f"]
         uid, gid = os.geteuid(), os.getegid()
@@ -284,6 +288,13 @@ def _check_namespaces() -> None:
             tried.stderr.strip(),
             "Start it as an ordinary user, or with the capability CAP_SYS_ADMIN.",
         )
+
+
+def _has_name(uid: int) -> bool:
+    try:
+        return bool(pwd.getpwuid(uid))
+    except KeyError:
+        return False
 
 
 def _quoted(environment: Mapping[str, str]) -> str:

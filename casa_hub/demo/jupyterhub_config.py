@@ -6,12 +6,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from casa_hub.delivery.layout import make_directory
+
 c = get_config()
+os.umask(0o077)  # the database, and what servers write, are nobody else's
 #: Addresses, ports and files that `casa_hub.demo.facility` chose.
 demo = json.loads(Path(os.environ["CASA_HUB_DEMO"]).read_text())
 here = Path(demo["directory"])
 
 # Who may come in.
+c.CasaOAuthenticator.login_service = "the demo's identity provider"
 c.JupyterHub.authenticator_class = "casa"
 c.CasaOAuthenticator.provider = "cms-iam"
 c.CasaOAuthenticator.issuer = demo["issuer"]
@@ -57,7 +61,7 @@ if os.geteuid() == 0:  # in a container, perhaps: Jupyter wants to be told
 def bring_quickstart(spawner: Any) -> None:
     """As a site's image or its git puller would: the notebook is in everybody's home."""
     home = Path(spawner.home_dir)
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(home)
     if not (home / "quickstart.ipynb").exists():
         shutil.copyfile(demo["quickstart"], home / "quickstart.ipynb")
 

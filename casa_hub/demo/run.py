@@ -52,6 +52,11 @@ def check(directory: Path | None, *, port: int | None) -> int:
 def _welcome(facility: Facility) -> str:
     lines = ["", f"  Open {facility.url} and sign in as", ""]
     lines += [f"    {account.name:<8} {account.about}" for account in ACCOUNTS]
+    lines += [
+        "",
+        "  The page of the identity provider has a button for each. Everybody with an account on this machine can",
+    ]
+    lines += ["  press them and run programs as you: don't run the demo on a machine that you share."]
     lines += ["", "  A member's server opens quickstart.ipynb: run its cells from top to bottom."]
     lines += [f"  Homes, keys and logs are in {facility.directory}."]
     lines += [f"  Missing on this machine: {what} ({why})" for what, why in facility.missing.items()]
@@ -75,7 +80,9 @@ def _port(wanted: int | None) -> int | None:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
-                if wanted is not None:
+                if wanted is None:
+                    print(f"Port {port} is taken; the hub gets another one.", flush=True)
+                else:
                     raise CasaError(f"port {port}", f"can't be used ({error.strerror})", "Choose another") from error
             else:
                 return port

@@ -103,9 +103,7 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """As tornado, but without the query of the address: a code that wasn't redeemed is as good as new."""
         if isinstance(value, web.HTTPError):
-            # The provider's words, or whoever's wrote the address: nothing that could pass for a line of its own.
-            said = "".join(character if character.isprintable() else " " for character in value.get_message() or "")
-            self.log.warning("%d %s: %s", value.status_code, self.request.path, said)
+            self.log.warning("%d %s: %s", value.status_code, self.request.path, _one_line(value.get_message() or ""))
         elif value is not None:
             self.log.error("Uncaught exception at %s", self.request.path, exc_info=(typ, value, tb))
 
@@ -122,6 +120,12 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
         except RefusedError as error:
             self.log.warning("Log-in of %s refused: %s", error.thing, error.decision.reason)
             await self.show_refused(error.decision)
+        except web.HTTPError as error:
+            if error.status_code != HTTPStatus.BAD_REQUEST:
+                raise
+            # Two tabs, a page reloaded, consent refused: not worth more than another try.
+            self.log.warning("Log-in not finished: %s", _one_line(error.get_message() or ""))
+            await self.show_failed(error.get_message() or "", status=HTTPStatus.BAD_REQUEST)
         except (IdentityError, MalformedClaim) as error:
             self.log.error("Log-in refused: %s", error)  # noqa: TRY400
             await self.show_failed(str(error))
@@ -157,12 +161,17 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
             login_url=self.authenticator.login_url(self.hub.base_url),
         )
 
-    async def show_failed(self, reason: str) -> None:
+    async def show_failed(self, reason: str, *, status: int = HTTPStatus.FORBIDDEN) -> None:
         """Something about this log-in must not be believed."""
         await self.show(
-            HTTPStatus.FORBIDDEN,
+            status,
             "casa_failed.html",
             reason=reason,
             provider=self.authenticator.preset.title,
             login_url=self.authenticator.login_url(self.hub.base_url),
         )
+
+
+def _one_line(said: str) -> str:
+    """The provider's words, or whoever's wrote the address: nothing that could pass for a line of the log's own."""
+    return "".join(character if character.isprintable() else " " for character in said)

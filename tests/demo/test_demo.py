@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from casa_hub.demo.browser import Browser
+
 pytestmark = pytest.mark.timeout(600)
 
 COMMAND = [sys.executable, "-m", "casa_hub.cli", "demo"]
@@ -61,6 +63,24 @@ def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     demo.send_signal(signal.SIGINT)
     assert demo.wait(60) == 130
     assert processes_of(tmp_path) == []
+
+
+def test_who_signed_in_at_an_earlier_run_can_sign_in_again(tmp_path: Path) -> None:
+    """The identity provider had another port in each run, so names bound in the first were somebody else's later."""
+    tmp_path.chmod(0o711)
+    for _ in range(2):
+        with subprocess.Popen(
+            [*COMMAND, "--directory", str(tmp_path / "demo")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as demo:
+            assert demo.stdout is not None
+            lines = list(iter(demo.stdout.readline, "  Ctrl-C ends everything.\n"))
+            (url,) = [line.split()[1] for line in lines if line.startswith("  Open http")]
+            answer = Browser(url).log_in("oksana")
+            demo.send_signal(signal.SIGINT)
+        assert answer.status_code == 200, answer.text
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ def uv(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=cwd)
         for sign in ("error sending request", "dns error", "Failed to fetch"):
             if sign in done.stderr:
-                raise Unavailable("the package index", sign, "Try again with a network.")
+                cause = done.stderr.strip().splitlines()[-1].strip()
+                raise Unavailable("the package index", f"{sign} ({cause})", "Try again when it can be reached.")
         return done
 
     return require(run)

@@ -52,11 +52,8 @@ def check(directory: Path | None, *, port: int | None) -> int:
 def _welcome(facility: Facility) -> str:
     lines = ["", f"  Open {facility.url} and sign in as", ""]
     lines += [f"    {account.name:<8} {account.about}" for account in ACCOUNTS]
-    lines += [
-        "",
-        "  The page of the identity provider has a button for each. Everybody with an account on this machine can",
-    ]
-    lines += ["  press them and run programs as you: don't run the demo on a machine that you share."]
+    lines += ["", "  The identity provider's page has a button for each. Whoever has an account on this machine can"]
+    lines += ["  press them, too, and run programs as you: don't run the demo on a machine that you share."]
     lines += ["", "  A member's server opens quickstart.ipynb: run its cells from top to bottom."]
     lines += [f"  Homes, keys and logs are in {facility.directory}."]
     lines += [f"  Missing on this machine: {what} ({why})" for what, why in facility.missing.items()]
@@ -91,12 +88,15 @@ def _port(wanted: int | None) -> int | None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does: with everything ended."""
+    """SIGTERM and SIGHUP end the block as Ctrl-C does: with everything ended.
+
+    Ctrl-C itself, too, where it is ignored: a shell without job control starts programs in the background so.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ def test_the_reference_has_every_section_with_its_help(capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     for name in ("CasaOAuthenticator", "Keeper", "Facility", "XCache", "HTCondor", "Dask", "ServiceX", "TraefikRoutes"):
         assert f"\n{name}\n{'=' * len(name)}\n" in f"\n{printed}"
-    assert "openssl rand -base64 -out xcache.key 64" in printed
+    assert "by ``openssl rand -base64" in " ".join(printed.split())
 
 
 def test_one_section_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -448,6 +448,18 @@ def test_tokens_beside_a_forged_id_token_are_not_used_but_the_refresh_token_is_k
     assert person.stored()["access_token"] == idp.token_answers[-1]["access_token"]
 
 
+@pytest.mark.parametrize("odd", [{"token_type": "mac"}, {"access_token": "\ud800"}], ids=["no Bearer", "no token"])
+def test_a_rotated_refresh_token_is_stored_though_its_answer_is_odd(iam: Hub, idp: IdP, odd: dict[str, str]) -> None:
+    person = Person(iam, idp)
+    before = person.stored()
+    idp.change["/oauth2/token"] = lambda document: {**document, **odd}
+    iam.put_forward(RECHECK + 1)
+    assert person.access() == (True, True)  # can't say
+    stored = person.stored()
+    assert stored["access_token"] == before["access_token"]
+    assert stored["refresh_token"] == idp.token_answers[-1]["refresh_token"] != before["refresh_token"]
+
+
 def test_an_answer_without_a_refresh_token_keeps_the_old_one(iam: Hub, idp: IdP) -> None:
     idp.rotate = False
     person = Person(iam, idp)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from jupyterhub.crypto import CryptKeeper
 from jupyterhub.roles import assign_default_roles
@@ -29,6 +30,7 @@ from casa_hub.identity.session import Session
 from casa_hub.identity.standing import FRESH, Standing, Standings
 from casa_hub.identity.verdicts import Answer, Verdict
 from casa_hub.lifecycle import Access, Keeper
+from casa_hub.loopback import is_loopback
 from casa_hub.startup import on_hub_start
 from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler
 
@@ -286,6 +288,13 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         for name in ("issuer", "client_id", "client_secret", "groups_claim"):
             if not getattr(self, name):
                 raise ConfigurationError(f"{section}.{name}", "it is not set", f"{preset.title} needs it")
+        address = urlsplit(self.issuer)
+        if address.scheme == "http" and not (self.allow_insecure_issuer or is_loopback(address.hostname or "")):
+            raise ConfigurationError(
+                f"{section}.issuer",
+                f"{self.issuer!r} is not https: anybody on the way could log in as anybody",
+                "Give the https address; plain http is for loopback, else for test clusters with allow_insecure_issuer",
+            )
         if preset.needs_allowed_idps and not self.allowed_idps:
             raise ConfigurationError(
                 f"{section}.allowed_idps",

@@ -92,6 +92,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no client id": ({"client_id": None}, r"CasaOAuthenticator\.client_id: it is not set"),
     "no client secret": ({"client_secret": None}, r"CasaOAuthenticator\.client_secret: it is not set"),
     "issuer is no URL": ({"issuer": "iam.example.org"}, r"CasaOAuthenticator\.issuer: 'iam\.example\.org' is no URL"),
+    "issuer in the clear": (
+        {"issuer": "http://127.0.0.1.example.org"},
+        r"CasaOAuthenticator\.issuer: 'http://127\.0\.0\.1\.example\.org' is not https",
+    ),
     "proxy is no URL": ({"http_proxy": "proxy:3128"}, r"CasaOAuthenticator\.http_proxy: 'proxy:3128' is no URL"),
     "CILogon for everybody": ({"provider": "cilogon"}, r"CasaOAuthenticator\.allowed_idps: it is not set\. Name the"),
     "entitlements of anybody": (

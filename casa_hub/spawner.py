@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
@@ -18,6 +19,7 @@ from traitlets import Bool, Unicode, default
 
 from casa_hub.configuration import value_of
 from casa_hub.credentials.base import AccessToken, Credential, Request
+from casa_hub.delivery.layout import make_directory
 from casa_hub.delivery.local import LocalDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, ConfigurationError, DeliveryError, Problem, Severity
@@ -99,7 +101,8 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
             else:
                 # Nobody could stop it any more, and it goes on with its credentials.
                 app.log.warning("Ending %s, a server that this hub's database doesn't know", one.server.identity)
-                os.killpg(process.pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
+                    os.killpg(process.pid, signal.SIGTERM)
         try:
             for slug in delivery.sweep(facility.hub_id, living):
                 app.log.info("Removed what was left of server %s", slug)
@@ -152,7 +155,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         try:
             await self.delivery.deliver(minted.parcel())
             self._steps.say(50, "Credentials delivered")
-            await asyncio.to_thread(Path(self.home_dir).mkdir, mode=0o700, parents=True, exist_ok=True)
+            await asyncio.to_thread(make_directory, Path(self.home_dir))
             self.ip = self.delivery.delivered(server).address  # type: ignore[union-attr]
             self._own_environment = self.facility.environment(minted, PurePosixPath(self.delivery.path(server)))
             where: tuple[str, int] = await super().start()

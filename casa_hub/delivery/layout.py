@@ -99,6 +99,39 @@ def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
         raise
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory for its owner only, where it isn't there yet; others may pass through parents made with it.
+
+    Modes are as said here whatever the umask, which `Path.mkdir` alone leaves to decide on the parents.
+
+    Raises:
+        OSError: it can't be made, or something else is there.
+    """
+    for parent in reversed(path.parents):
+        _make(parent, 0o711)
+    _make(path, 0o700)
+
+
+def remove(path: Path) -> None:
+    """Remove a directory with all that is in it, or a file or link itself; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _make(directory: Path, mode: int) -> None:
+    if directory.is_dir():
+        return
+    try:
+        directory.mkdir(mode=mode)
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+        return  # made by another server's start in the meantime
+    directory.chmod(mode)
+
+
 def _fill(directory: Path, files: Mapping[str, bytes]) -> None:
     directory.mkdir(mode=0o700)
     for sub in {path.partition("/")[0] for path in files if "/" in path}:

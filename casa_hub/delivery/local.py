@@ -152,7 +152,7 @@ class LocalDelivery(Delivery):
             strange = self.root.is_dir() and not (self.root / ".lock").exists() and any(self.root.iterdir())
             if strange:
                 raise ConfigurationError(thing, "it holds files that aren't the hub's", "Choose an empty directory.")
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            layout.make_directory(self.root)
             self.root.chmod(0o700)
             # Not inherited by servers (PEP 446), and released by the kernel however the hub ends.
             lock_file = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -168,6 +168,8 @@ class LocalDelivery(Delivery):
             raise ConfigurationError(thing, problem, "Choose a directory that the hub can make or owns.") from error
         self._lock_file = lock_file
         for state in self.root.glob("[!.]*/state.json"):
+            if state.parent.is_symlink():  # the hub makes none here
+                continue
             # Unreadable: a leftover whose owner nobody knows any more; `sweep` removes it.
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 self._delivered[state.parent.name] = Delivered.from_json(state.read_bytes())
@@ -191,8 +193,8 @@ class LocalDelivery(Delivery):
         kept = {slug: one for slug, one in self._delivered.items() if one.key in living}
         removed = []
         for entry in sorted(self.root.iterdir()):
-            if entry.is_dir() and entry.name not in kept:
-                shutil.rmtree(entry)
+            if entry.name not in {*kept, ".lock"} and (entry.is_symlink() or entry.is_dir()):
+                layout.remove(entry)
                 removed.append(entry.name)
         self._delivered = kept
         self.routes.sweep(hub_id, {one.key for one in kept.values()})
@@ -327,7 +329,7 @@ class LocalDelivery(Delivery):
             directory.rename(old)
         except FileNotFoundError:
             return
-        shutil.rmtree(old)
+        layout.remove(old)
 
     # -- addresses
 

@@ -7,6 +7,7 @@ certificates that only this server's CA signed.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -108,7 +109,7 @@ class TraefikRoutes(LoggingConfigurable):
             return
         path = self._path(server)
         owner = _owner(path)
-        if path.exists() and (owner is None or owner[0] != server.identity):
+        if os.path.lexists(path) and (owner is None or owner[0] != server.identity):
             raise DeliveryError(str(path), "it belongs to another server", "Tell the operator of this hub.")
         mark = json.dumps({"server": server.identity, "start_id": start_id})  # ASCII: stays one line
         content = yaml.safe_dump(document(routes, address, self.entry_points), sort_keys=True)
@@ -129,7 +130,7 @@ class TraefikRoutes(LoggingConfigurable):
             return
         for path in Path(self.directory).glob("*.yml"):
             owner = _owner(path)
-            if owner is not None and owner not in living and json.loads(owner[0])[0] == hub_id:
+            if owner is not None and owner not in living and _hub(owner[0]) == hub_id:
                 path.unlink(missing_ok=True)
 
     def _path(self, server: Server) -> Path:
@@ -137,11 +138,33 @@ class TraefikRoutes(LoggingConfigurable):
 
 
 def _owner(path: Path) -> tuple[str, str] | None:
-    """(identity, start id) by the document's first line; None if it isn't one of ours."""
+    """(identity, start id) by the document's first line; None if it isn't one of ours.
+
+    Raises:
+        OSError: it may be ours, but can't be read.
+    """
+    # We write plain files only. A link may lead anywhere, and opening a named pipe would never end.
+    if path.is_symlink() or not path.is_file():
+        return None
     try:
         with path.open(encoding="utf-8") as file:
             line = file.readline()
-        mark = json.loads(line.removeprefix(_MARK)) if line.startswith(_MARK) else {}
-        return mark["server"], mark["start_id"]
-    except (FileNotFoundError, KeyError, ValueError):
+        mark = json.loads(line.removeprefix(_MARK)) if line.startswith(_MARK) else None
+    except (FileNotFoundError, PermissionError, ValueError, RecursionError):
         return None
+    match mark:
+        case {"server": str(identity), "start_id": str(start_id)} if _hub(identity) is not None:
+            return identity, start_id
+    return None
+
+
+def _hub(identity: str) -> str | None:
+    """The hub in a server's identity (`casa_hub.naming`); None if this is no identity."""
+    try:
+        parts = json.loads(identity)
+    except (ValueError, RecursionError):
+        return None
+    match parts:
+        case [str(hub_id), str(), str()]:
+            return hub_id
+    return None

@@ -143,3 +143,24 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     assert path.read_bytes() == b"2"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077, 0o777], ids=oct)
+def test_who_may_enter_a_made_directory_is_not_up_to_the_umask(umask: int, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir(mode=0o750)
+    before = os.umask(umask)
+    try:
+        layout.make_directory(there / "a" / "b" / "home")
+    finally:
+        os.umask(before)
+    parts = (there, there / "a", there / "a" / "b", there / "a" / "b" / "home")
+    assert [stat.S_IMODE(path.stat().st_mode) for path in parts] == [0o750, 0o711, 0o711, 0o700]
+    layout.make_directory(there)
+    assert stat.S_IMODE(there.stat().st_mode) == 0o750
+
+
+def test_a_file_in_the_place_of_a_directory_is_said(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    with pytest.raises(FileExistsError):
+        layout.make_directory(tmp_path / "home")

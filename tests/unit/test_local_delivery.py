@@ -205,6 +205,36 @@ async def test_after_a_crash_the_living_are_kept_and_the_rest_is_swept(
     again.close()
 
 
+async def test_links_are_removed_and_never_followed(config: Config, delivery: LocalDelivery, tmp_path: Path) -> None:
+    """One link to a directory once kept the whole hub from starting."""
+    await delivery.deliver(parcel(ALICE))
+    root, elsewhere = tmp_path / "servers", tmp_path / "elsewhere"
+    (root / "alice").rename(elsewhere)
+    for name in ("alice", "odd", ".old.0"):
+        (root / name).symlink_to(elsewhere)
+    (root / "dangling").symlink_to(tmp_path / "absent")
+    delivery.close()
+    again = LocalDelivery(config=config)
+    again.open()
+    assert again.all() == []
+    assert again.sweep("", {(ALICE.identity, "1")}) == [".old.0", "alice", "dangling", "odd"]
+    assert [path.name for path in root.iterdir()] == [".lock"]
+    assert layout.read_set(elsewhere) == {"token": b"secret", "d/token": b"secret"}
+    again.close()
+
+
+async def test_a_link_or_file_in_place_of_a_server_goes_with_it(delivery: LocalDelivery, tmp_path: Path) -> None:
+    root = tmp_path / "servers"
+    await delivery.deliver(parcel(ALICE))
+    (root / "alice").rename(tmp_path / "elsewhere")
+    (root / "alice").symlink_to(tmp_path / "elsewhere")
+    await delivery.withdraw(ALICE, "1")
+    (root / "bob--x").touch()
+    await delivery.deliver(parcel(BOB))
+    assert sorted(path.name for path in root.iterdir()) == [".lock", "bob--x"]
+    assert (tmp_path / "elsewhere" / "state.json").exists()
+
+
 def test_two_hubs_cannot_share_a_directory(delivery: LocalDelivery, config: Config) -> None:
     with pytest.raises(ConfigurationError, match="another running hub"):
         LocalDelivery(config=config).open()

@@ -1,5 +1,6 @@
 """Routes as documents for Traefik's file provider."""
 
+import os
 import re
 from pathlib import Path
 
@@ -92,6 +93,56 @@ def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
     routes(tmp_path).retract(ALICE, "1")
     routes(tmp_path).sweep("", set())
     assert (tmp_path / "alice.yml").read_text() == "http: {}\n"
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "",
+        "[1]",
+        "null",
+        '{"server": 5, "start_id": "1"}',
+        '{"server": "[\\"\\", \\"alice\\", \\"\\"]"}',
+        '{"server": "[\\"\\", \\"alice\\", \\"\\"]", "start_id": 1}',
+        '{"server": "zzz", "start_id": "1"}',
+        '{"server": "[]", "start_id": "1"}',
+        '{"server": "[\\"\\", 5, \\"\\"]", "start_id": "1"}',
+        '{"server": "null", "start_id": "1"}',
+        "[" * 100_000,
+        "\udcff",
+    ],
+    ids=lambda mark: repr(mark[:50]),
+)
+def test_a_mark_that_is_not_ours_leaves_the_file_alone(mark: str, tmp_path: Path) -> None:
+    """Such a first line once kept the whole hub from starting."""
+    content = f"# casa_hub: {mark}\n".encode(errors="surrogateescape")
+    (tmp_path / "alice.yml").write_bytes(content)
+    routes(tmp_path).sweep("", set())
+    routes(tmp_path).retract(ALICE, "1")
+    with pytest.raises(DeliveryError, match="another server"):
+        routes(tmp_path).publish(ALICE, "1", ROUTES, "127.77.0.5")
+    assert (tmp_path / "alice.yml").read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "link", "dangling link"])
+def test_what_is_no_plain_file_is_left_alone(kind: str, tmp_path: Path) -> None:
+    directory, path = tmp_path / "routes", tmp_path / "routes" / "alice.yml"
+    directory.mkdir()
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        (tmp_path / "kept").mkdir()
+        if kind == "link":
+            routes(tmp_path / "kept").publish(ALICE, "1", ROUTES, "127.77.0.5")
+        path.symlink_to(tmp_path / "kept" / "alice.yml")
+    before = path.lstat().st_ino
+    routes(directory).sweep("", set())
+    routes(directory).retract(ALICE, "1")
+    with pytest.raises(DeliveryError, match="another server"):
+        routes(directory).publish(ALICE, "1", ROUTES, "127.77.0.5")
+    assert path.lstat().st_ino == before
 
 
 def test_the_sweep_takes_what_this_hub_left_only(tmp_path: Path) -> None:

@@ -419,7 +419,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             raise RefusedError(username, decision)
         session = Session.of_login(tokens, issuer=metadata.issuer, claims=claims)
         # Only now: a refused person binds no name.
-        self.identities.check(username, issuer=session.issuer, sub=session.sub, bind=True)
+        self.identities.check(username, issuer=session.issuer, sub=session.sub)
         if not session.refresh_token and not self.preset.groups_live_in_userinfo:
             self.log.warning(
                 "%s gave no refresh token for %s: the membership can't be re-checked and counts for %g s. "

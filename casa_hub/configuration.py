@@ -83,12 +83,3 @@ def value_of(config: Config, cls: type[Configurable], name: str) -> Any:
             if isinstance(value, DeferredConfig):  # from the command line: still text
                 value = value.get_value(trait)
     return value
-
-
-def half_set(config: Config, cls: type[Configurable], name: str, needs: str) -> list[Problem]:
-    """A setting that does nothing without another one, which isn't there."""
-    if not is_set(config, cls, name) or is_set(config, cls, needs):
-        return []
-    thing = f"{cls.__name__}.{name}"
-    problem = f"it has no effect without {cls.__name__}.{needs}"
-    return [Problem(Severity.ERROR, thing, problem, f"Set {cls.__name__}.{needs} too, or remove {thing}.")]

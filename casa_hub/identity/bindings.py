@@ -51,14 +51,14 @@ class Identities:
         except SQLAlchemyError:
             self._db.rollback()
             return False
-        return row is not None and (row.issuer.rstrip("/"), row.sub) == (issuer.rstrip("/"), sub)
+        return row is not None and _is(row, issuer, sub)
 
     def _find(self, username: str) -> Any:
         query = select(_bindings.c.issuer, _bindings.c.sub).where(_bindings.c.username == username)
         return self._db.execute(query).first()
 
-    def check(self, username: str, *, issuer: str, sub: str, bind: bool) -> None:
-        """Let the first subject of a name in and nobody else; `bind` makes this subject the first.
+    def check(self, username: str, *, issuer: str, sub: str) -> None:
+        """Let the first subject of a name in and nobody else; a name without one is bound to this subject.
 
         Raises:
             IdentityError: the name is bound to somebody else, or the table can't be read.
@@ -66,7 +66,7 @@ class Identities:
         try:
             self._make_table()
             row = self._find(username)
-            if row is None and bind:
+            if row is None:
                 self._db.execute(
                     insert(_bindings).values(
                         username=username, issuer=issuer, sub=sub, bound_at=datetime.now(UTC).replace(tzinfo=None)
@@ -81,9 +81,14 @@ class Identities:
                 f"the hub's database can't say whose it is ({type(error).__name__})",
                 "Try again; if it stays so, tell the administrators of this hub",
             ) from None
-        if row is not None and (row.issuer.rstrip("/"), row.sub) != (issuer.rstrip("/"), sub):
+        if row is not None and not _is(row, issuer, sub):
             raise IdentityError(
                 f"user name {username!r}",
                 "it belongs to another identity than the one that signed in",
                 "If this is your name, ask the administrators of this hub",
             )
+
+
+def _is(row: Any, issuer: str, sub: str) -> bool:
+    """Whether a binding is to this subject; an operator may have written the issuer with or without its last slash."""
+    return (row.issuer.rstrip("/"), row.sub) == (issuer.rstrip("/"), sub)

@@ -234,7 +234,7 @@ class Standings:
             # Only the access token is dead; the refresh token may have outlived it.
             session = await self._refresh(inquiry, session)
             claims = await self._issuer.userinfo(session.access_token, sub=session.sub)
-        self._identities.check(user.name, issuer=session.issuer, sub=session.sub, bind=True)
+        self._identities.check(user.name, issuer=session.issuer, sub=session.sub)
         decision = self._decide(user.name, claims, session.scope)
         now = self._clock()
         if isinstance(decision, Refused) and decision.claim_withheld:

@@ -8,7 +8,7 @@ from traitlets import Bool, Int, Unicode
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import DeferredConfigString
 
-from casa_hub.configuration import did_you_mean, half_set, is_set, unknown_keys, value_of
+from casa_hub.configuration import did_you_mean, is_set, unknown_keys, value_of
 from casa_hub.facility import Facility as RealFacility
 from casa_hub.spawner import CasaLocalSpawner
 
@@ -89,10 +89,3 @@ def test_a_value_before_there_is_an_instance_is_the_instance_s() -> None:
         assert value_of(config, XCache, name) == getattr(instance, name)
         assert is_set(config, XCache, name) == (name != "key_file")
     assert value_of(Config(Base={"inherited": 3}, XCache={"inherited": 4}), XCache, "inherited") == 4
-
-
-def test_half_of_a_pair_names_the_other_half() -> None:
-    assert half_set(Config(), XCache, "lifetime", "key_file") == []
-    assert half_set(Config(XCache={"lifetime": 1, "key_file": "k"}), XCache, "lifetime", "key_file") == []
-    [problem] = half_set(Config(XCache={"lifetime": 1}), XCache, "lifetime", "key_file")
-    assert (problem.thing, problem.remedy) == ("XCache.lifetime", "Set XCache.key_file too, or remove XCache.lifetime.")

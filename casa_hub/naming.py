@@ -11,11 +11,12 @@ Contract:
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
 
-from kubespawner.slugs import multi_slug, safe_slug
+from kubespawner.slugs import is_valid_label, multi_slug, safe_slug
 
 #: KubeSpawner's own limit for the slug of user and server (``_expand_user_properties``).
 SLUG_LENGTH = 48
@@ -41,6 +42,19 @@ class Server:
     def identity(self) -> str:
         """Unambiguous text of hub, user and server: equal texts mean the same server."""
         return json.dumps([self.hub_id, self.username, self.name])
+
+    def object_name(self, start_id: str) -> str:
+        """Name of a start's objects in Kubernetes, a DNS label: ``casa-alice-1f2e3d4c``, at most 63 characters.
+
+        The eight digits tell hubs and starts apart, so that no two share an object (see `delivery.manifests`).
+        """
+        digits = hashlib.sha256(f"{self.identity}{start_id}".encode()).hexdigest()[:8]
+        return f"casa-{self.slug}-{digits}"
+
+    @property
+    def hub_label(self) -> str:
+        """`hub_id` as the value of a label: itself where it can be one, else a slug with a hash."""
+        return str(safe_slug(self.hub_id, is_valid=is_valid_label)) if self.hub_id else ""
 
     def host(self, label: str, domain: str) -> str:
         """The server's DNS name below ``label``: ``alice.dask.example.org``."""

@@ -29,15 +29,19 @@ from pathlib import Path
 DATA = "..data"
 
 
-#: What the key of a Kubernetes Secret may be, so that a credential's files can be delivered to a pod as well.
-_NAME = re.compile(r"(?!\.\.)[-._a-zA-Z0-9]{1,253}")
+#: What the key of a Kubernetes Secret may be, so that a credential's files can be delivered to a pod as well; there
+#: ".." stands for the "/" of a path.
+_NAME = re.compile(r"(?!.*\.\.)[-._a-zA-Z0-9]+")
+_LONGEST = 252
 
 
 def bad_path(path: str) -> bool:
     """Whether a credential's file may not be called so: a name, or a name in one directory, is all there is.
 
-    Names beginning with ".." are the layout's own.
+    Names with ".." are the layout's own.
     """
+    if len(path) > _LONGEST:
+        return True
     first, slash, second = path.partition("/")
     names = (first, second) if slash else (first,)
     return not all(_NAME.fullmatch(name) and name != "." for name in names)

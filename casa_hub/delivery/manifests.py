@@ -1,0 +1,186 @@
+"""What is applied to Kubernetes for a server: pure functions from a start to JSON objects.
+
+A start is one life of a server's pod. Its objects are named after it, so that no two starts ever share one: what is
+late for the one before (its pod's garbage collection, its stop) finds nothing of the next. Kubernetes before 1.33
+deletes dependants of a vanished owner by uid alone: an object handed on to a new pod could go with the old one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from casa_hub.delivery.base import Route
+from casa_hub.errors import DeliveryError
+from casa_hub.naming import Server
+
+Object = dict[str, Any]
+
+#: Who manages the fields of our objects (server-side apply), and the value of ``app.kubernetes.io/managed-by``.
+MANAGER = "casa-hub"
+
+#: The one label that a Service or a policy selects its pod by. Its value is random and only in the hub's hands, unlike
+#: a name: no pod that a user can start somehow answers for another's.
+START_ID = "casa-hub/start-id"
+#: Which hub an object is of: `Facility.hub_id` (or its hash, where that is no label value), and the hub's namespace.
+HUB, HUB_NAMESPACE = "casa-hub/hub", "casa-hub/hub-namespace"
+#: Annotations: `Server.identity`, and what a restarted hub must know (`Facility.mint`'s record as JSON; no secret).
+SERVER, RECORD = "casa-hub/server", "casa-hub/record"
+
+#: Bytes of all values of a Secret together (Kubernetes, ``MaxSecretSize``).
+MAX_SECRET_SIZE = 1024 * 1024
+#: What the Secret is to the API server: anything but `kubernetes.io/...` is free to choose and can't be changed later.
+SECRET_TYPE = "casa-hub/credentials"  # noqa: S105
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start of a server in Kubernetes: what all its objects have in common."""
+
+    server: Server
+    #: 32 hexadecimal digits.
+    start_id: str
+    #: Where the pod and its objects are.
+    namespace: str
+    #: Where the hub is.
+    hub_namespace: str
+    #: The operator's, for all objects of this hub (KubeSpawner's ``common_labels``).
+    common_labels: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """Name of its Secret, Service and route."""
+        return self.server.object_name(self.start_id)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of everything of this start, the pod included."""
+        return {
+            **self.common_labels,
+            "app.kubernetes.io/managed-by": MANAGER,
+            HUB: self.server.hub_label,
+            HUB_NAMESPACE: self.hub_namespace,
+            START_ID: self.start_id,
+        }
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """Labels that only this start's pod has."""
+        return {START_ID: self.start_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """The pod that owns a start's objects, as the API server knows it."""
+
+    name: str
+    uid: str
+
+
+def metadata(start: Start, pod: Pod, component: str, *, name: str = "") -> Object:
+    """Metadata of an object that lives as long as `pod`; `component`: what it is to the facility."""
+    return {
+        "name": name or start.name,
+        "namespace": start.namespace,
+        "labels": {
+            **start.labels,
+            "app.kubernetes.io/name": MANAGER,
+            "app.kubernetes.io/component": component,
+            "app.kubernetes.io/part-of": "jupyterhub",
+        },
+        "annotations": {SERVER: start.server.identity},
+        "ownerReferences": [
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "name": pod.name,
+                "uid": pod.uid,
+                "controller": True,
+                # OKD refuses true to who may not update a pod's finalizers.
+                "blockOwnerDeletion": False,
+            }
+        ],
+    }
+
+
+def secret(start: Start, pod: Pod, files: Mapping[str, bytes], record: Mapping[str, Any]) -> Object:
+    """The Secret with a server's files.
+
+    Raises:
+        DeliveryError: they are too large for one.
+    """
+    check_size(start, files)
+    described = metadata(start, pod, "credentials")
+    described["annotations"][RECORD] = json.dumps(record)
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": described,
+        "type": SECRET_TYPE,
+        "immutable": False,  # renewed in place
+        "data": {key(path): base64.b64encode(content).decode() for path, content in files.items()},
+    }
+
+
+def service(start: Start, pod: Pod, routes: Iterable[Route]) -> Object:
+    """The Service that leads to this start's pod, with a port for each purpose."""
+    ports = {route.purpose: route.port for route in routes}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(start, pod, "service"),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": start.selector,
+            "ports": [
+                {"name": purpose, "protocol": "TCP", "port": port, "targetPort": port}
+                for purpose, port in sorted(ports.items())
+            ],
+        },
+    }
+
+
+def renewal(start: Start, files: Mapping[str, bytes], record: Mapping[str, Any]) -> list[Object]:
+    """JSON Patch (RFC 6902) that gives this start's Secret new contents of `files` and leaves the others.
+
+    The test in front makes it fail (422) on an object that isn't this start's.
+    """
+    check_size(start, files)
+    return [
+        {"op": "test", "path": f"/metadata/labels/{_pointer(START_ID)}", "value": start.start_id},
+        {"op": "add", "path": f"/metadata/annotations/{_pointer(RECORD)}", "value": json.dumps(record)},
+        *(
+            {"op": "add", "path": f"/data/{_pointer(key(path))}", "value": base64.b64encode(content).decode()}
+            for path, content in files.items()
+        ),
+    ]
+
+
+def key(path: str) -> str:
+    """The key of a Secret for a file: "/" isn't allowed there, and ".." is in no path (`layout.bad_path`)."""
+    return path.replace("/", "..")
+
+
+def check_size(start: Start, files: Mapping[str, bytes]) -> None:
+    """Refuse what the API server would refuse, but say which file it is.
+
+    Raises:
+        DeliveryError: the files are too large for a Secret.
+    """
+    size = sum(map(len, files.values()))
+    if size > MAX_SECRET_SIZE:
+        largest = max(files, key=lambda path: len(files[path]))
+        raise DeliveryError(
+            f"Secret {start.namespace}/{start.name}",
+            f"the files have {size} bytes, and a Secret holds {MAX_SECRET_SIZE}; the largest is {largest} with "
+            f"{len(files[largest])}",
+            "The credential that brings it must deliver less.",
+        )
+
+
+def _pointer(token: str) -> str:
+    """One token of a JSON Pointer (RFC 6901)."""
+    return token.replace("~", "~0").replace("/", "~1")

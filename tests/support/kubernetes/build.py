@@ -1,0 +1,216 @@
+"""Builds the Kubernetes of the tests from source, once, into the cache: `make test` runs this.
+
+    python -m tests.support.kubernetes.build
+
+Programs come from the Go module proxy, the image of the pods from a Debian mirror and PyPI: no registry of images, no
+Docker. What the control plane needs comes first and is all that an ordinary user needs; a node needs root to run, so
+only root has the rest built. What is there already stays; each piece is made anew when what it is made of has changed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from casa_hub.demo.packages import Progress, Unavailable, cache_root
+
+HERE = Path(__file__).parent
+GO = HERE / "go"
+
+
+def version_of(module: str, source: str) -> str:
+    """The version of a Go module in the go.mod of one of our programs."""
+    found = re.search(rf"\s{re.escape(module)} (v\S+)", (GO / source / "go.mod").read_text())
+    assert found, f"{module} is not in go/{source}/go.mod"
+    return found[1]
+
+
+VERSION = version_of("k8s.io/kubernetes", "kubernetes")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something that is built."""
+
+    #: Path below the directory.
+    name: str
+    #: Identifies what it is made of and how.
+    recipe: str
+    #: About how long that takes on two cores, seconds.
+    seconds: int
+    #: Makes it at the path given.
+    make: Callable[[Path], None]
+
+
+def recipe(*parts: str | bytes | Path) -> str:
+    """A short hash of texts and of files' contents."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.read_bytes() if isinstance(part, Path) else part if isinstance(part, bytes) else part.encode()
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:12]
+
+
+def directory() -> Path:
+    """Where it all is: ``bin`` and, for a node, ``images`` and ``store`` (the same, unpacked)."""
+    return cache_root() / f"kubernetes-{VERSION.removeprefix('v')}"
+
+
+def control_plane() -> list[Piece]:
+    """What `ControlPlane` needs."""
+    return [
+        _kubernetes("kube-apiserver", 215),
+        _kubernetes("kube-controller-manager", 30),
+        _kubernetes("kubectl", 15),
+        _program("etcd", "runtime", "go.etcd.io/etcd/server/v3", 25),
+    ]
+
+
+def programs() -> Path:
+    """The directory of the control plane's programs.
+
+    Raises:
+        Unavailable: they have not been built here.
+    """
+    _demand(control_plane())
+    return directory() / "bin"
+
+
+def _demand(pieces: Sequence[Piece]) -> None:
+    if missing := _missing(pieces):
+        raise Unavailable(
+            f"Kubernetes {VERSION}",
+            f"{', '.join(piece.name for piece in missing)} not built in {directory()}",
+            "Run: python -m tests.support.kubernetes.build (make test does), which says what stands in the way.",
+        )
+
+
+def _kubernetes(name: str, seconds: int) -> Piece:
+    # Without a version the API server calls itself v0.0.0, which clients and admission don't take for a release.
+    stamps = {"gitVersion": VERSION, "gitMajor": "1", "gitMinor": VERSION.split(".")[1], "gitTreeState": "clean"}
+    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    flags = " ".join(f"-X {package}.{key}={value}" for package in packages for key, value in stamps.items())
+    return _program(name, "kubernetes", f"k8s.io/kubernetes/cmd/{name}", seconds, flags)
+
+
+def _program(name: str, source: str, package: str, seconds: int, flags: str = "") -> Piece:
+    flags = f"-s -w {flags}".strip()
+
+    def make(output: Path) -> None:
+        build = ["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", str(output), package]
+        run(["nice", *build], f"building {name}", cwd=GO / source, env={**os.environ, "CGO_ENABLED": "0"})
+
+    files = sorted(path for path in (GO / source).iterdir() if path.is_file())
+    return Piece(f"bin/{name}", recipe(package, flags, *files), seconds, make)
+
+
+def run(
+    command: Sequence[str | Path], what: str, *, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> None:
+    """Run a program to its end.
+
+    Raises:
+        Unavailable: it isn't there, or it failed.
+    """
+    try:
+        ran = subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise Unavailable(what, f"there is no {error.filename}", "Install it.") from error
+    if ran.returncode:
+        reason = " ".join((ran.stderr or ran.stdout).split())[-600:]
+        raise Unavailable(what, f"{Path(command[0]).name} failed: {reason}", "Try again when that is put right.")
+
+
+def _missing(pieces: Sequence[Piece]) -> list[Piece]:
+    def made(piece: Piece) -> bool:
+        stamp = _stamp(piece)
+        return stamp.exists() and stamp.read_text() == piece.recipe
+
+    return [piece for piece in pieces if not made(piece)]
+
+
+def _stamp(piece: Piece) -> Path:
+    return directory() / "made" / piece.name.replace("/", "-")
+
+
+def build(pieces: Sequence[Piece], tell: Progress) -> None:
+    """Make what is missing; two processes may ask at once.
+
+    Raises:
+        Unavailable: something that this needs is not to be had here.
+    """
+    if not _missing(pieces):
+        return
+    try:
+        with _locked(tell):
+            missing = _missing(pieces)
+            for at, piece in enumerate(missing):
+                left = sum(each.seconds for each in missing[at:])
+                tell(f"building {piece.name}, about {_time(piece.seconds)} (all that is missing: {_time(left)})")
+                begin = time.monotonic()
+                _make(piece)
+                tell(f"built {piece.name} in {_time(time.monotonic() - begin)}")
+    except OSError as error:
+        remedy = "Point CASA_HUB_CACHE at a directory that you can write, with 3 GB to spare."
+        raise Unavailable(str(directory()), f"can't be filled: {error}", remedy) from error
+
+
+def _make(piece: Piece) -> None:
+    """Beside its place first: what lies in its place is whole, and of the recipe that its stamp names."""
+    place, stamp = directory() / piece.name, _stamp(piece)
+    for parent in (place.parent, stamp.parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory(), prefix="making-") as scratch:
+        new = Path(scratch, place.name)
+        piece.make(new)
+        stamp.unlink(missing_ok=True)
+        if place.is_dir():
+            place.rename(Path(scratch, "old"))
+        new.rename(place)
+    stamp.write_text(piece.recipe)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+@contextmanager
+def _locked(tell: Progress) -> Iterator[None]:
+    directory().mkdir(parents=True, exist_ok=True)
+    with directory().with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell("waiting for another process that builds the same")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for left_over in directory().glob("making-*"):  # of one that was killed
+            shutil.rmtree(left_over)
+        yield
+
+
+def main() -> int:
+    """Never a failure: the tests that want what is missing are skipped, or fail, and say why."""
+
+    def tell(line: str) -> None:
+        print(f"Kubernetes {VERSION} for the tests: {line}", flush=True)
+
+    try:
+        build(control_plane(), tell)
+    except Unavailable as error:
+        tell(str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

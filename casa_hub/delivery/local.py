@@ -32,6 +32,7 @@ from traitlets import TraitError, Unicode, validate
 
 from casa_hub.delivery import layout
 from casa_hub.delivery.base import RECORD_VERSION, Delivery, Parcel, Route
+from casa_hub.delivery.route_files import RouteFiles
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, DeliveryError, Problem
 from casa_hub.naming import Server
@@ -96,11 +97,11 @@ class LocalDelivery(Delivery):
             raise TraitError(f"LocalDelivery.network: {network} is no loopback network with room for servers")
         return str(network)
 
-    routes: TraefikRoutes
+    routes: RouteFiles
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.routes = TraefikRoutes(parent=self)
+        self.routes = RouteFiles(TraefikRoutes(parent=self))
         #: Where the servers' directories are.
         self.root = Path(self.directory).resolve()
         self._delivered: dict[str, Delivered] = {}

@@ -35,6 +35,15 @@ MAX_SECRET_SIZE = 1024 * 1024
 #: What the Secret is to the API server: anything but `kubernetes.io/...` is free to choose and can't be changed later.
 SECRET_TYPE = "casa-hub/credentials"  # noqa: S105
 
+#: The kinds that we apply, by the plural that the API has for each in a path.
+PLURALS = {
+    "Secret": "secrets",
+    "Service": "services",
+    "IngressRouteTCP": "ingressroutetcps",
+    "TLSRoute": "tlsroutes",
+    "NetworkPolicy": "networkpolicies",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -80,6 +89,13 @@ class Pod:
     uid: str
 
 
+def path(described: Object) -> str:
+    """Where an object of ours is in the API: ``/apis/traefik.io/v1alpha1/namespaces/NAMESPACE/ingressroutetcps/NAME``."""
+    version, meta = described["apiVersion"], described["metadata"]
+    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    return f"{root}/namespaces/{meta['namespace']}/{PLURALS[described['kind']]}/{meta['name']}"
+
+
 def metadata(start: Start, pod: Pod, component: str, *, name: str = "") -> Object:
     """Metadata of an object that lives as long as `pod`; `component`: what it is to the facility."""
     return {
@@ -104,6 +120,12 @@ def metadata(start: Start, pod: Pod, component: str, *, name: str = "") -> Objec
             }
         ],
     }
+
+
+def reference(kind: str, start: Start, name: str | None = None) -> Object:
+    """A core object of the start, by name only (default: that of the start's own objects)."""
+    metadata = {"name": start.name if name is None else name, "namespace": start.namespace}
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
 
 
 def secret(start: Start, pod: Pod, files: Mapping[str, bytes], record: Mapping[str, Any]) -> Object:

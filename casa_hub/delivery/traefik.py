@@ -1,4 +1,4 @@
-"""Routes by Traefik's file provider: one document a server, in a directory that Traefik watches.
+"""What routes are to be like: the operator's settings for both homes, and what a host must be to get one.
 
 A route leads TLS untouched, by the SNI of the ClientHello, to the server's own address: Dask ends TLS itself, with
 certificates that only this server's CA signed.
@@ -6,67 +6,73 @@ certificates that only this server's CA signed.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-import yaml
-from traitlets import Enum, List, Unicode
+from kubespawner.slugs import is_valid_label
+from traitlets import Dict, Enum, List, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.delivery.base import Route
-from casa_hub.delivery.layout import replace_file
 from casa_hub.errors import DeliveryError, Problem, Severity
-from casa_hub.naming import Server
 
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 #: ``alice.dask.example.org``: labels as DNS has them (RFC 1123), at most 253 characters in all. Nothing else gets into
 #: a rule, where a back quote or "*" would mean more than one host.
-_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\Z")
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\Z")
+#: ``NAME`` or ``NAMESPACE/NAME``.
+_GATEWAY = re.compile(rf"({_LABEL}/)?{_LABEL}(\.{_LABEL})*\Z")
+#: Key of a label or an annotation (Kubernetes, "qualified name"): an optional DNS name and "/", then at most 63.
+_KEY = re.compile(rf"({_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([A-Za-z0-9_.-]{{0,61}}[A-Za-z0-9])?\Z")
+#: What a `NetworkPolicyPeer` of Kubernetes may be made of.
+_PEER_FIELDS = frozenset({"namespaceSelector", "podSelector", "ipBlock"})
 
-#: The first line of each document says whose it is, so that nobody else's file is ever touched.
-_MARK = "# casa_hub: "
+_TRAEFIK = frozenset({"kind", "entry_points", "labels", "annotations", "ingress_class", "external_dns_target"})
+#: Settings that have an effect in Kubernetes, by kind; the policy stands beside any route.
+_EFFECTIVE = {
+    "traefik": _TRAEFIK,
+    "traefik-v2": _TRAEFIK,
+    "gateway": frozenset({"kind", "labels", "annotations", "gateway", "listeners"}),
+    "none": frozenset({"kind"}),
+}
+_EFFECTIVE_LOCALLY = frozenset({"kind", "entry_points", "directory"})
 
 
-def document(routes: Iterable[Route], address: str, entry_points: Sequence[str]) -> dict[str, Any]:
-    """Traefik's dynamic configuration (``tcp``) for routes to `address`.
-
-    Args:
-        routes: hosts of one server.
-        address: IPv4 address of the server.
-        entry_points: names of Traefik's entry points for schedulers and for workers.
+def checked(routes: Iterable[Route]) -> list[Route]:
+    """The routes, all of which can be one.
 
     Raises:
         DeliveryError: a host is no DNS name, or comes twice.
     """
-    entry_point = dict(zip(("scheduler", "worker"), entry_points, strict=True))
-    routers: dict[str, Any] = {}
-    services: dict[str, Any] = {}
+    by_host: dict[str, Route] = {}
     for route in routes:
         if not _HOST.match(route.host):
             raise DeliveryError(repr(route.host), "it is no DNS name, so no route can lead to it", "Check the domain.")
-        if route.host in routers:
+        if route.host in by_host:
             raise DeliveryError(route.host, "two routes lead to it", "Enable one of the credentials that want it.")
-        routers[route.host] = {
-            "entryPoints": [entry_point[route.purpose]],
-            "rule": f"HostSNI(`{route.host}`)",
-            "service": route.host,
-            "tls": {"passthrough": True},
-        }
-        services[route.host] = {"loadBalancer": {"servers": [{"address": f"{address}:{route.port}"}]}}
-    return {"tcp": {"routers": routers, "services": services}}
+        by_host[route.host] = route
+    return list(by_host.values())
+
+
+def rule(route: Route) -> str:
+    """What a connection must have to take the (checked) route; Traefik 2 and 3 write it alike."""
+    return f"HostSNI(`{route.host}`)"
 
 
 class TraefikRoutes(LoggingConfigurable):
-    """Hands routes to a Traefik proxy."""
+    """How servers become reachable from outside for Dask, by SNI."""
 
     kind = Enum(
-        ["traefik", "none"],
+        ["traefik", "traefik-v2", "gateway", "none"],
         default_value="traefik",
-        help="""How servers become reachable from outside for Dask: `traefik` (default; Traefik 3, here by its file
-        provider in `TraefikRoutes.directory`), or `none`: no routes, a scheduler is reached on this machine only.""",
+        help="""What leads from outside to a server's Dask scheduler and worker. `traefik` (default): Traefik 3; in
+        Kubernetes an `IngressRouteTCP` of `traefik.io/v1alpha1` for each server, on one machine a file for each in
+        `TraefikRoutes.directory`. `traefik-v2`: the same object in `traefik.containo.us/v1alpha1`, which Traefik 2
+        reads and Traefik 3 does not. `gateway`: Gateway API, two `TLSRoute` of `gateway.networking.k8s.io/v1` for each
+        server (Gateway API 1.5 or newer; Traefik 3.7 or newer, or another implementation). `none`: no routes; a
+        scheduler is reached inside the cluster, or on this machine, only. `traefik-v2` and `gateway` are for
+        Kubernetes.""",
     ).tag(config=True)
 
     entry_points = List(
@@ -75,96 +81,140 @@ class TraefikRoutes(LoggingConfigurable):
         minlen=2,
         maxlen=2,
         help="""Names of the two entry points in Traefik's own configuration: the one for Dask schedulers, then the one
-        for Dask workers. Default: `[dask, daskworker]`.""",
+        for Dask workers. For `traefik` and `traefik-v2`. Default: `[dask, daskworker]`.""",
     ).tag(config=True)
 
     directory = Unicode(
         "",
         help="""Directory of Traefik's file provider (`providers.file.directory`, with `watch: true`), which must exist
-        and be writable by the hub. Each running server has one file there. No default: needed as soon as a credential
-        wants routes. Example: `/etc/traefik/casa-hub`.""",
+        and be writable by the hub. Each running server has one file there. On one machine only; no default: needed
+        there as soon as a credential wants routes. Example: `/etc/traefik/casa-hub`.""",
     ).tag(config=True)
 
-    def check(self, *, wanted: bool) -> list[Problem]:
-        """What is wrong with the settings, if any credential wants routes (`wanted`)."""
-        thing = "TraefikRoutes.directory"
-        if self.kind == "none" or not wanted:
+    gateway = Unicode(
+        "",
+        help="""The `Gateway` that servers' routes attach to, `NAME` (in the servers' namespace) or `NAMESPACE/NAME`.
+        Its listeners must let routes of the servers' namespace in (`allowedRoutes.namespaces`). For `gateway`, needed
+        there. Example: `traefik/dask`.""",
+    ).tag(config=True)
+
+    listeners = List(
+        Unicode(),
+        default_value=["dask", "daskworker"],
+        minlen=2,
+        maxlen=2,
+        help="""Names of two listeners of `TraefikRoutes.gateway`: the one for Dask schedulers, then the one for Dask
+        workers. Both have `protocol: TLS` and `tls.mode: Passthrough`, and Traefik wants their ports to be those of
+        its entry points. For `gateway`. Default: `[dask, daskworker]`.""",
+    ).tag(config=True)
+
+    labels = Dict(
+        value_trait=Unicode(),
+        key_trait=Unicode(),
+        help="""Labels of the route objects, beside ours, which win: for a Traefik that looks at some objects only
+        (`providers.kubernetesCRD.labelSelector`). Kubernetes only. Default: none. Example: `{traefik: public}`.""",
+    ).tag(config=True)
+
+    annotations = Dict(
+        value_trait=Unicode(),
+        key_trait=Unicode(),
+        help="""Annotations of the route objects, beside ours, which win. Kubernetes only. Default: none. Example, how
+        long resolvers keep the names: `{external-dns.alpha.kubernetes.io/ttl: "60"}`.""",
+    ).tag(config=True)
+
+    ingress_class = Unicode(
+        "",
+        help="""Class of the Traefik that is to serve the routes, where there are several
+        (`providers.kubernetesCRD.ingressClass`); becomes the annotation `kubernetes.io/ingress.class`. For `traefik`
+        and `traefik-v2` in Kubernetes. Default: none, which every Traefik without such a setting serves. Example:
+        `traefik-public`.""",
+    ).tag(config=True)
+
+    external_dns_target = Unicode(
+        "",
+        help="""Address or host name of Traefik as users reach it, for external-dns, whose source `traefik-proxy` then
+        makes a DNS record for each server; becomes the annotation `target` of external-dns (both spellings: with
+        `alpha` before external-dns 0.22, without it since). For `traefik` and `traefik-v2` in Kubernetes; with
+        `gateway`, the source `gateway-tlsroute` takes it from the Gateway. Default: none, for a site with wildcard
+        records. Example: `traefik.example.org`.""",
+    ).tag(config=True)
+
+    network_policy_peers = List(
+        Dict(),
+        help="""Who may connect to the Dask ports of servers: peers as in `ingress.from` of a `NetworkPolicy`. If any is
+        given, each server has such a policy, which selects this server's pod only. Policies add up: where the chart's
+        own (`singleuser.networkPolicy`) is on, it opens the Dask ports to these peers and changes nothing else. Where
+        there is none, it also closes what it does not name: everything but the Dask ports to these peers, and the
+        notebook's port to pods that have the chart's label `hub.jupyter.org/network-access-singleuser: "true"` in the
+        hub's namespace (hub and proxy). What a server connects to is not limited. Kubernetes only, with a network that
+        enforces policies. Default: none, no policy. Example, Traefik in a namespace of its own:
+        `[{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: traefik}}}]`.""",
+    ).tag(config=True)
+
+    @validate("gateway")
+    def _valid_gateway(self, proposal: dict[str, Any]) -> str:
+        value: str = proposal["value"]
+        if value and not _GATEWAY.match(value):
+            raise TraitError(f"TraefikRoutes.gateway is {value!a}, must be NAME or NAMESPACE/NAME.")
+        return value
+
+    @validate("labels", "annotations")
+    def _valid_keys(self, proposal: dict[str, Any]) -> dict[str, str]:
+        value: dict[str, str] = proposal["value"]
+        name = f"TraefikRoutes.{proposal['trait'].name}"
+        for key, text in value.items():
+            if not _KEY.match(key):
+                raise TraitError(f"{name}: {key!a} is no name of a label or an annotation.")
+            if proposal["trait"].name == "labels" and text and not is_valid_label(text):
+                raise TraitError(f"{name}: {text!a} is no value of a label.")
+        return value
+
+    @validate("network_policy_peers")
+    def _valid_peers(self, proposal: dict[str, Any]) -> list[dict[str, Any]]:
+        value: list[dict[str, Any]] = proposal["value"]
+        for peer in value:
+            if not peer or not _PEER_FIELDS.issuperset(peer):
+                raise TraitError(
+                    f"TraefikRoutes.network_policy_peers: {peer!a} must have one or more of "
+                    f"{', '.join(sorted(_PEER_FIELDS))}."
+                )
+        return value
+
+    def entry_point(self, route: Route) -> str:
+        """Traefik's entry point for the route."""
+        return _of_purpose(self.entry_points, route)
+
+    def listener(self, route: Route) -> str:
+        """The Gateway's listener for the route."""
+        return _of_purpose(self.listeners, route)
+
+    def check(self, *, wanted: bool, local: bool) -> list[Problem]:
+        """What is wrong with the settings on one machine (`local`) or in Kubernetes, if any credential wants routes."""
+        if not wanted:
             return []
-        if not self.directory:
+        if local and self.kind not in {"traefik", "none"}:
+            remedy = "Set it to traefik, which here means Traefik's file provider, or to none."
+            return [Problem(Severity.ERROR, "TraefikRoutes.kind", f"{self.kind} is for Kubernetes", remedy)]
+        problems = []
+        if local and self.kind == "traefik" and not self.directory:
             remedy = "Set it to the directory of Traefik's file provider, or set TraefikRoutes.kind to none."
-            return [Problem(Severity.ERROR, thing, "it is not set", remedy)]
-        if not Path(self.directory).is_dir():
-            problem = f"there is no directory {self.directory}"
-            return [Problem(Severity.ERROR, thing, problem, "Make it, writable by the hub, before the hub starts.")]
-        return []
+            problems.append(Problem(Severity.ERROR, "TraefikRoutes.directory", "it is not set", remedy))
+        if self.kind == "gateway" and not self.gateway:
+            remedy = "Set it to the Gateway that routes attach to, NAMESPACE/NAME."
+            problems.append(Problem(Severity.ERROR, "TraefikRoutes.gateway", "it is not set", remedy))
+        return problems + self._without_effect(local=local)
 
-    def publish(self, server: Server, start_id: str, routes: Sequence[Route], address: str) -> None:
-        """Make the server's routes these ones. Blocks for a few file operations.
-
-        Raises:
-            DeliveryError: another server's document is in the place, or a host can't be a route.
-            OSError: the directory can't be written.
-        """
-        if self.kind == "none" or not routes:
-            return
-        path = self._path(server)
-        owner = _owner(path)
-        if os.path.lexists(path) and (owner is None or owner[0] != server.identity):
-            raise DeliveryError(str(path), "it belongs to another server", "Tell the operator of this hub.")
-        mark = json.dumps({"server": server.identity, "start_id": start_id})  # ASCII: stays one line
-        content = yaml.safe_dump(document(routes, address, self.entry_points), sort_keys=True)
-        # Traefik may run as another user; nothing here is secret.
-        replace_file(path, f"{_MARK}{mark}\n{content}".encode(), 0o644)
-
-    def retract(self, server: Server, start_id: str) -> None:
-        """Take the routes of this start away; another's stay."""
-        if self.kind == "none" or not self.directory:
-            return
-        path = self._path(server)
-        if _owner(path) == (server.identity, start_id):
-            path.unlink(missing_ok=True)
-
-    def sweep(self, hub_id: str, living: Collection[tuple[str, str]]) -> None:
-        """Take away what this hub left of servers other than the `living` (identity, start id)."""
-        if self.kind == "none" or not self.directory:
-            return
-        for path in Path(self.directory).glob("*.yml"):
-            owner = _owner(path)
-            if owner is not None and owner not in living and _hub(owner[0]) == hub_id:
-                path.unlink(missing_ok=True)
-
-    def _path(self, server: Server) -> Path:
-        return Path(self.directory) / f"{server.slug}.yml"
+    def _without_effect(self, *, local: bool) -> list[Problem]:
+        if local:
+            where, effective = "on one machine", _EFFECTIVE_LOCALLY
+        else:
+            where, effective = f"in Kubernetes with kind {self.kind}", _EFFECTIVE[self.kind] | {"network_policy_peers"}
+        return [
+            Problem(Severity.WARNING, f"TraefikRoutes.{name}", f"it has no effect {where}", "Remove it.")
+            for name in sorted(self.class_own_traits(config=True))
+            if name not in effective and getattr(self, name) != self.trait_defaults(name)
+        ]
 
 
-def _owner(path: Path) -> tuple[str, str] | None:
-    """(identity, start id) by the document's first line; None if it isn't one of ours.
-
-    Raises:
-        OSError: it may be ours, but can't be read.
-    """
-    # We write plain files only. A link may lead anywhere, and opening a named pipe would never end.
-    if path.is_symlink() or not path.is_file():
-        return None
-    try:
-        with path.open(encoding="utf-8") as file:
-            line = file.readline()
-        mark = json.loads(line.removeprefix(_MARK)) if line.startswith(_MARK) else None
-    except (FileNotFoundError, PermissionError, ValueError, RecursionError):
-        return None
-    match mark:
-        case {"server": str(identity), "start_id": str(start_id)} if _hub(identity) is not None:
-            return identity, start_id
-    return None
-
-
-def _hub(identity: str) -> str | None:
-    """The hub in a server's identity (`casa_hub.naming`); None if this is no identity."""
-    try:
-        parts = json.loads(identity)
-    except (ValueError, RecursionError):
-        return None
-    match parts:
-        case [str(hub_id), str(), str()]:
-            return hub_id
-    return None
+def _of_purpose(names: list[str], route: Route) -> str:
+    return dict(zip(("scheduler", "worker"), names, strict=True))[route.purpose]

@@ -25,6 +25,7 @@ from traitlets.config import Config
 from casa_hub.credentials.base import Credential, Request
 from casa_hub.credentials.dask import Dask
 from casa_hub.delivery import layout
+from casa_hub.delivery.route_files import RouteFiles
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.demo.names import HostNames
 from casa_hub.demo.processes import Process, free_loopback_address, minimal_environment, read_log
@@ -67,7 +68,8 @@ class Site:
         secret.write_bytes(base64.b64encode(os.urandom(48)) + b"\n")
         secret.chmod(0o400)
         self.dask = Dask(secret_file=str(secret), domain="localhost")
-        self.routes = TraefikRoutes(config=Config(TraefikRoutes={"directory": str(traefik.routes)}))
+        settings = TraefikRoutes(config=Config(TraefikRoutes={"directory": str(traefik.routes)}))
+        self.routes = RouteFiles(settings)
 
     def mint(self, server: Server, start_id: str = START, **more: dict[str, str]) -> Credential:
         return self.dask.mint(Request(server, start_id, datetime.now(UTC), **more))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Routes as documents for Traefik's file provider."""
+"""Routes as documents for Traefik's file provider, on one machine."""
 
 import os
 import re
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from traitlets.config import Config
 
 from casa_hub.delivery.base import Route
-from casa_hub.delivery.traefik import TraefikRoutes, document
+from casa_hub.delivery.route_files import RouteFiles, document
+from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import DeliveryError, Severity
 from casa_hub.naming import Server
 
@@ -23,7 +24,7 @@ ROUTES = (
 
 
 def test_the_document_in_full() -> None:
-    assert document(ROUTES, "127.77.0.5", ["dask", "daskworker"]) == {
+    assert document(TraefikRoutes(), ROUTES, "127.77.0.5") == {
         "tcp": {
             "routers": {
                 "alice.dask.example.org": {
@@ -50,7 +51,7 @@ def test_the_document_in_full() -> None:
 @given(user=st.text(min_size=1, max_size=200), name=st.text(max_size=200))
 def test_any_user_and_server_name_gives_a_rule_for_one_host(user: str, name: str) -> None:
     host = Server("", user, name).host("dask", "example.org")
-    [router] = document([Route(host, "scheduler", 8786)], "127.77.0.5", ["a", "b"])["tcp"]["routers"].values()
+    [router] = document(TraefikRoutes(), [Route(host, "scheduler", 8786)], "127.77.0.5")["tcp"]["routers"].values()
     assert re.fullmatch(r"HostSNI\(`[a-z0-9-]+\.dask\.example\.org`\)", router["rule"])
 
 
@@ -60,16 +61,16 @@ def test_any_user_and_server_name_gives_a_rule_for_one_host(user: str, name: str
 )
 def test_what_is_no_host_name_becomes_no_rule(host: str) -> None:
     with pytest.raises(DeliveryError, match="no DNS name"):
-        document([Route(host, "scheduler", 1)], "127.77.0.5", ["a", "b"])
+        document(TraefikRoutes(), [Route(host, "scheduler", 1)], "127.77.0.5")
 
 
 def test_a_host_leads_to_one_port() -> None:
     with pytest.raises(DeliveryError, match="two routes"):
-        document([ROUTES[0], ROUTES[0]], "127.77.0.5", ["a", "b"])
+        document(TraefikRoutes(), [ROUTES[0], ROUTES[0]], "127.77.0.5")
 
 
-def routes(directory: Path, **settings: object) -> TraefikRoutes:
-    return TraefikRoutes(config=Config(TraefikRoutes={"directory": str(directory), **settings}))
+def routes(directory: Path, **settings: object) -> RouteFiles:
+    return RouteFiles(TraefikRoutes(config=Config(TraefikRoutes={"directory": str(directory), **settings})))
 
 
 def test_each_server_has_a_file_of_its_own_and_takes_it_along(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_each_server_has_a_file_of_its_own_and_takes_it_along(tmp_path: Path) ->
     traefik.publish(bob, "2", [Route("bob.dask.example.org", "scheduler", 8786)], "127.77.0.6")
     assert {path.name for path in tmp_path.iterdir()} == {"alice.yml", "bob.yml"}
     written = yaml.safe_load((tmp_path / "alice.yml").read_text())
-    assert written == document(ROUTES, "127.77.0.5", ["dask", "daskworker"])
+    assert written == document(TraefikRoutes(), ROUTES, "127.77.0.5")
     traefik.retract(ALICE, "another start")
     assert (tmp_path / "alice.yml").exists()
     traefik.retract(ALICE, "1")
@@ -160,11 +161,11 @@ def test_nothing_is_written_without_routes_or_with_none(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_is_said_before_anybody_spawns(tmp_path: Path) -> None:
-    [unset] = TraefikRoutes().check(wanted=True)
+    [unset] = RouteFiles(TraefikRoutes()).check(wanted=True)
     assert unset.severity is Severity.ERROR
     assert "TraefikRoutes.kind to none" in unset.remedy
     [absent] = routes(tmp_path / "absent").check(wanted=True)
     assert "absent" in absent.problem
     assert routes(tmp_path).check(wanted=True) == []
-    assert TraefikRoutes().check(wanted=False) == []
+    assert RouteFiles(TraefikRoutes()).check(wanted=False) == []
     assert routes(tmp_path / "absent", kind="none").check(wanted=True) == []

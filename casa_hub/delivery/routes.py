@@ -1,0 +1,126 @@
+"""Routes of a server in Kubernetes: pure functions from its hosts to the objects that lead there.
+
+Traefik: one ``IngressRouteTCP``. Gateway API: a ``TLSRoute`` for each host, since a rule of one can't tell hosts apart.
+Both lead to the Service of this start, so only to this start's pod.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from casa_hub.delivery.base import Route
+from casa_hub.delivery.manifests import Object, Pod, Start, metadata
+from casa_hub.delivery.traefik import TraefikRoutes, checked, rule
+
+#: Where external-dns looks for the target of a name: its default prefix since 0.22, and the one before.
+EXTERNAL_DNS_TARGET = ("external-dns.kubernetes.io/target", "external-dns.alpha.kubernetes.io/target")
+#: Read by Traefik 2 and 3 alike; the field `spec.ingressClassName` only by recent ones with recent definitions.
+INGRESS_CLASS = "kubernetes.io/ingress.class"
+
+#: Zero to JupyterHub gives this label to what may connect to servers: hub, proxy.
+_NETWORK_ACCESS = {"hub.jupyter.org/network-access-singleuser": "true"}
+#: KubeSpawner's name of the notebook's port.
+_NOTEBOOK_PORT = "notebook-port"
+
+
+def route_objects(settings: TraefikRoutes, start: Start, pod: Pod, routes: Iterable[Route]) -> list[Object]:
+    """What to apply for the routes beside the Service (`manifests.service`): route objects and policy, as set.
+
+    Raises:
+        DeliveryError: a host is no DNS name, or comes twice.
+    """
+    ordered = checked(routes)
+    if not ordered:
+        return []
+    objects = []
+    if settings.kind == "traefik":
+        objects.append(_ingress_route(settings, start, pod, ordered, "traefik.io/v1alpha1"))
+    elif settings.kind == "traefik-v2":
+        objects.append(_ingress_route(settings, start, pod, ordered, "traefik.containo.us/v1alpha1"))
+    elif settings.kind == "gateway":
+        objects.extend(_tls_route(settings, start, pod, route) for route in ordered)
+    if settings.network_policy_peers:
+        objects.append(_network_policy(settings, start, pod, ordered))
+    return objects
+
+
+def _ingress_route(
+    settings: TraefikRoutes, start: Start, pod: Pod, routes: Sequence[Route], api_version: str
+) -> Object:
+    described = _metadata(settings, start, pod)
+    if settings.ingress_class:
+        described["annotations"][INGRESS_CLASS] = settings.ingress_class
+    if settings.external_dns_target:
+        described["annotations"] |= dict.fromkeys(EXTERNAL_DNS_TARGET, settings.external_dns_target)
+    return {
+        "apiVersion": api_version,
+        "kind": "IngressRouteTCP",
+        "metadata": described,
+        "spec": {
+            "entryPoints": list(dict.fromkeys(map(settings.entry_point, routes))),
+            "routes": [
+                {"match": rule(route), "services": [{"name": start.name, "port": route.port}]} for route in routes
+            ],
+            "tls": {"passthrough": True},
+        },
+    }
+
+
+def _tls_route(settings: TraefikRoutes, start: Start, pod: Pod, route: Route) -> Object:
+    namespace, _, gateway = settings.gateway.rpartition("/")
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "TLSRoute",
+        # One letter, since a start's name leaves no room for more below 64.
+        "metadata": _metadata(settings, start, pod, name=f"{start.name}{route.purpose[0]}"),
+        "spec": {
+            "parentRefs": [
+                {
+                    # These two are the defaults. Said here, they are our fields as well, and nobody else's to change.
+                    "group": "gateway.networking.k8s.io",
+                    "kind": "Gateway",
+                    "namespace": namespace or start.namespace,
+                    "name": gateway,
+                    "sectionName": settings.listener(route),
+                }
+            ],
+            "hostnames": [route.host],
+            "rules": [
+                {"backendRefs": [{"group": "", "kind": "Service", "name": start.name, "port": route.port, "weight": 1}]}
+            ],
+        },
+    }
+
+
+def _network_policy(settings: TraefikRoutes, start: Start, pod: Pod, routes: Sequence[Route]) -> Object:
+    hub = {"kubernetes.io/metadata.name": start.hub_namespace}  # Kubernetes puts it on every namespace
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(start, pod, "policy"),
+        "spec": {
+            "podSelector": {"matchLabels": start.selector},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {
+                    "from": settings.network_policy_peers,
+                    "ports": [{"protocol": "TCP", "port": port} for port in sorted({route.port for route in routes})],
+                },
+                # A policy isolates the pods that it selects: without this, hub and proxy were cut off where there is
+                # no other policy that lets them in.
+                {
+                    "from": [
+                        {"namespaceSelector": {"matchLabels": hub}, "podSelector": {"matchLabels": _NETWORK_ACCESS}}
+                    ],
+                    "ports": [{"protocol": "TCP", "port": _NOTEBOOK_PORT}],
+                },
+            ],
+        },
+    }
+
+
+def _metadata(settings: TraefikRoutes, start: Start, pod: Pod, *, name: str = "") -> Object:
+    described = metadata(start, pod, "route", name=name)
+    described["labels"] = {**settings.labels, **described["labels"]}
+    described["annotations"] = {**settings.annotations, **described["annotations"]}
+    return described

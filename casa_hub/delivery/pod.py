@@ -98,7 +98,7 @@ def patch(pod: V1Pod, outfit: Outfit, sidecar: Sidecar | None) -> None:
     """
     spec = pod.spec
     mounts = _mounts(outfit.directory) if outfit.secret else []
-    init = [part for part in spec.init_containers or [] if _get(part, "name") != FILES]
+    init: list[Any] = [part for part in spec.init_containers or [] if _get(part, "name") != FILES]
     served = [*spec.containers, *filter(_restarts, init)]
     for container in served:
         _check_mounts(pod, container, mounts)
@@ -121,7 +121,7 @@ def patch(pod: V1Pod, outfit: Outfit, sidecar: Sidecar | None) -> None:
         secret = V1SecretVolumeSource(secret_name=outfit.secret, items=items, default_mode=mode)
         volumes.append(V1Volume(name=FILES, secret=secret))
     spec.volumes = volumes
-    spec.init_containers = init or None
+    spec.init_containers = init or None  # type: ignore[assignment]
     pod.metadata.labels = {**(pod.metadata.labels or {}), **outfit.labels}
     pod.metadata.annotations = {**(pod.metadata.annotations or {}), **outfit.annotations}
 
@@ -206,8 +206,9 @@ def _uid(pod: V1Pod, sidecar: Sidecar) -> int | None:
         uid = _get(pod.spec.security_context, "run_as_user")
     if uid != 0:
         return None if uid is None else int(uid)
-    named = next((_get(one, "value") for one in _get(notebook, "env") or [] if _get(one, "name") == "NB_UID"), None)
-    return int(named) if str(named).isdecimal() and int(named) > 0 else _NB_UID
+    values = {_get(variable, "name"): _get(variable, "value") for variable in _get(notebook, "env") or []}
+    named = str(values.get("NB_UID"))
+    return int(named) if named.isdecimal() and int(named) > 0 else _NB_UID
 
 
 def _notebook(pod: V1Pod) -> Any:

@@ -6,18 +6,26 @@ has CASA_HUB_REQUIRE_PEERS=1.
 `plane`      tests.support.kubernetes.control_plane.ControlPlane: `.kubeconfig` (administrator's), `.request(...)`,
              `.apply(...)`, `.kubectl(...)`, `.make_account(...)`. There is no kubelet and no node.
 `namespace`  name of a fresh namespace there.
+`running_pods`  has the pods of `namespace` reported as running, and a server of theirs answers JupyterHub
+             (tests.support.kubernetes.pods); a test that wants to see other states writes them itself.
+`make_hub`   makes hubs, not yet started, whose pods are in `namespace`; they end with the test. Arguments:
+             configuration text, and what `tests.support.kubernetes.hub.kubernetes_hub` takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.hub import Hub
 from tests.support.kubernetes import build
 from tests.support.kubernetes.api import Api
 from tests.support.kubernetes.control_plane import ControlPlane
+from tests.support.kubernetes.hub import kubernetes_hub
+from tests.support.kubernetes.pods import RunningPods
 from tests.support.peers import require
 
 try:
@@ -45,6 +53,9 @@ except ImportError:  # until they are written: their names only
         ]
 
 
+MakeHub = Callable[..., Hub]
+
+
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     programs = require(build.programs)
@@ -57,3 +68,26 @@ def namespace(plane: Api) -> Iterator[str]:
     name = plane.make_namespace()
     yield name
     plane.delete_namespace(name)
+
+
+@pytest.fixture
+def running_pods(plane: Api, namespace: str, tmp_path: Path) -> Iterator[RunningPods]:
+    with RunningPods(plane, namespace, tmp_path) as pods:
+        yield pods
+
+
+@pytest.fixture
+def make_hub(plane: Api, namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeHub]:
+    hubs: list[Hub] = []
+
+    def make(config: str = "", **options: Any) -> Hub:
+        hubs.append(kubernetes_hub(tmp_path_factory.mktemp("hub"), plane, namespace, config=config, **options))
+        return hubs[-1]
+
+    try:
+        yield make
+    finally:
+        for hub in hubs:
+            hub.end()
+        for hub in hubs:
+            hub.stop()

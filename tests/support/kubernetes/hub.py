@@ -1,0 +1,60 @@
+"""A real JupyterHub whose servers are pods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.support.hub import Hub
+from tests.support.kubernetes.api import Api
+
+#: What a hub of Zero-to-JupyterHub has set where it matters here.
+BASE = """
+c.JupyterHub.authenticator_class = "dummy"
+c.Authenticator.allow_all = True
+c.JupyterHub.spawner_class = {spawner_class!r}
+c.JupyterHub.cleanup_servers = False
+c.KubeSpawner.namespace = {namespace!r}
+c.KubeSpawner.image = "none.test/singleuser:1"
+c.KubeSpawner.start_timeout = 30
+c.KubeSpawner.http_timeout = 10
+"""
+
+#: What the chart's hub may do (templates/hub/rbac.yaml of Zero-to-JupyterHub 4.4).
+CHART_RULES = [
+    {
+        "apiGroups": [""],
+        "resources": ["pods", "persistentvolumeclaims", "secrets", "services"],
+        "verbs": ["get", "watch", "list", "create", "delete"],
+    },
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "watch", "list"]},
+]
+
+
+def kubernetes_hub(
+    directory: Path,
+    api: Api,
+    namespace: str,
+    *,
+    spawner_class: str = "kubespawner.KubeSpawner",
+    config: str = "",
+    kubeconfig: Path | None = None,
+    proxy: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> Hub:
+    """A hub, not yet started.
+
+    Args:
+        directory: its own.
+        api: the cluster.
+        namespace: of the pods.
+        spawner_class: as in the configuration.
+        config: more configuration (Python text), which comes last: may choose another authenticator, too
+            (`tests.support.hub.casa_config`, followed by the spawner class once more, which that sets).
+        kubeconfig: whom the hub is to the API server. Default: an administrator.
+        proxy: whether servers are to be reached through the hub's address.
+        environment: more variables for the hub.
+    """
+    text = BASE.format(namespace=namespace, spawner_class=spawner_class) + config
+    variables = {"KUBECONFIG": str(kubeconfig or api.kubeconfig), **(environment or {})}
+    return Hub(directory, text, environment=variables, proxy=proxy)

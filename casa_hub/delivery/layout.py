@@ -30,8 +30,8 @@ DATA = "..data"
 
 
 #: What the key of a Kubernetes Secret may be, so that a credential's files can be delivered to a pod as well; there
-#: ".." stands for the "/" of a path.
-_NAME = re.compile(r"(?!.*\.\.)[-._a-zA-Z0-9]+")
+#: ".." stands for the "/" of a path, and after a name that ends in "." nobody could tell where it is.
+_NAME = re.compile(r"(?!.*\.\.)[-._a-zA-Z0-9]*[-_a-zA-Z0-9]")
 _LONGEST = 252
 
 
@@ -44,7 +44,7 @@ def bad_path(path: str) -> bool:
         return True
     first, slash, second = path.partition("/")
     names = (first, second) if slash else (first,)
-    return not all(_NAME.fullmatch(name) and name != "." for name in names)
+    return not all(map(_NAME.fullmatch, names))
 
 
 def read_set(directory: Path) -> dict[str, bytes]:

@@ -126,6 +126,13 @@ class Facility(LoggingConfigurable):
         """The identity of a server of this hub."""
         return Server(self.hub_id, username, name)
 
+    async def request_of(self, spawner: Any, start_id: str, now: datetime) -> Request:
+        """What minters may use for a start of the spawner's server, the user's own token included."""
+        # Only an authenticator of this package knows one.
+        ask = getattr(spawner.authenticator, "access_token", None)
+        token: AccessToken | None = await ask(spawner.user) if ask is not None else None
+        return Request(self.server(spawner.user.name, spawner.name), start_id, now, token)
+
     # -- before anybody spawns
 
     def check(self) -> list[Problem]:
@@ -254,10 +261,21 @@ class Facility(LoggingConfigurable):
         credentials, missing = self._mint_each(chosen, request, states)
         return self._minted(request, credentials, missing, record)
 
+    def routes(self, server: Server) -> list[Route]:
+        """How a server with all credentials is reached from outside."""
+        return [route for minter in self.minters.values() for route in minter.routes(server)]
+
     @property
     def wants_routes(self) -> bool:
         """Whether any credential wants its servers to be reached from outside."""
         return any(type(minter).routes is not Minter.routes for minter in self.minters.values())
+
+    @property
+    def requires_routes(self) -> bool:
+        """Whether a credential without which no server starts wants them to be reached from outside."""
+        return any(
+            type(minter).routes is not Minter.routes for name, minter in self.minters.items() if name in self.required
+        )
 
     def environment(self, minted: Minted, directory: PurePosixPath) -> dict[str, str]:
         """Environment of a server with its secrets in `directory`.

@@ -1,117 +1,67 @@
-"""Spawners that give servers their credentials."""
+"""The spawner of a cluster: servers are pods, each with its credentials, Service and route."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import secrets
-import signal
-from collections.abc import AsyncIterator, Callable, Collection
-from datetime import UTC, datetime, timedelta
-from pathlib import Path, PurePosixPath
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
-from jupyterhub import orm
-from jupyterhub.spawner import SimpleLocalProcessSpawner
-from traitlets import Bool, Unicode, default
+from jupyterhub.utils import maybe_future
+from kubernetes_asyncio.client import ApiException, V1Preconditions
+from kubespawner import KubeSpawner
 
-from casa_hub.configuration import value_of
-from casa_hub.credentials.base import AccessToken, Credential, Request
-from casa_hub.delivery.layout import make_directory
-from casa_hub.delivery.local import LocalDelivery
+from casa_hub.delivery import marks
+from casa_hub.delivery.api import Deadline
+from casa_hub.delivery.courier import Launched
+from casa_hub.delivery.kubernetes import KubernetesDelivery, start_for
+from casa_hub.delivery.manifests import Start
 from casa_hub.delivery.traefik import TraefikRoutes
-from casa_hub.errors import CasaError, ConfigurationError, DeliveryError, Problem, Severity
+from casa_hub.errors import CasaError, DeliveryError, Problem
 from casa_hub.facility import Facility, Minted
-from casa_hub.loopback import is_loopback
 from casa_hub.naming import Server
-from casa_hub.processes import Process, sign_in
-from casa_hub.startup import on_hub_start
+from casa_hub.startup import not_the_hubs_fault, on_hub_start
+from casa_hub.steps import Steps, merged, told
+
+#: Seconds for what must still be done when a start has failed.
+_CLEAN_UP = 15.0
 
 
-class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
-    """Servers as processes of this machine, each with credentials, an address and a route of its own.
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What this hub has given to the pod that runs."""
 
-    There is no isolation: all servers run as the hub's own user, and whoever has a server can read the hub's keys and
-    everybody's files. It is for demonstrations, tests and a single person; therefore it refuses to work for a hub
-    that listens on other addresses than loopback, unless told otherwise.
+    start: Start
+    record: Any
+
+
+class CasaSpawner(KubeSpawner):  # type: ignore[misc]
+    """KubeSpawner, whose servers find working credentials of their own in `Facility.secrets_path`.
+
+    All of KubeSpawner's settings and hooks are an operator's as ever. `modify_pod_hook` sees the pod before this class
+    adds its parts, so that containers which it adds get the files too; `after_pod_created_hook` is called when Secret,
+    Service and route are there; variables in `environment`, of a profile too, win over ours.
+
+    The pod's annotations tell what it was given (`casa_hub.delivery.manifests`), and are what a restarted hub goes by:
+    JupyterHub saves a spawner's state only after the start.
     """
 
-    allow_non_loopback = Bool(
-        False,
-        help="""Whether the hub may listen on an address that others can reach, although whoever has a server can read
-        the hub's keys and all users' files. Default: false; the hub refuses to start then.""",
-    ).tag(config=True)
-
-    home_dir_template = Unicode(
-        "",
-        help="""Home directory of a user; made if it isn't there, for this user only. `{username}` becomes a form of
-        the user's name that is safe in paths. Default: `casa-hub-homes/{username}` beside
-        `LocalDelivery.directory`. Example: `/srv/homes/{username}`.""",
-    ).tag(config=True)
-
     #: Whose configuration sections this spawner uses.
-    casa_classes: ClassVar = (LocalDelivery, TraefikRoutes)
-
-    @default("env_keep")
-    def _nothing_of_the_hub(self) -> list[str]:
-        """What a program needs to run at all. The hub's own library and module paths are for the hub's programs."""
-        return ["JUPYTERHUB_SINGLEUSER_APP", "LANG", "LC_ALL", "PATH", "TZ"]
-
-    @default("home_dir")
-    def _safe_home_dir(self) -> str:
-        template = self.home_dir_template or str(self.delivery.root.parent / "casa-hub-homes" / "{username}")
-        return str(Path(template.format(username=self.facility.server(self.user.name).slug)).resolve())
+    casa_classes: ClassVar = (KubernetesDelivery, TraefikRoutes)
 
     # -- the hub's start
 
     @classmethod
     def check_hub(cls, app: Any, facility: Facility) -> list[Problem]:
         """What is wrong with the hub's configuration for this spawner."""
-        delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
-        problems = delivery.check(routes=facility.wants_routes)
-        allowed = value_of(app.config, cls, "allow_non_loopback")
-        for setting, url in {"JupyterHub.bind_url": app.bind_url, "JupyterHub.hub_bind_url": app.hub.bind_url}.items():
-            if not allowed and not listens_here_only(url):
-                problems.append(_exposed(setting, url))
-        return problems
+        return KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).check(routes=facility.wants_routes)
 
     @classmethod
     def begin_hub(cls, app: Any, facility: Facility) -> None:
-        """Take over what an earlier hub left: servers that still run are kept, all else is removed.
-
-        Raises:
-            ConfigurationError: the delivery's directory can't be used.
-        """
-        app.log.warning(
-            "%s gives no isolation: whoever has a server can read this hub's keys and all users' files", cls.__name__
-        )
-        delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
-        delivery.open()
-        running = app.db.query(orm.Spawner).filter(orm.Spawner.server != None)  # noqa: E711 - SQL
-        known = {(spawner.user.name, spawner.name) for spawner in running}
-        living = set()
-        for one in delivery.all():
-            process = delivery.process(one.server)
-            if process is None or not process.alive:
-                continue
-            if (one.server.username, one.server.name) in known:
-                living.add(one.key)
-            else:
-                # Nobody could stop it any more, and it goes on with its credentials.
-                app.log.warning("Ending %s, a server that this hub's database doesn't know", one.server.identity)
-                with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
-                    os.killpg(process.pid, signal.SIGTERM)
-        try:
-            for slug in delivery.sweep(facility.hub_id, living):
-                app.log.info("Removed what was left of server %s", slug)
-        except (OSError, CasaError) as error:
-            raise ConfigurationError(
-                f"LocalDelivery.directory {delivery.root}",
-                f"what an earlier hub left can't be cleaned up ({type(error).__name__}: {error})",
-                "Remove it, or choose another directory.",
-            ) from error
+        """See to pods that an earlier hub left half made, beside the hub's own start."""
+        KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).begin(app, facility, cls)
 
     # -- parts
 
@@ -120,70 +70,83 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         return Facility.of(self)
 
     @property
-    def delivery(self) -> LocalDelivery:
-        return LocalDelivery.in_settings(self.user.settings, self.user.settings["config"])
+    def delivery(self) -> KubernetesDelivery:
+        return KubernetesDelivery.of(self)
 
     @property
     def casa_server(self) -> Server:
         """The identity that this server's credentials are made for."""
         return self.facility.server(self.user.name, self.name)
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._steps = Steps()
+        self._minted: Minted | None = None
+        self._given: Given | None = None
+        self._launch: asyncio.Task[Launched] | None = None
+        self._renewing = asyncio.Lock()
+        super().__init__(*args, **kwargs)
+
     # -- start
 
-    def __init__(self, **kwargs: Any) -> None:
-        #: This start of the server; "" while there is none.
-        self._start_id = ""
-        self._starting = False
-        #: The server, if an earlier hub started it.
-        self._adopted: Process | None = None
-        self._own_environment: dict[str, str] = {}
-        self._steps = Steps()
-        self._renewing = asyncio.Lock()
-        super().__init__(**kwargs)
-
-    async def start(self) -> tuple[str, int]:
-        """Credentials, delivery, process; what was given is taken back if any of it fails.
+    async def _start(self) -> str:
+        """Credentials, then the pod with what it owns; the pod is taken down again if any of it fails.
 
         The membership has been checked by then: the authenticator's `pre_spawn_start` is asked before any spawner.
         """
         on_hub_start(self.user.settings["app"])
-        server, now = self.casa_server, datetime.now(UTC)
-        minted = self.facility.mint(Request(server, secrets.token_hex(16), now, await self._token()))
-        for number, sentence in enumerate(told(self.facility, minted, now)):
-            self._steps.say(min(10 + 5 * number, 40), sentence)
-        self._start_id, self._starting, self._adopted = minted.start_id, True, None
         try:
-            await self.delivery.deliver(minted.parcel())
-            self._steps.say(50, "Credentials delivered")
-            await asyncio.to_thread(make_directory, Path(self.home_dir))
-            self.ip = self.delivery.delivered(server).address  # type: ignore[union-attr]
-            self._own_environment = self.facility.environment(minted, PurePosixPath(self.delivery.path(server)))
-            where: tuple[str, int] = await super().start()
-        except BaseException:
-            await asyncio.shield(self._withdraw())
+            now = datetime.now(UTC)
+            self._minted = self.facility.mint(await self.facility.request_of(self, secrets.token_hex(16), now))
+            for number, sentence in enumerate(told(self.facility, self._minted, now)):
+                self._steps.say(min(5 + 3 * number, 20), sentence)
+            url: str = await super()._start()
+        except BaseException as error:
+            await asyncio.shield(self._take_down())
+            not_the_hubs_fault(error, self.user.settings)
             raise
-        finally:
-            self._starting = False
-        self._steps.say(60, "Server process started; waiting for its answer")
-        return where
+        return url
 
-    def make_preexec_fn(self, name: str) -> Callable[[], None]:  # noqa: ARG002
-        home, process_file = self.home_dir, os.fsencode(self.delivery.process_file(self.casa_server))
+    async def _make_create_pod_request(self, pod: Any, request_timeout: float) -> bool:  # noqa: ARG002
+        """As KubeSpawner's, but what the pod owns follows in the same breath.
 
-        def enter() -> None:
-            # What fails here fails the start, unlike in the base class, whose server would run in the hub's directory.
-            os.chdir(home)
-            sign_in(process_file)
+        The answer of the request tells the pod's uid; `after_pod_created_hook` would hear of it 0.2 s later or more.
+        """
+        assert self._minted is not None  # noqa: S101 - set by `_start`, which calls this
+        parcel = self._minted.parcel()
+        start = start_for(self, self.facility, parcel.start_id)
+        self.delivery.dress(pod, start, self._minted, self.facility)
+        body = self.api.api_client.sanitize_for_serialization(pod)
+        self._given = Given(start, parcel.record)
+        launch = self.delivery.launch(
+            body,
+            start,
+            parcel,
+            routes_required=self.facility.requires_routes,
+            deadline=Deadline(self.k8s_api_request_retry_timeout),
+        )
+        # Not cancelled with this start, or nobody would know whether the pod was created after all.
+        self._launch = asyncio.create_task(launch)
+        launched = await asyncio.shield(self._launch)
+        self._steps.say(25, "Pod created, credentials delivered" if parcel.files else "Pod created")
+        for kind, error in launched.missing.items():
+            self.log.warning("No %s for %s: %s", kind, start.server.identity, error)
+            self._steps.say(26, f"Starting without {kind}, so Dask can't be reached from outside: {error}")
+        return True
 
-        return enter
-
-    def user_env(self, env: dict[str, str]) -> dict[str, str]:
-        """What this spawner adds; a variable that the operator's `environment` sets stays the operator's."""
-        ours: dict[str, str] = super().user_env({}) | self._own_environment
-        return env | {name: value for name, value in ours.items() if name not in self.environment}
+    async def _take_down(self) -> None:
+        """Remove the pod of a start that failed, if it was created, and with it what it owns."""
+        if self._launch is None or self._given is None:
+            return
+        await asyncio.wait([self._launch])  # it has a deadline
+        try:
+            await self.delivery.take_down(self._given.start, self.pod_name, Deadline(_CLEAN_UP))
+        except CasaError as error:
+            self.log.error("The pod of a failed start stays until the server is started or stopped: %s", error)  # noqa: TRY400
+        self._given = None
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
-        async for event in self._steps.follow():
+        """Our steps, and Kubernetes' events below."""
+        async for event in merged(self._steps.follow(), super().progress()):
             yield event
 
     # -- while it runs
@@ -194,124 +157,59 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         For who has got something newer for them, as the authenticator with a refreshed access token (`bearer`).
         """
         async with self._renewing:  # each goes on from the record that the one before left
-            server = self.casa_server
-            one = self.delivery.delivered(server)
-            if one is None or one.start_id != self._start_id or self._starting:
-                return
-            request = Request(server, one.start_id, datetime.now(UTC), await self._token())
-            minted = self.facility.renew(request, names, one.record)
+            deadline = Deadline(self.k8s_api_request_retry_timeout)
             try:
-                await self.delivery.renew(minted.parcel())
+                given = await self._running(deadline)
+                if given is None:
+                    return
+                request = await self.facility.request_of(self, given.start.start_id, datetime.now(UTC))
+                minted = self.facility.renew(request, names, given.record)
+                await self.delivery.renew(given.start, minted.parcel(), deadline)
+                self._given = Given(given.start, minted.record)
             except DeliveryError as error:
-                self.log.warning("Credentials of %s could not be renewed: %s", server.identity, error)
+                self.log.warning("Credentials of %s could not be renewed: %s", self.casa_server.identity, error)
 
-    async def _token(self) -> AccessToken | None:
-        """The user's own, where the authenticator knows one."""
-        ask = getattr(self.authenticator, "access_token", None)
-        token: AccessToken | None = await ask(self.user) if ask is not None else None
-        return token
+    async def _running(self, deadline: Deadline) -> Given | None:
+        """What the pod that runs has been given, by this hub or one before it."""
+        await self._start_watching_pods()
+        pod = self.pod_reflector.pods.get(f"{self.namespace}/{self.pod_name}")
+        if pod is None or "deletionTimestamp" in pod["metadata"] or not marks.is_of(pod, self.casa_server):
+            return None
+        if self._given is not None and self._given.start.start_id == marks.start_id_of(pod):
+            return self._given
+        start = marks.start_of(pod, start_for(self, self.facility, ""))
+        if start is None:  # started without us
+            return None
+        record = await self.delivery.record(start, deadline)
+        return Given(start, record) if record is not None else None
 
     # -- the end
 
-    async def stop(self, now: bool = False) -> None:
+    async def _make_delete_pod_request(
+        self, pod_name: str, delete_options: Any, grace_seconds: int, request_timeout: float
+    ) -> bool:
+        """As KubeSpawner's, but only the very pod that is known: a late stop must not end the next start's."""
+        pod = self.pod_reflector.pods.get(f"{self.namespace}/{pod_name}")
+        if pod is not None:
+            if not marks.is_of(pod, self.casa_server):
+                self.log.error("Pod %s/%s is another server's, and is left alone", self.namespace, pod_name)
+                return True
+            delete_options.preconditions = V1Preconditions(uid=pod["metadata"]["uid"])
         try:
-            await super().stop(now)
-        finally:
-            await asyncio.shield(self._withdraw())
+            done: bool = await super()._make_delete_pod_request(
+                pod_name, delete_options, grace_seconds, request_timeout
+            )
+        except ApiException as error:
+            if error.status != 409:  # noqa: PLR2004
+                raise
+            self.log.info("Pod %s/%s is another one by now", self.namespace, pod_name)
+            return True
+        return done
 
-    async def poll(self) -> int | None:
-        """As in the base class; a server that is found dead has its credentials withdrawn at once."""
-        status: int | None = await super().poll()
-        # JupyterHub doesn't call `stop` for a server that ended by itself.
-        if status is not None and not self._starting:
-            await self._withdraw()
-        return status
-
-    async def _withdraw(self) -> None:
-        if not self._start_id:
-            return
-        try:
-            await self.delivery.withdraw(self.casa_server, self._start_id)
-        except DeliveryError as error:
-            self.log.error("Credentials of a stopped server stay until the hub starts again: %s", error)  # noqa: TRY400
-        self._start_id = ""
-
-    # -- a hub that was restarted
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """What an earlier hub started, by what was delivered: JupyterHub's own state is saved only after the start."""
-        super().load_state(state)
-        on_hub_start(self.user.settings["app"])
-        one = self.delivery.delivered(self.casa_server)
-        self._adopted = self.delivery.process(self.casa_server) if one is not None else None
-        self.pid = self._adopted.pid if self._adopted is not None else 0
-        if one is not None:
-            self._start_id, self.ip = one.start_id, one.address
-
-    async def get_url(self) -> str:
-        """For a server whose start an earlier hub didn't live to see the end of, JupyterHub doesn't know the port."""
-        url = self._adopted.environment().get("JUPYTERHUB_SERVICE_URL") if self._adopted is not None else None
-        return url or await super().get_url()
-
-    async def _signal(self, sig: int) -> bool:
-        """As in the base class; but the id of an adopted process may be another's by now."""
-        if self.proc is None and (self._adopted is None or not self._adopted.alive):
-            return False
-        return bool(await super()._signal(sig))
-
-
-class Steps:
-    """What a starting server has come to: told to every spawn page that asks, from the beginning."""
-
-    def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
-        self._changed = asyncio.Event()
-
-    def say(self, progress: int, message: str) -> None:
-        """`progress` of 100."""
-        self._events.append({"progress": progress, "message": message})
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def follow(self) -> AsyncIterator[dict[str, Any]]:
-        """All events, also those to come; without end: JupyterHub listens as long as the start takes."""
-        told = 0
-        while True:
-            changed = self._changed
-            for event in self._events[told:]:
-                told += 1
-                yield event
-            if changed is self._changed:
-                await changed.wait()
-
-
-def told(facility: Facility, minted: Minted, now: datetime) -> list[str]:
-    """A sentence for each credential: what it is and how long it lasts, or why it is missing."""
-    sentences = [
-        f"{facility.minters[name].title}{f' ({one.summary})' if one.summary else ''}, {_until(one, now)}"
-        for name, one in minted.credentials.items()
-    ]
-    return sentences + [f"Starting without {name}: {reason}" for name, reason in minted.missing.items()]
-
-
-def _until(credential: Credential, now: datetime) -> str:
-    if credential.expires_at is None:
-        return "without an end"
-    end = credential.expires_at.astimezone(UTC)
-    return f"valid until {end:%H:%M} UTC" if end < now + timedelta(days=1) else f"valid until {end:%Y-%m-%d %H:%M} UTC"
-
-
-def listens_here_only(url: str) -> bool:
-    """Whether what listens at the URL is reached from this machine only."""
-    parts = urlsplit(url)
-    return parts.scheme.endswith("+unix") or is_loopback(parts.hostname or "")
-
-
-def _exposed(setting: str, url: str) -> Problem:
-    return Problem(
-        Severity.ERROR,
-        setting,
-        f"{url} can be reached from other machines, and local servers aren't isolated from this hub",
-        f"Set {setting} to an address of loopback (http://127.0.0.1:8000), or use a spawner that isolates servers; "
-        "CasaLocalSpawner.allow_non_loopback: true takes the risk.",
-    )
+    async def run_post_stop_hook(self) -> None:
+        """As in the base class. A pod that stays after its end (`delete_stopped_pods`) keeps no secret."""
+        pod = self.pod_reflector.pods.get(f"{self.namespace}/{self.pod_name}") if self.pod_reflector else None
+        start = marks.start_of(pod, start_for(self, self.facility, "")) if pod is not None else None
+        if start is not None:
+            await self.delivery.withdraw_ended(start, self.facility.routes(start.server), Deadline(_CLEAN_UP))
+        await maybe_future(super().run_post_stop_hook())

@@ -15,7 +15,7 @@ from traitlets.config import Configurable
 
 from casa_hub.configuration import unknown_keys
 from casa_hub.credentials.base import Minter
-from casa_hub.errors import ConfigurationError, Problem, Severity
+from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import GROUP, Facility
 
 
@@ -47,6 +47,17 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
     if hasattr(spawner_class, "begin_hub"):
         spawner_class.begin_hub(app, facility)
     app.tornado_settings["casa_started"] = True
+
+
+def not_the_hubs_fault(error: BaseException, settings: dict[str, Any]) -> None:
+    """Keep a failed spawn out of JupyterHub's count, if another hub could do no better.
+
+    A hub that counts `Spawner.consecutive_failure_limit` failures in a row exits, to begin afresh: five tries of a
+    person whose name can't have a credential must not do that to everybody else. It counts a failure after the
+    spawner raised it (`settings`: JupyterHub's tornado settings), so one less here leaves the count as it was.
+    """
+    if isinstance(error, CasaError) and not getattr(error, "transient", False):
+        settings["failure_count"] = settings.get("failure_count", 0) - 1
 
 
 def sections(*used: type[Configurable]) -> list[type[Configurable]]:

@@ -35,8 +35,9 @@ MAX_SECRET_SIZE = 1024 * 1024
 #: What the Secret is to the API server: anything but `kubernetes.io/...` is free to choose and can't be changed later.
 SECRET_TYPE = "casa-hub/credentials"  # noqa: S105
 
-#: The kinds that we apply, by the plural that the API has for each in a path.
+#: The kinds that we ask for, by the plural that the API has for each in a path.
 PLURALS = {
+    "Pod": "pods",
     "Secret": "secrets",
     "Service": "services",
     "IngressRouteTCP": "ingressroutetcps",
@@ -90,7 +91,7 @@ class Pod:
 
 
 def path(described: Object) -> str:
-    """Where an object of ours is in the API: ``/apis/traefik.io/v1alpha1/namespaces/NAMESPACE/ingressroutetcps/NAME``."""
+    """Where an object of ours is in the API: ``/api/v1/namespaces/NAMESPACE/secrets/NAME``."""
     version, meta = described["apiVersion"], described["metadata"]
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
     return f"{root}/namespaces/{meta['namespace']}/{PLURALS[described['kind']]}/{meta['name']}"

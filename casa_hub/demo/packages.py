@@ -20,6 +20,7 @@ import shutil
 import struct
 import subprocess
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -112,18 +113,31 @@ def unpack(packages: Sequence[str], *, suite: str = SUITE, progress: Progress = 
     entry = cache_root() / f"{source.name}-{platform.machine()}-{packages[0]}-{key}-{FORMAT}"
 
     def build() -> None:
-        root = entry / "root"
-        progress(f"fetching {', '.join(packages)} of {source.origin}")
-        debs = _download(entry / "apt", source, packages, closure=True)
-        progress(f"unpacking {len(debs)} packages of {source.origin}")
-        for name in ("bin", "sbin", "lib", "lib64"):  # merged /usr, before a package makes directories of them
-            (root / "usr" / name).mkdir(parents=True)
-            (root / name).symlink_to(f"usr/{name}")
-        _extract(debs, root)
-        _make_runnable(root)
+        _fill(entry / "root", entry / "apt", source, packages, progress)
+        _make_runnable(entry / "root")
 
     _build_once(entry, build, progress)
     return Programs(entry / "root", source.origin)
+
+
+def file_system(root: Path, packages: Sequence[str], *, suite: str = SUITE, progress: Progress = silent) -> None:
+    """Unpack packages and all that they depend on as they are: to be the root directory of a container.
+
+    Raises:
+        Unavailable: see `unpack`.
+    """
+    with tempfile.TemporaryDirectory(dir=root.parent) as apt:
+        _fill(root, Path(apt), _source(suite), packages, progress)
+
+
+def _fill(root: Path, apt: Path, source: _Source, packages: Sequence[str], progress: Progress) -> None:
+    progress(f"fetching {', '.join(packages)} of {source.origin}")
+    debs = _download(apt, source, packages, closure=True)
+    progress(f"unpacking {len(debs)} packages of {source.origin}")
+    for name in ("bin", "sbin", "lib", "lib64"):  # merged /usr, before a package makes directories of them
+        (root / "usr" / name).mkdir(parents=True)
+        (root / name).symlink_to(f"usr/{name}")
+    _extract(debs, root)
 
 
 def nss_wrapper(progress: Progress = silent) -> Path:

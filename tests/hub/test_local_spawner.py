@@ -382,7 +382,7 @@ def test_after_a_crash_of_the_hub_the_living_are_kept_and_the_dead_swept(hub: Lo
 def test_a_server_whose_start_the_hub_did_not_outlive_is_found_again(make_hub: Callable[..., LocalHub]) -> None:
     """JupyterHub saves pid and port only after `start` returned: a hub that dies before leaves a server it forgot."""
     hub = make_hub(
-        "import asyncio\nfrom casa_hub.spawner import CasaLocalSpawner\n"
+        "import asyncio\nfrom casa_hub.local_spawner import CasaLocalSpawner\n"
         "class Slow(CasaLocalSpawner):\n"
         "    async def start(self):\n"
         "        where = await super().start()\n"

@@ -10,7 +10,7 @@ from traitlets.config.loader import DeferredConfigString
 
 from casa_hub.configuration import did_you_mean, is_set, unknown_keys, value_of
 from casa_hub.facility import Facility as RealFacility
-from casa_hub.spawner import CasaLocalSpawner
+from casa_hub.local_spawner import CasaLocalSpawner
 
 
 class Base(Configurable):

@@ -8,8 +8,9 @@ import pytest
 
 from casa_hub.credentials.base import Credential
 from casa_hub.facility import Minted
+from casa_hub.local_spawner import listens_here_only
 from casa_hub.naming import Server
-from casa_hub.spawner import Steps, listens_here_only, told
+from casa_hub.steps import Steps, told
 
 NOW = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
 

@@ -1,0 +1,247 @@
+"""Requests to the Kubernetes API: each within its work's deadline, their errors translated in this one place.
+
+They are made in a thread with an event loop of its own. A hub's loop is held up now and then for a second or more (a
+hundred people start their servers at once), and a pod whose Secret comes 100 ms late costs its user 0.6 s: kubelet then
+waits before it looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes_asyncio.client import ApiClient
+
+from casa_hub.delivery.manifests import MANAGER, Object, path
+from casa_hub.errors import DeliveryError
+
+T = TypeVar("T")
+
+#: Answers that may be another one in a moment: too many requests, and whatever ails the server.
+_TRANSIENT = {429, 500, 502, 503, 504}
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+
+_APPLY = "application/apply-patch+yaml"
+_JSON_PATCH = "application/json-patch+json"
+#: Asks for an object without its contents: a Secret's stay where they are.
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+
+#: HTTP method -> the verb of RBAC that it needs.
+_VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}
+
+
+class Deadline:
+    """The moment by which a piece of work must be done: handed down, so that its requests share one time-out."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds; 0 when it has passed."""
+        return max(0.0, self._end - time.monotonic())
+
+
+class KubernetesError(DeliveryError):
+    """The API server didn't do what it was asked to: which object, why, and the remedy."""
+
+    def __init__(
+        self, thing: str, problem: str, remedy: str, status: int | None = None, retry_after: float = 0.0
+    ) -> None:
+        super().__init__(thing, problem, remedy)
+        #: HTTP status of the answer; None if there was none in time.
+        self.status = status
+        #: Seconds that the server wants to be left alone.
+        self.retry_after = retry_after
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may succeed in a moment."""
+        return self.status is None or self.status in _TRANSIENT
+
+
+class OwnLoop:
+    """An event loop in a thread, for work that must not wait for the hub's other work."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        # A daemon: nothing in it outlives the hub or is worth to be waited for at its end.
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, done there; cancelled there if the caller is."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    method: str
+    where: str
+    #: For errors.
+    what: Object
+    body: Any = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class KubernetesAPI:
+    """The few verbs that this package uses; all coroutines are for one and the same event loop.
+
+    Transient failures (time-out, reset, 429 with its ``Retry-After``, 5xx) are tried again until the deadline: every
+    verb may be repeated without harm. All else is raised at once.
+    """
+
+    def __init__(self, connect: Callable[[], ApiClient], request_timeout: float) -> None:
+        """`connect` makes the client when it is first needed; `request_timeout`: seconds of a single request."""
+        self._connect = connect
+        self._request_timeout = request_timeout
+        self._client: ApiClient | None = None
+
+    async def create(self, body: Object, deadline: Deadline) -> Object:
+        """Raises KubernetesError; 409 if it is there already, as it may be after an answer that got lost."""
+        return await self._request(_Call("POST", _collection(body), body, body), deadline)
+
+    async def apply(self, body: Object, deadline: Deadline) -> Object:
+        """Server-side apply, without taking fields from other managers (409). Raises KubernetesError."""
+        where = f"{path(body)}?fieldManager={MANAGER}"
+        return await self._request(_Call("PATCH", where, body, body, {"Content-Type": _APPLY}), deadline)
+
+    async def patch(self, what: Object, patch: list[Object], deadline: Deadline) -> Object:
+        """JSON Patch; the answer is the metadata only. Raises KubernetesError, 422 for a test that failed."""
+        headers = {"Content-Type": _JSON_PATCH, "Accept": _METADATA}
+        where = f"{path(what)}?fieldManager={MANAGER}"
+        return await self._request(_Call("PATCH", where, what, patch, headers), deadline)
+
+    async def get(self, what: Object, deadline: Deadline, *, metadata_only: bool = False) -> Object | None:
+        """None if it isn't there. Raises KubernetesError."""
+        headers = {"Accept": _METADATA} if metadata_only else {}
+        try:
+            return await self._request(_Call("GET", path(what), what, None, headers), deadline)
+        except KubernetesError as error:
+            if error.status != 404:  # noqa: PLR2004
+                raise
+            return None
+
+    async def list(self, what: Object, selectors: Mapping[str, str], deadline: Deadline) -> list[Object]:
+        """Objects of the kind and namespace of `what`; `selectors`: ``labelSelector``, ``fieldSelector``."""
+        where = f"{_collection(what)}?{urlencode(selectors)}"
+        answer = await self._request(_Call("GET", where, what), deadline)
+        return list(answer["items"])
+
+    async def delete(self, what: Object, uid: str, deadline: Deadline, grace_seconds: int | None = None) -> None:
+        """Delete the object that has this uid; nothing if it is gone already, or another has its name by now."""
+        options: Object = {"preconditions": {"uid": uid}}
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
+        try:
+            await self._request(_Call("DELETE", path(what), what, options), deadline)
+        except KubernetesError as error:
+            if error.status not in {404, 409}:
+                raise
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def _request(self, call: _Call, deadline: Deadline) -> Object:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return await self._once(call, min(self._request_timeout, deadline.left))
+            except KubernetesError as error:
+                wait = max(error.retry_after, pause * random.uniform(0.5, 1))  # noqa: S311 - not all come at once
+                if not error.transient or wait >= deadline.left:
+                    raise
+            await asyncio.sleep(wait)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _once(self, call: _Call, seconds: float) -> Object:
+        if self._client is None:
+            self._client = self._connect()
+        client = self._client
+        headers = {"Accept": "application/json", "Content-Type": "application/json", **call.headers}
+        try:
+            async with asyncio.timeout(seconds):
+                await client.update_params_for_auth(headers, [], ["BearerToken"])
+                # Not preloaded: the client writes what it preloads to its log, and it may be a Secret.
+                answer = await client.rest_client.request(
+                    call.method,
+                    f"{client.configuration.host}{call.where}",
+                    headers=headers,
+                    body=call.body,
+                    _preload_content=False,
+                )
+                content = await answer.read()
+        except TimeoutError:
+            raise _no_answer(call.what, f"no answer within {seconds:.1f} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _no_answer(call.what, f"no answer ({type(error).__name__})") from error
+        try:
+            document = json.loads(content)
+        except ValueError:
+            document = {}
+        if 200 <= answer.status < 300:  # noqa: PLR2004
+            return dict(document)
+        raise _refused(call, answer.status, document, answer.headers.get("Retry-After", ""))
+
+
+def described(what: Object) -> str:
+    """``Secret casa-hub/casa-alice-1f2e3d4c``."""
+    metadata = what["metadata"]
+    name = metadata.get("name", "")
+    return f"{what['kind']} {metadata['namespace']}/{name}" if name else f"{what['kind']}s in {metadata['namespace']}"
+
+
+def _no_answer(what: Object, problem: str) -> KubernetesError:
+    return KubernetesError(
+        described(what),
+        f"the Kubernetes API server gave {problem}",
+        "Try again in a minute; if it goes on, tell the operator that the API server can't be reached.",
+    )
+
+
+def _refused(call: _Call, status: int, document: Any, retry_after: str) -> KubernetesError:
+    """An answer that isn't a success, for people. The server's message is kept: it quotes no data of a Secret."""
+    message = str(document.get("message", "")) if isinstance(document, dict) else ""
+    what, verb = call.what, _VERBS[call.method]
+    thing = described(what)
+    said = f" ({message})" if message else ""
+    match status:
+        case 401:
+            problem, remedy = "the API server doesn't know this hub", "The hub's ServiceAccount token must be mounted."
+        case 403 if "exceeded quota" in message:
+            problem, remedy = f"a quota of the namespace is used up{said}", "Stop something, or ask for a larger quota."
+        case 403 if message and "cannot" not in message:
+            problem = f"an admission policy of the cluster refuses it{said}"
+            remedy = "A setting of this hub's spawner must be corrected, or the policy."
+        case 403:
+            kind = _collection(what).rsplit("/", 1)[-1]
+            problem = f"the hub's ServiceAccount may not {verb} {kind} there{said}"
+            remedy = f"Its Role needs the verb {verb} on {kind}; apply the Role that casa_hub brings."
+        case 404:
+            problem = f"the API server doesn't know it{said}"
+            remedy = f"Its namespace must exist, and {what['apiVersion']} {what['kind']} must be installed."
+        case 409:
+            problem, remedy = f"something else is in its place{said}", "Whoever made that must remove it."
+        case 400 | 422:
+            problem = f"the API server finds it invalid{said}"
+            remedy = "A setting of this hub's spawner, or of casa_hub, must be corrected."
+        case 429:
+            problem, remedy = f"the API server has too much to do{said}", "Try again in a minute."
+        case _:
+            problem, remedy = f"the API server failed with status {status}{said}", "Try again in a minute."
+    # A date instead of seconds (RFC 9110) isn't what the API server sends.
+    return KubernetesError(thing, problem, remedy, status, float(retry_after) if retry_after.isdigit() else 0.0)
+
+
+def _collection(what: Object) -> str:
+    return path(what).rsplit("/", 1)[0]

@@ -1,0 +1,174 @@
+"""Brings pods and what they own to the API server, and takes them away: the order of requests, and what a 409 means.
+
+The pod comes first and its objects name it as their owner by uid, so that whatever ends the pod, and however the hub
+ends, Kubernetes' own garbage collector removes them. A pod waits for its Secret, and kubelet looks for it at once;
+therefore few launches are under way at a time: each goes through in one piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from casa_hub.delivery import manifests, marks
+from casa_hub.delivery.api import Deadline, KubernetesAPI, KubernetesError
+from casa_hub.delivery.manifests import Object, Pod, Start
+
+#: Launches under way at once. More would make each of them longer than a pod waits for its Secret without harm.
+_AT_ONCE = 8
+
+#: Seconds between two looks at a pod that is about to go.
+_LOOK_AGAIN = 0.1
+
+#: The objects of a pod: those that it can't do without, and those that it can.
+Load: TypeAlias = Callable[[Pod], tuple[list[Object], list[Object]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A pod that was created with what it owns."""
+
+    pod: Pod
+    #: Kind of an object that could not be applied, though nothing required needs it -> why.
+    missing: Mapping[str, KubernetesError]
+
+
+class Courier:
+    """All coroutines are for one and the same event loop."""
+
+    def __init__(self, api: KubernetesAPI, log: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None:
+        self._api = api
+        self._log = log
+        self._turn = asyncio.Semaphore(_AT_ONCE)
+        #: Start ids whose pods may not have all of theirs yet.
+        self._under_way: set[str] = set()
+
+    async def launch(self, body: Object, start: Start, load: Load, deadline: Deadline) -> Launched:
+        """Create the pod `body`, and at once what it owns.
+
+        A pod of an earlier start of the same server that is in the way is removed; another server's is not. A creation
+        whose answer got lost is recognised by its start id. After an error the pod may be there (`take_down`).
+
+        Raises:
+            KubernetesError: the pod, or something that it can't do without, is refused.
+        """
+        async with self._in_turn(body, start, deadline):
+            pod = await self._create(body, start, deadline)
+            return Launched(pod, await self.deliver(pod, load, deadline))
+
+    async def deliver(self, pod: Pod, load: Load, deadline: Deadline) -> Mapping[str, KubernetesError]:
+        """Apply what the pod owns, all at the same time. Returns `Launched.missing`, raises as `launch`."""
+        needed, wished = load(pod)
+        answers = await asyncio.gather(*(self._apply(one, deadline) for one in needed + wished))
+        for error in answers[: len(needed)]:
+            if error is not None:
+                raise error
+        failed = zip(wished, answers[len(needed) :], strict=True)
+        return {one["kind"]: error for one, error in failed if error is not None}
+
+    async def renew(self, start: Start, changes: list[Object], deadline: Deadline) -> None:
+        """Apply a JSON Patch to the start's Secret. Raises KubernetesError."""
+        await self._api.patch(manifests.reference("Secret", start), changes, deadline)
+
+    async def secret(self, start: Start, deadline: Deadline) -> Object | None:
+        """The start's Secret, without its data. Raises KubernetesError."""
+        return await self._api.get(manifests.reference("Secret", start), deadline, metadata_only=True)
+
+    async def take_down(self, start: Start, pod_name: str, deadline: Deadline) -> None:
+        """Remove this start's pod if it is there. Raises KubernetesError."""
+        await self._remove(manifests.reference("Pod", start, pod_name), start, deadline)
+
+    async def withdraw(self, objects: Iterable[Object], start: Start, deadline: Deadline) -> None:
+        """Remove those of the objects that are this start's. Raises KubernetesError."""
+        await asyncio.gather(*(self._remove(one, start, deadline) for one in objects))
+
+    async def sweep(self, hub: Start, deadline: Deadline) -> None:
+        """Remove this hub's pods that wait for a Secret which isn't there. Raises KubernetesError."""
+        pods = await self._api.list(
+            manifests.reference("Pod", hub, ""),
+            {"labelSelector": marks.hub_selector(hub), "fieldSelector": "status.phase=Pending"},
+            deadline,
+        )
+        for there in pods:
+            start = marks.start_of(there, hub)
+            if start is None or not marks.wants_secret(there, start) or start.start_id in self._under_way:
+                continue
+            if await self.secret(start, deadline) is None:
+                name = there["metadata"]["name"]
+                self._log.warning("Removing pod %s/%s: an earlier hub did not give it its Secret", hub.namespace, name)
+                await self.take_down(start, name, deadline)
+
+    @asynccontextmanager
+    async def _in_turn(self, what: Object, start: Start, deadline: Deadline) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(deadline.left):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise KubernetesError(
+                f"Pod {what['metadata']['name']}",
+                "other servers are being started, and the API server is slow or away",
+                "Try again in a minute.",
+            ) from None
+        self._under_way.add(start.start_id)
+        try:
+            yield
+        finally:
+            self._under_way.discard(start.start_id)
+            self._turn.release()
+
+    async def _create(self, body: Object, start: Start, deadline: Deadline) -> Pod:
+        while True:
+            try:
+                made: Object | None = await self._api.create(body, deadline)
+            except KubernetesError as error:
+                if error.status != 409:  # noqa: PLR2004
+                    raise
+                made = await self._api.get(body, deadline)
+            if made is None:  # it went while we looked
+                continue
+            if marks.start_id_of(made) == start.start_id:  # perhaps made by a try whose answer got lost
+                return Pod(made["metadata"]["name"], made["metadata"]["uid"])
+            await self._make_room(made, body, start, deadline)
+
+    async def _make_room(self, there: Object, body: Object, start: Start, deadline: Deadline) -> None:
+        """Remove the pod of an earlier start of the same server, and wait until it is gone."""
+        name, uid = there["metadata"]["name"], there["metadata"]["uid"]
+        thing = f"Pod {start.namespace}/{name}"
+        if not marks.is_of(there, start.server):
+            raise KubernetesError(
+                thing,
+                "it is another server's, or not a server of this hub",
+                "Choose another name for this server; if that doesn't help, the operator must look at that pod.",
+                409,
+            )
+        self._log.info("Removing pod %s/%s, of an earlier start", start.namespace, name)
+        await self._api.delete(body, uid, deadline, grace_seconds=0)
+        while True:
+            now = await self._api.get(body, deadline, metadata_only=True)
+            if now is None or now["metadata"]["uid"] != uid:
+                return
+            if deadline.left < _LOOK_AGAIN:
+                raise KubernetesError(
+                    thing,
+                    "an earlier one of this server does not go away",
+                    "Try again in a minute; if it stays, its node may be down: tell the operator.",
+                    409,
+                )
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _apply(self, one: Object, deadline: Deadline) -> KubernetesError | None:
+        """The error instead of raising it: the others go on."""
+        try:
+            await self._api.apply(one, deadline)
+        except KubernetesError as error:
+            return error
+        return None
+
+    async def _remove(self, what: Object, start: Start, deadline: Deadline) -> None:
+        there = await self._api.get(what, deadline, metadata_only=True)
+        if there is not None and marks.start_id_of(there) == start.start_id:
+            await self._api.delete(what, there["metadata"]["uid"], deadline, grace_seconds=0)

@@ -1,0 +1,233 @@
+"""Delivery to pods: a Secret, a Service and a route for each start of a server, owned by its pod.
+
+What is delivered is settled here, from the operator's settings; how it is brought there is `courier`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kubernetes_asyncio.client import ApiClient, V1Pod
+from kubespawner.clients import load_config
+from traitlets import Dict, Enum, Integer, Unicode
+from traitlets.config import LoggingConfigurable
+
+from casa_hub.configuration import value_of
+from casa_hub.delivery import manifests, marks
+from casa_hub.delivery.api import Deadline, KubernetesAPI, KubernetesError, OwnLoop
+from casa_hub.delivery.base import Parcel, Route
+from casa_hub.delivery.courier import Courier, Launched, Load
+from casa_hub.delivery.manifests import Object, Pod, Start
+from casa_hub.delivery.pod import Outfit, Sidecar, patch
+from casa_hub.delivery.routes import route_objects
+from casa_hub.delivery.traefik import TraefikRoutes
+from casa_hub.errors import Problem
+from casa_hub.facility import Facility, Minted
+
+#: Seconds for the look at what an earlier hub left.
+_SWEEP = 60.0
+
+
+class KubernetesDelivery(LoggingConfigurable):
+    """Secrets, Services and routes of a hub's servers; one instance a hub."""
+
+    files = Enum(
+        ["sidecar", "mount"],
+        default_value="sidecar",
+        help="""How the secret files reach a server's containers. `sidecar` (default): a native sidecar (Kubernetes 1.29
+        or newer) copies the Secret into a memory-backed volume, where the files belong to the server's user with mode
+        0600; HTCondor and XRootD's `ztn` ignore a token that doesn't. `mount`: the Secret is mounted as it is, owned
+        by root; for sites whose accounting can't count pods of several containers, and that use neither.""",
+    ).tag(config=True)
+
+    sidecar_image = Unicode(
+        "",
+        help="""Image of the sidecar; any that has a POSIX shell with coreutils or busybox. Default: the server's own
+        image, which its node has anyway. Example: `registry.example.org/busybox:1.37`.""",
+    ).tag(config=True)
+
+    sidecar_resources = Dict(
+        default_value={
+            "requests": {"cpu": "1m", "memory": "8Mi"},
+            "limits": {"cpu": "500m", "memory": "32Mi"},
+        },
+        help="""Resources of the sidecar, as in a pod. It uses them for some milliseconds when files change; its memory
+        holds the files. A low CPU limit makes servers start later.""",
+    ).tag(config=True)
+
+    files_uid = Integer(
+        None,
+        allow_none=True,
+        min=1,
+        help="""Numeric user that the secret files belong to. Default: the one that the server's container runs as. An
+        image that starts as root and drops to another user (`NB_UID`, else 1000) gets files of that user.""",
+    ).tag(config=True)
+
+    routes: TraefikRoutes
+
+    def __init__(self, connection: Mapping[str, Any], request_timeout: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.routes = TraefikRoutes(parent=self)
+        self._connection = dict(connection)
+        self._courier = Courier(KubernetesAPI(self._connect, request_timeout), self.log)
+        self._loop = OwnLoop("casa-hub-kubernetes")
+
+    @classmethod
+    def in_settings(cls, settings: dict[str, Any], config: Any, spawner_class: type) -> KubernetesDelivery:
+        """The one of the hub with these tornado settings, made when first asked for.
+
+        It reaches the API server as KubeSpawner does, by the settings of `spawner_class`.
+        """
+        if "casa_kubernetes_delivery" not in settings:
+            connection = {
+                "host": value_of(config, spawner_class, "k8s_api_host"),
+                "ssl_ca_cert": value_of(config, spawner_class, "k8s_api_ssl_ca_cert"),
+                "verify_ssl": value_of(config, spawner_class, "k8s_api_verify_ssl"),
+            }
+            timeout = value_of(config, spawner_class, "k8s_api_request_timeout")
+            settings["casa_kubernetes_delivery"] = cls(connection, timeout, config=config)
+        delivery: KubernetesDelivery = settings["casa_kubernetes_delivery"]
+        return delivery
+
+    def _connect(self) -> ApiClient:
+        load_config(**self._connection)
+        return ApiClient()
+
+    @classmethod
+    def of(cls, spawner: Any) -> KubernetesDelivery:
+        """The one of the hub that `spawner` belongs to."""
+        settings = spawner.user.settings
+        return cls.in_settings(settings, settings["config"], type(spawner))
+
+    def begin(self, app: Any, facility: Facility, spawner_class: type) -> None:
+        """Start to look for pods that an earlier hub left half made; the hub's own start doesn't wait for it."""
+        if value_of(app.config, spawner_class, "enable_user_namespaces"):
+            return  # they may be anywhere; JupyterHub ends those that it knows, some time later
+        namespace = value_of(app.config, spawner_class, "namespace") or own_namespace()
+        hub = Start(facility.server(""), "", namespace, own_namespace(), {})
+        # Kept: the loop itself knows its tasks by weak references only.
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep(hub))
+
+    async def _sweep(self, hub: Start) -> None:
+        try:
+            await self._loop.run(self._courier.sweep(hub, Deadline(_SWEEP)))
+        except KubernetesError as error:
+            self.log.warning("Pods that an earlier hub may have left without their Secret stay: %s", error)
+
+    def check(self, *, routes: bool) -> list[Problem]:
+        """What is wrong with the settings; `routes`: whether any credential wants some."""
+        return self.routes.check(wanted=routes, local=False)
+
+    def dress(self, pod: V1Pod, start: Start, minted: Minted, facility: Facility) -> None:
+        """Add to a pod that is about to be created what its start needs; once or again, to the same effect.
+
+        Raises:
+            DeliveryError: something of the operator's is in the place of ours.
+        """
+        directory = PurePosixPath(facility.secrets_path)
+        outfit = Outfit(
+            secret=start.name if _has_secret(minted.parcel()) else "",
+            paths=sorted(minted.files),
+            directory=directory,
+            environment=facility.environment(minted, directory),
+            labels=start.labels,
+            annotations={manifests.SERVER: start.server.identity, manifests.RECORD: json.dumps(minted.record)},
+        )
+        sidecar = Sidecar(image=self.sidecar_image, uid=self.files_uid, resources=self.sidecar_resources)
+        patch(pod, outfit, sidecar if self.files == "sidecar" else None)
+
+    # -- verbs
+
+    async def launch(
+        self, body: Object, start: Start, parcel: Parcel, *, routes_required: bool, deadline: Deadline
+    ) -> Launched:
+        """Create the pod (`body`, dressed), and at once what it owns. See `Courier.launch`.
+
+        Raises:
+            KubernetesError: the pod, its Secret or (`routes_required`) its Service or route is refused.
+            DeliveryError: the files are too large, or a host name can't be routed; nothing was created then.
+        """
+        load = self._load(start, parcel, routes_required)
+        load(Pod(body["metadata"]["name"], ""))  # what is wrong with it is found before there is a pod
+        return await self._loop.run(self._courier.launch(body, start, load, deadline))
+
+    async def deliver(
+        self, start: Start, pod: Pod, parcel: Parcel, *, routes_required: bool, deadline: Deadline
+    ) -> Mapping[str, KubernetesError]:
+        """Give a pod that somebody else created its objects. Raises as `launch`; returns `Launched.missing`."""
+        load = self._load(start, parcel, routes_required)
+        return await self._loop.run(self._courier.deliver(pod, load, deadline))
+
+    async def renew(self, start: Start, parcel: Parcel, deadline: Deadline) -> None:
+        """Replace files of a running start, all at once; those that `parcel` doesn't bring stay.
+
+        Raises:
+            KubernetesError: nothing was replaced.
+        """
+        changes = manifests.renewal(start, parcel.files, parcel.record)
+        await self._loop.run(self._courier.renew(start, changes, deadline))
+
+    async def record(self, start: Start, deadline: Deadline) -> Mapping[str, Any] | None:
+        """The newest record of a start, by its Secret's annotation; None if there is none.
+
+        Raises:
+            KubernetesError: the API server can't say.
+        """
+        found = await self._loop.run(self._courier.secret(start, deadline))
+        return marks.record_of(found, start.server) if found is not None else None
+
+    async def take_down(self, start: Start, pod_name: str, deadline: Deadline) -> None:
+        """Remove this start's pod if it is there, and with it all that it owns.
+
+        Raises:
+            KubernetesError: it could not be removed.
+        """
+        await self._loop.run(self._courier.take_down(start, pod_name, deadline))
+
+    async def withdraw_ended(self, start: Start, routes: Sequence[Route], deadline: Deadline) -> None:
+        """Remove what a pod owns that has ended, but is still there. What can't be removed is logged."""
+        objects = [manifests.secret(start, Pod("", ""), {}, {}), *self._route_objects(start, Pod("", ""), routes)]
+        try:
+            await self._loop.run(self._courier.withdraw(objects, start, deadline))
+        except KubernetesError as error:
+            self.log.error("Something of an ended server stays as long as its pod: %s", error)  # noqa: TRY400
+
+    def _load(self, start: Start, parcel: Parcel, routes_required: bool) -> Load:
+        def load(pod: Pod) -> tuple[list[Object], list[Object]]:
+            files = [manifests.secret(start, pod, parcel.files, parcel.record)] if _has_secret(parcel) else []
+            routes = self._route_objects(start, pod, parcel.routes)
+            # The Secret is first, here and so on the wire: the pod waits for nothing else.
+            return (files + routes, []) if routes_required else (files, routes)
+
+        return load
+
+    def _route_objects(self, start: Start, pod: Pod, routes: Sequence[Route]) -> list[Object]:
+        if not routes:
+            return []
+        return [manifests.service(start, pod, routes), *route_objects(self.routes, start, pod, routes)]
+
+
+def start_for(spawner: Any, facility: Facility, start_id: str) -> Start:
+    """A start of the server of a KubeSpawner."""
+    server = facility.server(spawner.user.name, spawner.name)
+    return Start(server, start_id, spawner.namespace, own_namespace(), spawner._build_common_labels({}))  # noqa: SLF001
+
+
+@cache
+def own_namespace() -> str:
+    """The namespace that the hub runs in, as KubeSpawner finds it; ``default`` outside of a cluster."""
+    try:
+        text = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return "default"
+    return text.strip()
+
+
+def _has_secret(parcel: Parcel) -> bool:
+    """Whether a server gets a Secret: also an empty one, where a credential may still come that could not be minted."""
+    return bool(parcel.record["credentials"] or parcel.record["missing"])

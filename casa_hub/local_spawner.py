@@ -1,0 +1,270 @@
+"""The spawner of a single machine: servers are processes beside the hub, with credentials of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator, Callable, Collection
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from jupyterhub import orm
+from jupyterhub.spawner import SimpleLocalProcessSpawner
+from traitlets import Bool, Unicode, default
+
+from casa_hub.configuration import value_of
+from casa_hub.delivery.layout import make_directory
+from casa_hub.delivery.local import LocalDelivery
+from casa_hub.delivery.traefik import TraefikRoutes
+from casa_hub.errors import CasaError, ConfigurationError, DeliveryError, Problem, Severity
+from casa_hub.facility import Facility
+from casa_hub.loopback import is_loopback
+from casa_hub.naming import Server
+from casa_hub.processes import Process, sign_in
+from casa_hub.startup import on_hub_start
+from casa_hub.steps import Steps, told
+
+
+class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
+    """Servers as processes of this machine, each with credentials, an address and a route of its own.
+
+    There is no isolation: all servers run as the hub's own user, and whoever has a server can read the hub's keys and
+    everybody's files. It is for demonstrations, tests and a single person; therefore it refuses to work for a hub
+    that listens on other addresses than loopback, unless told otherwise.
+    """
+
+    allow_non_loopback = Bool(
+        False,
+        help="""Whether the hub may listen on an address that others can reach, although whoever has a server can read
+        the hub's keys and all users' files. Default: false; the hub refuses to start then.""",
+    ).tag(config=True)
+
+    home_dir_template = Unicode(
+        "",
+        help="""Home directory of a user; made if it isn't there, for this user only. `{username}` becomes a form of
+        the user's name that is safe in paths. Default: `casa-hub-homes/{username}` beside
+        `LocalDelivery.directory`. Example: `/srv/homes/{username}`.""",
+    ).tag(config=True)
+
+    #: Whose configuration sections this spawner uses.
+    casa_classes: ClassVar = (LocalDelivery, TraefikRoutes)
+
+    @default("env_keep")
+    def _nothing_of_the_hub(self) -> list[str]:
+        """What a program needs to run at all. The hub's own library and module paths are for the hub's programs."""
+        return ["JUPYTERHUB_SINGLEUSER_APP", "LANG", "LC_ALL", "PATH", "TZ"]
+
+    @default("home_dir")
+    def _safe_home_dir(self) -> str:
+        template = self.home_dir_template or str(self.delivery.root.parent / "casa-hub-homes" / "{username}")
+        return str(Path(template.format(username=self.facility.server(self.user.name).slug)).resolve())
+
+    # -- the hub's start
+
+    @classmethod
+    def check_hub(cls, app: Any, facility: Facility) -> list[Problem]:
+        """What is wrong with the hub's configuration for this spawner."""
+        delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
+        problems = delivery.check(routes=facility.wants_routes)
+        allowed = value_of(app.config, cls, "allow_non_loopback")
+        for setting, url in {"JupyterHub.bind_url": app.bind_url, "JupyterHub.hub_bind_url": app.hub.bind_url}.items():
+            if not allowed and not listens_here_only(url):
+                problems.append(_exposed(setting, url))
+        return problems
+
+    @classmethod
+    def begin_hub(cls, app: Any, facility: Facility) -> None:
+        """Take over what an earlier hub left: servers that still run are kept, all else is removed.
+
+        Raises:
+            ConfigurationError: the delivery's directory can't be used.
+        """
+        app.log.warning(
+            "%s gives no isolation: whoever has a server can read this hub's keys and all users' files", cls.__name__
+        )
+        delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
+        delivery.open()
+        running = app.db.query(orm.Spawner).filter(orm.Spawner.server != None)  # noqa: E711 - SQL
+        known = {(spawner.user.name, spawner.name) for spawner in running}
+        living = set()
+        for one in delivery.all():
+            process = delivery.process(one.server)
+            if process is None or not process.alive:
+                continue
+            if (one.server.username, one.server.name) in known:
+                living.add(one.key)
+            else:
+                # Nobody could stop it any more, and it goes on with its credentials.
+                app.log.warning("Ending %s, a server that this hub's database doesn't know", one.server.identity)
+                with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
+                    os.killpg(process.pid, signal.SIGTERM)
+        try:
+            for slug in delivery.sweep(facility.hub_id, living):
+                app.log.info("Removed what was left of server %s", slug)
+        except (OSError, CasaError) as error:
+            raise ConfigurationError(
+                f"LocalDelivery.directory {delivery.root}",
+                f"what an earlier hub left can't be cleaned up ({type(error).__name__}: {error})",
+                "Remove it, or choose another directory.",
+            ) from error
+
+    # -- parts
+
+    @property
+    def facility(self) -> Facility:
+        return Facility.of(self)
+
+    @property
+    def delivery(self) -> LocalDelivery:
+        return LocalDelivery.in_settings(self.user.settings, self.user.settings["config"])
+
+    @property
+    def casa_server(self) -> Server:
+        """The identity that this server's credentials are made for."""
+        return self.facility.server(self.user.name, self.name)
+
+    # -- start
+
+    def __init__(self, **kwargs: Any) -> None:
+        #: This start of the server; "" while there is none.
+        self._start_id = ""
+        self._starting = False
+        #: The server, if an earlier hub started it.
+        self._adopted: Process | None = None
+        self._own_environment: dict[str, str] = {}
+        self._steps = Steps()
+        self._renewing = asyncio.Lock()
+        super().__init__(**kwargs)
+
+    async def start(self) -> tuple[str, int]:
+        """Credentials, delivery, process; what was given is taken back if any of it fails.
+
+        The membership has been checked by then: the authenticator's `pre_spawn_start` is asked before any spawner.
+        """
+        on_hub_start(self.user.settings["app"])
+        server, now = self.casa_server, datetime.now(UTC)
+        minted = self.facility.mint(await self.facility.request_of(self, secrets.token_hex(16), now))
+        for number, sentence in enumerate(told(self.facility, minted, now)):
+            self._steps.say(min(10 + 5 * number, 40), sentence)
+        self._start_id, self._starting, self._adopted = minted.start_id, True, None
+        try:
+            await self.delivery.deliver(minted.parcel())
+            self._steps.say(50, "Credentials delivered")
+            await asyncio.to_thread(make_directory, Path(self.home_dir))
+            self.ip = self.delivery.delivered(server).address  # type: ignore[union-attr]
+            self._own_environment = self.facility.environment(minted, PurePosixPath(self.delivery.path(server)))
+            where: tuple[str, int] = await super().start()
+        except BaseException:
+            await asyncio.shield(self._withdraw())
+            raise
+        finally:
+            self._starting = False
+        self._steps.say(60, "Server process started; waiting for its answer")
+        return where
+
+    def make_preexec_fn(self, name: str) -> Callable[[], None]:  # noqa: ARG002
+        home, process_file = self.home_dir, os.fsencode(self.delivery.process_file(self.casa_server))
+
+        def enter() -> None:
+            # What fails here fails the start, unlike in the base class, whose server would run in the hub's directory.
+            os.chdir(home)
+            sign_in(process_file)
+
+        return enter
+
+    def user_env(self, env: dict[str, str]) -> dict[str, str]:
+        """What this spawner adds; a variable that the operator's `environment` sets stays the operator's."""
+        ours: dict[str, str] = super().user_env({}) | self._own_environment
+        return env | {name: value for name, value in ours.items() if name not in self.environment}
+
+    async def progress(self) -> AsyncIterator[dict[str, Any]]:
+        async for event in self._steps.follow():
+            yield event
+
+    # -- while it runs
+
+    async def renew_credentials(self, names: Collection[str]) -> None:
+        """Mint some credentials of the running server anew and replace their files; nothing if it doesn't run.
+
+        For who has got something newer for them, as the authenticator with a refreshed access token (`bearer`).
+        """
+        async with self._renewing:  # each goes on from the record that the one before left
+            server = self.casa_server
+            one = self.delivery.delivered(server)
+            if one is None or one.start_id != self._start_id or self._starting:
+                return
+            request = await self.facility.request_of(self, one.start_id, datetime.now(UTC))
+            minted = self.facility.renew(request, names, one.record)
+            try:
+                await self.delivery.renew(minted.parcel())
+            except DeliveryError as error:
+                self.log.warning("Credentials of %s could not be renewed: %s", server.identity, error)
+
+    # -- the end
+
+    async def stop(self, now: bool = False) -> None:
+        try:
+            await super().stop(now)
+        finally:
+            await asyncio.shield(self._withdraw())
+
+    async def poll(self) -> int | None:
+        """As in the base class; a server that is found dead has its credentials withdrawn at once."""
+        status: int | None = await super().poll()
+        # JupyterHub doesn't call `stop` for a server that ended by itself.
+        if status is not None and not self._starting:
+            await self._withdraw()
+        return status
+
+    async def _withdraw(self) -> None:
+        if not self._start_id:
+            return
+        try:
+            await self.delivery.withdraw(self.casa_server, self._start_id)
+        except DeliveryError as error:
+            self.log.error("Credentials of a stopped server stay until the hub starts again: %s", error)  # noqa: TRY400
+        self._start_id = ""
+
+    # -- a hub that was restarted
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """What an earlier hub started, by what was delivered: JupyterHub's own state is saved only after the start."""
+        super().load_state(state)
+        on_hub_start(self.user.settings["app"])
+        one = self.delivery.delivered(self.casa_server)
+        self._adopted = self.delivery.process(self.casa_server) if one is not None else None
+        self.pid = self._adopted.pid if self._adopted is not None else 0
+        if one is not None:
+            self._start_id, self.ip = one.start_id, one.address
+
+    async def get_url(self) -> str:
+        """For a server whose start an earlier hub didn't live to see the end of, JupyterHub doesn't know the port."""
+        url = self._adopted.environment().get("JUPYTERHUB_SERVICE_URL") if self._adopted is not None else None
+        return url or await super().get_url()
+
+    async def _signal(self, sig: int) -> bool:
+        """As in the base class; but the id of an adopted process may be another's by now."""
+        if self.proc is None and (self._adopted is None or not self._adopted.alive):
+            return False
+        return bool(await super()._signal(sig))
+
+
+def listens_here_only(url: str) -> bool:
+    """Whether what listens at the URL is reached from this machine only."""
+    parts = urlsplit(url)
+    return parts.scheme.endswith("+unix") or is_loopback(parts.hostname or "")
+
+
+def _exposed(setting: str, url: str) -> Problem:
+    return Problem(
+        Severity.ERROR,
+        setting,
+        f"{url} can be reached from other machines, and local servers aren't isolated from this hub",
+        f"Set {setting} to an address of loopback (http://127.0.0.1:8000), or use a spawner that isolates servers; "
+        "CasaLocalSpawner.allow_non_loopback: true takes the risk.",
+    )

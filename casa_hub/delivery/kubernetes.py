@@ -153,6 +153,7 @@ class KubernetesDelivery(LoggingConfigurable):
             DeliveryError: the files are too large, or a host name can't be routed; nothing was created then.
         """
         load = self._load(start, parcel, routes_required)
+        body["metadata"]["namespace"] = start.namespace  # KubeSpawner leaves it to the request
         load(Pod(body["metadata"]["name"], ""))  # what is wrong with it is found before there is a pod
         return await self._loop.run(self._courier.launch(body, start, load, deadline))
 

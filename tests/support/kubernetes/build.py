@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import inspect
 import os
 import re
 import shutil
@@ -22,11 +23,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from casa_hub.demo.packages import Progress, Unavailable, cache_root
+from casa_hub.demo.packages import Progress, Unavailable, cache_root, file_system, silent, unpack
+from tests.support.kubernetes.cluster import PAUSE_IMAGE, Cluster, demand_a_place_for_a_node
+from tests.support.kubernetes.image import make_image
 
 HERE = Path(__file__).parent
 GO = HERE / "go"
+LOCK = HERE.parents[1] / "lock" / "hub6.txt"
+#: What a node runs beside Kubernetes.
+SYSTEM = ("runc", "containernetworking-plugins", "nftables", "iproute2")
+#: What the image of the pods is made of; libstdc++ for pyzmq.
+IMAGE = "casa-hub.test/singleuser:1"
+IMAGE_PACKAGES = ("bash", "coreutils", "dash", "findutils", "grep", "procps", "sed", "libstdc++6", "python3")
+IMAGE_REQUIREMENTS = ("jupyterhub", "jupyterlab")
 
 
 def version_of(module: str, source: str) -> str:
@@ -77,6 +88,39 @@ def control_plane() -> list[Piece]:
     ]
 
 
+def node() -> list[Piece]:
+    """What `Cluster` needs beside that; images are built and imported by root."""
+    version = version_of("github.com/containerd/containerd/v2", "runtime").removeprefix("v")
+    flags = f"-X github.com/containerd/containerd/v2/version.Version={version}"
+    runtime = [
+        _program(name, "runtime", f"github.com/containerd/containerd/v2/cmd/{name}", seconds, flags)
+        for name, seconds in (("containerd", 20), ("containerd-shim-runc-v2", 3), ("ctr", 3))
+    ]
+    images = [
+        Piece("images/pause.tar", recipe(GO / "pause" / "main.go", HERE / "image.py"), 2, _make_pause),
+        Piece("images/singleuser.tar", recipe(HERE / "image.py", LOCK, *_SINGLEUSER), 50, _make_singleuser),
+    ]
+    return [
+        *(
+            _kubernetes(name, seconds)
+            for name, seconds in (("kubelet", 25), ("kube-scheduler", 10), ("kube-proxy", 10))
+        ),
+        *runtime,
+        _program("coredns", "dns", ".", 50),
+        *images,
+        Piece("store", recipe(version, *(image.recipe for image in images)), 8, _make_store),
+    ]
+
+
+def system(progress: Progress = silent) -> Path:
+    """The tree of what a node needs of Debian, unpacked without touching this machine.
+
+    Raises:
+        Unavailable: no apt here, or no network.
+    """
+    return unpack(SYSTEM, progress=progress).root
+
+
 def programs() -> Path:
     """The directory of the control plane's programs.
 
@@ -85,6 +129,18 @@ def programs() -> Path:
     """
     _demand(control_plane())
     return directory() / "bin"
+
+
+def node_parts() -> dict[str, Any]:
+    """Arguments for a `Cluster`.
+
+    Raises:
+        Unavailable: this process may not run one, or it has not been built here.
+    """
+    demand_a_place_for_a_node()
+    _demand([*control_plane(), *node()])
+    images = sorted((directory() / "images").glob("*.tar"))
+    return {"programs": directory() / "bin", "system": system(), "images": images, "store": directory() / "store"}
 
 
 def _demand(pieces: Sequence[Piece]) -> None:
@@ -113,6 +169,50 @@ def _program(name: str, source: str, package: str, seconds: int, flags: str = ""
 
     files = sorted(path for path in (GO / source).iterdir() if path.is_file())
     return Piece(f"bin/{name}", recipe(package, flags, *files), seconds, make)
+
+
+def _make_pause(output: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=output.parent) as root:
+        Path(root).chmod(0o755)
+        command = ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", f"{root}/pause", "main.go"]
+        run(command, "building pause", cwd=GO / "pause", env={**os.environ, "CGO_ENABLED": "0"})
+        make_image(PAUSE_IMAGE, Path(root), output, user="65535:65535", command=["/pause"])
+
+
+def _make_singleuser(output: Path) -> None:
+    """JupyterLab of the versions that the hub's tests run with, as user 1000 of a small Debian."""
+    with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+        root = Path(scratch, "root")
+        root.mkdir()
+        file_system(root, IMAGE_PACKAGES)
+        python = next(path.name for path in sorted((root / "usr/bin").glob("python3.*")))
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+        # Wheels for the interpreter in the image, whichever runs pip here.
+        pip += ["--only-binary=:all:", f"--python-version={python.removeprefix('python')}", f"--constraint={LOCK}"]
+        run([*pip, f"--target={root}/opt/jupyter", *IMAGE_REQUIREMENTS], "fetching JupyterLab")
+        for script in (root / "opt/jupyter/bin").iterdir():
+            _, newline, rest = script.read_bytes().partition(b"\n")
+            script.write_bytes(b"#!/usr/bin/python3" + newline + rest)
+        (root / "dev/shm").mkdir(parents=True, exist_ok=True)  # for the locks of several processes
+        compiler = ["/usr/bin/python3", "-m", "compileall", "-q", "-j0", "/opt/jupyter"]
+        run(["chroot", str(root), *compiler], "compiling JupyterLab")
+        (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\njovyan:x:1000:1000::/home/jovyan:/bin/bash\n")
+        (root / "etc/group").write_text("root:x:0:\njovyan:x:1000:\n")
+        (root / "home/jovyan").mkdir(parents=True)
+        os.chown(root / "home/jovyan", 1000, 1000)
+        path = "/opt/jupyter/bin:/usr/bin:/usr/sbin"
+        env = {"HOME": "/home/jovyan", "PYTHONPATH": "/opt/jupyter", "PATH": path, "LANG": "C.UTF-8"}
+        command = ["jupyterhub-singleuser"]
+        make_image(IMAGE, root, output, user="1000:1000", workdir="/home/jovyan", env=env, command=command)
+
+
+def _make_store(output: Path) -> None:
+    images = sorted((directory() / "images").glob("*.tar"))
+    Cluster(directory() / "bin", output.with_name("cluster"), system=system(), images=images).save_store(output)
+
+
+#: What the image is made of and how: that function is its recipe.
+_SINGLEUSER = (*IMAGE_PACKAGES, *IMAGE_REQUIREMENTS, inspect.getsource(_make_singleuser))
 
 
 def run(
@@ -207,6 +307,9 @@ def main() -> int:
 
     try:
         build(control_plane(), tell)
+        demand_a_place_for_a_node()
+        system(tell)
+        build(node(), tell)
     except Unavailable as error:
         tell(str(error))
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.support.hub import Hub
 from tests.support.kubernetes.api import Api
+from tests.support.kubernetes.cluster import NODE_ADDRESS
 
 #: What a hub of Zero-to-JupyterHub has set where it matters here.
 BASE = """
@@ -58,3 +59,20 @@ def kubernetes_hub(
     text = BASE.format(namespace=namespace, spawner_class=spawner_class) + config
     variables = {"KUBECONFIG": str(kubeconfig or api.kubeconfig), **(environment or {})}
     return Hub(directory, text, environment=variables, proxy=proxy)
+
+
+def node_config(image: str) -> str:
+    """Configuration for servers which are real pods on the node, and reach the hub from there."""
+    return f"""
+c.JupyterHub.hub_ip = {NODE_ADDRESS!r}
+c.KubeSpawner.image = {image!r}
+c.KubeSpawner.image_pull_policy = "Never"
+c.KubeSpawner.automount_service_account_token = False
+c.KubeSpawner.uid = 1000
+c.KubeSpawner.fs_gid = 1000
+c.KubeSpawner.allow_privilege_escalation = False
+c.KubeSpawner.container_security_context = {{"capabilities": {{"drop": ["ALL"]}}, "runAsNonRoot": True}}
+c.KubeSpawner.extra_pod_config = {{"terminationGracePeriodSeconds": 1}}
+c.KubeSpawner.volumes = [{{"name": "home", "emptyDir": {{}}}}]
+c.KubeSpawner.volume_mounts = [{{"name": "home", "mountPath": "/home/jovyan"}}]
+"""

@@ -33,20 +33,29 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
     if app.tornado_settings.get("casa_started") or app.parent is not None:
         return
     facility = Facility.in_settings(app.tornado_settings, app.config)
-    fatal = unknown_keys(app.config, [*sections(app.authenticator_class, app.spawner_class), *classes])
+    home = _home(app)
+    fatal = unknown_keys(app.config, [*sections(app.authenticator_class, home), *classes])
     fatal += facility.check_settings()
-    spawner_class = app.spawner_class
-    if hasattr(spawner_class, "check_hub"):
-        fatal += spawner_class.check_hub(app, facility)
+    if hasattr(home, "check_hub"):
+        fatal += home.check_hub(app, facility)
     _report(app.log, fatal)
     for problem in fatal:
         if problem.severity is Severity.ERROR:
             raise ConfigurationError(problem.thing, problem.problem, problem.remedy)
     # Keys may be put right while the hub runs; until then servers start without, or not at all if they are required.
     _report(app.log, facility.check_minters())
-    if hasattr(spawner_class, "begin_hub"):
-        spawner_class.begin_hub(app, facility)
+    if hasattr(home, "begin_hub"):
+        home.begin_hub(app, facility)
     app.tornado_settings["casa_started"] = True
+
+
+def _home(app: Any) -> Any:
+    """What brings credentials to servers: the spawner class if it is ours, or our hooks in another."""
+    from casa_hub import hooks  # noqa: PLC0415 - they need this module
+
+    if not hasattr(app.spawner_class, "check_hub") and hooks.installed(app.config):
+        return hooks.HookedSpawner
+    return app.spawner_class
 
 
 def not_the_hubs_fault(error: BaseException, settings: dict[str, Any]) -> None:
@@ -60,11 +69,12 @@ def not_the_hubs_fault(error: BaseException, settings: dict[str, Any]) -> None:
         settings["failure_count"] = settings.get("failure_count", 0) - 1
 
 
-def sections(*used: type[Configurable]) -> list[type[Configurable]]:
+def sections(*used: type) -> list[type[Configurable]]:
     """Classes of this package that have a configuration section: those that `used` ones are or bring, and minters."""
     classes: list[type[Configurable]] = [Facility]
     for cls in used:
-        classes += [base for base in cls.__mro__ if base.__module__.startswith("casa_hub.")]
+        ours = [base for base in cls.__mro__ if base.__module__.startswith("casa_hub.")]
+        classes += [base for base in ours if issubclass(base, Configurable)]
         classes += getattr(cls, "casa_classes", ())
     for point in entry_points(group=GROUP):
         try:

@@ -213,12 +213,6 @@ class KubernetesDelivery(LoggingConfigurable):
         return [manifests.service(start, pod, routes), *route_objects(self.routes, start, pod, routes)]
 
 
-def start_for(spawner: Any, facility: Facility, start_id: str) -> Start:
-    """A start of the server of a KubeSpawner."""
-    server = facility.server(spawner.user.name, spawner.name)
-    return Start(server, start_id, spawner.namespace, own_namespace(), spawner._build_common_labels({}))  # noqa: SLF001
-
-
 @cache
 def own_namespace() -> str:
     """The namespace that the hub runs in, as KubeSpawner finds it; ``default`` outside of a cluster."""

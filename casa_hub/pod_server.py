@@ -1,0 +1,191 @@
+"""What a server in a pod is given, from its start to its end: the common part of `CasaSpawner` and of `hooks`."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from kubernetes_asyncio.client import V1Pod
+
+from casa_hub.delivery import marks
+from casa_hub.delivery.api import Deadline, KubernetesError
+from casa_hub.delivery.courier import Launched
+from casa_hub.delivery.kubernetes import KubernetesDelivery, own_namespace
+from casa_hub.delivery.manifests import Object, Pod, Start
+from casa_hub.errors import CasaError, DeliveryError
+from casa_hub.facility import Facility, Minted
+from casa_hub.naming import Server
+from casa_hub.startup import on_hub_start
+from casa_hub.steps import told
+
+#: Seconds for what must still be done when a start has failed or a server has ended.
+_CLEAN_UP = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What this hub gave to a pod."""
+
+    start: Start
+    record: Mapping[str, Any]
+
+
+class PodServer:
+    """The server of one KubeSpawner object."""
+
+    def __init__(self, spawner: Any) -> None:
+        self._spawner = spawner
+        self._minted: Minted | None = None
+        self._given: Given | None = None
+        self._launch: asyncio.Task[Launched] | None = None
+        self._renewing = asyncio.Lock()
+
+    @classmethod
+    def of(cls, spawner: Any) -> PodServer:
+        """The one of `spawner`, made when first asked for."""
+        known: PodServer | None = getattr(spawner, "_casa_pod_server", None)
+        if known is None:
+            known = spawner._casa_pod_server = cls(spawner)  # noqa: SLF001 - our own attribute
+        return known
+
+    @property
+    def facility(self) -> Facility:
+        return Facility.of(self._spawner)
+
+    @property
+    def delivery(self) -> KubernetesDelivery:
+        return KubernetesDelivery.of(self._spawner)
+
+    @property
+    def server(self) -> Server:
+        """The identity that the server's credentials are made for."""
+        return self.facility.server(self._spawner.user.name, self._spawner.name)
+
+    # -- a start: mint, dress, and either launch or deliver
+
+    async def mint(self) -> list[str]:
+        """Credentials for a new start. No request to Kubernetes. Returns a sentence for each.
+
+        Raises:
+            CredentialError: a required one could not be minted.
+            ConfigurationError: the hub's configuration can't work; or two credentials want the same file.
+        """
+        on_hub_start(self._spawner.user.settings["app"])
+        now = datetime.now(UTC)
+        self._launch = self._given = None
+        self._minted = self.facility.mint(await self.facility.request_of(self._spawner, secrets.token_hex(16), now))
+        return told(self.facility, self._minted, now)
+
+    def dress(self, pod: V1Pod) -> None:
+        """Add to the pod of the start that was minted for what it needs.
+
+        Raises:
+            DeliveryError: something of the operator's is in the place of ours.
+        """
+        assert self._minted is not None  # noqa: S101 - minted before there is a pod
+        # Not before: a profile may have chosen another namespace.
+        start = self._start(self._minted.start_id)
+        self.delivery.dress(pod, start, self._minted, self.facility)
+        self._given = Given(start, self._minted.record)
+
+    async def launch(self, body: Object) -> Launched:
+        """Create the (dressed) pod, and at once what it owns. Raises as `KubernetesDelivery.launch`."""
+        assert self._minted is not None  # noqa: S101 - see dress
+        assert self._given is not None  # noqa: S101
+        launch = self.delivery.launch(
+            body,
+            self._given.start,
+            self._minted.parcel(),
+            routes_required=self.facility.requires_routes,
+            deadline=self._deadline(),
+        )
+        # Not cancelled with the start, or nobody would know whether the pod was created after all.
+        self._launch = asyncio.create_task(launch)
+        return await asyncio.shield(self._launch)
+
+    async def deliver(self, pod: Object) -> Mapping[str, KubernetesError]:
+        """Give the pod, as the API server has it, what it owns. Raises as `KubernetesDelivery.deliver`."""
+        assert self._minted is not None  # noqa: S101 - see dress
+        assert self._given is not None  # noqa: S101
+        return await self.delivery.deliver(
+            self._given.start,
+            Pod(pod["metadata"]["name"], pod["metadata"]["uid"]),
+            self._minted.parcel(),
+            routes_required=self.facility.requires_routes,
+            deadline=self._deadline(),
+        )
+
+    def is_this_start(self, pod: Object | None) -> bool:
+        """Whether a pod is that of the last start."""
+        return pod is not None and self._given is not None and marks.start_id_of(pod) == self._given.start.start_id
+
+    async def take_down(self) -> None:
+        """Remove the pod of a start that failed, if it was created, and with it what it owns."""
+        if self._launch is None or self._given is None:
+            return
+        await asyncio.wait([self._launch])  # it has a deadline
+        try:
+            await self.delivery.take_down(self._given.start, self._spawner.pod_name, Deadline(_CLEAN_UP))
+        except CasaError as error:
+            self._spawner.log.warning("The pod of a failed start stays until the server's next start: %s", error)
+        self._given = None
+
+    # -- while it runs
+
+    async def renew(self, names: Collection[str]) -> None:
+        """Mint some credentials of the running server anew and replace their files; nothing if it doesn't run."""
+        async with self._renewing:  # each goes on from the record that the one before left
+            deadline = self._deadline()
+            try:
+                given = await self._running(deadline)
+                if given is None:
+                    return
+                now = datetime.now(UTC)
+                request = await self.facility.request_of(self._spawner, given.start.start_id, now)
+                minted = self.facility.renew(request, names, given.record)
+                await self.delivery.renew(given.start, minted.parcel(), deadline)
+                self._given = Given(given.start, minted.record)
+            except DeliveryError as error:
+                self._spawner.log.warning("Credentials of %s could not be renewed: %s", self.server.identity, error)
+
+    async def _running(self, deadline: Deadline) -> Given | None:
+        """What the pod that runs was given, by this hub or one before it: the pod's own marks tell the start."""
+        await self._spawner._start_watching_pods()  # noqa: SLF001 - as KubeSpawner does before it looks
+        pod = self.pod()
+        if pod is None or "deletionTimestamp" in pod["metadata"]:
+            return None
+        if self.is_this_start(pod):
+            return self._given
+        start = marks.start_of(pod, self._start(""))
+        if start is None or start.server != self.server:
+            return None
+        record = await self.delivery.record(start, deadline)
+        return Given(start, record) if record is not None else None
+
+    def pod(self) -> Object | None:
+        """The pod that has the server's name, as KubeSpawner's reflector knows it."""
+        reflector = self._spawner.pod_reflector
+        if reflector is None:
+            return None
+        pod: Object | None = reflector.pods.get(f"{self._spawner.namespace}/{self._spawner.pod_name}")
+        return pod
+
+    # -- the end
+
+    async def withdraw_ended(self) -> None:
+        """Remove what the server's pod owns, if it is still there: one that has ended needs no secret."""
+        pod = self.pod()
+        start = marks.start_of(pod, self._start("")) if pod is not None else None
+        if start is not None and start.server == self.server:
+            await self.delivery.withdraw_ended(start, self.facility.routes(start.server), Deadline(_CLEAN_UP))
+
+    def _start(self, start_id: str) -> Start:
+        common_labels = self._spawner._build_common_labels({})  # noqa: SLF001 - those of KubeSpawner's own objects
+        return Start(self.server, start_id, self._spawner.namespace, own_namespace(), common_labels)
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self._spawner.k8s_api_request_retry_timeout)

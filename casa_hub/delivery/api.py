@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -36,6 +37,8 @@ _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 #: HTTP method -> the verb of RBAC that it needs.
 _VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}
+#: The API server says which one is missing: an apply that would make an object needs `create` too, and a list is a GET.
+_CANNOT = re.compile(r"\bcannot (\w+) resource\b")
 
 
 class Deadline:
@@ -212,7 +215,9 @@ def _no_answer(what: Object, problem: str) -> KubernetesError:
 def _refused(call: _Call, status: int, document: Any, retry_after: str) -> KubernetesError:
     """An answer that isn't a success, for people. The server's message is kept: it quotes no data of a Secret."""
     message = str(document.get("message", "")) if isinstance(document, dict) else ""
-    what, verb = call.what, _VERBS[call.method]
+    what = call.what
+    denied = _CANNOT.search(message)
+    verb = denied[1] if denied else _VERBS[call.method]
     thing = described(what)
     said = f" ({message})" if message else ""
     match status:

@@ -131,7 +131,7 @@ class Courier:
             if made is None:  # it went while we looked
                 continue
             if marks.start_id_of(made) == start.start_id:  # perhaps made by a try whose answer got lost
-                return Pod(made["metadata"]["name"], made["metadata"]["uid"])
+                return Pod.of(made)
             await self._make_room(made, body, start, deadline)
 
     async def _make_room(self, there: Object, body: Object, start: Start, deadline: Deadline) -> None:

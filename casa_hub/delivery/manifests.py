@@ -11,6 +11,7 @@ import base64
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from casa_hub.delivery.base import Route
@@ -88,6 +89,14 @@ class Pod:
 
     name: str
     uid: str
+    #: Unix time of its creation; 0 if there is none yet.
+    created: int = 0
+
+    @classmethod
+    def of(cls, described: Object) -> Pod:
+        """The pod that an answer of the API server describes."""
+        meta = described["metadata"]
+        return cls(meta["name"], meta["uid"], int(datetime.fromisoformat(meta["creationTimestamp"]).timestamp()))
 
 
 def path(described: Object) -> str:

@@ -2,6 +2,11 @@
 
 Traefik: one ``IngressRouteTCP``. Gateway API: a ``TLSRoute`` for each host, since a rule of one can't tell hosts apart.
 Both lead to the Service of this start, so only to this start's pod.
+
+Two starts of a server have the same hosts, and the objects of the one before may still be there: the garbage collector
+comes some time after the pod has gone. Of routes for one host, Traefik takes that of the highest priority: the newest.
+Without, it takes any, also one without a pod if it allows empty services (as its Helm chart has it). A `TLSRoute` has
+no priority, and Gateway API has the oldest win: there the host leads nowhere until the old one is collected.
 """
 
 from __future__ import annotations
@@ -59,7 +64,12 @@ def _ingress_route(
         "spec": {
             "entryPoints": list(dict.fromkeys(map(settings.entry_point, routes))),
             "routes": [
-                {"match": rule(route), "services": [{"name": start.name, "port": route.port}]} for route in routes
+                {
+                    "match": rule(route),
+                    "priority": pod.created,
+                    "services": [{"name": start.name, "port": route.port}],
+                }
+                for route in routes
             ],
             "tls": {"passthrough": True},
         },

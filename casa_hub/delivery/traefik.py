@@ -70,9 +70,10 @@ class TraefikRoutes(LoggingConfigurable):
         Kubernetes an `IngressRouteTCP` of `traefik.io/v1alpha1` for each server, on one machine a file for each in
         `TraefikRoutes.directory`. `traefik-v2`: the same object in `traefik.containo.us/v1alpha1`, which Traefik 2
         reads and Traefik 3 does not. `gateway`: Gateway API, two `TLSRoute` of `gateway.networking.k8s.io/v1` for each
-        server (Gateway API 1.5 or newer; Traefik 3.7 or newer, or another implementation). `none`: no routes; a
-        scheduler is reached inside the cluster, or on this machine, only. `traefik-v2` and `gateway` are for
-        Kubernetes.""",
+        server (Gateway API 1.5 or newer; Traefik 3.7 or newer, or another implementation); a server that is started
+        again at once is reached when Kubernetes has collected the routes of the start before, as a rule within a
+        second. `none`: no routes; a scheduler is reached inside the cluster, or on this machine, only. `traefik-v2`
+        and `gateway` are for Kubernetes.""",
     ).tag(config=True)
 
     entry_points = List(
@@ -81,7 +82,8 @@ class TraefikRoutes(LoggingConfigurable):
         minlen=2,
         maxlen=2,
         help="""Names of the two entry points in Traefik's own configuration: the one for Dask schedulers, then the one
-        for Dask workers. For `traefik` and `traefik-v2`. Default: `[dask, daskworker]`.""",
+        for Dask workers. In Kubernetes, each of a server's two names works at both. For `traefik` and `traefik-v2`.
+        Default: `[dask, daskworker]`.""",
     ).tag(config=True)
 
     directory = Unicode(

@@ -46,7 +46,9 @@ _SOURCE, _TARGET = "/casa-hub/secret", "/casa-hub/files"
 #: Two sets of the largest Secret (1 MiB), in pages of 4 KiB; it counts against the memory limit of the sidecar.
 _SIZE = "8Mi"
 
-#: Enough for a shell. A limit on CPU below this makes the kernel stop the container several times while it starts.
+#: Enough for a shell: it takes 5 MiB, and less than a thousandth of a core. But a lower limit on CPU delays the server,
+#: for a container's start needs more: 0.1 s with 200m, 0.5 s with 100m. A pod whose other containers have limits equal
+#: to their requests is "Guaranteed" to Kubernetes only if these are equal too.
 RESOURCES: Mapping[str, Any] = {
     "requests": {"cpu": "1m", "memory": "8Mi"},
     "limits": {"cpu": "500m", "memory": "32Mi"},
@@ -156,8 +158,10 @@ def _equip(container: Any, mounts: Iterable[V1VolumeMount], environment: Mapping
 def _container(pod: V1Pod, sidecar: Sidecar) -> V1Container:
     """The sidecar.
 
-    Kubelet starts the next container when this one runs and its postStart hook is done. A startup probe instead
-    would take a period of it, a second at least.
+    Kubelet goes on to the next container when this one's postStart hook is done and it has looked at the pod again.
+    From the pod's creation to ready, medians of 12 on one node (2 cores): 0.57 s with a plain mount, 0.77 s with
+    this sidecar, 2.07 s with a startup probe instead of the hook. Kubelets before 1.36 look once a second only: 0.98 s,
+    2.00 s and 2.98 s. Deleted, the pod is gone after the same time, 1.0-1.1 s.
     """
     notebook = _notebook(pod)
     own_image = not sidecar.image
@@ -196,7 +200,8 @@ def _uid(pod: V1Pod, sidecar: Sidecar) -> int | None:
     """Whose the files are: the setting, else who the notebook container runs as.
 
     Where that is root, as in images that begin as root and go on as NB_UID: that variable's value, else 1000. Where
-    nothing says it, None: the image's user, or what OKD gives the namespace, is the same for both containers then.
+    nothing says it, None: the image's user, or what OKD gives the namespace, is the same for both containers then. (If
+    that is root, or a name and no number, kubelet refuses to start the sidecar: only the setting helps.)
     """
     if sidecar.uid is not None:
         return sidecar.uid

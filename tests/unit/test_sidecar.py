@@ -88,7 +88,7 @@ class Copier:
         (self.programs / command).chmod(0o755)
 
     def hasten(self) -> None:
-        """Make a second last 10 ms."""
+        """Make two seconds last 10 ms."""
         self.replace("sleep", f"exec {shutil.which('sleep')} 0.01")
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -170,12 +170,12 @@ def test_the_copy_is_the_users_alone_and_laid_out_as_a_secret_volume(copier: Cop
     assert stat.S_IMODE((copier.target / "..ready").stat().st_mode) == 0o600
 
 
-def test_it_follows_a_change_of_the_secret_within_two_seconds(copier: Copier) -> None:
+def test_it_follows_a_change_of_the_secret_within_seconds(copier: Copier) -> None:
     copier.start()
     wait(lambda: copier.ready)
     changed = {path: data for path, data in files(2).items() if path != "-odd.name"} | {"ca.pem": b"new"}
     copier.volume.update(changed)
-    assert wait(lambda: copier.present == changed) < 2
+    assert wait(lambda: copier.present == changed) < 2.5
     assert wait(lambda: not (copier.target / "-odd.name").is_symlink()) < 1
     assert (copier.target / "ca.pem").read_bytes() == b"new"
 
@@ -248,7 +248,7 @@ def test_the_set_before_stays_for_its_readers_and_goes_later(copier: Copier) -> 
     wait(lambda: copier.ready)
     copier.volume.update(files(2))
     wait(lambda: copier.present == files(2))
-    assert wait(lambda: len(copier.sets) == 1) > 0.2  # 30 seconds of 10 ms each
+    assert wait(lambda: len(copier.sets) == 1) > 0.1  # 15 rounds of 10 ms
     assert copier.present == files(2)
 
 
@@ -260,11 +260,13 @@ def test_started_again_it_goes_on_from_what_is_there(copier: Copier) -> None:
         wait(lambda version=version: copier.present == files(version))  # type: ignore[misc]
         process.kill()
         process.wait()
+        (copier.target / "xcache_token").unlink()  # as if it had not come to that
         inode = (copier.target / "..data").stat().st_ino
         process = copier.start()
         wait(lambda process=process: sleeps(process))  # type: ignore[misc]
         assert (copier.target / "..data").stat().st_ino == inode
         assert copier.present == files(version)
+        assert str((copier.target / "xcache_token").readlink()) == "..data/xcache_token"
         assert len(copier.sets) <= 2
         process.kill()
         process.wait()

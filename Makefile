@@ -7,13 +7,14 @@ VENV := .venv
 VENV_HUB5 := .venv-hub5
 LOCK := tests/lock
 
-.PHONY: help demo demo-check test test-hub5 lint bench lock clean
+.PHONY: help demo demo-check test test-hub5 kubernetes lint bench lock clean
 
 help:
 	@echo "make demo        a whole facility on this machine; open it in a browser"
 	@echo "                 (DEMO=\"--port 8001 --directory DIR\" for another port and place)"
 	@echo "make demo-check  the same, headless: tries everything and prints a table"
 	@echo "make test        all tests, with JupyterHub 6 and 5.5"
+	@echo "make kubernetes  only builds the Kubernetes that tests run on: eight minutes, once; make test does it too"
 	@echo "make lint        ruff and mypy --strict"
 	@echo "make bench       what a mint costs, side by side with other ways"
 	@echo "make lock        resolve the versions that the tests run with anew"
@@ -24,12 +25,16 @@ demo: $(VENV)/.demo
 demo-check: $(VENV)/.demo
 	@exec $(VENV)/bin/casa-hub demo --check
 
-test: $(VENV)/.test test-hub5
+test: $(VENV)/.test kubernetes test-hub5
 	$(VENV)/bin/python -m pytest $(TESTS)
 
 # What depends on JupyterHub or on Python alone; servers of the facility don't know the difference.
-test-hub5: $(VENV_HUB5)/.test
-	$(VENV_HUB5)/bin/python -m pytest tests/unit tests/hub
+test-hub5: $(VENV_HUB5)/.test kubernetes
+	$(VENV_HUB5)/bin/python -m pytest tests/unit tests/hub tests/kubernetes/hub
+
+# Never fails: without it (no Go, no root for a node) its tests are skipped, or fail where all peers are required.
+kubernetes: $(VENV)/.test
+	@$(VENV)/bin/python -m tests.support.kubernetes.build
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

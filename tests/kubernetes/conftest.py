@@ -1,10 +1,12 @@
 """A real Kubernetes control plane, started once (three seconds) for all tests that want it; nothing of it is emulated.
 
 Where it is not built (see `tests.support.kubernetes.build`): skipped with the reason, or failed when the environment
-has CASA_HUB_REQUIRE_PEERS=1.
+has CASA_HUB_REQUIRE_PEERS=1. CASA_HUB_KUBECONFIG=FILE takes a cluster of your own instead: what needs more of it than
+its API is skipped, and what the tests make there is removed.
 
 `plane`      tests.support.kubernetes.control_plane.ControlPlane: `.kubeconfig` (administrator's), `.request(...)`,
-             `.apply(...)`, `.kubectl(...)`, `.make_account(...)`. There is no kubelet and no node.
+             `.apply(...)`, `.kubectl(...)`, `.make_account(...)`. There is no kubelet and no node. Or an `OwnCluster`.
+`control_plane`  the same, and surely a ControlPlane.
 `namespace`  name of a fresh namespace there.
 `running_pods`  has the pods of `namespace` reported as running, and a server of theirs answers JupyterHub
              (tests.support.kubernetes.pods); a test that wants to see other states writes them itself.
@@ -14,6 +16,7 @@ has CASA_HUB_REQUIRE_PEERS=1.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from tests.support.kubernetes import build
 from tests.support.kubernetes.api import Api
 from tests.support.kubernetes.control_plane import ControlPlane
 from tests.support.kubernetes.hub import kubernetes_hub
+from tests.support.kubernetes.own_cluster import OwnCluster
 from tests.support.kubernetes.pods import RunningPods
 from tests.support.peers import require
 
@@ -58,9 +62,25 @@ MakeHub = Callable[..., Hub]
 
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    programs = require(build.programs)
-    with ControlPlane(programs, tmp_path_factory.mktemp("plane") / "work", crds=definitions()) as running:
-        yield running
+    work_dir = tmp_path_factory.mktemp("plane") / "work"
+    own = os.environ.get("CASA_HUB_KUBECONFIG")
+
+    def cluster() -> ControlPlane | OwnCluster:
+        if own:
+            return OwnCluster(Path(own).expanduser(), work_dir, crds=definitions()).__enter__()
+        return ControlPlane(build.programs(), work_dir, crds=definitions()).__enter__()
+
+    running = require(cluster)
+    yield running
+    running.__exit__()
+
+
+@pytest.fixture
+def control_plane(plane: Api) -> ControlPlane:
+    """For a test that needs more of it than its API."""
+    if not isinstance(plane, ControlPlane):
+        pytest.skip("needs the insides of a control plane, and CASA_HUB_KUBECONFIG names somebody's own")
+    return plane
 
 
 @pytest.fixture
@@ -71,8 +91,8 @@ def namespace(plane: Api) -> Iterator[str]:
 
 
 @pytest.fixture
-def running_pods(plane: Api, namespace: str, tmp_path: Path) -> Iterator[RunningPods]:
-    with RunningPods(plane, namespace, tmp_path) as pods:
+def running_pods(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[RunningPods]:
+    with RunningPods(control_plane, namespace, tmp_path) as pods:
         yield pods
 
 

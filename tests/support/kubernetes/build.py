@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from casa_hub.demo.packages import Progress, Unavailable, cache_root, file_system, silent, unpack
+from casa_hub.errors import CasaError
 from tests.support.kubernetes.cluster import PAUSE_IMAGE, Cluster, demand_a_place_for_a_node
 from tests.support.kubernetes.image import make_image
 
@@ -98,7 +99,7 @@ def node() -> list[Piece]:
     ]
     images = [
         Piece("images/pause.tar", recipe(GO / "pause" / "main.go", HERE / "image.py"), 2, _make_pause),
-        Piece("images/singleuser.tar", recipe(HERE / "image.py", LOCK, *_SINGLEUSER), 50, _make_singleuser),
+        Piece("images/singleuser.tar", recipe(HERE / "image.py", LOCK, *_SINGLEUSER), 60, _make_singleuser),
     ]
     return [
         *(
@@ -164,18 +165,25 @@ def _program(name: str, source: str, package: str, seconds: int, flags: str = ""
     flags = f"-s -w {flags}".strip()
 
     def make(output: Path) -> None:
-        build = ["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", str(output), package]
-        run(["nice", *build], f"building {name}", cwd=GO / source, env={**os.environ, "CGO_ENABLED": "0"})
+        _go_build(GO / source, package, flags, output)
 
     files = sorted(path for path in (GO / source).iterdir() if path.is_file())
     return Piece(f"bin/{name}", recipe(package, flags, *files), seconds, make)
 
 
+def _go_build(module: Path, package: str, flags: str, output: Path) -> None:
+    go = shutil.which("go", path=f"{os.environ['PATH']}:/usr/local/go/bin")
+    if go is None:
+        remedy = "Install Go (https://go.dev/dl), of the version that go.mod asks for or newer."
+        raise Unavailable(f"Kubernetes {VERSION}", "there is no Go to build it with", remedy)
+    command = [go, "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", str(output), package]
+    run(["nice", *command], f"building {output.name}", cwd=module, env={**os.environ, "CGO_ENABLED": "0"})
+
+
 def _make_pause(output: Path) -> None:
     with tempfile.TemporaryDirectory(dir=output.parent) as root:
         Path(root).chmod(0o755)
-        command = ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", f"{root}/pause", "main.go"]
-        run(command, "building pause", cwd=GO / "pause", env={**os.environ, "CGO_ENABLED": "0"})
+        _go_build(GO / "pause", "main.go", "-s -w", Path(root, "pause"))
         make_image(PAUSE_IMAGE, Path(root), output, user="65535:65535", command=["/pause"])
 
 
@@ -261,7 +269,7 @@ def build(pieces: Sequence[Piece], tell: Progress) -> None:
                 begin = time.monotonic()
                 _make(piece)
                 tell(f"built {piece.name} in {_time(time.monotonic() - begin)}")
-    except OSError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         remedy = "Point CASA_HUB_CACHE at a directory that you can write, with 3 GB to spare."
         raise Unavailable(str(directory()), f"can't be filled: {error}", remedy) from error
 
@@ -310,7 +318,7 @@ def main() -> int:
         demand_a_place_for_a_node()
         system(tell)
         build(node(), tell)
-    except Unavailable as error:
+    except CasaError as error:
         tell(str(error))
     return 0
 

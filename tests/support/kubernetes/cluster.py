@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from casa_hub.demo.packages import Unavailable
-from casa_hub.demo.processes import Process, minimal_environment, read_log
+from casa_hub.demo.processes import Process, ProcessError, minimal_environment, read_log
 from tests.support.kubernetes.control_plane import ControlPlane
 
 NODE = "node"
@@ -295,7 +295,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
     def _finish(self, imports: Sequence[Process]) -> None:
         for process in imports:
             if process.wait(120) != 0:
-                raise RuntimeError(f"an image can't be imported. {process.last_lines()}")
+                raise ProcessError(process.name, "can't import an image", process.last_lines())
 
     def _start_node(self) -> Process:
         def kubeconfig(name: str, user: str, group: str | None = None) -> Path:

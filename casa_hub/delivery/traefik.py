@@ -160,6 +160,14 @@ class TraefikRoutes(LoggingConfigurable):
             raise TraitError(f"TraefikRoutes.gateway is {value!a}, must be NAME or NAMESPACE/NAME.")
         return value
 
+    @validate("listeners")
+    def _valid_listeners(self, proposal: dict[str, Any]) -> list[str]:
+        value: list[str] = proposal["value"]
+        for name in value:
+            if not _HOST.match(name):  # a listener's name is made as a DNS name is
+                raise TraitError(f"TraefikRoutes.listeners: {name!a} is no name of a listener.")
+        return value
+
     @validate("labels", "annotations")
     def _valid_keys(self, proposal: dict[str, Any]) -> dict[str, str]:
         value: dict[str, str] = proposal["value"]

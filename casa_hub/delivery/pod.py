@@ -170,6 +170,8 @@ def _container(pod: V1Pod, sidecar: Sidecar) -> V1Container:
         image=sidecar.image or _get(notebook, "image"),
         image_pull_policy=sidecar.image_pull_policy or (_get(notebook, "image_pull_policy") if own_image else None),
         restart_policy="Always",
+        # The image's own may be a home that only the image's user may enter; the notebook has a volume there.
+        working_dir="/",
         command=["sh", "-c", _script().replace("$", "$$"), FILES, _SOURCE, _TARGET],
         lifecycle=V1Lifecycle(
             post_start=V1LifecycleHandler(

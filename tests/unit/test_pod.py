@@ -94,6 +94,7 @@ def test_a_sidecar_copies_the_secret_for_the_notebook(serialize: Serialize) -> N
             "image": "images/analysis:1",
             "imagePullPolicy": "IfNotPresent",
             "restartPolicy": "Always",
+            "workingDir": "/",
             "lifecycle": {
                 "postStart": {
                     "exec": {

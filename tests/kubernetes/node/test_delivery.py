@@ -283,6 +283,13 @@ def test_an_image_that_starts_as_root_and_goes_on_as_the_user(
         plane.delete_namespace(namespace)
 
 
+def test_a_server_that_ends_by_itself_ends_its_pod(servers: Servers) -> None:
+    """As after "Shut Down" in JupyterLab: no container stays behind to keep the pod alive."""
+    servers.start("ada", Sidecar(), uid=4321, cmd=["sleep", "2"])
+    pod = f"{servers.pods}/ada"
+    eventually(lambda: servers.plane.request("GET", pod)["status"]["phase"] == "Succeeded", 15)
+
+
 def test_a_sidecar_costs_no_second_to_start_and_none_to_stop(servers: Servers) -> None:
     """Kubelet starts one container after another: a startup probe costs 1.5 s, a signal that isn't heard 30 s."""
     kinds: dict[str, Sidecar | None] = {"plain": None, "sidecar": Sidecar()}

@@ -1,0 +1,191 @@
+"""What tests do with servers of a hub on the control plane, and see of them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.support.hub import Hub
+from tests.support.kubernetes.api import MERGE, Api, eventually
+from tests.support.kubernetes.facility import facility
+from tests.support.kubernetes.hub import kubernetes_hub
+from tests.support.kubernetes.pods import RunningPods
+
+SECRETS = "/api/v1/namespaces/{}/secrets"
+SERVICES = "/api/v1/namespaces/{}/services"
+ROUTES = "/apis/traefik.io/v1alpha1/namespaces/{}/ingressroutetcps"
+#: What a server has beside its pod.
+KINDS = {"Secret": SECRETS, "Service": SERVICES, "IngressRouteTCP": ROUTES}
+NONE: dict[str, list[Any]] = {kind: [] for kind in KINDS}
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Site:
+    """A hub, and the namespace with the pods of its servers."""
+
+    plane: Api
+    namespace: str
+    hub: Hub
+
+    def start(self, user: str, server: str = "", options: Mapping[str, Any] | None = None) -> list[Event]:
+        """Start a server. What its spawn page is told until it is ready, or why it isn't."""
+        self.begin(user, server, options)
+        return self.progress(user, server)
+
+    def begin(self, user: str, server: str = "", options: Mapping[str, Any] | None = None) -> None:
+        if self.hub.api("GET", f"/users/{quote(user, safe='')}").status_code == 404:
+            assert self.hub.api("POST", f"/users/{quote(user, safe='')}").status_code == 201
+        answer = self.hub.api("POST", _path(user, server), json=dict(options or {}))
+        assert answer.status_code in {201, 202}, answer.text
+
+    def progress(self, user: str, server: str = "") -> list[Event]:
+        lines = self.hub.api("GET", _path(user, server) + "/progress").text.splitlines()
+        return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+    def ready(self, user: str, server: str = "", options: Mapping[str, Any] | None = None) -> list[Event]:
+        """Start a server, which must become ready."""
+        events = self.start(user, server, options)
+        assert events[-1].get("ready"), (events, self.hub.log[-20000:])
+        return events
+
+    def fails(self, user: str, server: str = "", options: Mapping[str, Any] | None = None) -> str:
+        """Start a server, which must fail. What the user reads."""
+        events = self.start(user, server, options)
+        assert events[-1].get("failed"), events
+        self.settle(user, server)
+        return str(events[-1]["message"])
+
+    def settle(self, user: str, server: str = "") -> None:
+        """Wait until the hub has nothing to do with a server any more."""
+
+        def settled() -> bool:
+            servers = self.hub.api("GET", f"/users/{quote(user, safe='')}").json()["servers"]
+            return server not in servers or not servers[server]["pending"]
+
+        eventually(settled, timeout=30)
+
+    def stop(self, user: str, server: str = "") -> None:
+        assert self.hub.api("DELETE", _path(user, server)).status_code in {202, 204}
+        self.settle(user, server)
+
+    def end(self, user: str, server: str = "") -> None:
+        """The server's pod ends by itself, and the hub sees it."""
+        path = f"{self.pods}/{self.pod(user, server)['metadata']['name']}/status"
+        ended = {"name": "notebook", "image": "", "imageID": "", "ready": False, "restartCount": 0}
+        ended["state"] = {"terminated": {"exitCode": 1, "reason": "Error"}}
+        body = {"status": {"phase": "Failed", "containerStatuses": [ended]}}
+        self.plane.request("PATCH", path, body, content_type=MERGE)
+
+        def seen() -> bool:
+            self.hub.api("DELETE", _path(user, server))  # asks for the pod's state first
+            servers = self.hub.api("GET", f"/users/{quote(user, safe='')}").json()["servers"]
+            return server not in servers or servers[server]["stopped"]
+
+        eventually(seen)
+        self.settle(user, server)
+
+    @property
+    def pods(self) -> str:
+        return f"/api/v1/namespaces/{self.namespace}/pods"
+
+    def pod(self, user: str, server: str = "") -> dict[str, Any]:
+        """The pod of a user's server, by KubeSpawner's own annotations."""
+        [pod] = [
+            pod
+            for pod in self.list("pods")
+            if (pod["metadata"]["annotations"].get("hub.jupyter.org/username")) == user
+            and pod["metadata"]["annotations"].get("hub.jupyter.org/servername", "") == server
+        ]
+        return pod
+
+    def list(self, plural: str) -> list[dict[str, Any]]:
+        """Objects of a core kind."""
+        items: list[dict[str, Any]] = self.plane.request("GET", f"/api/v1/namespaces/{self.namespace}/{plural}")[
+            "items"
+        ]
+        return items
+
+    def ours(self, start_id: str = "") -> dict[str, list[dict[str, Any]]]:
+        """What casa_hub has made, by kind; of one start, or of all."""
+        selector = "app.kubernetes.io/managed-by=casa-hub" + (f",casa-hub/start-id={start_id}" if start_id else "")
+        return {
+            kind: self.plane.request("GET", f"{path.format(self.namespace)}?labelSelector={selector}")["items"]
+            for kind, path in KINDS.items()
+        }
+
+    def of(self, pod: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """What a pod owns: one object of each kind."""
+        found = self.ours(pod["metadata"]["labels"]["casa-hub/start-id"])
+        for objects in found.values():
+            [one] = objects
+            assert [owner["uid"] for owner in one["metadata"]["ownerReferences"]] == [pod["metadata"]["uid"]]
+        return {kind: objects[0] for kind, objects in found.items()}
+
+    def files(self, pod: Mapping[str, Any]) -> dict[str, bytes]:
+        """The secret files of a pod's server."""
+        data = self.of(pod)["Secret"]["data"]
+        return {key: base64.b64decode(value) for key, value in data.items()}
+
+    def token_of(self, user: str) -> str:
+        """A JupyterHub token with which the user makes requests."""
+        return str(self.hub.api("POST", f"/users/{quote(user, safe='')}/tokens", json={}).json()["token"])
+
+    def restart(self) -> None:
+        self.hub.stop()
+        self.hub.start()
+
+
+def _path(user: str, server: str) -> str:
+    # With an empty name, the default server.
+    return f"/users/{quote(user, safe='')}/servers/{quote(server, safe='')}"
+
+
+@contextlib.contextmanager
+def open_site(
+    plane: Api,
+    directories: pytest.TempPathFactory,
+    config: str = "",
+    *,
+    pods: bool = True,
+    namespace: str | None = None,
+    namespace_labels: Mapping[str, str] | None = None,
+    kubeconfig: Path | None = None,
+    running: bool = True,
+) -> Iterator[Site]:
+    """A hub with `CasaSpawner`, the facility of `tests.support.kubernetes.facility`, and more configuration.
+
+    Args:
+        plane: the cluster.
+        directories: for the hub's files.
+        config: Python text.
+        pods: whether pods are reported as running (`tests.support.kubernetes.pods`).
+        namespace: of the pods, if it isn't to be a new one.
+        namespace_labels: those of a new one.
+        kubeconfig: whom the hub is to the API server. Default: an administrator.
+        running: whether the hub is started.
+    """
+    name = namespace or plane.make_namespace(namespace_labels)
+    directory = directories.mktemp("site")
+    (directory / "keys").mkdir()
+    (directory / "hub").mkdir()
+    text = facility(directory / "keys") + config
+    hub = kubernetes_hub(directory / "hub", plane, name, spawner_class="casa", config=text, kubeconfig=kubeconfig)
+    with contextlib.ExitStack() as stack:
+        if namespace is None:
+            stack.callback(plane.delete_namespace, name)
+        if pods:
+            stack.enter_context(RunningPods(plane, name, directory))
+        stack.callback(hub.stop)
+        if running:
+            hub.start()
+        yield Site(plane, name, hub)

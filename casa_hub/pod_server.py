@@ -113,7 +113,7 @@ class PodServer:
         assert self._given is not None  # noqa: S101
         return await self.delivery.deliver(
             self._given.start,
-            Pod(pod["metadata"]["name"], pod["metadata"]["uid"]),
+            Pod.of(pod),
             self._minted.parcel(),
             routes_required=self.facility.requires_routes,
             deadline=self._deadline(),

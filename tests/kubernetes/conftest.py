@@ -27,35 +27,11 @@ from tests.support.hub import Hub
 from tests.support.kubernetes import build
 from tests.support.kubernetes.api import Api
 from tests.support.kubernetes.control_plane import ControlPlane
+from tests.support.kubernetes.definitions import definitions
 from tests.support.kubernetes.hub import kubernetes_hub
 from tests.support.kubernetes.own_cluster import OwnCluster
 from tests.support.kubernetes.pods import RunningPods
 from tests.support.peers import require
-
-try:
-    from tests.support.kubernetes.definitions import definitions
-except ImportError:  # until they are written: their names only
-
-    def definitions() -> list[dict[str, Any]]:
-        anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-        schema = {"openAPIV3Schema": {"type": "object", "properties": {"spec": anything}}}
-        kinds = ["IngressRoute", "IngressRouteTCP", "IngressRouteUDP", "Middleware", "MiddlewareTCP", "TraefikService"]
-        kinds += ["ServersTransport", "ServersTransportTCP", "TLSOption", "TLSStore"]
-        return [
-            {
-                "apiVersion": "apiextensions.k8s.io/v1",
-                "kind": "CustomResourceDefinition",
-                "metadata": {"name": f"{kind.lower()}s.traefik.io"},
-                "spec": {
-                    "group": "traefik.io",
-                    "scope": "Namespaced",
-                    "names": {"kind": kind, "plural": f"{kind.lower()}s", "singular": kind.lower()},
-                    "versions": [{"name": "v1alpha1", "served": True, "storage": True, "schema": schema}],
-                },
-            }
-            for kind in kinds
-        ]
-
 
 MakeHub = Callable[..., Hub]
 

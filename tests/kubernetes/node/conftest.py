@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kubernetes.conftest import definitions
 from tests.support.kubernetes import build
 from tests.support.kubernetes.api import Api
 from tests.support.kubernetes.cluster import Cluster
+from tests.support.kubernetes.definitions import definitions
 from tests.support.peers import require
 
 

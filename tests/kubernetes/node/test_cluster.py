@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tests.support.kubernetes.api import eventually
 from tests.support.kubernetes.build import IMAGE
-from tests.support.kubernetes.cluster import Cluster
+from tests.support.kubernetes.cluster import Cluster, cgroup_roots
+from tests.support.peers import descendants, still_there
 
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
@@ -126,8 +130,7 @@ def test_pods_and_tests_reach_a_service_and_nothing_else(cluster: Cluster, names
         connection = http.client.HTTPConnection(host, port, timeout=5)
         connection.request("GET", "/hostname")
         assert connection.getresponse().read() == b"web\n"
-    links = json.loads(subprocess.run(["ip", "-json", "link"], check=True, stdout=subprocess.PIPE).stdout)
-    assert {link["ifname"][:4] for link in links} == {"lo", "veth"}
+    assert {name[:4] for _, name in socket.if_nameindex()} == {"lo", "veth"}
 
 
 def test_a_pod_calls_the_api_with_its_own_token(cluster: Cluster, namespace: str) -> None:
@@ -160,3 +163,29 @@ def test_a_pod_that_would_be_root_does_not_start(cluster: Cluster, namespace: st
         return str(status.get("state", {}).get("waiting", {}).get("reason", ""))
 
     eventually(lambda: reason() == "CreateContainerConfigError", timeout=20)
+
+
+START = """
+import sys, time
+from pathlib import Path
+from tests.support.kubernetes import build
+from tests.support.kubernetes.cluster import Cluster
+with Cluster(**build.node_parts(), work_dir=Path(sys.argv[1])):
+    print("up", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_of_a_cluster_whose_tests_are_killed_nothing_is_left(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", START, str(tmp_path / "work")]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as tests:
+        assert tests.stdout is not None
+        assert tests.stdout.readline() == "up\n"
+        started = descendants(tests.pid)
+        assert {"kubelet", "kube-apiserver", "containerd"} <= {process.name for process in started}
+        groups = [each / f"casa-hub-test-{tests.pid}" for each in cgroup_roots()]
+        assert all(group.exists() for group in groups)
+        tests.kill()
+        assert still_there(started, 20) == []
+        assert not [group for group in groups if group.exists()]

@@ -313,11 +313,14 @@ def main() -> int:
     def tell(line: str) -> None:
         print(f"Kubernetes {VERSION} for the tests: {line}", flush=True)
 
+    wanted = control_plane()
     try:
-        build(control_plane(), tell)
         demand_a_place_for_a_node()
-        system(tell)
-        build(node(), tell)
+        wanted += node()
+    except Unavailable as error:
+        tell(str(error))
+    try:
+        build(wanted, tell)
     except CasaError as error:
         tell(str(error))
     return 0

@@ -19,13 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from casa_hub.demo.packages import Progress, Unavailable, cache_root, file_system, silent, unpack
+from casa_hub.demo.processes import Process, read_log
 from casa_hub.errors import CasaError
 from tests.support.kubernetes.cluster import PAUSE_IMAGE, Cluster, demand_a_place_for_a_node
 from tests.support.kubernetes.image import make_image
@@ -223,21 +224,18 @@ def _make_store(output: Path) -> None:
 _SINGLEUSER = (*IMAGE_PACKAGES, *IMAGE_REQUIREMENTS, inspect.getsource(_make_singleuser))
 
 
-def run(
-    command: Sequence[str | Path], what: str, *, cwd: Path | None = None, env: dict[str, str] | None = None
-) -> None:
-    """Run a program to its end.
+def run(command: Sequence[str], what: str, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
+    """Run a program to its end, or to this one's.
 
     Raises:
         Unavailable: it isn't there, or it failed.
     """
-    try:
-        ran = subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise Unavailable(what, f"there is no {error.filename}", "Install it.") from error
-    if ran.returncode:
-        reason = " ".join((ran.stderr or ran.stdout).split())[-600:]
-        raise Unavailable(what, f"{Path(command[0]).name} failed: {reason}", "Try again when that is put right.")
+    with tempfile.TemporaryDirectory(dir=directory(), prefix="making-") as scratch:
+        with Process(what, command, log=Path(scratch, "log"), cwd=cwd, env=env) as process:
+            code = process.wait()
+        if code:
+            reason = " ".join(read_log(process.log).split())[-600:] or f"exit code {code}"
+            raise Unavailable(what, f"failed: {reason}", "Try again when that is put right.")
 
 
 def _missing(pieces: Sequence[Piece]) -> list[Piece]:
@@ -296,7 +294,7 @@ def _time(seconds: float) -> str:
 @contextmanager
 def _locked(tell: Progress) -> Iterator[None]:
     directory().mkdir(parents=True, exist_ok=True)
-    with directory().with_suffix(".lock").open("w") as lock:
+    with directory().with_name(directory().name + ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -261,9 +261,10 @@ class Facility(LoggingConfigurable):
         credentials, missing = self._mint_each(chosen, request, states)
         return self._minted(request, credentials, missing, record)
 
-    def routes(self, server: Server) -> list[Route]:
-        """How a server with all credentials is reached from outside."""
-        return [route for minter in self.minters.values() for route in minter.routes(server)]
+    def routes(self, server: Server, record: Mapping[str, Any] | None = None) -> list[Route]:
+        """How a server is reached from outside with the credentials that `record` tells of; None: with all."""
+        names = self.minters if record is None else record["credentials"]
+        return [route for name, minter in self.minters.items() if name in names for route in minter.routes(server)]
 
     @property
     def wants_routes(self) -> bool:

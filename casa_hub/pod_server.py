@@ -42,6 +42,8 @@ class PodServer:
         self._minted: Minted | None = None
         self._given: Given | None = None
         self._launch: asyncio.Task[Launched] | None = None
+        #: While it starts: whether the watch has shown the pod of this start.
+        self._seen: bool | None = None
         self._renewing = asyncio.Lock()
 
     @classmethod
@@ -77,6 +79,7 @@ class PodServer:
         on_hub_start(self._spawner.user.settings["app"])
         now = datetime.now(UTC)
         self._launch = self._given = None
+        self._seen = False
         self._minted = self.facility.mint(await self.facility.request_of(self._spawner, secrets.token_hex(16), now))
         return told(self.facility, self._minted, now)
 
@@ -123,15 +126,40 @@ class PodServer:
         """Whether a pod is that of the last start."""
         return pod is not None and self._given is not None and marks.start_id_of(pod) == self._given.start.start_id
 
+    def may_run(self, pod: Object | None) -> bool:
+        """Whether a pod that the watch shows may be the one that is waited for: the watch may be late.
+
+        Raises:
+            DeliveryError: it was there, and is gone before the server was.
+        """
+        if self._seen is None or self._given is None:
+            return True
+        if self.is_this_start(pod):
+            self._seen = True
+        elif self._seen:
+            raise DeliveryError(
+                f"Pod {self._given.start.namespace}/{self._spawner.pod_name}",
+                "it was removed while the server was starting",
+                "Start it again; if that happens again, ask the operator what removes it.",
+            )
+        return self._seen
+
+    def started(self) -> None:
+        """The start has succeeded."""
+        self._seen = None
+
     async def take_down(self) -> None:
         """Remove the pod of a start that failed, if it was created, and with it what it owns."""
+        self._seen = None
         if self._launch is None or self._given is None:
             return
         await asyncio.wait([self._launch])  # it has a deadline
         try:
             await self.delivery.take_down(self._given.start, self._spawner.pod_name, Deadline(_CLEAN_UP))
         except CasaError as error:
-            self._spawner.log.warning("The pod of a failed start stays until the server's next start: %s", error)
+            self._spawner.log.warning("The pod of a failed start stays until the API server answers: %s", error)
+        # A creation that nobody got an answer to may still come.
+        self.delivery.owe(self.server)
         self._given = None
 
     # -- while it runs
@@ -166,6 +194,11 @@ class PodServer:
         record = await self.delivery.record(start, deadline)
         return Given(start, record) if record is not None else None
 
+    def has_pod(self) -> bool:
+        """Whether the pod that has the server's name is this server's."""
+        pod = self.pod()
+        return pod is not None and marks.is_of(pod, self.server)
+
     def pod(self) -> Object | None:
         """The pod that has the server's name, as KubeSpawner's reflector knows it."""
         reflector = self._spawner.pod_reflector
@@ -176,11 +209,28 @@ class PodServer:
 
     # -- the end
 
+    async def end(self, grace_seconds: int) -> None:
+        """Let the server's pod end, if there is one.
+
+        Raises:
+            KubernetesError: the API server didn't take the request.
+            DeliveryError: what has the pod's name is another server's.
+        """
+        pod = self.pod()
+        if pod is None:
+            return
+        if not marks.is_of(pod, self.server):
+            thing = f"Pod {self._spawner.namespace}/{self._spawner.pod_name}"
+            raise DeliveryError(thing, "it is another server's, and is left alone", "The operator must look at it.")
+        await self.delivery.end(self._start(marks.start_id_of(pod)), Pod.of(pod), grace_seconds, self._deadline())
+
     async def withdraw_ended(self) -> None:
         """Remove what the server's pod owns, if it is still there: one that has ended needs no secret."""
         pod = self.pod()
         start = marks.start_of(pod, self._start("")) if pod is not None else None
-        if start is not None and start.server == self.server:
+        if pod is not None and start is not None and start.server == self.server:
+            if not marks.has_ended(pod):  # its stop failed
+                self.delivery.owe(self.server)
             await self.delivery.withdraw_ended(start, self.facility.routes(start.server), Deadline(_CLEAN_UP))
 
     def _start(self, start_id: str) -> Start:

@@ -7,10 +7,8 @@ from collections.abc import AsyncIterator, Collection
 from typing import Any, ClassVar
 
 from jupyterhub.utils import maybe_future
-from kubernetes_asyncio.client import ApiException, V1Preconditions
 from kubespawner import KubeSpawner
 
-from casa_hub.delivery import marks
 from casa_hub.delivery.kubernetes import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
@@ -67,6 +65,7 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
             await asyncio.shield(self._pod_server.take_down())
             not_the_hubs_fault(error, self.user.settings)
             raise
+        self._pod_server.started()
         return url
 
     async def _make_create_pod_request(self, pod: Any, request_timeout: float) -> bool:  # noqa: ARG002
@@ -96,28 +95,31 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
         """
         await self._pod_server.renew(names)
 
+    def is_pod_running(self, pod: Any) -> bool:
+        """As in the base class, but not the pod of an earlier start, which a late watch still shows."""
+        return self._pod_server.may_run(pod) and bool(super().is_pod_running(pod))
+
+    async def poll(self) -> int | None:
+        """As in the base class; another server's pod that has the name is none of this one's."""
+        await self._pod_server.delivery.first_look()
+        status: int | None = await super().poll()
+        return 1 if status is None and not self._pod_server.has_pod() else status
+
     # -- the end
 
     async def _make_delete_pod_request(
-        self, pod_name: str, delete_options: Any, grace_seconds: int, request_timeout: float
+        self,
+        pod_name: str,  # noqa: ARG002
+        delete_options: Any,  # noqa: ARG002
+        grace_seconds: int,
+        request_timeout: float,  # noqa: ARG002
     ) -> bool:
-        """As KubeSpawner's, but only the very pod that is known: a late stop must not end the next start's."""
-        pod = self._pod_server.pod()
-        if pod is not None:
-            if not marks.is_of(pod, self._pod_server.server):
-                self.log.error("Pod %s/%s is another server's, and is left alone", self.namespace, pod_name)
-                return True
-            delete_options.preconditions = V1Preconditions(uid=pod["metadata"]["uid"])
-        try:
-            done: bool = await super()._make_delete_pod_request(
-                pod_name, delete_options, grace_seconds, request_timeout
-            )
-        except ApiException as error:
-            if error.status != 409:  # noqa: PLR2004
-                raise
-            self.log.info("Pod %s/%s is another one by now", self.namespace, pod_name)
-            return True
-        return done
+        """As KubeSpawner's, but only the very pod that is known: a late stop must not end the next start's.
+
+        And what the API server can't do now is tried again, as everywhere here.
+        """
+        await self._pod_server.end(grace_seconds)
+        return True
 
     async def run_post_stop_hook(self) -> None:
         """As in the base class. A pod that stays after its end (`delete_stopped_pods`) keeps no secret."""

@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes_asyncio.client import ApiClient
+from kubernetes_asyncio.config import ConfigException
 
 from casa_hub.delivery.manifests import MANAGER, Object, path
 from casa_hub.errors import DeliveryError
@@ -32,8 +33,18 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 _APPLY = "application/apply-patch+yaml"
 _JSON_PATCH = "application/json-patch+json"
-#: Asks for an object without its contents: a Secret's stay where they are.
+#: Asks for an object, or a list, without its contents: a Secret's stay where they are.
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+_METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
+#: Objects in an answer to `list`: some 0.3 MB, which take some milliseconds to read that no other thread runs in.
+_PAGE = 100
+
+#: Where Kubernetes says so in a 409, two requests met at an object that neither was about (a ResourceQuota).
+_TRY_AGAIN = "the object has been modified"
+
+#: Seconds for a cancelled caller to begin with what it does about it.
+_TO_NOTICE = 0.05
 
 #: HTTP method -> the verb of RBAC that it needs.
 _VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}
@@ -68,6 +79,8 @@ class KubernetesError(DeliveryError):
     @property
     def transient(self) -> bool:
         """Whether the same request may succeed in a moment."""
+        if self.status == 409:  # noqa: PLR2004
+            return _TRY_AGAIN in self.problem
         return self.status is None or self.status in _TRANSIENT
 
 
@@ -80,9 +93,23 @@ class OwnLoop:
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
+        #: Of the callers' loop.
+        self._work: set[asyncio.Future[Any]] = set()
+
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, done there; cancelled there if the caller is."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        self._work.add(future)
+        future.add_done_callback(self._work.discard)
+        return await future
+
+    async def end(self, last: Coroutine[Any, Any, None]) -> None:
+        """Do `last` when all other work is done, that of cancelled callers who clean up included."""
+        await asyncio.sleep(_TO_NOTICE)
+        while self._work:
+            await asyncio.wait(self._work)
+            await asyncio.sleep(_TO_NOTICE)
+        await self.run(last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +161,19 @@ class KubernetesAPI:
             return None
 
     async def list(self, what: Object, selectors: Mapping[str, str], deadline: Deadline) -> list[Object]:
-        """Objects of the kind and namespace of `what`; `selectors`: ``labelSelector``, ``fieldSelector``."""
-        where = f"{_collection(what)}?{urlencode(selectors)}"
-        answer = await self._request(_Call("GET", where, what), deadline)
-        return list(answer["items"])
+        """Metadata of objects of the kind and namespace of `what`; `selectors`: ``labelSelector``, ``fieldSelector``.
+
+        Raises KubernetesError, 410 if it took so long that the API server doesn't know any more where it was.
+        """
+        found: list[Object] = []
+        after = ""
+        while True:
+            where = f"{_collection(what)}?{urlencode({**selectors, 'limit': _PAGE, 'continue': after})}"
+            page = await self._request(_Call("GET", where, what, headers={"Accept": _METADATA_LIST}), deadline)
+            found += page.get("items") or []
+            after = page["metadata"].get("continue", "")
+            if not after:
+                return found
 
     async def delete(self, what: Object, uid: str, deadline: Deadline, grace_seconds: int | None = None) -> None:
         """Delete the object that has this uid; nothing if it is gone already, or another has its name by now."""
@@ -186,14 +222,16 @@ class KubernetesAPI:
                 content = await answer.read()
         except TimeoutError:
             raise _no_answer(call.what, f"no answer within {seconds:.1f} s") from None
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ConfigException) as error:
             raise _no_answer(call.what, f"no answer ({type(error).__name__})") from error
         try:
             document = json.loads(content)
         except ValueError:
-            document = {}
+            document = None
         if 200 <= answer.status < 300:  # noqa: PLR2004
-            return dict(document)
+            if not isinstance(document, dict) or "metadata" not in document:
+                raise _no_answer(call.what, "an answer that is none of Kubernetes'")
+            return document
         raise _refused(call, answer.status, document, answer.headers.get("Retry-After", ""))
 
 

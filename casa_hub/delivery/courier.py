@@ -24,6 +24,9 @@ _AT_ONCE = 8
 #: Seconds between two looks at a pod that is about to go.
 _LOOK_AGAIN = 0.1
 
+#: Pods whose containers have ended stay where an operator wants to look at them (`delete_stopped_pods`).
+_NOT_ENDED = "status.phase!=Succeeded,status.phase!=Failed"
+
 #: The objects of a pod: those that it can't do without, and those that it can.
 Load: TypeAlias = Callable[[Pod], tuple[list[Object], list[Object]]]
 
@@ -44,8 +47,6 @@ class Courier:
         self._api = api
         self._log = log
         self._turn = asyncio.Semaphore(_AT_ONCE)
-        #: Start ids whose pods may not have all of theirs yet.
-        self._under_way: set[str] = set()
 
     async def launch(self, body: Object, start: Start, load: Load, deadline: Deadline) -> Launched:
         """Create the pod `body`, and at once what it owns.
@@ -56,9 +57,14 @@ class Courier:
         Raises:
             KubernetesError: the pod, or something that it can't do without, is refused.
         """
-        async with self._in_turn(body, start, deadline):
-            pod = await self._create(body, start, deadline)
-            return Launched(pod, await self.deliver(pod, load, deadline))
+        while True:
+            async with self._in_turn(start, body["metadata"]["name"], deadline):
+                made = await self._create(body, deadline)
+                if marks.start_id_of(made) == start.start_id:
+                    pod = Pod.of(made)
+                    return Launched(pod, await self.deliver(pod, load, deadline))
+            # It may take long, and others needn't wait for it.
+            await self._make_room(made, body, start, deadline)
 
     async def deliver(self, pod: Pod, load: Load, deadline: Deadline) -> Mapping[str, KubernetesError]:
         """Apply what the pod owns, all at the same time. Returns `Launched.missing`, raises as `launch`."""
@@ -82,57 +88,52 @@ class Courier:
         """Remove this start's pod if it is there. Raises KubernetesError."""
         await self._remove(manifests.reference("Pod", start, pod_name), start, deadline)
 
+    async def end(self, start: Start, pod: Pod, grace_seconds: int, deadline: Deadline) -> None:
+        """Let a server's pod end; another one that has its name by now is left alone. Raises KubernetesError."""
+        await self._api.delete(manifests.reference("Pod", start, pod.name), pod.uid, deadline, grace_seconds)
+
     async def withdraw(self, objects: Iterable[Object], start: Start, deadline: Deadline) -> None:
         """Remove those of the objects that are this start's. Raises KubernetesError."""
         await asyncio.gather(*(self._remove(one, start, deadline) for one in objects))
 
-    async def sweep(self, hub: Start, deadline: Deadline) -> None:
-        """Remove this hub's pods that wait for a Secret which isn't there. Raises KubernetesError."""
-        pods = await self._api.list(
-            manifests.reference("Pod", hub, ""),
-            {"labelSelector": marks.hub_selector(hub), "fieldSelector": "status.phase=Pending"},
-            deadline,
-        )
-        for there in pods:
-            start = marks.start_of(there, hub)
-            if start is None or not marks.wants_secret(there, start) or start.start_id in self._under_way:
-                continue
-            if await self.secret(start, deadline) is None:
-                name = there["metadata"]["name"]
-                self._log.warning("Removing pod %s/%s: an earlier hub did not give it its Secret", hub.namespace, name)
-                await self.take_down(start, name, deadline)
+    async def pods(self, hub: Start, deadline: Deadline) -> list[Object]:
+        """Metadata of this hub's pods that have not ended; `hub`: any start of it. Raises KubernetesError."""
+        selectors = {"labelSelector": marks.hub_selector(hub), "fieldSelector": _NOT_ENDED}
+        return await self._api.list(manifests.reference("Pod", hub, ""), selectors, deadline)
+
+    async def is_complete(self, objects: Iterable[Object], start: Start, deadline: Deadline) -> bool:
+        """Whether all of the objects are there, as this start's. Raises KubernetesError."""
+        there = await asyncio.gather(*(self._api.get(one, deadline, metadata_only=True) for one in objects))
+        return all(one is not None and marks.start_id_of(one) == start.start_id for one in there)
 
     @asynccontextmanager
-    async def _in_turn(self, what: Object, start: Start, deadline: Deadline) -> AsyncIterator[None]:
+    async def _in_turn(self, start: Start, pod_name: str, deadline: Deadline) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(deadline.left):
                 await self._turn.acquire()
         except TimeoutError:
             raise KubernetesError(
-                f"Pod {what['metadata']['name']}",
+                f"Pod {start.namespace}/{pod_name}",
                 "other servers are being started, and the API server is slow or away",
                 "Try again in a minute.",
             ) from None
-        self._under_way.add(start.start_id)
         try:
             yield
         finally:
-            self._under_way.discard(start.start_id)
             self._turn.release()
 
-    async def _create(self, body: Object, start: Start, deadline: Deadline) -> Pod:
+    async def _create(self, body: Object, deadline: Deadline) -> Object:
+        """The pod of that name: the new one, perhaps by a try whose answer got lost; or the one in its place."""
         while True:
             try:
-                made: Object | None = await self._api.create(body, deadline)
+                return await self._api.create(body, deadline)
             except KubernetesError as error:
-                if error.status != 409:  # noqa: PLR2004
+                if error.status != 409 or error.transient:  # noqa: PLR2004
                     raise
-                made = await self._api.get(body, deadline)
-            if made is None:  # it went while we looked
-                continue
-            if marks.start_id_of(made) == start.start_id:  # perhaps made by a try whose answer got lost
-                return Pod.of(made)
-            await self._make_room(made, body, start, deadline)
+            there = await self._api.get(body, deadline)
+            if there is not None:
+                return there
+            await asyncio.sleep(_LOOK_AGAIN)  # it went while we looked
 
     async def _make_room(self, there: Object, body: Object, start: Start, deadline: Deadline) -> None:
         """Remove the pod of an earlier start of the same server, and wait until it is gone."""

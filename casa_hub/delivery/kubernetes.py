@@ -22,15 +22,14 @@ from casa_hub.delivery import manifests, marks
 from casa_hub.delivery.api import Deadline, KubernetesAPI, KubernetesError, OwnLoop
 from casa_hub.delivery.base import Parcel, Route
 from casa_hub.delivery.courier import Courier, Launched, Load
+from casa_hub.delivery.leftovers import Leftovers
 from casa_hub.delivery.manifests import Object, Pod, Start
 from casa_hub.delivery.pod import Outfit, Sidecar, patch
 from casa_hub.delivery.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
 from casa_hub.facility import Facility, Minted
-
-#: Seconds for the look at what an earlier hub left.
-_SWEEP = 60.0
+from casa_hub.naming import Server
 
 
 class KubernetesDelivery(LoggingConfigurable):
@@ -74,7 +73,9 @@ class KubernetesDelivery(LoggingConfigurable):
         super().__init__(**kwargs)
         self.routes = TraefikRoutes(parent=self)
         self._connection = dict(connection)
-        self._courier = Courier(KubernetesAPI(self._connect, request_timeout), self.log)
+        self._api = KubernetesAPI(self._connect, request_timeout)
+        self._courier = Courier(self._api, self.log)
+        self._leftovers: Leftovers | None = None
         self._loop = OwnLoop("casa-hub-kubernetes")
 
     @classmethod
@@ -105,19 +106,40 @@ class KubernetesDelivery(LoggingConfigurable):
         return cls.in_settings(settings, settings["config"], type(spawner))
 
     def begin(self, app: Any, facility: Facility, spawner_class: type) -> None:
-        """Start to look for pods that an earlier hub left half made; the hub's own start doesn't wait for it."""
-        if value_of(app.config, spawner_class, "enable_user_namespaces"):
-            return  # they may be anywhere; JupyterHub ends those that it knows, some time later
-        namespace = value_of(app.config, spawner_class, "namespace") or own_namespace()
-        hub = Start(facility.server(""), "", namespace, own_namespace(), {})
-        # Kept: the loop itself knows its tasks by weak references only.
-        self._sweeping = asyncio.get_running_loop().create_task(self._sweep(hub))
+        """Begin to look for pods that were left behind; the hub's own start doesn't wait for it."""
+        if not value_of(app.config, spawner_class, "enable_user_namespaces"):  # else they may be anywhere
+            namespace = value_of(app.config, spawner_class, "namespace") or own_namespace()
+            hub = Start(facility.server(""), "", namespace, own_namespace(), {})
 
-    async def _sweep(self, hub: Start) -> None:
+            def objects_of(start: Start, record: Mapping[str, Any] | None) -> list[Object]:
+                objects = self._objects(start, facility.routes(start.server, record))
+                return objects if record is None or _wants_secret(record) else objects[1:]
+
+            self._leftovers = Leftovers(
+                self._courier, self._loop.run, hub, database=app.db, objects_of=objects_of, log=self.log
+            )
+        # Kept: the loop itself knows its tasks by weak references only.
+        self._living = asyncio.get_running_loop().create_task(self._live())
+
+    async def _live(self) -> None:
+        """As long as the hub: at its end JupyterHub cancels what runs."""
         try:
-            await self._loop.run(self._courier.sweep(hub, Deadline(_SWEEP)))
-        except KubernetesError as error:
-            self.log.warning("Pods that an earlier hub may have left without their Secret stay: %s", error)
+            if self._leftovers is not None:
+                await self._leftovers.watch()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await self._loop.end(self._api.close())
+            raise
+
+    def owe(self, server: Server) -> None:
+        """A pod of this server may have been left behind: it is looked for soon."""
+        if self._leftovers is not None:
+            self._leftovers.owe(server)
+
+    async def first_look(self) -> None:
+        """Wait until pods that an earlier hub left half made are gone; some seconds at most."""
+        if self._leftovers is not None:
+            await self._leftovers.first_look()
 
     def check(self, *, routes: bool) -> list[Problem]:
         """What is wrong with the settings; `routes`: whether any credential wants some."""
@@ -129,9 +151,11 @@ class KubernetesDelivery(LoggingConfigurable):
         Raises:
             DeliveryError: something of the operator's is in the place of ours.
         """
+        if self._leftovers is not None:
+            self._leftovers.begins(start)
         directory = PurePosixPath(facility.secrets_path)
         outfit = Outfit(
-            secret=start.name if _has_secret(minted.parcel()) else "",
+            secret=start.name if _wants_secret(minted.record) else "",
             paths=sorted(minted.files),
             directory=directory,
             environment=facility.environment(minted, directory),
@@ -190,22 +214,34 @@ class KubernetesDelivery(LoggingConfigurable):
         """
         await self._loop.run(self._courier.take_down(start, pod_name, deadline))
 
+    async def end(self, start: Start, pod: Pod, grace_seconds: int, deadline: Deadline) -> None:
+        """Let a server's pod end; another one that has its name by now is left alone.
+
+        Raises:
+            KubernetesError: the API server didn't take the request.
+        """
+        await self._loop.run(self._courier.end(start, pod, grace_seconds, deadline))
+
     async def withdraw_ended(self, start: Start, routes: Sequence[Route], deadline: Deadline) -> None:
         """Remove what a pod owns that has ended, but is still there. What can't be removed is logged."""
-        objects = [manifests.secret(start, Pod("", ""), {}, {}), *self._route_objects(start, Pod("", ""), routes)]
         try:
-            await self._loop.run(self._courier.withdraw(objects, start, deadline))
+            await self._loop.run(self._courier.withdraw(self._objects(start, routes), start, deadline))
         except KubernetesError as error:
             self.log.error("Something of an ended server stays as long as its pod: %s", error)  # noqa: TRY400
 
     def _load(self, start: Start, parcel: Parcel, routes_required: bool) -> Load:
         def load(pod: Pod) -> tuple[list[Object], list[Object]]:
-            files = [manifests.secret(start, pod, parcel.files, parcel.record)] if _has_secret(parcel) else []
+            files = [manifests.secret(start, pod, parcel.files, parcel.record)] if _wants_secret(parcel.record) else []
             routes = self._route_objects(start, pod, parcel.routes)
             # The Secret is first, here and so on the wire: the pod waits for nothing else.
             return (files + routes, []) if routes_required else (files, routes)
 
         return load
+
+    def _objects(self, start: Start, routes: Sequence[Route]) -> list[Object]:
+        """All that the start's pod may own, without contents."""
+        nobody = Pod("", "")
+        return [manifests.secret(start, nobody, {}, {}), *self._route_objects(start, nobody, routes)]
 
     def _route_objects(self, start: Start, pod: Pod, routes: Sequence[Route]) -> list[Object]:
         if not routes:
@@ -223,6 +259,6 @@ def own_namespace() -> str:
     return text.strip()
 
 
-def _has_secret(parcel: Parcel) -> bool:
+def _wants_secret(record: Mapping[str, Any]) -> bool:
     """Whether a server gets a Secret: also an empty one, where a credential may still come that could not be minted."""
-    return bool(parcel.record["credentials"] or parcel.record["missing"])
+    return bool(record["credentials"] or record["missing"])

@@ -57,7 +57,6 @@ def start_of(pod: Object, hub: Start) -> Start | None:
     return Start(Server(hub_id, username, name), start_id, hub.namespace, hub.hub_namespace, hub.common_labels)
 
 
-def wants_secret(pod: Object, start: Start) -> bool:
-    """Whether the pod can't run without the start's Secret."""
-    volumes = pod["spec"].get("volumes") or []
-    return any((volume.get("secret") or {}).get("secretName") == start.name for volume in volumes)
+def has_ended(pod: Object) -> bool:
+    """Whether all containers of a pod have ended."""
+    return pod["status"]["phase"] in {"Succeeded", "Failed"}

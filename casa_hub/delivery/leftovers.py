@@ -1,0 +1,175 @@
+"""Pods that no server is any more: found after a hub's start and then every minute, and removed.
+
+What can leave one: a hub that was killed half way through a start; an API server that was away when a failed start was
+to be undone or a server to be stopped; a creation that came through after everybody had given it up. A pod owns all
+else that its server has in Kubernetes, so nothing else has to be looked for.
+
+What is removed must be certain. A server that JupyterHub's database doesn't know is left alone: it may be another
+hub's, or the database is a new one; `casa-hub gc` is for those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from jupyterhub import orm
+
+from casa_hub.delivery import marks
+from casa_hub.delivery.api import Deadline, KubernetesError
+from casa_hub.delivery.manifests import Object, Start
+from casa_hub.naming import Server
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from casa_hub.delivery.courier import Courier
+
+#: Seconds between two looks; and between one that failed, or something that was left behind, and the next.
+_PERIOD, _SOON = 60.0, 5.0
+#: Seconds for one look.
+_LOOK = 60.0
+#: Seconds that JupyterHub's first look at a server waits for ours.
+_FIRST = 5.0
+
+#: What a pod of this start must own, by its record (None if it has none that can be read).
+ObjectsOf = Callable[[Start, Mapping[str, Any] | None], list[Object]]
+
+
+class Leftovers:
+    """All methods are for the hub's event loop; requests are made in the courier's (`run`)."""
+
+    def __init__(
+        self,
+        courier: Courier,
+        run: Callable[..., Awaitable[Any]],
+        hub: Start,
+        *,
+        database: Session,
+        objects_of: ObjectsOf,
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+    ) -> None:
+        """`hub`: any start of it; made before any server is started or looked at."""
+        self._courier = courier
+        self._run = run
+        self._hub = hub
+        self._servers = _Servers(database, hub.server.hub_id)
+        self._objects_of = objects_of
+        self._log = log
+        #: Servers that an earlier hub has not finished starting; looked at once.
+        self._interrupted = self._servers.interrupted()
+        #: Start ids of this hub, as long as they may be mistaken for interrupted ones.
+        self._here: set[str] = set()
+        #: Servers whose pods may be left, whether the database knows them or not.
+        self._owed: set[Server] = set()
+        self._wake = asyncio.Event()
+        self._looked = asyncio.Event()
+
+    def begins(self, start: Start) -> None:
+        """This hub is about to create a pod."""
+        if self._interrupted:
+            self._here.add(start.start_id)
+
+    def owe(self, server: Server) -> None:
+        """A pod of this server may be left: look soon."""
+        self._owed.add(server)
+        self._wake.set()
+
+    async def first_look(self) -> None:
+        """Wait until there was one: a pod that is about to be removed is no server that runs."""
+        try:
+            async with asyncio.timeout(_FIRST):
+                await self._looked.wait()
+        except TimeoutError:
+            self._looked.set()  # nobody else waits
+
+    async def watch(self) -> None:
+        """Look again and again."""
+        while True:
+            pause = _SOON
+            try:
+                await self._look()
+                pause = _PERIOD
+            except KubernetesError as error:
+                self._log.warning("Pods that an earlier hub may have left, or a stop that failed, stay: %s", error)
+            except Exception:  # noqa: BLE001 - the database's, say: the next look may do better
+                self._log.exception("Pods that an earlier hub may have left, or a stop that failed, stay")
+            self._looked.set()
+            try:
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+                await asyncio.sleep(_SOON)  # what failed just now would fail again
+            except TimeoutError:
+                pass
+            self._wake.clear()
+
+    async def _look(self) -> None:
+        deadline = Deadline(_LOOK)
+        owed = frozenset(self._owed)
+        pods = await self._run(self._courier.pods(self._hub, deadline))
+        # From here to the choice without a pause: what the database says is then newer than the pods, and a pod whose
+        # server doesn't run by now is of no start that is to come.
+        there = [(start, pod) for pod in pods if (start := marks.start_of(pod, self._hub)) and not _goes(pod)]
+        running = self._servers.running()
+        idle = {start.server for start, _ in there} - running
+        left = idle & (self._servers.known(idle) | owed)
+        doubtful = self._interrupted
+        half = [(start, pod) for start, pod in there if start.server in doubtful and start.start_id not in self._here]
+        errors = [
+            *[await self._remove(start, pod, deadline) for start, pod in there if start.server in left],
+            *[await self._remove_if_half(start, pod, deadline) for start, pod in half if start.server not in left],
+        ]
+        for error in filter(None, errors):  # each had its try
+            raise error
+        self._owed -= owed - running
+        self._interrupted = frozenset()
+        self._here.clear()
+
+    async def _remove_if_half(self, start: Start, pod: Object, deadline: Deadline) -> KubernetesError | None:
+        objects = self._objects_of(start, marks.record_of(pod, start.server))
+        try:
+            if await self._run(self._courier.is_complete(objects, start, deadline)):
+                return None
+        except KubernetesError as error:
+            return error
+        return await self._remove(start, pod, deadline)
+
+    async def _remove(self, start: Start, pod: Object, deadline: Deadline) -> KubernetesError | None:
+        name = pod["metadata"]["name"]
+        self._log.warning("Removing pod %s/%s, left behind by a failed stop or start", start.namespace, name)
+        try:
+            await self._run(self._courier.take_down(start, name, deadline))
+        except KubernetesError as error:
+            return error
+        return None
+
+
+def _goes(pod: Object) -> bool:
+    return "deletionTimestamp" in pod["metadata"]
+
+
+class _Servers:
+    """What JupyterHub's database says of servers; columns only, for thousands of rows cost it milliseconds."""
+
+    def __init__(self, database: Session, hub_id: str) -> None:
+        self._database = database
+        self._hub_id = hub_id
+
+    def running(self) -> frozenset[Server]:
+        """Those that run, start or stop."""
+        return self._those(orm.Spawner.server_id.is_not(None))
+
+    def interrupted(self) -> frozenset[Server]:
+        """Of those, the ones whose start has not come to an address yet."""
+        return self._those(orm.Spawner.server.has(orm.Server.ip == ""))
+
+    def known(self, servers: Iterable[Server]) -> frozenset[Server]:
+        """Which of the servers there are at all."""
+        names = {server.username for server in servers}
+        return self._those(orm.User.name.in_(names)) if names else frozenset()
+
+    def _those(self, condition: Any) -> frozenset[Server]:
+        query = self._database.query(orm.User.name, orm.Spawner.name).join(orm.Spawner.user).filter(condition)
+        return frozenset(Server(self._hub_id, username, name) for username, name in query)

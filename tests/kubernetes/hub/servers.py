@@ -44,7 +44,8 @@ class Site:
 
     def begin(self, user: str, server: str = "", options: Mapping[str, Any] | None = None) -> None:
         if self.hub.api("GET", f"/users/{quote(user, safe='')}").status_code == 404:
-            assert self.hub.api("POST", f"/users/{quote(user, safe='')}").status_code == 201
+            made = self.hub.api("POST", f"/users/{quote(user, safe='')}")
+            assert made.status_code in {201, 409}, made.text  # 409: made by another thread
         answer = self.hub.api("POST", _path(user, server), json=dict(options or {}))
         assert answer.status_code in {201, 202}, answer.text
 
@@ -94,6 +95,10 @@ class Site:
         eventually(seen)
         self.settle(user, server)
 
+    def names(self) -> set[str]:
+        """Names of all pods."""
+        return {pod["metadata"]["name"] for pod in self.list("pods")}
+
     @property
     def pods(self) -> str:
         return f"/api/v1/namespaces/{self.namespace}/pods"
@@ -135,6 +140,20 @@ class Site:
         """The secret files of a pod's server."""
         data = self.of(pod)["Secret"]["data"]
         return {key: base64.b64decode(value) for key, value in data.items()}
+
+    def make_half(self, pod: Mapping[str, Any]) -> None:
+        """A pod (like one that was started and stopped) as if its hub had died right after the creation."""
+        metadata = {key: pod["metadata"][key] for key in ("name", "annotations", "labels")}
+        spec = {key: pod["spec"][key] for key in ("containers", "initContainers", "volumes")}
+        for container in spec["containers"] + spec["initContainers"]:  # without what Kubernetes added
+            mounts = container["volumeMounts"]
+            container["volumeMounts"] = [mount for mount in mounts if mount["name"].startswith("casa-hub")]
+        spec["volumes"] = [volume for volume in spec["volumes"] if volume["name"].startswith("casa-hub")]
+        self.plane.request("POST", self.pods, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        path = f"{self.pods}/{metadata['name']}"
+        # It is reported as running like all the others; a kubelet would wait for the Secret.
+        eventually(lambda: self.plane.request("GET", path)["status"]["phase"] == "Running")
+        self.plane.request("PATCH", f"{path}/status", {"status": {"phase": "Pending"}}, content_type=MERGE)
 
     def token_of(self, user: str) -> str:
         """A JupyterHub token with which the user makes requests."""

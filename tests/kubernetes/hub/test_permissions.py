@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.kubernetes.hub.servers import KINDS, NONE, Site, open_site
-from tests.support.kubernetes.api import MERGE, Api, eventually
+from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.hub import CHART_RULES
 
 ROLE_FILE = Path(__file__).parents[3] / "helm-values" / "role.yaml"
@@ -181,37 +181,6 @@ def sweep(site: Site) -> str:
     return logged(site, Site.restart, until="an earlier hub may have left")
 
 
-def sweep_of_a_pod(site: Site) -> str:
-    """A pod which an earlier hub gave no Secret."""
-
-    def restart(site: Site) -> None:
-        site.hub.stop()
-        make_half(site, started_and_stopped)
-        site.hub.start()
-
-    site.ready("ada")
-    started_and_stopped = site.pod("ada")
-    site.stop("ada")
-    said = logged(site, restart, until="an earlier hub may have left")
-    site.plane.request("DELETE", f"{site.pods}/{started_and_stopped['metadata']['name']}")
-    return said
-
-
-def make_half(site: Site, pod: dict[str, Any]) -> None:
-    """A pod as if a hub had died right after its creation."""
-    metadata = {key: pod["metadata"][key] for key in ("name", "annotations", "labels")}
-    spec = {key: pod["spec"][key] for key in ("containers", "initContainers", "volumes")}
-    for container in spec["containers"] + spec["initContainers"]:
-        mounts = container["volumeMounts"]
-        container["volumeMounts"] = [mount for mount in mounts if mount["name"].startswith("casa-hub")]
-    spec["volumes"] = [volume for volume in spec["volumes"] if volume["name"].startswith("casa-hub")]
-    site.plane.request("POST", site.pods, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
-    path = f"{site.pods}/{metadata['name']}"
-    # It is reported as running like all the others; a kubelet would wait for the Secret.
-    eventually(lambda: site.plane.request("GET", path)["status"]["phase"] == "Running")
-    site.plane.request("PATCH", f"{path}/status", {"status": {"phase": "Pending"}}, content_type=MERGE)
-
-
 def logged(site: Site, act: Callable[[Site], None], until: str = "") -> str:
     """What the hub's log has from an act on; `until` something is said."""
     since = len(site.hub.log)
@@ -249,7 +218,6 @@ GATEWAY_CASES = route_cases(GATEWAY_API, "tlsroutes")
 #: Of the chart's rights, those that KubeSpawner's own watch needs too: seen at the hub's start.
 AT_START: list[tuple[Right, Act]] = [
     (Right("", "pods", "list"), sweep),
-    (Right("", "secrets", "get"), sweep_of_a_pod),
 ]
 
 
@@ -311,7 +279,7 @@ def test_everything_works_with_the_two_roles(traefik: tuple[Site, Account]) -> N
 
     site.stop("ada")
     site.hub.stop()
-    make_half(site, pod)
+    site.make_half(pod)
     site.hub.start()
     eventually(lambda: site.list("pods") == [])
     assert "forbidden" not in site.hub.log[since:]

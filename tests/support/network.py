@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from casa_hub.demo.packages import Unavailable
+from tests.support.kubernetes.build import system
 
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -23,8 +24,9 @@ def own_network(pods: str) -> Iterator[None]:
     of the machine's networks can be seen from in here, and nothing in here from them.
 
     Raises:
-        Unavailable: it takes root, and iproute2.
+        Unavailable: it takes root, and iproute2 (fetched once).
     """
+    ip = system() / "usr/sbin/ip"
     with Path("/proc/thread-self/ns/net").open("rb") as before:
         if _libc.unshare(_CLONE_NEWNET) != 0:
             why = os.strerror(ctypes.get_errno())
@@ -33,10 +35,7 @@ def own_network(pods: str) -> Iterator[None]:
             )
         try:
             for command in ("link set lo up", f"route add local {pods} dev lo"):
-                try:
-                    subprocess.run(["ip", *command.split()], check=True)
-                except FileNotFoundError:
-                    raise Unavailable("a network of the test's own", "there is no ip", "Install iproute2.") from None
+                subprocess.run([ip, *command.split()], check=True)
             yield
         finally:
             if _libc.setns(before.fileno(), _CLONE_NEWNET) != 0:

@@ -21,7 +21,7 @@ def test_a_user_gets_a_notebook_server(cluster: Cluster, namespace: str, make_hu
         ada.trust_env = False
         ada.headers["Authorization"] = f"token {hub.api_token}"
         status = f"{hub.url}/user/ada/api/status"
-        eventually(lambda: ada.get(status, timeout=10).status_code == 200, timeout=60)
+        eventually(lambda: ada.get(status, timeout=10).status_code == 200, timeout=120)
 
         file = {"type": "file", "format": "text", "content": "hello"}
         written = ada.put(f"{hub.url}/user/ada/api/contents/note.txt", json=file, timeout=10)

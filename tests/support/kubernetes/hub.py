@@ -65,6 +65,9 @@ def node_config(image: str) -> str:
     """Configuration for servers which are real pods on the node, and reach the hub from there."""
     return f"""
 c.JupyterHub.hub_ip = {NODE_ADDRESS!r}
+# JupyterLab takes 3 s to start; on a machine that is busy with other things, ten times that.
+c.KubeSpawner.start_timeout = 120
+c.KubeSpawner.http_timeout = 120
 c.KubeSpawner.image = {image!r}
 c.KubeSpawner.image_pull_policy = "Never"
 c.KubeSpawner.automount_service_account_token = False

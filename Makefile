@@ -16,7 +16,7 @@ help:
 	@echo "make test        all tests, with JupyterHub 6 and 5.5"
 	@echo "make kubernetes  only builds the Kubernetes that tests run on: eight minutes, once; make test does it too"
 	@echo "make lint        ruff and mypy --strict"
-	@echo "make bench       what a mint costs, side by side with other ways"
+	@echo "make bench       what a mint costs, and a hundred starts at once, side by side with other ways"
 	@echo "make lock        resolve the versions that the tests run with anew"
 
 demo: $(VENV)/.demo
@@ -43,6 +43,7 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(VENV)/bin/python bench/bench.py
+	$(VENV)/bin/python bench/storm.py
 
 lock: $(VENV)/.test
 	$(VENV)/bin/uv pip compile --quiet --universal --no-annotate --no-header --python-version 3.11 --upgrade \

@@ -21,11 +21,8 @@ from functools import partial
 from pathlib import Path
 
 import jwt
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pymacaroons import Macaroon, Verifier
+from rsa_certificates import rsa_certificates
 
 from casa_hub.credentials.base import Request
 from casa_hub.credentials.dask import Dask
@@ -80,39 +77,6 @@ def pyjwt(key_content: bytes) -> str:
         "scope": "condor:/READ condor:/WRITE",
     }
     return jwt.encode(claims, master_key(key_content, "POOL"), algorithm="HS256", headers={"kid": "POOL"})
-
-
-def rsa_certificates() -> list[bytes]:
-    """A CA, a host's and a user's certificate, with a new RSA key of 2048 bits each."""
-    ca_key, host_key, user_key = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(3))
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "alice CA")])
-    now = datetime.now(UTC)
-    made = []
-    for key, name, usage in (
-        (ca_key, ca_name, None),
-        (host_key, "alice.dask.example.org", [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-        (user_key, "alice", [ExtendedKeyUsageOID.CLIENT_AUTH]),
-    ):
-        subject = name if isinstance(name, x509.Name) else x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(ca_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now)
-            .not_valid_after(now + timedelta(days=365))
-            .add_extension(x509.BasicConstraints(ca=usage is None, path_length=None), critical=True)
-        )
-        if usage:
-            builder = builder.add_extension(x509.ExtendedKeyUsage(usage), critical=False)
-        made.append(builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-        made.append(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-            )
-        )
-    return made
 
 
 def write(directory: Path, name: str, content: bytes) -> str:

@@ -43,11 +43,14 @@ class Site:
         return self.progress(user, server)
 
     def begin(self, user: str, server: str = "", options: Mapping[str, Any] | None = None) -> None:
+        self.make_user(user)
+        answer = self.hub.api("POST", _path(user, server), json=dict(options or {}))
+        assert answer.status_code in {201, 202}, answer.text
+
+    def make_user(self, user: str) -> None:
         if self.hub.api("GET", f"/users/{quote(user, safe='')}").status_code == 404:
             made = self.hub.api("POST", f"/users/{quote(user, safe='')}")
             assert made.status_code in {201, 409}, made.text  # 409: made by another thread
-        answer = self.hub.api("POST", _path(user, server), json=dict(options or {}))
-        assert answer.status_code in {201, 202}, answer.text
 
     def progress(self, user: str, server: str = "") -> list[Event]:
         lines = self.hub.api("GET", _path(user, server) + "/progress").text.splitlines()
@@ -60,10 +63,19 @@ class Site:
         return events
 
     def fails(self, user: str, server: str = "", options: Mapping[str, Any] | None = None) -> str:
-        """Start a server, which must fail. What the user reads."""
-        events = self.start(user, server, options)
-        assert events[-1].get("failed"), events
+        """Start a server, which must fail. What the user reads, now or on her page."""
+        self.make_user(user)
+        since = len(self.hub.log)
+        answer = self.hub.api("POST", _path(user, server), json=dict(options or {}))
+        if answer.status_code >= 400:
+            self.settle(user, server)
+            return str(answer.json()["message"])
+        events = self.progress(user, server)
         self.settle(user, server)
+        if not events:  # it failed before we asked
+            assert "is not starting" in self.hub.log[since:]
+            return self.hub.log[since:]
+        assert events[-1].get("failed"), events
         return str(events[-1]["message"])
 
     def settle(self, user: str, server: str = "") -> None:
@@ -158,6 +170,15 @@ class Site:
     def token_of(self, user: str) -> str:
         """A JupyterHub token with which the user makes requests."""
         return str(self.hub.api("POST", f"/users/{quote(user, safe='')}/tokens", json={}).json()["token"])
+
+    def clear(self) -> None:
+        """Leave nothing of a test to the next one, also after a failure."""
+        for user in self.hub.api("GET", "/users").json():
+            for server in user["servers"]:
+                self.stop(user["name"], server)
+        for pod in self.list("pods"):
+            self.plane.request("DELETE", f"{self.pods}/{pod['metadata']['name']}?gracePeriodSeconds=0")
+        eventually(lambda: self.ours() == NONE)
 
     def restart(self) -> None:
         self.hub.stop()

@@ -65,9 +65,7 @@ def neighbour(site: Site, plane: Api, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(autouse=True)
 def empty(site: Site) -> Iterator[None]:
     yield
-    for pod in site.list("pods"):
-        site.plane.request("DELETE", f"{site.pods}/{pod['metadata']['name']}")
-    eventually(lambda: site.ours() == NONE)
+    site.clear()
 
 
 def hosts(route: dict[str, Any]) -> set[str]:

@@ -80,8 +80,6 @@ class Sidecar:
 
     #: Empty: the notebook container's own. It needs no more than a POSIX shell with cat, mkdir, ln, mv, rm and sleep.
     image: str = ""
-    #: Empty: the notebook container's, for its own image, else Kubernetes' default.
-    image_pull_policy: str = ""
     #: The uid that the files belong to; None: see `_uid`.
     uid: int | None = None
     resources: Mapping[str, Any] = field(default_factory=lambda: RESOURCES)
@@ -168,7 +166,7 @@ def _container(pod: V1Pod, sidecar: Sidecar) -> V1Container:
     return V1Container(
         name=FILES,
         image=sidecar.image or _get(notebook, "image"),
-        image_pull_policy=sidecar.image_pull_policy or (_get(notebook, "image_pull_policy") if own_image else None),
+        image_pull_policy=_get(notebook, "image_pull_policy") if own_image else None,
         restart_policy="Always",
         # The image's own may be a home that only the image's user may enter; the notebook has a volume there.
         working_dir="/",

@@ -350,8 +350,7 @@ def test_an_image_of_its_own(serialize: Serialize) -> None:
     assert sidecar(serialize(pod))["image"] == "images/small:1"
     assert "imagePullPolicy" not in sidecar(serialize(pod))  # the notebook's is for the notebook's image
     assert sidecar(serialize(pod))["resources"] == resources
-    patch(pod, OUTFIT, Sidecar(image="images/small:1", image_pull_policy="Never"))
-    assert sidecar(serialize(pod))["imagePullPolicy"] == "Never"
+    patch(pod, OUTFIT, Sidecar(image="images/small:1"))
     assert sidecar(serialize(pod))["resources"] == RESOURCES
 
 

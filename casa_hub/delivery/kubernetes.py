@@ -51,7 +51,7 @@ class KubernetesDelivery(LoggingConfigurable):
     ).tag(config=True)
 
     sidecar_resources = Dict(
-        default_value=RESOURCES,
+        default_value=dict(RESOURCES),
         help="""Resources of the sidecar, as in a pod (`requests`, `limits`). It uses them for some milliseconds when
         files change; its memory holds the files. A low CPU limit makes servers start later: 100m costs half a second.
         Default: requests of 1m CPU and 8Mi, limits of 500m and 32Mi.""",

@@ -39,7 +39,7 @@ SYSTEM = ("runc", "containernetworking-plugins", "nftables", "iproute2")
 #: What the image of the pods is made of; libstdc++ for pyzmq.
 IMAGE = "casa-hub.test/singleuser:1"
 IMAGE_PACKAGES = ("bash", "coreutils", "dash", "findutils", "grep", "procps", "sed", "libstdc++6", "python3")
-IMAGE_REQUIREMENTS = ("jupyterhub", "jupyterlab")
+IMAGE_REQUIREMENTS = ("jupyterhub", "jupyterlab", "ipykernel", "distributed", "htcondor", "xrootd")
 
 
 def version_of(module: str, source: str) -> str:
@@ -213,6 +213,9 @@ def _make_singleuser(output: Path) -> None:
         os.chown(root / "home/jovyan", 1000, 1000)
         path = "/opt/jupyter/bin:/usr/bin:/usr/sbin"
         env = {"HOME": "/home/jovyan", "PYTHONPATH": "/opt/jupyter", "PATH": path, "LANG": "C.UTF-8"}
+        # Beside the packages, not where Debian's Python looks.
+        env |= {"JUPYTER_CONFIG_PATH": "/opt/jupyter/etc/jupyter", "JUPYTER_PATH": "/opt/jupyter/share/jupyter"}
+        env |= {"JUPYTERLAB_DIR": "/opt/jupyter/share/jupyter/lab"}
         command = ["jupyterhub-singleuser"]
         make_image(IMAGE, root, output, user="1000:1000", workdir="/home/jovyan", env=env, command=command)
 

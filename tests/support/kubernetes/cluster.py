@@ -63,6 +63,14 @@ sleep infinity &
 wait
 """
 
+#: A zone file (RFC 1035) of a domain and the address of everything below it.
+ZONE = """\
+$ORIGIN {0}.
+@ 1 IN SOA dns root 1 60 60 60 1
+@ 1 IN NS dns
+* 1 IN A {1}
+"""
+
 #: Removes directories of cgroups, from the leaves up, once their processes have gone and whoever started this has too.
 REMOVE_CGROUPS = r"""
 cat > /dev/null
@@ -119,6 +127,7 @@ class Cluster:
         images: Sequence[Path] = (),
         store: Path | None = None,
         crds: Sequence[Mapping[str, Any]] = (),
+        wildcards: Mapping[str, str] | None = None,
     ) -> None:
         """Args:
         programs: directory of the executables.
@@ -128,12 +137,14 @@ class Cluster:
         store: what containerd made of these archives (see `save_store`): taken instead, at no cost, if it lies on the
             file system of `work_dir`.
         crds: see `ControlPlane`.
+        wildcards: domain -> address of all names below it, for pods; a site's DNS has such records.
         """
         self.programs = programs
         self.work_dir = work_dir.resolve()
         self.system = system
         self.images = images
         self.store = store
+        self.wildcards = dict(wildcards or {})
         self.path = f"{programs}:{system}/usr/sbin:{system}/usr/bin:{os.environ['PATH']}"
         self.cgroup = f"casa-hub-test-{os.getpid()}"
         self.plane = ControlPlane(
@@ -347,7 +358,11 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
             # The conntrack sysctls belong to the host.
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         }
-        corefile = f""".:53 {{
+        zones = ""
+        for domain, address in self.wildcards.items():
+            zone = write(f"{domain}.zone", ZONE.format(domain, address))
+            zones += f"{domain}:53 {{\n    bind {NODE_ADDRESS}\n    errors\n    file {zone}\n}}\n"
+        corefile = f"""{zones}.:53 {{
     bind {NODE_ADDRESS}
     errors
     kubernetes {CLUSTER_DOMAIN} in-addr.arpa {{

@@ -44,6 +44,7 @@ lint: $(VENV)/.test
 bench: $(VENV)/.test
 	$(VENV)/bin/python bench/bench.py
 	$(VENV)/bin/python bench/storm.py
+	$(VENV)/bin/python bench/node.py
 
 lock: $(VENV)/.test
 	$(VENV)/bin/uv pip compile --quiet --universal --no-annotate --no-header --python-version 3.11 --upgrade \

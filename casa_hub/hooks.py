@@ -56,7 +56,7 @@ async def _pre_spawn(theirs: Theirs, spawner: Any) -> None:
         for sentence in await PodServer.of(spawner).mint():
             spawner.log.info("%s: %s", spawner._log_name, sentence)  # noqa: SLF001 - JupyterHub's name for logs
     except CasaError as error:
-        not_the_hubs_fault(error, spawner.user.settings)
+        not_the_hubs_fault(error, spawner.user.settings["app"])
         raise
     await theirs(spawner)
 
@@ -79,7 +79,7 @@ async def _after_pod_created(theirs: Theirs, spawner: Any, pod: Any) -> None:
         for kind, error in (await server.deliver(pod)).items():
             spawner.log.warning("No %s for %s: %s", kind, server.server.identity, error)
     except CasaError as error:
-        not_the_hubs_fault(error, spawner.user.settings)
+        not_the_hubs_fault(error, spawner.user.settings["app"])
         raise
     await theirs(spawner, pod)
 

@@ -63,7 +63,7 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
             url: str = await super()._start()
         except BaseException as error:
             await asyncio.shield(self._pod_server.take_down())
-            not_the_hubs_fault(error, self.user.settings)
+            not_the_hubs_fault(error, self.user.settings["app"])
             raise
         self._pod_server.started()
         return url

@@ -58,14 +58,20 @@ def _home(app: Any) -> Any:
     return app.spawner_class
 
 
-def not_the_hubs_fault(error: BaseException, settings: dict[str, Any]) -> None:
+def not_the_hubs_fault(error: BaseException, app: Any) -> None:
     """Keep a failed spawn out of JupyterHub's count, if another hub could do no better.
 
     A hub that counts `Spawner.consecutive_failure_limit` failures in a row exits, to begin afresh: five tries of a
     person whose name can't have a credential must not do that to everybody else. It counts a failure after the
-    spawner raised it (`settings`: JupyterHub's tornado settings), so one less here leaves the count as it was.
+    spawner raised it, so one less here leaves the count as it was.
+
+    Args:
+        error: why a spawn fails.
+        app: JupyterHub's application.
     """
     if isinstance(error, CasaError) and not getattr(error, "transient", False):
+        # Not `app.tornado_settings`, what `user.settings` is: JupyterHub's handlers count in their own copy of it.
+        settings = app.tornado_application.settings
         settings["failure_count"] = settings.get("failure_count", 0) - 1
 
 

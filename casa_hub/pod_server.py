@@ -222,7 +222,11 @@ class PodServer:
         if not marks.is_of(pod, self.server):
             thing = f"Pod {self._spawner.namespace}/{self._spawner.pod_name}"
             raise DeliveryError(thing, "it is another server's, and is left alone", "The operator must look at it.")
-        await self.delivery.end(self._start(marks.start_id_of(pod)), Pod.of(pod), grace_seconds, self._deadline())
+        try:
+            await self.delivery.end(self._start(marks.start_id_of(pod)), Pod.of(pod), grace_seconds, self._deadline())
+        except KubernetesError as error:  # JupyterHub doesn't tell it to anybody
+            self._spawner.log.error("Server %s could not be stopped: %s", self.server.identity, error)  # noqa: TRY400
+            raise
 
     async def withdraw_ended(self) -> None:
         """Remove what the server's pod owns, if it is still there: one that has ended needs no secret."""

@@ -45,6 +45,7 @@ async def merged(*streams: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[
             events.put_nowait(event)
 
     pumps = [asyncio.create_task(pump(stream)) for stream in streams]
+    getting: asyncio.Task[dict[str, Any]] | None = None
     try:
         while not (events.empty() and all(task.done() for task in pumps)):
             getting = asyncio.create_task(events.get())
@@ -54,7 +55,7 @@ async def merged(*streams: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[
             else:
                 getting.cancel()
     finally:
-        for task in pumps:
+        for task in filter(None, [getting, *pumps]):
             task.cancel()
 
 

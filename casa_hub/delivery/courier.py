@@ -130,9 +130,11 @@ class Courier:
             except KubernetesError as error:
                 if error.status != 409 or error.transient:  # noqa: PLR2004
                     raise
-            there = await self._api.get(body, deadline)
-            if there is not None:
-                return there
+                there = await self._api.get(body, deadline)
+                if there is not None:
+                    return there
+                if deadline.left < _LOOK_AGAIN:
+                    raise
             await asyncio.sleep(_LOOK_AGAIN)  # it went while we looked
 
     async def _make_room(self, there: Object, body: Object, start: Start, deadline: Deadline) -> None:

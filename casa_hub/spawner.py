@@ -81,6 +81,13 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
             self._steps.say(26, f"Starting without {kind}, so Dask can't be reached from outside: {error}")
         return True
 
+    async def _start_reflector(self, *args: Any, **kwargs: Any) -> Any:
+        """As KubeSpawner's, but not broken off: all spawns of this hub wait for the first load of what it starts.
+
+        A spawn page starts one, too, and JupyterHub ends the page's work when the spawn fails, at once perhaps.
+        """
+        return await asyncio.shield(super()._start_reflector(*args, **kwargs))
+
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         """Our steps, and Kubernetes' events below."""
         async for event in merged(self._steps.follow(), super().progress()):

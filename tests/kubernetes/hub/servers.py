@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.hub import Hub
 from tests.support.kubernetes.api import MERGE, Api, eventually
+from tests.support.kubernetes.control_plane import ControlPlane
 from tests.support.kubernetes.facility import facility
 from tests.support.kubernetes.hub import kubernetes_hub
 from tests.support.kubernetes.pods import RunningPods
@@ -214,6 +215,8 @@ def open_site(
         kubeconfig: whom the hub is to the API server. Default: an administrator.
         running: whether the hub is started.
     """
+    if not isinstance(plane, ControlPlane):
+        pytest.skip("reports pods as running, and CASA_HUB_KUBECONFIG names a cluster where others do that")
     name = namespace or plane.make_namespace(namespace_labels)
     directory = directories.mktemp("site")
     (directory / "keys").mkdir()

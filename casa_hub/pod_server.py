@@ -104,7 +104,7 @@ class PodServer:
             self._given.start,
             self._minted.parcel(),
             routes_required=self.facility.requires_routes,
-            deadline=self._deadline(),
+            seconds=self._spawner.k8s_api_request_retry_timeout,
         )
         # Not cancelled with the start, or nobody would know whether the pod was created after all.
         self._launch = asyncio.create_task(launch)

@@ -21,6 +21,8 @@ from casa_hub.delivery.manifests import Object, Pod, Start
 #: Launches under way at once. More keep the API server and each other busy, so that each pod waits longer for its
 #: Secret, and not one server is ready sooner (`bench/storm.py`).
 _AT_ONCE = 3
+#: Seconds after which a launch counts no longer: the API server is far away or slow then, and waits for no processor.
+_PACE = 0.1
 
 #: Seconds between two looks at a pod that is about to go.
 _LOOK_AGAIN = 0.1
@@ -47,19 +49,23 @@ class Courier:
     def __init__(self, api: KubernetesAPI, log: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None:
         self._api = api
         self._log = log
-        self._turn = asyncio.Semaphore(_AT_ONCE)
+        self._room = asyncio.Semaphore(_AT_ONCE)
 
-    async def launch(self, body: Object, start: Start, load: Load, deadline: Deadline) -> Launched:
+    async def launch(self, body: Object, start: Start, load: Load, seconds: float) -> Launched:
         """Create the pod `body`, and at once what it owns.
 
         A pod of an earlier start of the same server that is in the way is removed; another server's is not. A creation
         whose answer got lost is recognised by its start id. After an error the pod may be there (`take_down`).
 
+        `seconds` begin when it is this launch's turn.
+
         Raises:
             KubernetesError: the pod, or something that it can't do without, is refused.
         """
+        deadline = None
         while True:
-            async with self._in_turn(start, body["metadata"]["name"], deadline):
+            async with self._in_turn():
+                deadline = deadline or Deadline(seconds)
                 made = await self._create(body, deadline)
                 if marks.start_id_of(made) == start.start_id:
                     pod = Pod.of(made)
@@ -108,20 +114,21 @@ class Courier:
         return all(one is not None and marks.start_id_of(one) == start.start_id for one in there)
 
     @asynccontextmanager
-    async def _in_turn(self, start: Start, pod_name: str, deadline: Deadline) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(deadline.left):
-                await self._turn.acquire()
-        except TimeoutError:
-            raise KubernetesError(
-                f"Pod {start.namespace}/{pod_name}",
-                "other servers are being started, and the API server is slow or away",
-                "Try again in a minute.",
-            ) from None
+    async def _in_turn(self) -> AsyncIterator[None]:
+        await self._room.acquire()
+        inside = True
+
+        def leave() -> None:
+            nonlocal inside
+            if inside:
+                inside = False
+                self._room.release()
+
+        asyncio.get_running_loop().call_later(_PACE, leave)
         try:
             yield
         finally:
-            self._turn.release()
+            leave()
 
     async def _create(self, body: Object, deadline: Deadline) -> Object:
         """The pod of that name: the new one, perhaps by a try whose answer got lost; or the one in its place."""

@@ -177,7 +177,7 @@ class KubernetesDelivery(LoggingConfigurable):
     # -- verbs
 
     async def launch(
-        self, body: Object, start: Start, parcel: Parcel, *, routes_required: bool, deadline: Deadline
+        self, body: Object, start: Start, parcel: Parcel, *, routes_required: bool, seconds: float
     ) -> Launched:
         """Create the pod (`body`, dressed), and at once what it owns. See `Courier.launch`.
 
@@ -188,7 +188,7 @@ class KubernetesDelivery(LoggingConfigurable):
         load = self._load(start, parcel, routes_required)
         body["metadata"]["namespace"] = start.namespace  # KubeSpawner leaves it to the request
         load(Pod(body["metadata"]["name"], ""))  # what is wrong with it is found before there is a pod
-        return await self._loop.run(self._courier.launch(body, start, load, deadline))
+        return await self._loop.run(self._courier.launch(body, start, load, seconds))
 
     async def deliver(
         self, start: Start, pod: Pod, parcel: Parcel, *, routes_required: bool, deadline: Deadline

@@ -50,7 +50,8 @@ HOSTILE = ["josé", "jose\u0301", "a" * 200, "a" * 199 + "b", "😀", "a b", "{u
 
 @pytest.fixture(scope="module")
 def site(plane: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with open_site(plane, tmp_path_factory, 'c.Facility.hub_id = "a"\n' + PROFILES + KNOWN_START) as one:
+    config = 'c.Facility.hub_id = "a"\nc.Spawner.consecutive_failure_limit = 5\n'
+    with open_site(plane, tmp_path_factory, config + PROFILES + KNOWN_START) as one:
         yield one
 
 
@@ -198,9 +199,10 @@ def in_the_way(site: Site, name: str, annotations: dict[str, str]) -> str:
 def test_a_pod_in_the_way_that_is_anothers_is_left_alone(site: Site, annotations: dict[str, str]) -> None:
     uid = in_the_way(site, "jupyter-ada", annotations)
     since = len(site.hub.log)
-    said = site.fails("ada")
-    assert f"Pod {site.namespace}/jupyter-ada" in said
-    assert "another server's" in said
+    for _ in range(2):  # of two in a row, the hub would tell
+        said = site.fails("ada")
+        assert f"Pod {site.namespace}/jupyter-ada" in said
+        assert "another server's" in said
     assert site.plane.request("GET", f"{site.pods}/jupyter-ada")["metadata"]["uid"] == uid
     assert site.ours() == NONE
     assert "consecutive" not in site.hub.log[since:]

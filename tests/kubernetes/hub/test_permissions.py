@@ -307,6 +307,29 @@ def test_a_renewal_that_is_not_allowed_is_named_and_the_server_goes_on(traefik: 
     site.stop("ada")
 
 
+def test_a_stop_that_is_not_allowed_is_named_and_works_when_it_is(traefik: tuple[Site, Account]) -> None:
+    site, account = traefik
+    right = Right("", "pods", "delete")
+    site.ready("ada")
+    since = len(site.hub.log)
+    account.take(right)
+    try:
+        site.hub.api("DELETE", "/users/ada/servers/")
+        site.hub.wait_for_all(r'cannot delete resource \\?"pods', 1, since=since)
+        site.settle("ada")
+        # JupyterHub takes it for stopped: nobody comes to that pod any more, and it is left no secret and no route.
+        left = site.pod("ada")
+        eventually(lambda: site.ours() == NONE)
+    finally:
+        account.give_back(right)
+    site.ready("ada")  # in its place
+    pod = site.pod("ada")
+    assert pod["metadata"]["uid"] != left["metadata"]["uid"]
+    assert set(site.of(pod)) == set(KINDS)
+    site.stop("ada")
+    assert site.list("pods") == []
+
+
 @cases(TRAEFIK_2_CASES)
 def test_a_right_that_is_missing_for_traefik_2(traefik_2: tuple[Site, Account], right: Right, act: Act) -> None:
     check_without(*traefik_2, right, act)

@@ -149,6 +149,10 @@ def test_each_step_is_a_sentence_and_the_percentage_rises(site: Site) -> None:
     assert percent[-1] == 100
     site.stop("ada")
 
+    again = messages(site.ready("ada"))  # and not what the start before was told
+    assert len(set(again)) == len(again) == len(said)
+    site.stop("ada")
+
 
 def test_the_spawn_page_shows_the_events_of_kubernetes_too(
     plane: Api, tmp_path_factory: pytest.TempPathFactory

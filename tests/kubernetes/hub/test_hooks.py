@@ -1,0 +1,121 @@
+"""`casa_hub.hooks.install(c)`: a site keeps its own spawner class, and its servers have the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes.conftest import MakeHub
+from tests.kubernetes.hub.servers import NONE, Site, open_site
+from tests.support.hub import Hub
+from tests.support.kubernetes.api import Api, eventually
+from tests.support.kubernetes.facility import facility
+
+SITE = """
+from kubespawner import KubeSpawner
+
+class SiteSpawner(KubeSpawner):
+    pass
+
+def tell(hook):
+    with open("calls", "a") as file:
+        print(hook, file=file)
+
+def pre_spawn(spawner):
+    tell("pre_spawn")
+
+async def modify_pod(spawner, pod):
+    tell("modify_pod")
+    pod.metadata.annotations["site/note"] = "kept"
+    # A hook that forgets to return the pod, as some do.
+
+def after_pod_created(spawner, pod):
+    tell("after_pod_created")
+    if spawner.user.name == "unlucky":
+        raise RuntimeError("the site's own hook failed")
+
+c.JupyterHub.spawner_class = SiteSpawner
+c.SiteSpawner.pre_spawn_hook = pre_spawn
+c.KubeSpawner.modify_pod_hook = modify_pod
+c.KubeSpawner.after_pod_created_hook = after_pod_created
+c.Spawner.post_stop_hook = lambda spawner: tell("post_stop")
+"""
+INSTALL = "import casa_hub.hooks\ncasa_hub.hooks.install(c)\n"
+
+
+@pytest.fixture(scope="module")
+def site(plane: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with open_site(plane, tmp_path_factory, SITE + INSTALL + INSTALL) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def cleared(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "site" in request.fixturenames:
+        request.getfixturevalue("site").clear()
+
+
+def calls(hub: Hub) -> list[str]:
+    told = hub.directory / "calls"
+    lines = told.read_text().splitlines() if told.exists() else []
+    told.unlink(missing_ok=True)
+    return lines
+
+
+def test_the_servers_of_a_sites_own_class_have_credentials(site: Site) -> None:
+    site.ready("ada")
+    pod = site.pod("ada")
+    files = site.files(pod)
+    assert {"xcache_token", "condor_token", "hostcert.pem"} <= set(files)
+    assert [container["name"] for container in pod["spec"]["initContainers"]] == ["casa-hub-files"]
+    assert pod["metadata"]["annotations"]["site/note"] == "kept"
+    site.stop("ada")
+    eventually(lambda: site.ours() == NONE)
+    assert calls(site.hub) == ["pre_spawn", "modify_pod", "after_pod_created", "post_stop"]  # each once
+
+
+def test_a_site_hook_that_fails_leaves_nothing(site: Site) -> None:
+    assert "the site's own hook failed" in site.fails("unlucky") + site.hub.log
+    eventually(lambda: site.ours() == NONE and not site.names())
+
+
+def test_what_a_refresh_brings_reaches_the_server_also_after_a_restart(site: Site) -> None:
+    site.ready("bea")
+    assert "access_token" not in site.files(site.pod("bea"))
+    token = site.token_of("bea")
+    for value in ("first", "second"):
+        (site.hub.directory / "token").write_text(value)
+        site.hub.api("GET", "/user", token=token)
+        eventually(lambda value=value: site.files(site.pod("bea")).get("access_token", b"").strip() == value.encode())
+        site.restart()
+    (site.hub.directory / "token").unlink()
+
+
+def test_required_credentials_that_cannot_be_minted_make_no_pod(
+    plane: Api, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = SITE + INSTALL + 'c.Facility.required = ["bearer"]\n'
+    with open_site(plane, tmp_path_factory, config) as site:
+        assert "bearer" in site.fails("ada")
+        assert site.list("pods") == []
+
+
+@pytest.mark.parametrize("slot", ["pre_spawn_hook", "modify_pod_hook"])
+def test_a_hook_set_after_ours_is_refused_at_the_hubs_start(make_hub: MakeHub, tmp_path: Path, slot: str) -> None:
+    config = facility(tmp_path) + SITE + INSTALL + f"c.SiteSpawner.{slot} = print\n"
+    hub = make_hub(config)
+    hub.begin()
+    assert hub.process is not None
+    assert hub.process.wait(60) != 0
+    eventually(lambda: f"SiteSpawner.{slot}" in hub.log and "Set it before that line" in hub.log)
+
+
+def test_hooks_for_a_spawner_without_pods_are_refused_at_the_hubs_start(make_hub: MakeHub, tmp_path: Path) -> None:
+    hub = make_hub(facility(tmp_path) + 'c.JupyterHub.spawner_class = "simple"\n' + INSTALL)
+    hub.begin()
+    assert hub.process is not None
+    assert hub.process.wait(60) != 0
+    eventually(lambda: "is for KubeSpawner and its subclasses, not for SimpleLocalProcessSpawner" in hub.log)

@@ -93,7 +93,7 @@ class Site:
         self.settle(user, server)
 
     def end(self, user: str, server: str = "") -> None:
-        """The server's pod ends by itself, and the hub sees it."""
+        """The server's pod ends by itself, and the hub sees it (at its next poll: `Spawner.poll_interval`)."""
         path = f"{self.pods}/{self.pod(user, server)['metadata']['name']}/status"
         ended = {"name": "notebook", "image": "", "imageID": "", "ready": False, "restartCount": 0}
         ended["state"] = {"terminated": {"exitCode": 1, "reason": "Error"}}
@@ -101,7 +101,6 @@ class Site:
         self.plane.request("PATCH", path, body, content_type=MERGE)
 
         def seen() -> bool:
-            self.hub.api("DELETE", _path(user, server))  # asks for the pod's state first
             servers = self.hub.api("GET", f"/users/{quote(user, safe='')}").json()["servers"]
             return server not in servers or servers[server]["stopped"]
 

@@ -19,7 +19,7 @@ RBAC = "/apis/rbac.authorization.k8s.io/v1/namespaces/{}"
 GATEWAY = 'c.TraefikRoutes.kind = "gateway"\nc.TraefikRoutes.gateway = "traefik/dask"\n'
 #: Nothing but Traefik may come to the Dask ports.
 POLICY = 'c.TraefikRoutes.network_policy_peers = [{"podSelector": {"matchLabels": {"app": "traefik"}}}]\n'
-ENDED_STAY = "c.KubeSpawner.delete_stopped_pods = False\n"
+ENDED_STAY = "c.KubeSpawner.delete_stopped_pods = False\nc.Spawner.poll_interval = 1\n"
 
 
 class Right(NamedTuple):

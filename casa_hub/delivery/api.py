@@ -30,6 +30,8 @@ T = TypeVar("T")
 #: Answers that may be another one in a moment: too many requests, and whatever ails the server.
 _TRANSIENT = {429, 500, 502, 503, 504}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+#: Seconds below which a try would say no more than that there was no time.
+_LEAST = 0.1
 
 _APPLY = "application/apply-patch+yaml"
 _JSON_PATCH = "application/json-patch+json"
@@ -198,17 +200,17 @@ class KubernetesAPI:
                 return await self._once(call, min(self._request_timeout, deadline.left))
             except KubernetesError as error:
                 wait = max(error.retry_after, pause * random.uniform(0.5, 1))  # noqa: S311 - not all come at once
-                if not error.transient or wait >= deadline.left:
+                if not error.transient or wait + _LEAST >= deadline.left:
                     raise
             await asyncio.sleep(wait)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _once(self, call: _Call, seconds: float) -> Object:
-        if self._client is None:
-            self._client = self._connect()
-        client = self._client
         headers = {"Accept": "application/json", "Content-Type": "application/json", **call.headers}
         try:
+            if self._client is None:
+                self._client = self._connect()
+            client = self._client
             async with asyncio.timeout(seconds):
                 await client.update_params_for_auth(headers, [], ["BearerToken"])
                 # Not preloaded: the client writes what it preloads to its log, and it may be a Secret.

@@ -267,6 +267,7 @@ def test_a_pod_that_the_namespace_refuses_is_told_with_the_reason(strict: Site) 
         assert 'violates PodSecurity "restricted' in said
         assert "casa-hub-files" not in said  # what is wrong is not ours
     assert strict.list("pods") == []
+    assert "JUPYTERHUB_API_TOKEN" not in strict.hub.log  # KubeSpawner would log the whole pod
     assert "consecutive" not in strict.hub.log
     assert strict.hub.api("GET", "/users/ada").ok
 

@@ -14,7 +14,8 @@ more when many start, and kubelet then takes 0.6 s longer).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from jupyterhub.utils import maybe_future
@@ -50,37 +51,42 @@ class Hook:
 Theirs = Callable[..., Awaitable[Any]]
 
 
-async def _pre_spawn(theirs: Theirs, spawner: Any) -> None:
-    """Credentials are minted. The membership has been checked by the authenticator's `pre_spawn_start`."""
+@contextmanager
+def _not_counted(spawner: Any) -> Iterator[None]:
+    """What fails in here for a reason of ours: see `not_the_hubs_fault`."""
     try:
-        for sentence in await PodServer.of(spawner).mint():
-            spawner.log.info("%s: %s", spawner._log_name, sentence)  # noqa: SLF001 - JupyterHub's name for logs
+        yield
     except CasaError as error:
         not_the_hubs_fault(error, spawner.user.settings["app"])
         raise
+
+
+async def _pre_spawn(theirs: Theirs, spawner: Any) -> None:
+    """Credentials are minted. The membership has been checked by the authenticator's `pre_spawn_start`."""
+    with _not_counted(spawner):
+        for sentence in await PodServer.of(spawner).mint():
+            spawner.log.info("%s: %s", spawner._log_name, sentence)  # noqa: SLF001 - JupyterHub's name for logs
     await theirs(spawner)
 
 
 async def _modify_pod(theirs: Theirs, spawner: Any, pod: Any) -> Any:
     changed = await theirs(spawner, pod)
     pod = pod if changed is None else changed
-    PodServer.of(spawner).dress(pod)
+    with _not_counted(spawner):
+        PodServer.of(spawner).dress(pod)
     return pod
 
 
 async def _after_pod_created(theirs: Theirs, spawner: Any, pod: Any) -> None:
     """KubeSpawner stops the pod if this raises."""
     server = PodServer.of(spawner)
-    try:
+    with _not_counted(spawner):
         async with asyncio.timeout(spawner.k8s_api_request_retry_timeout):
             while not server.is_this_start(pod):  # the watch is late and shows the pod of the start before
                 await asyncio.sleep(_LOOK_AGAIN)
                 pod = server.pod()
         for kind, error in (await server.deliver(pod)).items():
             spawner.log.warning("No %s for %s: %s", kind, server.server.identity, error)
-    except CasaError as error:
-        not_the_hubs_fault(error, spawner.user.settings["app"])
-        raise
     await theirs(spawner, pod)
 
 

@@ -7,12 +7,14 @@ VENV := .venv
 VENV_HUB5 := .venv-hub5
 LOCK := tests/lock
 
-.PHONY: help demo demo-check test test-hub5 kubernetes lint bench lock clean
+.PHONY: help demo demo-check demo-kubernetes demo-kubernetes-check test test-hub5 kubernetes lint bench lock clean
 
 help:
 	@echo "make demo        a whole facility on this machine; open it in a browser"
 	@echo "                 (DEMO=\"--port 8001 --directory DIR\" for another port and place)"
 	@echo "make demo-check  the same, headless: tries everything and prints a table"
+	@echo "make demo-kubernetes, make demo-kubernetes-check"
+	@echo "                 both with servers on a Kubernetes of one node (as root; builds Kubernetes first, once)"
 	@echo "make test        all tests, with JupyterHub 6 and 5.5"
 	@echo "make kubernetes  only builds the Kubernetes that tests run on: eight minutes, once; make test does it too"
 	@echo "make lint        ruff and mypy --strict"
@@ -24,6 +26,12 @@ demo: $(VENV)/.demo
 
 demo-check: $(VENV)/.demo
 	@exec $(VENV)/bin/casa-hub demo --check
+
+demo-kubernetes: $(VENV)/.test kubernetes
+	@exec $(VENV)/bin/python -m tests.support.kubernetes.demo $(DEMO)
+
+demo-kubernetes-check: $(VENV)/.test kubernetes
+	@exec $(VENV)/bin/python -m tests.support.kubernetes.demo --check
 
 test: $(VENV)/.test kubernetes test-hub5
 	$(VENV)/bin/python -m pytest $(TESTS)

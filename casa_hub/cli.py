@@ -21,11 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Start a whole facility on this machine, without root: identity provider, XCache, HTCondor, "
         "Traefik and the hub. Ctrl-C ends all of it.",
     )
-    demo.add_argument("--check", action="store_true", help="try everything by itself, print a table, and end")
-    demo.add_argument("--port", type=int, help="the hub's port (default: 8000, with --check a free one)")
-    demo.add_argument(
-        "--directory", type=Path, help="where homes and keys are kept (default: casa-hub-demo in your state directory)"
-    )
+    add_demo_options(demo)
     settings = commands.add_parser(
         "settings", help="the reference of all settings", description="Print what can be configured, with its help."
     )
@@ -40,14 +36,21 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def add_demo_options(parser: argparse.ArgumentParser) -> None:
+    """What a demo can be told, wherever its servers live."""
+    parser.add_argument("--check", action="store_true", help="try everything by itself, print a table, and end")
+    parser.add_argument("--port", type=int, help="the hub's port (default: 8000, with --check a free one)")
+    parser.add_argument(
+        "--directory", type=Path, help="where keys and logs are kept (default: casa-hub-demo in your state directory)"
+    )
+
+
 def _demo(options: argparse.Namespace) -> int:
     try:
-        from casa_hub.demo import run  # noqa: PLC0415 - needs the extra
+        from casa_hub.demo.run import run  # noqa: PLC0415 - needs the extra
     except ImportError as error:
         raise CasaError("casa-hub demo", f"{error.name} is not installed", "pip install 'casa_hub[demo]'") from error
-    if options.check:
-        return run.check(options.directory, port=options.port)
-    return run.serve(options.directory, port=options.port)
+    return run(options)
 
 
 def _settings(section: str | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from casa_hub.demo.accounts import ADMINISTRATOR, DOMAIN, MEMBER, MEMBERS, STRAN
 from casa_hub.demo.browser import Browser, Kernel
 from casa_hub.demo.packages import Progress
 from casa_hub.errors import CasaError
-from casa_hub.processes import Process, signed_in
 
 if TYPE_CHECKING:
     from casa_hub.demo.facility import Facility
+    from casa_hub.demo.xrootd import XCache
 
 OK, FORBIDDEN = HTTPStatus.OK, HTTPStatus.FORBIDDEN
 
@@ -49,7 +50,9 @@ class Checks:
         self._progress = progress
         self.steps: list[Step] = []
         self._browsers: dict[str, Browser] = {}
-        self._processes: list[Process] = []
+        self._kernels: dict[str, Kernel] = {}
+        #: A directory for the time of `run`, and in it each user's laptop.
+        self._laptops = Path()
 
     @property
     def passed(self) -> bool:
@@ -57,12 +60,15 @@ class Checks:
 
     def run(self) -> None:
         """All steps; one that fails does not keep the others from being tried."""
+        with tempfile.TemporaryDirectory(prefix="casa-hub-laptops-") as directory:
+            self._laptops = Path(directory)
+            self._run()
+
+    def _run(self) -> None:
         self._log_in()
         for account in (MEMBER, ADMINISTRATOR):
             self._step(f"{account.name}: a server starts", partial(self._spawn, account.name))
-        kernel = self._step(
-            "a kernel starts in the member's server", lambda: Kernel(self._browser(MEMBER.name), MEMBER.name)
-        )
+        kernel = self._step("a kernel starts in the member's server", lambda: self._kernel(MEMBER.name))
         if kernel is not None:
             self._quickstart(kernel)
             self._from_outside()
@@ -115,10 +121,7 @@ class Checks:
     def _spawn(self, name: str) -> None:
         messages = self._browser(name).spawn(name)
         _expect(any("valid until" in message for message in messages), f"progress said only {messages}")
-        process = signed_in(self._facility.servers / name / "process")
-        if process is None or not process.alive:
-            raise CasaError("the facility", "the server's process is not there", "")
-        self._processes.append(process)
+        _expect(self._facility.server_runs(name), "the server does not run")
 
     def _quickstart(self, kernel: Kernel) -> None:
         """Every cell of the notebook, inside the member's server."""
@@ -132,13 +135,22 @@ class Checks:
 
     def _from_outside(self) -> None:
         """A laptop that holds a copy of the user's certificate, or somebody else's, or none."""
-        own, other = (self._facility.servers / name for name in (MEMBER.name, ADMINISTRATOR.name))
+        own, other = self._laptops / MEMBER.name, self._laptops / ADMINISTRATOR.name
         host = f"{MEMBER.name}.dask.{DOMAIN}"
+        for account in (MEMBER, ADMINISTRATOR):
+            self._step(f"{account.name} copies credentials to a laptop", partial(self._copy, account.name))
         self._step("outside: the user's certificate opens the scheduler", lambda: self._dial(host, own, own))
         self._step(
             "outside: another server's certificate is refused", lambda: self._dial(host, own, other, refused=True)
         )
         self._step("outside: no certificate is refused", lambda: self._dial(host, own, None, refused=True))
+
+    def _copy(self, name: str) -> None:
+        """As a person would: out of the directory that the notebook names."""
+        laptop = self._laptops / name
+        laptop.mkdir(mode=0o700)
+        for file, content in json.loads(self._kernel(name).run(_SHOW)).items():
+            (laptop / file).write_text(content)
 
     def _dial(self, host: str, ca: Path, certificate: Path | None, *, refused: bool = False) -> None:
         program = [sys.executable, "-m", "casa_hub.demo.dial", host, str(ca / "ca.pem")]
@@ -153,27 +165,30 @@ class Checks:
     def _refusals(self) -> None:
         xcache, pool = self._facility.xcache, self._facility.pool
         if xcache is not None:
-            self._step("XCache refuses to read without a macaroon", lambda: _refused(xcache, None))
-            self._step("XCache refuses a forged macaroon", lambda: _refused(xcache, self._forged("xcache_token")))
+            self._step("XCache refuses to read without a macaroon", lambda: self._refused(xcache, None))
+            self._step("XCache refuses a forged macaroon", lambda: self._refused(xcache, self._forged("xcache_token")))
         if pool is not None:
             self._step("HTCondor refuses a forged IDTOKEN", self._forged_idtoken)
 
+    def _refused(self, xcache: XCache, token: str | None) -> None:
+        url, headers = xcache.url("/store/user/demo/muons.csv", "https"), {"Authorization": f"Bearer {token}"}
+        with self._facility.network():
+            answer = requests.get(url, headers=headers if token else {}, verify=str(xcache.tls.ca_file), timeout=30)
+        _expect(answer.status_code == FORBIDDEN, f"XCache answered {answer.status_code}")
+
     def _forged(self, name: str) -> str:
         """A token of the member's with some bytes of its signature changed."""
-        token = (self._facility.servers / MEMBER.name / name).read_text().strip()
+        token = (self._laptops / MEMBER.name / name).read_text().strip()
         place = len(token) - 20
         return token[:place] + ("AAAA" if token[place : place + 4] != "AAAA" else "BBBB") + token[place + 4 :]
 
     def _forged_idtoken(self) -> None:
-        kernel = Kernel(self._browser(MEMBER.name), MEMBER.name)
-        kernel.run(_FORGE.format(token=self._forged("condor_token")))
+        self._kernel(MEMBER.name).run(_FORGE.format(token=self._forged("condor_token")))
 
     def _stop(self) -> None:
         def stop(name: str) -> None:
             self._browser(name).stop(name)
-            left = [path for path in (self._facility.servers / name,) if path.exists()]
-            left += [path for path in self._facility.routes.iterdir() if path.name.startswith(f"{name}.")]
-            _expect(not left, f"left behind: {left}")
+            _expect(not (left := self._facility.left_of(name)), f"left behind: {left}")
 
         for account in (MEMBER, ADMINISTRATOR):
             self._step(
@@ -185,8 +200,7 @@ class Checks:
 
         def ended() -> None:
             _expect(self._facility.hub is not None and not self._facility.hub.running, "the hub runs")
-            running = [process for process in self._processes if process.alive]
-            _expect(not running, f"processes run: {running}")
+            _expect(not (left := self._facility.left()), f"left behind: {left}")
 
         self._step("everything has ended", ended)
 
@@ -194,6 +208,12 @@ class Checks:
 
     def _browser(self, name: str) -> Browser:
         return self._browsers.setdefault(name, Browser(self._facility.url))
+
+    def _kernel(self, name: str) -> Kernel:
+        """The one in this user's server, started when first asked for."""
+        if name not in self._kernels:
+            self._kernels[name] = Kernel(self._browser(name), name)
+        return self._kernels[name]
 
     def _step(self, name: str, action: Callable[[], Any]) -> Any:
         begin = time.monotonic()
@@ -215,13 +235,12 @@ def _expect(condition: object, otherwise: str) -> None:
         raise CasaError("the facility", otherwise, "")
 
 
-def _refused(xcache: Any, token: str | None) -> None:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    answer = requests.get(
-        xcache.url("/store/user/demo/muons.csv", "https"), headers=headers, verify=str(xcache.tls.ca_file), timeout=30
-    )
-    _expect(answer.status_code == FORBIDDEN, f"XCache answered {answer.status_code}")
-
+#: Prints what a user may want elsewhere, or somebody may want to forge.
+_SHOW = """
+import json, os, pathlib
+print(json.dumps({path.name: path.read_text() for path in map(pathlib.Path(os.environ["CERT_DIR"]).joinpath,
+                  ("ca.pem", "usercert.pem", "xcache_token", "condor_token")) if path.exists()}))
+"""
 
 #: Runs in the member's server: the same client as before, with a token directory that holds a forged token only.
 _FORGE = """

@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -28,15 +28,31 @@ from casa_hub.demo.processes import Process, free_port, minimal_environment, rea
 from casa_hub.demo.traefik import DASK_PORT, DASK_WORKER_PORT, Traefik
 from casa_hub.errors import CasaError
 from casa_hub.naming import Server
+from casa_hub.processes import Process as ServerProcess
+from casa_hub.processes import signed_in
 
 #: Where the data are that the demo serves.
 MUONS = "/store/user/demo/muons.csv"
+#: The notebook that everybody's home has.
+QUICKSTART = files("casa_hub.demo") / "quickstart.ipynb"
 #: The hub's port, if it is free.
 PORT = 8000
 
 
 class Facility:
-    """What runs, and where. `running` starts it and ends all of it."""
+    """What runs, and where. `running` starts it and ends all of it.
+
+    This one's servers are processes of this machine. A subclass has them elsewhere: methods and attributes that say
+    so are together below, and the check (`casa_hub.demo.check`) asks the same ones.
+    """
+
+    #: Of the directory where it is kept, unless another one is asked for.
+    name = "casa-hub-demo"
+    #: The hub's configuration, beside this file.
+    config = "jupyterhub_config.py"
+    #: Where servers find HTCondor, and XCache by this name; and who may connect to it beside this machine.
+    peers_address, xcache_name = "127.0.0.1", "localhost"
+    xcache_clients: Sequence[str] = ()
 
     def __init__(self, directory: Path, *, port: int | None, progress: Progress) -> None:
         """Args:
@@ -56,15 +72,7 @@ class Facility:
         self.xcache: xrootd.XCache | None = None
         self.pool: htcondor.HTCondorPool | None = None
         self.hub: Process | None = None
-
-    @property
-    def servers(self) -> Path:
-        """Below it, each running server has a directory with its secrets."""
-        return self.directory / "servers"
-
-    @property
-    def routes(self) -> Path:
-        return self.directory / "routes"
+        self._servers: list[ServerProcess] = []
 
     @contextmanager
     def running(self) -> Iterator[Facility]:
@@ -74,22 +82,88 @@ class Facility:
         with ExitStack() as stack:
             stack.enter_context(_alone(self.directory))
             shutil.rmtree(self.directory / "run", ignore_errors=True)  # of one that was killed
-            self._identity_provider(stack)
-            self._names()
-            self._xcache(stack)
-            self._pool(stack)
-            self._traefik(stack)
-            self._hub(stack)
+            self.issuer = f"http://localhost:{self._issuer_port()}"
+            self._home(stack)
+            with self.network():
+                self._identity_provider(stack)
+                self._names()
+                self._xcache(stack)
+                self._pool(stack)
+                self._traefik(stack)
+                self._hub(stack)
+            self._doors(stack)
             try:
                 yield self
             finally:
                 self._progress("Ending everything")
 
+    # -- where servers live -----------------------------------------------------------------------------------------
+
+    def _home(self, stack: ExitStack) -> None:
+        """Start what servers live in."""
+
+    @contextmanager
+    def network(self) -> Iterator[None]:
+        """The calling thread, and what it starts, is where the facility's programs reach each other."""
+        yield
+
+    def _doors(self, stack: ExitStack) -> None:
+        """Let this machine in: the hub at `url`, the identity provider at `issuer`, Traefik at `address`."""
+
+    def _traefik(self, stack: ExitStack) -> None:
+        self._progress("Traefik")
+        stack.enter_context(Traefik(self.directory / "traefik", routes=self._routes, address=self.address))
+
+    def _home_settings(self) -> dict[str, Any]:
+        """What the hub's configuration needs to know of where servers live."""
+        first, second, third, _ = self.address.split(".")
+        return {
+            # Loopback addresses beside the facility's own.
+            "network": f"{first}.{second}.{(int(third) + 1) % 256}.0/24",
+            "routes": str(self._routes),
+            "quickstart": str(QUICKSTART),
+        }
+
+    def _image_environment(self) -> dict[str, str]:
+        """Variables that an analysis image has, and this machine hasn't."""
+        trust = {} if self.xcache is None else self.xcache.client_environment
+        return {**self.names.environment, **trust}
+
+    def _hub_environment(self) -> dict[str, str]:
+        """Variables that the hub needs."""
+        return {}
+
+    def about_servers(self) -> list[str]:
+        """Where a person finds what servers leave."""
+        return [f"Homes, keys and logs are in {self.directory}."]
+
+    def server_runs(self, name: str) -> bool:
+        """Whether this user's server runs; it is looked for again when all should have ended."""
+        process = signed_in(self.directory / "servers" / name / "process")
+        if process is None or not process.alive:
+            return False
+        self._servers.append(process)
+        return True
+
+    def left_of(self, name: str) -> list[str]:
+        """What is still there of this user's server, which has stopped."""
+        secrets_directory = self.directory / "servers" / name
+        left = [secrets_directory] if secrets_directory.exists() else []
+        left += [path for path in self._routes.iterdir() if path.name.startswith(f"{name}.")]
+        return list(map(str, left))
+
+    def left(self) -> list[str]:
+        """What is still there of servers when the facility has ended."""
+        return [str(process) for process in self._servers if process.alive]
+
+    @property
+    def _routes(self) -> Path:
+        return self.directory / "routes"
+
     # -- one after the other ----------------------------------------------------------------------------------------
 
     def _identity_provider(self, stack: ExitStack) -> None:
         self._progress("Identity provider (a mock: it believes whoever you say you are)")
-        self.issuer = f"http://localhost:{self._issuer_port()}"
         command: list[str | Path] = [sys.executable, "-W", "ignore", "-m", "oidc_provider_mock"]
         command += ["--host", "127.0.0.1", "--port", self.issuer.rpartition(":")[2], "--require-nonce", "true"]
         for account in ACCOUNTS:
@@ -129,7 +203,13 @@ class Facility:
             key_file = self._key("xcache-key", xrootd.make_key_file)
             self.xcache = stack.enter_context(
                 xrootd.XCache(
-                    tree, self._scratch(stack, "xcache"), origin=self.origin, key_file=key_file, site="T2_XX_Demo"
+                    tree,
+                    self._scratch(stack, "xcache"),
+                    origin=self.origin,
+                    key_file=key_file,
+                    site="T2_XX_Demo",
+                    names=[self.xcache_name],
+                    clients=self.xcache_clients,
                 )
             )
 
@@ -141,15 +221,11 @@ class Facility:
                 htcondor.HTCondorPool(
                     tree,
                     self._scratch(stack, "pool"),
+                    host=self.peers_address,
                     accounts=[account.name for account in ACCOUNTS],
                     job_environment=self.names.environment,
                 )
             )
-
-    def _traefik(self, stack: ExitStack) -> None:
-        self._progress("Traefik")
-        self.routes.mkdir(exist_ok=True)
-        stack.enter_context(Traefik(self.directory / "traefik", routes=self.routes, address=self.address))
 
     def _hub(self, stack: ExitStack) -> None:
         self._progress("JupyterHub")
@@ -158,12 +234,13 @@ class Facility:
         settings = self.directory / "demo.json"
         settings.touch(mode=0o600)
         settings.write_text(json.dumps(self._settings(), indent=1))
-        config = files("casa_hub.demo") / "jupyterhub_config.py"
+        config = files("casa_hub.demo") / self.config
         bin_directory = Path(sys.executable).parent
         environment = minimal_environment(
             CASA_HUB_DEMO=str(settings),
             JUPYTERHUB_CRYPT_KEY=crypt_key.read_text(),
             PATH=f"{bin_directory}{os.pathsep}{os.environ['PATH']}",
+            **self._hub_environment(),
         )
         self.hub = self._start(
             stack,
@@ -176,7 +253,7 @@ class Facility:
         self.hub.wait_until("it says that it runs", lambda: "JupyterHub is now running" in read_log(hub_log), 60)
 
     def _settings(self) -> dict[str, Any]:
-        """What `jupyterhub_config.py` needs to know."""
+        """What the hub's configuration needs to know."""
         dask_secret = self._key(
             "dask-secret", lambda path: path.write_text(base64.b64encode(os.urandom(32)).decode() + "\n")
         )
@@ -192,20 +269,17 @@ class Facility:
             "members": MEMBERS,
             "administrators": ADMINISTRATORS,
             "dask": {"secret_file": str(dask_secret), "domain": DOMAIN},
-            "network": self._servers_network(),
-            "routes": str(self.routes),
-            "quickstart": str(files("casa_hub.demo") / "quickstart.ipynb"),
-            "image_environment": dict(self.names.environment),
+            "image_environment": self._image_environment(),
+            **self._home_settings(),
         }
         if self.xcache is not None:
             credentials.append("xcache")
             settings["xcache"] = {
                 "key_file": str(self.xcache.key_file),
                 "site": self.xcache.site,
-                "host": self.xcache.host,
+                "host": self.xcache_name,
                 "port": self.xcache.port,
             }
-            settings["image_environment"] |= self.xcache.client_environment
         if self.pool is not None:
             credentials.append("htcondor")
             settings["htcondor"] = {
@@ -216,11 +290,6 @@ class Facility:
             }
             settings["image_environment"] |= {"CONDOR_CONFIG": "/dev/null"}
         return settings | {"credentials": credentials, "required": ["dask"]}
-
-    def _servers_network(self) -> str:
-        """Loopback addresses beside the facility's own."""
-        first, second, third, _ = self.address.split(".")
-        return f"{first}.{second}.{(int(third) + 1) % 256}.0/24"
 
     # -- helpers ----------------------------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ class HTCondorPool:
         tree: see `programs`.
         directory: a directory to make; as root, other users must be able to get there.
         domain: UID domain and trust domain.
-        host: loopback address to be at.
+        host: address to be at, this machine's.
         key_ids: names of the signing keys to make.
         accounts: as root only, users to make Unix accounts of, for this pool.
         job_environment: given to every job.

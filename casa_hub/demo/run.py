@@ -1,7 +1,8 @@
-"""`casa-hub demo`: for a person, or headless with `--check`."""
+"""`casa-hub demo`: for a person, or headless with `--check`. The facility may also be a subclass's."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -17,10 +18,15 @@ from casa_hub.demo.facility import PORT, Facility, elapsed_printer
 from casa_hub.errors import CasaError
 
 
-def serve(directory: Path | None, *, port: int | None) -> int:
+def run(options: argparse.Namespace, make: type[Facility] = Facility) -> int:
+    """What the command line asks for (`casa_hub.cli.add_demo_options`); its exit code."""
+    return (check if options.check else serve)(make, options.directory, port=options.port)
+
+
+def serve(make: type[Facility], directory: Path | None, *, port: int | None) -> int:
     """Start the facility and stay until Ctrl-C."""
     progress = elapsed_printer()
-    facility = Facility(directory or _state_directory(), port=_port(port), progress=progress)
+    facility = make(directory or _state_directory() / make.name, port=_port(port), progress=progress)
     with _ended_by_signals(), facility.running():
         print(_welcome(facility), flush=True)
         assert facility.hub is not None  # noqa: S101
@@ -30,12 +36,12 @@ def serve(directory: Path | None, *, port: int | None) -> int:
     return 0
 
 
-def check(directory: Path | None, *, port: int | None) -> int:
+def check(make: type[Facility], directory: Path | None, *, port: int | None) -> int:
     """Start the facility on free ports, try everything, print a table; 0 when all is well."""
     progress = elapsed_printer()
     with tempfile.TemporaryDirectory(prefix="casa-hub-check-", ignore_cleanup_errors=True) as temporary:
         Path(temporary).chmod(0o711)
-        facility = Facility(directory or Path(temporary), port=port, progress=progress)
+        facility = make(directory or Path(temporary), port=port, progress=progress)
         with _ended_by_signals(), facility.running():
             checks = Checks(facility, progress)
             checks.run()
@@ -55,14 +61,13 @@ def _welcome(facility: Facility) -> str:
     lines += ["", "  The identity provider's page has a button for each. Whoever has an account on this machine can"]
     lines += ["  press them, too, and run programs as you: don't run the demo on a machine that you share."]
     lines += ["", "  A member's server opens quickstart.ipynb: run its cells from top to bottom."]
-    lines += [f"  Homes, keys and logs are in {facility.directory}."]
+    lines += [f"  {line}" for line in facility.about_servers()]
     lines += [f"  Missing on this machine: {what} ({why})" for what, why in facility.missing.items()]
     return "\n".join([*lines, "", "  Ctrl-C ends everything.", ""])
 
 
 def _state_directory() -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(base) / "casa-hub-demo"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
 
 
 def _port(wanted: int | None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -17,11 +18,22 @@ DASK_WORKER_PORT = 8788
 class Traefik:
     """Traefik with the entry points `dask`, `daskworker` and, if wanted, `web`; a context manager."""
 
-    def __init__(self, directory: Path, *, routes: Path, address: str, web_port: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        address: str,
+        routes: Path | None = None,
+        provider: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        web_port: int | None = None,
+    ) -> None:
         """Args:
         directory: for its log; made if need be.
-        routes: directory of the file provider, watched: one YAML file for each server.
-        address: loopback address to be at.
+        address: this machine's, to be at.
+        routes: directory of the file provider, watched: one YAML file for each server; made if need be.
+        provider: options of another provider.
+        environment: more variables, for the provider.
         web_port: port of the entry point `web`; None for no such entry point.
         """
         self.address = address
@@ -31,21 +43,22 @@ class Traefik:
         if web_port is not None:
             self.entry_points["web"] = web_port
         directory.mkdir(parents=True, exist_ok=True)
-        routes.mkdir(parents=True, exist_ok=True)
         options = {
             "global.checkNewVersion": "false",
             "global.sendAnonymousUsage": "false",
             "log.level": "INFO",
             "log.noColor": "true",
-            "providers.file.directory": str(routes),
-            "providers.file.watch": "true",
+            **(provider or {}),
             **{f"entryPoints.{name}.address": f"{address}:{port}" for name, port in self.entry_points.items()},
         }
+        if routes is not None:
+            routes.mkdir(parents=True, exist_ok=True)
+            options |= {"providers.file.directory": str(routes), "providers.file.watch": "true"}
         self._process = Process(
             "Traefik",
             [venv_program("traefik"), *(f"--{name}={value}" for name, value in options.items())],
             log=self.log,
-            env=minimal_environment(),
+            env=minimal_environment(**(environment or {})),
             cwd=directory,
             grace=1,
         )

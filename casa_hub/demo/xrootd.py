@@ -18,6 +18,7 @@ import pwd
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -171,25 +172,39 @@ class XRootDOrigin(_Server):
 class XCache(_Server):
     """The cache. Who reads needs a macaroon made with the secret in `key_file` for the site `site`."""
 
-    def __init__(self, tree: Programs, directory: Path, *, origin: XRootDOrigin, key_file: Path, site: str) -> None:
+    def __init__(
+        self,
+        tree: Programs,
+        directory: Path,
+        *,
+        origin: XRootDOrigin,
+        key_file: Path,
+        site: str,
+        names: Sequence[str] = (),
+        clients: Sequence[str] = (),
+    ) -> None:
         """Args:
         tree: see `programs`. Where it lacks the proxy plugins, the origin's files are served without a cache.
         directory: a directory to make; nothing in it outlives the cache's use but its log.
         origin: a running origin.
         key_file: see `make_key_file`; copied, for as root the server runs as another user.
         site: ``all.sitename``, the location of macaroons.
+        names: what else than localhost clients know it by.
+        clients: who else than this machine may connect: IPv4 addresses, of which one "*" may stand for a part.
         """
         self.site = site
         self.key_file = key_file
         self.origin = origin
         self.caching = bool(tree.libraries("libXrdPfc-*.so") and tree.libraries("libXrdPss-*.so"))
         directory.mkdir(parents=True, exist_ok=True)
-        self.tls: HostCertificate = make_host_certificate(directory / "tls")
+        self.tls: HostCertificate = make_host_certificate(directory / "tls", ("localhost", "127.0.0.1", *names))
         copy = directory / "macaroon-secret"
         copy.touch(mode=0o600)
         copy.write_bytes(key_file.read_bytes())
         data = directory / "cache" if self.caching else origin.data
-        template = _COMMON + _MACAROONS + (_CACHE if self.caching else "")
+        # A pattern is compared with the text of an address, which is an IPv6 one to a server that listens on both.
+        allowed = "".join(f"xrd.allow host [::ffff:{client}]\n" for client in clients)
+        template = _COMMON + allowed + _MACAROONS + (_CACHE if self.caching else "")
         super().__init__("XCache", tree, directory, data, template)
         self._settings = {
             "site": site,

@@ -80,8 +80,9 @@ class Facility(LoggingConfigurable):
     hub_id = Unicode(
         "",
         help="""Tells hubs apart that share a namespace, a domain, an HTCondor pool or an XCache: it is part of the
-        identity of each server and of the identifiers of its credentials. Default: empty, for a hub that shares
-        nothing. Example: `cms-prod`.""",
+        identity of each server and of the identifiers of its credentials. Two hubs in one namespace that have the
+        same take each other's servers for their own, and end them. Default: empty, for a hub that shares nothing.
+        Example: `cms-prod`.""",
     ).tag(config=True)
 
     bearer_token_file = Enum(

@@ -88,10 +88,12 @@ class Leftovers:
     async def watch(self) -> None:
         """Look again and again."""
         while True:
+            # A request of a hub that was killed may still be on its way when this one looks first.
+            done = _SOON if self._interrupted else _PERIOD
             pause = _SOON
             try:
                 await self._look()
-                pause = _PERIOD
+                pause = done
             except KubernetesError as error:
                 self._log.warning("Pods that an earlier hub may have left, or a stop that failed, stay: %s", error)
             except Exception:  # noqa: BLE001 - the database's, say: the next look may do better

@@ -100,7 +100,7 @@ def test_killed_with_a_creation_on_its_way_that_arrives_when_the_next_hub_has_lo
     site.settle("ada")
     rule.release()
     eventually(lambda: site.list("pods"))
-    site.nothing_left(timeout=75)  # at the next look, a minute after the first
+    site.nothing_left(timeout=75)  # at the second look, or a minute later if it comes even after that
     starts_and_stops(site)
 
 

@@ -22,8 +22,8 @@ from kubespawner.objects import make_pod
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests.support
 
-from casa_hub.delivery.manifests import Pod, Start, secret
-from casa_hub.delivery.pod import Outfit, Sidecar, patch
+from casa_hub.delivery.kubernetes.manifests import Pod, Start, secret
+from casa_hub.delivery.kubernetes.pod import Outfit, Sidecar, patch
 from casa_hub.demo.packages import Unavailable
 from casa_hub.naming import Server
 from tests.support.kubernetes import build

@@ -46,7 +46,7 @@ def timed(cls, name):
 def watch_ours():
     from kubernetes_asyncio.client import ApiClient
 
-    from casa_hub.delivery.kubernetes import KubernetesDelivery
+    from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
     from casa_hub.facility import Facility
 
     timed(Facility, "mint")

@@ -23,7 +23,7 @@ from kubespawner import KubeSpawner
 from traitlets.config import Config
 
 from casa_hub.configuration import value_of
-from casa_hub.delivery.kubernetes import KubernetesDelivery
+from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, Problem, Severity
 from casa_hub.facility import Facility

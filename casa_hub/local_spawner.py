@@ -19,7 +19,7 @@ from traitlets import Bool, Unicode, default
 
 from casa_hub.configuration import value_of
 from casa_hub.delivery.layout import make_directory
-from casa_hub.delivery.local import LocalDelivery
+from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, ConfigurationError, DeliveryError, Problem, Severity
 from casa_hub.facility import Facility

@@ -46,7 +46,7 @@ class Server:
     def object_name(self, start_id: str) -> str:
         """Name of a start's objects in Kubernetes, a DNS label: ``casa-alice-1f2e3d4c``, at most 63 characters.
 
-        The eight digits tell hubs and starts apart, so that no two share an object (see `delivery.manifests`).
+        The eight digits tell hubs and starts apart, so that no two share an object (`delivery.kubernetes.manifests`).
         """
         digits = hashlib.sha256(f"{self.identity}{start_id}".encode()).hexdigest()[:8]
         return f"casa-{self.slug}-{digits}"

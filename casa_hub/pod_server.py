@@ -11,11 +11,11 @@ from typing import Any
 
 from kubernetes_asyncio.client import V1Pod
 
-from casa_hub.delivery import marks
-from casa_hub.delivery.api import Deadline, KubernetesError
-from casa_hub.delivery.courier import Launched
-from casa_hub.delivery.kubernetes import KubernetesDelivery, own_namespace
-from casa_hub.delivery.manifests import Object, Pod, Start
+from casa_hub.delivery.kubernetes import marks
+from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError
+from casa_hub.delivery.kubernetes.courier import Launched
+from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery, own_namespace
+from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start
 from casa_hub.errors import CasaError, DeliveryError
 from casa_hub.facility import Facility, Minted
 from casa_hub.naming import Server

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from jupyterhub.utils import maybe_future
 from kubespawner import KubeSpawner
 
-from casa_hub.delivery.kubernetes import KubernetesDelivery
+from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
 from casa_hub.facility import Facility
@@ -25,8 +25,8 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
     adds its parts, so that containers which it adds get the files too; `after_pod_created_hook` is called when Secret,
     Service and route are there; variables in `environment`, of a profile too, win over ours.
 
-    The pod's annotations tell what it was given (`casa_hub.delivery.manifests`), and are what a restarted hub goes by:
-    JupyterHub saves a spawner's state only after the start.
+    The pod's annotations tell what it was given (`casa_hub.delivery.kubernetes.manifests`), and are what a restarted
+    hub goes by: JupyterHub saves a spawner's state only after the start.
     """
 
     #: Whose configuration sections this spawner uses.

@@ -26,10 +26,10 @@ from traitlets.config import Config
 
 from casa_hub.credentials.base import Request
 from casa_hub.credentials.dask import Dask
-from casa_hub.delivery import manifests
 from casa_hub.delivery.base import Route
-from casa_hub.delivery.manifests import Object, Pod, Start
-from casa_hub.delivery.routes import route_objects
+from casa_hub.delivery.kubernetes import manifests
+from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start
+from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.demo.packages import venv_program
 from casa_hub.demo.processes import Process, minimal_environment

@@ -25,7 +25,7 @@ from traitlets.config import Config
 from casa_hub.credentials.base import Credential, Request
 from casa_hub.credentials.dask import Dask
 from casa_hub.delivery import layout
-from casa_hub.delivery.route_files import RouteFiles
+from casa_hub.delivery.local.route_files import RouteFiles
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.demo.names import HostNames
 from casa_hub.demo.processes import Process, free_loopback_address, minimal_environment, read_log

@@ -19,7 +19,7 @@ from kubernetes_asyncio.client import ApiClient, Configuration
 from kubernetes_asyncio.config import ConfigException
 from kubernetes_asyncio.config import incluster_config as incluster
 
-from casa_hub.delivery.api import Deadline, KubernetesAPI, KubernetesError, OwnLoop
+from casa_hub.delivery.kubernetes.api import Deadline, KubernetesAPI, KubernetesError, OwnLoop
 
 SECRET = {
     "apiVersion": "v1",

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from casa_hub.delivery import courier as module
-from casa_hub.delivery import manifests
-from casa_hub.delivery.api import Deadline, KubernetesError
-from casa_hub.delivery.courier import Courier
-from casa_hub.delivery.manifests import Object, Pod, Start
+from casa_hub.delivery.kubernetes import courier as module
+from casa_hub.delivery.kubernetes import manifests
+from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError
+from casa_hub.delivery.kubernetes.courier import Courier
+from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start
 from casa_hub.naming import Server
 
 LOG = logging.getLogger("test")

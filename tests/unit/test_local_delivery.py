@@ -14,9 +14,10 @@ import pytest
 from traitlets import TraitError
 from traitlets.config import Config
 
-from casa_hub.delivery import layout, local
+from casa_hub.delivery import layout
 from casa_hub.delivery.base import Parcel, Route
-from casa_hub.delivery.local import LocalDelivery
+from casa_hub.delivery.local import delivery as local
+from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.errors import ConfigurationError, DeliveryError
 from casa_hub.naming import Server
 

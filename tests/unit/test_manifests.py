@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casa_hub.delivery import manifests
 from casa_hub.delivery.base import Route
-from casa_hub.delivery.manifests import Pod, Start
+from casa_hub.delivery.kubernetes import manifests
+from casa_hub.delivery.kubernetes.manifests import Pod, Start
 from casa_hub.errors import DeliveryError
 from casa_hub.naming import Server
 from tests.support.minting import HOSTILE

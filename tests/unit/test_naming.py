@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from kubespawner import KubeSpawner
 
 from casa_hub.delivery.base import Route
-from casa_hub.delivery.manifests import Pod, Start
-from casa_hub.delivery.routes import route_objects
+from casa_hub.delivery.kubernetes.manifests import Pod, Start
+from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.naming import Server
 from tests.support.minting import HOSTILE

@@ -17,8 +17,8 @@ from kubernetes_asyncio.client.models import V1Container, V1EnvVar, V1Pod, V1Pod
 from kubespawner.objects import make_pod
 
 from casa_hub.delivery import layout
-from casa_hub.delivery.manifests import key
-from casa_hub.delivery.pod import RESOURCES, Outfit, Sidecar, patch
+from casa_hub.delivery.kubernetes.manifests import key
+from casa_hub.delivery.kubernetes.pod import RESOURCES, Outfit, Sidecar, patch
 from casa_hub.errors import DeliveryError
 
 OUTFIT = Outfit(

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from traitlets import TraitError
 from traitlets.config import Config
 
-from casa_hub.delivery import manifests
 from casa_hub.delivery.base import Route
-from casa_hub.delivery.manifests import Object, Pod, Start
-from casa_hub.delivery.routes import route_objects
+from casa_hub.delivery.kubernetes import manifests
+from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start
+from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import DeliveryError, Severity
 from casa_hub.naming import Server

@@ -17,8 +17,8 @@ from kubernetes_asyncio.client import ApiClient
 from kubernetes_asyncio.client.models import V1Pod
 from kubespawner.objects import make_pod
 
-from casa_hub.delivery.manifests import Pod, Start, secret
-from casa_hub.delivery.pod import Outfit, Sidecar, patch
+from casa_hub.delivery.kubernetes.manifests import Pod, Start, secret
+from casa_hub.delivery.kubernetes.pod import Outfit, Sidecar, patch
 from casa_hub.naming import Server
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.cluster import Cluster

@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from casa_hub.delivery import manifests, marks
-from casa_hub.delivery.api import Deadline, KubernetesAPI, KubernetesError
-from casa_hub.delivery.manifests import Object, Pod, Start
+from casa_hub.delivery.kubernetes import manifests, marks
+from casa_hub.delivery.kubernetes.api import Deadline, KubernetesAPI, KubernetesError
+from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start
 
 #: Launches under way at once. More keep the API server and each other busy, so that each pod waits longer for its
 #: Secret, and not one server is ready sooner (`bench/storm.py`).

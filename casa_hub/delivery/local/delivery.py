@@ -32,7 +32,7 @@ from traitlets import TraitError, Unicode, validate
 
 from casa_hub.delivery import layout
 from casa_hub.delivery.base import RECORD_VERSION, Delivery, Parcel, Route
-from casa_hub.delivery.route_files import RouteFiles
+from casa_hub.delivery.local.route_files import RouteFiles
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, DeliveryError, Problem
 from casa_hub.naming import Server

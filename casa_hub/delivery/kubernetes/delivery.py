@@ -18,14 +18,14 @@ from traitlets import Dict, Enum, Integer, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.configuration import value_of
-from casa_hub.delivery import manifests, marks
-from casa_hub.delivery.api import Deadline, KubernetesAPI, KubernetesError, OwnLoop
 from casa_hub.delivery.base import Parcel, Route
-from casa_hub.delivery.courier import Courier, Launched, Load
-from casa_hub.delivery.leftovers import Leftovers
-from casa_hub.delivery.manifests import Object, Pod, Start
-from casa_hub.delivery.pod import RESOURCES, Outfit, Sidecar, patch
-from casa_hub.delivery.routes import route_objects
+from casa_hub.delivery.kubernetes import manifests, marks
+from casa_hub.delivery.kubernetes.api import Deadline, KubernetesAPI, KubernetesError, OwnLoop
+from casa_hub.delivery.kubernetes.courier import Courier, Launched, Load
+from casa_hub.delivery.kubernetes.leftovers import Leftovers
+from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start
+from casa_hub.delivery.kubernetes.pod import RESOURCES, Outfit, Sidecar, patch
+from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
 from casa_hub.facility import Facility, Minted

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from jupyterhub import orm
 
-from casa_hub.delivery import marks
-from casa_hub.delivery.api import Deadline, KubernetesError
-from casa_hub.delivery.manifests import Object, Start
+from casa_hub.delivery.kubernetes import marks
+from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError
+from casa_hub.delivery.kubernetes.manifests import Object, Start
 from casa_hub.naming import Server
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from casa_hub.delivery.courier import Courier
+    from casa_hub.delivery.kubernetes.courier import Courier
 
 #: Seconds between two looks; and between one that failed, or something that was left behind, and the next.
 _PERIOD, _SOON = 60.0, 5.0

@@ -33,7 +33,7 @@ from kubernetes_asyncio.client.models import (
     V1VolumeMount,
 )
 
-from casa_hub.delivery.manifests import key
+from casa_hub.delivery.kubernetes.manifests import key
 from casa_hub.errors import DeliveryError
 
 #: Name of the sidecar, and of the volume with the files. Names that begin with ``casa-hub-`` are ours in a pod.
@@ -250,5 +250,5 @@ def _json(attribute: str) -> str:
 @cache
 def _script() -> str:
     """``sidecar.sh`` without its comments: each running pod carries it, also in the hub's memory."""
-    text = files("casa_hub.delivery").joinpath("sidecar.sh").read_text()
+    text = files("casa_hub.delivery.kubernetes").joinpath("sidecar.sh").read_text()
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from casa_hub.delivery.base import Route
-from casa_hub.delivery.manifests import Object, Pod, Start, metadata
+from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start, metadata
 from casa_hub.delivery.traefik import TraefikRoutes, checked, rule
 
 #: Where external-dns looks for the target of a name: its default prefix since 0.22, and the one before.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from casa_hub.delivery.base import RECORD_VERSION
-from casa_hub.delivery.manifests import HUB, HUB_NAMESPACE, MANAGER, RECORD, SERVER, START_ID, Object, Start
+from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, MANAGER, RECORD, SERVER, START_ID, Object, Start
 from casa_hub.naming import Server
 
 #: KubeSpawner's own annotations, for a pod that was started without this package.

@@ -99,7 +99,7 @@ def demand_a_place_for_a_node() -> None:
         Unavailable: this process may not do what a node does.
     """
     if os.geteuid() != 0:
-        raise Unavailable("a node of Kubernetes", "needs root", "Run these tests as root.")
+        raise Unavailable("a node of Kubernetes", "needs root", "Run this as root.")
     try:
         roots = cgroup_roots()
         probes = [root / f"casa-hub-probe-{os.getpid()}" for root in roots]

@@ -14,14 +14,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
 from casa_hub.cli import add_demo_options
-from casa_hub.delivery.manifests import SERVER
+from casa_hub.delivery.kubernetes.manifests import SERVER
 from casa_hub.demo.accounts import DOMAIN
 from casa_hub.demo.doors import Doors
 from casa_hub.demo.facility import QUICKSTART, Facility
@@ -32,25 +29,27 @@ from casa_hub.naming import Server
 from tests.support.kubernetes import build
 from tests.support.kubernetes.api import eventually
 from tests.support.kubernetes.cluster import NODE_ADDRESS, POD_CIDR, Cluster, cgroup_roots
-from tests.support.kubernetes.definitions import definitions
-from tests.support.kubernetes.hub import CHART_RULES
+from tests.support.kubernetes.definitions import TRAEFIK_KINDS, definitions
+from tests.support.kubernetes.hub import hub_account
 
-ROLE = Path(__file__).parents[3] / "helm-values" / "role.yaml"
 NAMESPACE = "jupyterhub"
 CORE = f"/api/v1/namespaces/{NAMESPACE}"
-RBAC = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}"
-#: What a start of a server has in Kubernetes.
-KINDS = (f"{CORE}/pods", f"{CORE}/secrets", f"{CORE}/services")
-ROUTES = f"/apis/traefik.io/v1alpha1/namespaces/{NAMESPACE}/ingressroutetcps"
+#: Of each of these a running server has one, annotated with whose it is.
+KINDS = (
+    f"{CORE}/pods",
+    f"{CORE}/secrets",
+    f"{CORE}/services",
+    f"/apis/traefik.io/v1alpha1/namespaces/{NAMESPACE}/ingressroutetcps",
+)
 #: Where pods find the ConfigMap of this name: the notebook, and whom they trust.
 SITE, SITE_DIRECTORY = "site", "/etc/demo"
-#: Traefik's, of its documentation, without what is not in a namespace.
+#: Of Traefik's ClusterRole, what its provider `kubernetesCRD` needs for one namespace.
 TRAEFIK_RULES = [
     {"apiGroups": [""], "resources": ["services", "secrets", "configmaps"], "verbs": ["get", "list", "watch"]},
     {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
     {
         "apiGroups": ["traefik.io"],
-        "resources": [definition["spec"]["names"]["plural"] for definition in definitions()],
+        "resources": [f"{kind.lower()}s" for kind in TRAEFIK_KINDS],
         "verbs": ["get", "list", "watch"],
     },
 ]
@@ -97,23 +96,21 @@ class KubernetesFacility(Facility):
             "providers.kubernetesCRD.namespaces": NAMESPACE,
             "providers.kubernetesCRD.disableClusterScopeResources": "true",
         }
-        environment = {"KUBECONFIG": str(self._account("traefik", TRAEFIK_RULES))}
+        self.cluster.plane.make_account("traefik", NAMESPACE, TRAEFIK_RULES)
         # At all addresses, for jobs of the farm know the one that it has outside.
-        traefik = Traefik(self.directory / "traefik", address="0.0.0.0", provider=provider, environment=environment)
-        stack.enter_context(traefik)
+        where = self.directory / "traefik"
+        environment = self._account("traefik")
+        stack.enter_context(Traefik(where, address="0.0.0.0", provider=provider, environment=environment))
 
     def _hub_environment(self) -> dict[str, str]:
-        kubeconfig = self._account("hub", CHART_RULES)
-        for document in yaml.safe_load_all(ROLE.read_text()):
-            plural = f"{document['kind'].lower()}s"
-            self.cluster.plane.apply(f"{RBAC}/{plural}/{document['metadata']['name']}", document)
-        return {"KUBECONFIG": str(kubeconfig)}
+        hub_account(self.cluster.plane, NAMESPACE)
+        return self._account("hub")
 
-    def _account(self, name: str, rules: list[dict[str, Any]]) -> Path:
+    def _account(self, name: str) -> dict[str, str]:
+        """To be this ServiceAccount."""
         plane = self.cluster.plane
-        plane.make_account(name, NAMESPACE, rules)
         token = {"token": plane.token_for(name, NAMESPACE, LONG)}
-        return plane.write_kubeconfig(self.directory / f"{name}.kubeconfig", token, NAMESPACE)
+        return {"KUBECONFIG": str(plane.write_kubeconfig(self.directory / f"{name}.kubeconfig", token, NAMESPACE))}
 
     def _home_settings(self) -> dict[str, Any]:
         data = {"quickstart.ipynb": QUICKSTART.read_text(encoding="utf-8")}
@@ -134,20 +131,20 @@ class KubernetesFacility(Facility):
         return {"X509_CERT_DIR": f"{SITE_DIRECTORY}/..data"}
 
     def about_servers(self) -> list[str]:
-        kubectl = f"kubectl --kubeconfig {self.cluster.plane.kubeconfig} -n {NAMESPACE} get pods"
+        plane = self.cluster.plane
+        kubectl = [plane.program, f"--kubeconfig={plane.kubeconfig}", f"--namespace={NAMESPACE}", "get", "pods,secrets"]
         return [
-            f"Keys and logs are in {self.directory}; a server's home goes with its pod. To look at the cluster:",
-            f"  {' '.join(self.cluster.inside('env', f'PATH={self.cluster.path}', kubectl))}",
+            f"Keys and logs are in {self.directory}; a home goes with its pod. To look at the cluster:",
+            f"  {' '.join(self.cluster.inside(*kubectl))}",
         ]
 
     def server_runs(self, name: str) -> bool:
-        return [pod["status"]["phase"] for pod in self._objects(KINDS[0], name)] == ["Running"]
+        found = [self._objects(kind, name) for kind in KINDS]
+        return list(map(len, found)) == [1] * len(KINDS) and found[0][0]["status"]["phase"] == "Running"
 
     def left_of(self, name: str) -> list[str]:
         def left() -> list[str]:
-            return [
-                f"{kind}/{each['metadata']['name']}" for kind in (*KINDS, ROUTES) for each in self._objects(kind, name)
-            ]
+            return [f"{kind}/{each['metadata']['name']}" for kind in KINDS for each in self._objects(kind, name)]
 
         try:
             eventually(lambda: not left())  # Kubernetes collects what the pod owned

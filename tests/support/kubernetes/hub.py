@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
+
 from tests.support.hub import Hub
 from tests.support.kubernetes.api import Api
 from tests.support.kubernetes.cluster import NODE_ADDRESS
@@ -21,6 +23,8 @@ c.KubeSpawner.start_timeout = 30
 c.KubeSpawner.http_timeout = 10
 """
 
+#: What the hub needs beside.
+ROLE = Path(__file__).parents[3] / "helm-values" / "role.yaml"
 #: What the chart's hub may do (templates/hub/rbac.yaml of Zero-to-JupyterHub 4.4).
 CHART_RULES = [
     {
@@ -30,6 +34,15 @@ CHART_RULES = [
     },
     {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "watch", "list"]},
 ]
+
+
+def hub_account(api: Api, namespace: str) -> Path:
+    """The kubeconfig of the hub's ServiceAccount with the chart's Role and ours."""
+    kubeconfig = api.make_account("hub", namespace, CHART_RULES)
+    for document in yaml.safe_load_all(ROLE.read_text(encoding="utf-8")):
+        plural, name = f"{document['kind'].lower()}s", document["metadata"]["name"]
+        api.apply(f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/{plural}/{name}", document)
+    return kubeconfig
 
 
 def kubernetes_hub(

@@ -68,10 +68,9 @@ class Start:
 
     @property
     def labels(self) -> dict[str, str]:
-        """Labels of everything of this start, the pod included."""
+        """Labels of everything of this start, the pod included, which else keeps KubeSpawner's."""
         return {
             **self.common_labels,
-            "app.kubernetes.io/managed-by": MANAGER,
             HUB: self.server.hub_label,
             HUB_NAMESPACE: self.hub_namespace,
             START_ID: self.start_id,
@@ -113,6 +112,7 @@ def metadata(start: Start, pod: Pod, component: str, *, name: str = "") -> Objec
         "namespace": start.namespace,
         "labels": {
             **start.labels,
+            "app.kubernetes.io/managed-by": MANAGER,
             "app.kubernetes.io/name": MANAGER,
             "app.kubernetes.io/component": component,
             "app.kubernetes.io/part-of": "jupyterhub",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from casa_hub.delivery.base import RECORD_VERSION
-from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, MANAGER, RECORD, SERVER, START_ID, Object, Start
+from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, RECORD, SERVER, START_ID, Object, Start
 from casa_hub.naming import Server
 
 #: KubeSpawner's own annotations, for a pod that was started without this package.
@@ -41,8 +41,7 @@ def record_of(there: Object, server: Server) -> Mapping[str, Any] | None:
 
 def hub_selector(hub: Start) -> str:
     """Label selector of all that this hub made; `hub`: any start of it."""
-    labels = {"app.kubernetes.io/managed-by": MANAGER, HUB: hub.server.hub_label, HUB_NAMESPACE: hub.hub_namespace}
-    return ",".join(f"{label}={value}" for label, value in labels.items())
+    return f"{START_ID},{HUB}={hub.server.hub_label},{HUB_NAMESPACE}={hub.hub_namespace}"
 
 
 def start_of(pod: Object, hub: Start) -> Start | None:

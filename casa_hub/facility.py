@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePosixPath
 from typing import Any
 
-from traitlets import Enum, List, TraitError, Unicode
+from traitlets import Enum, List, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.configuration import did_you_mean, is_set
@@ -100,6 +100,13 @@ class Facility(LoggingConfigurable):
         has a directory of its own below `LocalDelivery.directory` instead.""",
     ).tag(config=True)
 
+    @validate("secrets_path")
+    def _absolute(self, proposal: dict[str, Any]) -> str:
+        path = PurePosixPath(proposal["value"])
+        if not path.is_absolute() or not path.name or {"..", "."} & {*path.parts} or set(":$") & {*str(path)}:
+            raise TraitError(f"Facility.secrets_path is {proposal['value']!a}, must be an absolute path below /.")
+        return str(path)
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         #: The minters in use, by name, in the order of `credentials`.
@@ -158,7 +165,8 @@ class Facility(LoggingConfigurable):
                 Severity.ERROR,
                 "Facility.required",
                 f"{name!r} is not in Facility.credentials",
-                did_you_mean(name, self.credentials) or "Add it there.",
+                # Of another credential that is known, too, the name is right.
+                "Add it there." if name in _available() else did_you_mean(name, self.credentials) or "Add it there.",
             )
             for name in self.required
             if name not in self.credentials

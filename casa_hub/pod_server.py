@@ -39,6 +39,8 @@ class PodServer:
 
     def __init__(self, spawner: Any) -> None:
         self._spawner = spawner
+        #: The last start, also an earlier hub's (JupyterHub keeps it with the spawner's state); "" if none is known.
+        self.start_id = ""
         self._minted: Minted | None = None
         self._given: Given | None = None
         self._launch: asyncio.Task[Launched] | None = None
@@ -94,6 +96,7 @@ class PodServer:
         start = self._start(self._minted.start_id)
         self.delivery.dress(pod, start, self._minted, self.facility)
         self._given = Given(start, self._minted.record)
+        self.start_id = start.start_id
 
     async def launch(self, body: Object) -> Launched:
         """Create the (dressed) pod, and at once what it owns. Raises as `KubernetesDelivery.launch`."""
@@ -108,19 +111,23 @@ class PodServer:
         )
         # Not cancelled with the start, or nobody would know whether the pod was created after all.
         self._launch = asyncio.create_task(launch)
-        return await asyncio.shield(self._launch)
+        launched = await asyncio.shield(self._launch)
+        self._minted = None  # secrets stay in the hub no longer than they are needed
+        return launched
 
     async def deliver(self, pod: Object) -> Mapping[str, KubernetesError]:
         """Give the pod, as the API server has it, what it owns. Raises as `KubernetesDelivery.deliver`."""
         assert self._minted is not None  # noqa: S101 - see dress
         assert self._given is not None  # noqa: S101
-        return await self.delivery.deliver(
+        missing = await self.delivery.deliver(
             self._given.start,
             Pod.of(pod),
             self._minted.parcel(),
             routes_required=self.facility.requires_routes,
             deadline=self._deadline(),
         )
+        self._minted = None
+        return missing
 
     def is_this_start(self, pod: Object | None) -> bool:
         """Whether a pod is that of the last start."""
@@ -150,7 +157,7 @@ class PodServer:
 
     async def take_down(self) -> None:
         """Remove the pod of a start that failed, if it was created, and with it what it owns."""
-        self._seen = None
+        self._seen = self._minted = None
         if self._launch is None or self._given is None:
             return
         await asyncio.wait([self._launch])  # it has a deadline
@@ -197,7 +204,12 @@ class PodServer:
     def has_pod(self) -> bool:
         """Whether the pod that has the server's name is this server's."""
         pod = self.pod()
-        return pod is not None and marks.is_of(pod, self.server)
+        return pod is not None and self._is_ours(pod)
+
+    def _is_ours(self, pod: Object) -> bool:
+        """By its start, if we know that: a user may have got another name since."""
+        known = bool(self.start_id) and marks.start_id_of(pod) == self.start_id
+        return known or marks.is_of(pod, self.server, self.delivery.instance)
 
     def pod(self) -> Object | None:
         """The pod that has the server's name, as KubeSpawner's reflector knows it."""
@@ -219,7 +231,7 @@ class PodServer:
         pod = self.pod()
         if pod is None:
             return
-        if not marks.is_of(pod, self.server):
+        if not self._is_ours(pod):
             thing = f"Pod {self._spawner.namespace}/{self._spawner.pod_name}"
             raise DeliveryError(thing, "it is another server's, and is left alone", "The operator must look at it.")
         try:
@@ -232,14 +244,15 @@ class PodServer:
         """Remove what the server's pod owns, if it is still there: one that has ended needs no secret."""
         pod = self.pod()
         start = marks.start_of(pod, self._start("")) if pod is not None else None
-        if pod is not None and start is not None and start.server == self.server:
+        if pod is not None and start is not None and self._is_ours(pod):
             if not marks.has_ended(pod):  # its stop failed
-                self.delivery.owe(self.server)
+                self.delivery.owe(start.server)
             await self.delivery.withdraw_ended(start, self.facility.routes(start.server), Deadline(_CLEAN_UP))
 
     def _start(self, start_id: str) -> Start:
         common_labels = self._spawner._build_common_labels({})  # noqa: SLF001 - those of KubeSpawner's own objects
-        return Start(self.server, start_id, self._spawner.namespace, own_namespace(), common_labels)
+        namespaces = self._spawner.namespace, own_namespace()
+        return Start(self.server, start_id, *namespaces, common_labels, self.delivery.instance)
 
     def _deadline(self) -> Deadline:
         return Deadline(self._spawner.k8s_api_request_retry_timeout)

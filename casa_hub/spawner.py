@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 from jupyterhub.utils import maybe_future
 from kubespawner import KubeSpawner
 
+from casa_hub import hooks
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
-from casa_hub.errors import Problem
+from casa_hub.errors import Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.pod_server import PodServer
 from casa_hub.startup import not_the_hubs_fault
@@ -35,6 +36,9 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
     @classmethod
     def check_hub(cls, app: Any, facility: Facility) -> list[Problem]:
         """What is wrong with the hub's configuration for this spawner."""
+        if hooks.installed(app.config):
+            problem = f"casa_hub.hooks.install(c) does what {cls.__name__} does already"
+            return [Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, "Remove that line.")]
         return KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).check(routes=facility.wants_routes)
 
     @classmethod
@@ -92,6 +96,20 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
         """Our steps, and Kubernetes' events below."""
         async for event in merged(self._steps.follow(), super().progress()):
             yield event
+
+    # -- a hub that was restarted: for a user who was renamed; all else is in the pod's annotations
+
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().get_state()
+        return state | {"casa_start_id": self._pod_server.start_id}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self._pod_server.start_id = state.get("casa_start_id", "")
+
+    def clear_state(self) -> None:
+        super().clear_state()
+        self._pod_server.start_id = ""
 
     # -- while it runs
 

@@ -38,6 +38,10 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
     fatal += facility.check_settings()
     if hasattr(home, "check_hub"):
         fatal += home.check_hub(app, facility)
+    elif facility.credentials:
+        why = f"servers of {app.spawner_class.__name__} would get none of Facility.credentials"
+        remedy = "Set it to casa or casa-local, or call casa_hub.hooks.install(c) after your own settings."
+        fatal.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", why, remedy))
     _report(app.log, fatal)
     for problem in fatal:
         if problem.severity is Severity.ERROR:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-from traitlets import Int
+from traitlets import Int, TraitError
 from traitlets.config import Config
 
 from casa_hub import facility as module
@@ -165,6 +165,8 @@ def test_what_is_required_must_be_enabled() -> None:
     [problem] = facility("xcache", required=["xcach"]).check_settings()
     assert (problem.severity, problem.thing) == (Severity.ERROR, "Facility.required")
     assert problem.remedy == "Did you mean xcache?"
+    [problem] = facility("xcache", required=["htcondor"]).check_settings()
+    assert problem.remedy == "Add it there."
 
 
 def test_two_credentials_cannot_write_the_same_file() -> None:
@@ -344,3 +346,9 @@ def test_there_is_one_facility_a_hub() -> None:
     assert Facility.of(spawner(one)) is Facility.of(spawner(one))
     assert Facility.of(spawner(other)).hub_id == "other"
     assert Facility.of(spawner(one)).server("alice", "x") == Server("one", "alice", "x")
+
+
+@pytest.mark.parametrize("path", ["", "/", "secrets", "/a/../b", "/a:b", "/$HOME"])
+def test_a_secrets_path_that_cannot_be_mounted_is_refused(path: str) -> None:
+    with pytest.raises(TraitError, match="secrets_path"):
+        Facility(secrets_path=path)

@@ -44,6 +44,8 @@ _PAGE = 100
 
 #: Where Kubernetes says so in a 409, two requests met at an object that neither was about (a ResourceQuota).
 _TRY_AGAIN = "the object has been modified"
+#: And where it says so in a 500, an apply had a field of a wrong type.
+_MISTYPED = "failed to create typed patch object"
 
 #: Seconds for a cancelled caller to begin with what it does about it.
 _TO_NOTICE = 0.05
@@ -271,12 +273,14 @@ def _refused(call: _Call, status: int, document: Any, retry_after: str) -> Kuber
         case 403:
             kind = _collection(what).rsplit("/", 1)[-1]
             problem = f"the hub's ServiceAccount may not {verb} {kind} there{said}"
-            remedy = f"Its Role needs the verb {verb} on {kind}; apply the Role that casa_hub brings."
+            remedy = f"Its Role needs the verb {verb} on {kind}; apply casa_hub's helm-values/role.yaml."
         case 404:
             problem = f"the API server doesn't know it{said}"
             remedy = f"Its namespace must exist, and {what['apiVersion']} {what['kind']} must be installed."
         case 409:
             problem, remedy = f"something else is in its place{said}", "Whoever made that must remove it."
+        case 500 if _MISTYPED in message:  # it would fail in the same way again
+            return _refused(call, 422, document, retry_after)
         case 400 | 422:
             problem = f"the API server finds it invalid{said}"
             remedy = "A setting of this hub's spawner, or of casa_hub, must be corrected."

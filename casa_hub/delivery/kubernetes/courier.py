@@ -103,10 +103,15 @@ class Courier:
         """Remove those of the objects that are this start's. Raises KubernetesError."""
         await asyncio.gather(*(self._remove(one, start, deadline) for one in objects))
 
-    async def pods(self, hub: Start, deadline: Deadline) -> list[Object]:
-        """Metadata of this hub's pods that have not ended; `hub`: any start of it. Raises KubernetesError."""
+    async def pods(self, hub: Start, deadline: Deadline) -> list[tuple[tuple[str, str], Object]]:
+        """This hub's pods that have not ended: `marks.whose` and metadata of each. `hub`: any start of it.
+
+        Raises:
+            KubernetesError: the API server can't say.
+        """
         selectors = {"labelSelector": marks.hub_selector(hub), "fieldSelector": _NOT_ENDED}
-        return await self._api.list(manifests.reference("Pod", hub, ""), selectors, deadline)
+        pods = await self._api.list(manifests.reference("Pod", hub, ""), selectors, deadline)
+        return [(marks.whose(pod), pod) for pod in pods]
 
     async def is_complete(self, objects: Iterable[Object], start: Start, deadline: Deadline) -> bool:
         """Whether all of the objects are there, as this start's. Raises KubernetesError."""
@@ -149,7 +154,7 @@ class Courier:
         """Remove the pod of an earlier start of the same server, and wait until it is gone."""
         name, uid = there["metadata"]["name"], there["metadata"]["uid"]
         thing = f"Pod {start.namespace}/{name}"
-        if not marks.is_of(there, start.server):
+        if not marks.is_of(there, start.server, start.instance):
             raise KubernetesError(
                 thing,
                 "it is another server's, or not a server of this hub",

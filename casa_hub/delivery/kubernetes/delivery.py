@@ -6,6 +6,7 @@ What is delivered is settled here, from the operator's settings; how it is broug
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -85,6 +86,8 @@ class KubernetesDelivery(LoggingConfigurable):
         self._api = KubernetesAPI(self._connect, request_timeout)
         self._courier = Courier(self._api, self.log)
         self._leftovers: Leftovers | None = None
+        #: See `Start.instance`.
+        self.instance = ""
         self._loop = OwnLoop("casa-hub-kubernetes")
 
     @classmethod
@@ -116,9 +119,10 @@ class KubernetesDelivery(LoggingConfigurable):
 
     def begin(self, app: Any, facility: Facility, spawner_class: type) -> None:
         """Begin to look for pods that were left behind; the hub's own start doesn't wait for it."""
+        self.instance = hashlib.sha256(b"casa_hub instance " + app.cookie_secret).hexdigest()[:12]
         if not value_of(app.config, spawner_class, "enable_user_namespaces"):  # else they may be anywhere
             namespace = value_of(app.config, spawner_class, "namespace") or own_namespace()
-            hub = Start(facility.server(""), "", namespace, own_namespace(), {})
+            hub = Start(facility.server(""), "", namespace, own_namespace(), {}, self.instance)
 
             def objects_of(start: Start, record: Mapping[str, Any] | None) -> list[Object]:
                 objects = self._objects(start, facility.routes(start.server, record))

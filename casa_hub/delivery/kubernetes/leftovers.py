@@ -5,7 +5,7 @@ to be undone or a server to be stopped; a creation that came through after every
 else that its server has in Kubernetes, so nothing else has to be looked for.
 
 What is removed must be certain. A server that JupyterHub's database doesn't know is left alone: it may be another
-hub's, or the database is a new one; `casa-hub gc` is for those.
+hub's, or the database is a new one; somebody must look at it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jupyterhub import orm
+from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.delivery.kubernetes import marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError
@@ -34,6 +35,8 @@ _LOOK = 60.0
 #: Seconds that JupyterHub's first look at a server waits for ours.
 _FIRST = 5.0
 
+#: User and server.
+Whose = tuple[str, str]
 #: What a pod of this start must own, by its record (None if it has none that can be read).
 ObjectsOf = Callable[[Start, Mapping[str, Any] | None], list[Object]]
 
@@ -55,7 +58,7 @@ class Leftovers:
         self._courier = courier
         self._run = run
         self._hub = hub
-        self._servers = _Servers(database, hub.server.hub_id)
+        self._servers = _Servers(database)
         self._objects_of = objects_of
         self._log = log
         #: Servers that an earlier hub has not finished starting; looked at once.
@@ -63,7 +66,7 @@ class Leftovers:
         #: Start ids of this hub, as long as they may be mistaken for interrupted ones.
         self._here: set[str] = set()
         #: Servers whose pods may be left, whether the database knows them or not.
-        self._owed: set[Server] = set()
+        self._owed: set[Whose] = set()
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
 
@@ -74,7 +77,7 @@ class Leftovers:
 
     def owe(self, server: Server) -> None:
         """A pod of this server may be left: look soon."""
-        self._owed.add(server)
+        self._owed.add((server.username, server.name))
         self._wake.set()
 
     async def first_look(self) -> None:
@@ -87,17 +90,20 @@ class Leftovers:
 
     async def watch(self) -> None:
         """Look again and again."""
+        failures = 0
         while True:
             # A request of a hub that was killed may still be on its way when this one looks first.
             done = _SOON if self._interrupted else _PERIOD
-            pause = _SOON
+            pause = min(_SOON * 2**failures, _PERIOD)
             try:
                 await self._look()
-                pause = done
+                pause, failures = done, 0
             except KubernetesError as error:
                 self._log.warning("Pods that an earlier hub may have left, or a stop that failed, stay: %s", error)
+                failures += 1
             except Exception:  # noqa: BLE001 - the database's, say: the next look may do better
                 self._log.exception("Pods that an earlier hub may have left, or a stop that failed, stay")
+                failures += 1
             self._looked.set()
             try:
                 async with asyncio.timeout(pause):
@@ -113,15 +119,20 @@ class Leftovers:
         pods = await self._run(self._courier.pods(self._hub, deadline))
         # From here to the choice without a pause: what the database says is then newer than the pods, and a pod whose
         # server doesn't run by now is of no start that is to come.
-        there = [(start, pod) for pod in pods if (start := marks.start_of(pod, self._hub)) and not _goes(pod)]
+        there = [(whose, pod) for whose, pod in pods if "deletionTimestamp" not in pod["metadata"]]
         running = self._servers.running()
-        idle = {start.server for start, _ in there} - running
+        idle = {whose for whose, _ in there} - running
         left = idle & (self._servers.known(idle) | owed)
-        doubtful = self._interrupted
-        half = [(start, pod) for start, pod in there if start.server in doubtful and start.start_id not in self._here]
+        doubtful = self._interrupted - left
+        starts = [(whose, marks.start_of(pod, self._hub), pod) for whose, pod in there if whose in left | doubtful]
+        half = [(start, pod) for whose, start, pod in starts if start and whose in doubtful]
         errors = [
-            *[await self._remove(start, pod, deadline) for start, pod in there if start.server in left],
-            *[await self._remove_if_half(start, pod, deadline) for start, pod in half if start.server not in left],
+            *[await self._remove(start, pod, deadline) for whose, start, pod in starts if start and whose in left],
+            *[
+                await self._remove_if_half(start, pod, deadline)
+                for start, pod in half
+                if start.start_id not in self._here
+            ],
         ]
         for error in filter(None, errors):  # each had its try
             raise error
@@ -148,30 +159,31 @@ class Leftovers:
         return None
 
 
-def _goes(pod: Object) -> bool:
-    return "deletionTimestamp" in pod["metadata"]
-
-
 class _Servers:
     """What JupyterHub's database says of servers; columns only, for thousands of rows cost it milliseconds."""
 
-    def __init__(self, database: Session, hub_id: str) -> None:
+    def __init__(self, database: Session) -> None:
         self._database = database
-        self._hub_id = hub_id
 
-    def running(self) -> frozenset[Server]:
+    def running(self) -> frozenset[Whose]:
         """Those that run, start or stop."""
         return self._those(orm.Spawner.server_id.is_not(None))
 
-    def interrupted(self) -> frozenset[Server]:
+    def interrupted(self) -> frozenset[Whose]:
         """Of those, the ones whose start has not come to an address yet."""
         return self._those(orm.Spawner.server.has(orm.Server.ip == ""))
 
-    def known(self, servers: Iterable[Server]) -> frozenset[Server]:
+    def known(self, servers: Iterable[Whose]) -> frozenset[Whose]:
         """Which of the servers there are at all."""
-        names = {server.username for server in servers}
+        names = {username for username, _ in servers}
         return self._those(orm.User.name.in_(names)) if names else frozenset()
 
-    def _those(self, condition: Any) -> frozenset[Server]:
-        query = self._database.query(orm.User.name, orm.Spawner.name).join(orm.Spawner.user).filter(condition)
-        return frozenset(Server(self._hub_id, username, name) for username, name in query)
+    def _those(self, condition: Any) -> frozenset[Whose]:
+        try:
+            # The session is the hub's: what others have half changed there isn't written because we ask.
+            with self._database.no_autoflush:
+                query = self._database.query(orm.User.name, orm.Spawner.name).join(orm.Spawner.user).filter(condition)
+                return frozenset((username, name) for username, name in query)
+        except SQLAlchemyError:
+            self._database.rollback()  # or else nobody could use it any more
+            raise

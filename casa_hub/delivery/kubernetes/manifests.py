@@ -28,6 +28,8 @@ MANAGER = "casa-hub"
 START_ID = "casa-hub/start-id"
 #: Which hub an object is of: `Facility.hub_id` (or its hash, where that is no label value), and the hub's namespace.
 HUB, HUB_NAMESPACE = "casa-hub/hub", "casa-hub/hub-namespace"
+#: Which installation of a hub made it, whatever it is called: what is removed unasked must be certain to be ours.
+INSTANCE = "casa-hub/instance"
 #: Annotations: `Server.identity`, and what a restarted hub must know (`Facility.mint`'s record as JSON; no secret).
 SERVER, RECORD = "casa-hub/server", "casa-hub/record"
 
@@ -60,6 +62,8 @@ class Start:
     hub_namespace: str
     #: The operator's, for all objects of this hub (KubeSpawner's ``common_labels``).
     common_labels: Mapping[str, str]
+    #: A hash of something that the hub alone has and keeps (its cookie secret); "" if nothing is looked for by it.
+    instance: str = ""
 
     @property
     def name(self) -> str:
@@ -73,6 +77,7 @@ class Start:
             **self.common_labels,
             HUB: self.server.hub_label,
             HUB_NAMESPACE: self.hub_namespace,
+            **({INSTANCE: self.instance} if self.instance else {}),
             START_ID: self.start_id,
         }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from casa_hub.delivery.base import RECORD_VERSION
-from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, RECORD, SERVER, START_ID, Object, Start
+from casa_hub.delivery.kubernetes.manifests import INSTANCE, RECORD, SERVER, START_ID, Object, Start
 from casa_hub.naming import Server
 
 #: KubeSpawner's own annotations, for a pod that was started without this package.
@@ -19,12 +20,36 @@ def start_id_of(there: Object) -> str:
     return str((there["metadata"].get("labels") or {}).get(START_ID, ""))
 
 
-def is_of(pod: Object, server: Server) -> bool:
-    """Whether a pod is, or was, this server: by our annotation, or by KubeSpawner's if it was started without us."""
+def is_of(pod: Object, server: Server, instance: str) -> bool:
+    """Whether a pod is, or was, this server: by our annotation, or by KubeSpawner's if it was started without us.
+
+    The same hub (`instance`) may have had another `hub_id` when it started the pod.
+    """
     annotations = pod["metadata"].get("annotations") or {}
-    if SERVER in annotations:
-        return bool(annotations[SERVER] == server.identity)
-    return (annotations.get(_USER), annotations.get(_SERVER, "")) == (server.username, server.name)
+    if SERVER in annotations and annotations[SERVER] != server.identity and not _is_by(pod, instance):
+        return False
+    return whose(pod) == (server.username, server.name)
+
+
+def whose(pod: Object) -> tuple[str, str]:
+    """User and server of a pod, by KubeSpawner's annotations, and by ours where there are some; ("", "") if none."""
+    annotations = pod["metadata"].get("annotations") or {}
+    identity = _identity(annotations.get(SERVER))
+    return identity[1:] if identity else (annotations.get(_USER, ""), annotations.get(_SERVER, ""))
+
+
+def _identity(text: str | None) -> tuple[str, str, str] | None:
+    """Hub, user and server (`Server.identity`)."""
+    try:
+        hub_id, username, name = json.loads(text or "")
+    except (TypeError, ValueError):
+        return None
+    return str(hub_id), str(username), str(name)
+
+
+def _is_by(pod: Object, instance: str) -> bool:
+    """Whether a pod was made by this installation of a hub."""
+    return bool(instance) and (pod["metadata"].get("labels") or {}).get(INSTANCE) == instance
 
 
 def record_of(there: Object, server: Server) -> Mapping[str, Any] | None:
@@ -36,26 +61,28 @@ def record_of(there: Object, server: Server) -> Mapping[str, Any] | None:
         record = json.loads(annotations[RECORD])
     except (KeyError, ValueError):
         return None
-    return record if isinstance(record, dict) and record.get("version") == RECORD_VERSION else None
+    match record:
+        case {"version": version, "credentials": dict(entries), "missing": dict()} if version == RECORD_VERSION:
+            return record if all({"state", "files"} <= entry.keys() for entry in entries.values()) else None
+    return None
 
 
 def hub_selector(hub: Start) -> str:
-    """Label selector of all that this hub made; `hub`: any start of it."""
-    return f"{START_ID},{HUB}={hub.server.hub_label},{HUB_NAMESPACE}={hub.hub_namespace}"
+    """Label selector of all pods that this hub made; `hub`: any start of it."""
+    return f"{START_ID},{INSTANCE}={hub.instance}"
 
 
 def start_of(pod: Object, hub: Start) -> Start | None:
     """The start that a pod of this hub is; None if it isn't marked as one."""
-    try:
-        hub_id, username, name = json.loads(pod["metadata"]["annotations"][SERVER])
-    except (KeyError, TypeError, ValueError):
+    identity, start_id = _identity((pod["metadata"].get("annotations") or {}).get(SERVER)), start_id_of(pod)
+    if identity is None or not start_id or not (identity[0] == hub.server.hub_id or _is_by(pod, hub.instance)):
         return None
-    start_id = start_id_of(pod)
-    if hub_id != hub.server.hub_id or not start_id:
-        return None
-    return Start(Server(hub_id, username, name), start_id, hub.namespace, hub.hub_namespace, hub.common_labels)
+    return replace(hub, server=Server(*identity), start_id=start_id)
 
 
 def has_ended(pod: Object) -> bool:
-    """Whether all containers of a pod have ended."""
-    return pod["status"]["phase"] in {"Succeeded", "Failed"}
+    """Whether the server in a pod has ended: the notebook's container, as KubeSpawner sees it."""
+    if pod["status"]["phase"] in {"Succeeded", "Failed"}:
+        return True
+    containers = pod["status"].get("containerStatuses") or []
+    return any(one["name"] == "notebook" and "terminated" in one.get("state", {}) for one in containers)

@@ -119,3 +119,19 @@ def test_hooks_for_a_spawner_without_pods_are_refused_at_the_hubs_start(make_hub
     assert hub.process is not None
     assert hub.process.wait(60) != 0
     eventually(lambda: "is for KubeSpawner and its subclasses, not for SimpleLocalProcessSpawner" in hub.log)
+
+
+def test_hooks_beside_our_own_spawner_are_refused_at_the_hubs_start(make_hub: MakeHub, tmp_path: Path) -> None:
+    hub = make_hub(facility(tmp_path) + 'c.JupyterHub.spawner_class = "casa"\n' + INSTALL)
+    hub.begin()
+    assert hub.process is not None
+    assert hub.process.wait(60) != 0
+    eventually(lambda: "casa_hub.hooks.install(c) does what CasaSpawner does already" in hub.log)
+
+
+def test_credentials_that_nothing_delivers_are_refused_at_the_hubs_start(make_hub: MakeHub, tmp_path: Path) -> None:
+    hub = make_hub(facility(tmp_path) + SITE)
+    hub.begin()
+    assert hub.process is not None
+    assert hub.process.wait(60) != 0
+    eventually(lambda: "servers of SiteSpawner would get none of Facility.credentials" in hub.log)

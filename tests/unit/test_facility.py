@@ -165,7 +165,7 @@ def test_what_is_required_must_be_enabled() -> None:
     [problem] = facility("xcache", required=["xcach"]).check_settings()
     assert (problem.severity, problem.thing) == (Severity.ERROR, "Facility.required")
     assert problem.remedy == "Did you mean xcache?"
-    [problem] = facility("xcache", required=["htcondor"]).check_settings()
+    [problem] = facility("xcache", required=["dask"]).check_settings()
     assert problem.remedy == "Add it there."
 
 

@@ -132,9 +132,11 @@ class KubernetesFacility(Facility):
 
     def about_servers(self) -> list[str]:
         plane = self.cluster.plane
-        kubectl = [plane.program, f"--kubeconfig={plane.kubeconfig}", f"--namespace={NAMESPACE}", "get", "pods,secrets"]
+        kubectl = [plane.program, f"--kubeconfig={plane.kubeconfig}", f"--namespace={NAMESPACE}", "get"]
+        kubectl.append("pods,secrets,services,ingressroutetcps.traefik.io")
         return [
-            f"Keys and logs are in {self.directory}; a home goes with its pod. To look at the cluster:",
+            f"Keys, logs and the image's files are in {self.directory}, which may be removed after the end; a home goes",
+            "with its pod. To look at the cluster:",
             f"  {' '.join(self.cluster.inside(*kubectl))}",
         ]
 

@@ -135,8 +135,8 @@ class KubernetesFacility(Facility):
         kubectl = [plane.program, f"--kubeconfig={plane.kubeconfig}", f"--namespace={NAMESPACE}", "get"]
         kubectl.append("pods,secrets,services,ingressroutetcps.traefik.io")
         return [
-            f"Keys, logs and the image's files are in {self.directory}, which may be removed after the end; a home goes",
-            "with its pod. To look at the cluster:",
+            f"Keys, logs and the image's files are in {self.directory}, which may be removed after the end;",
+            "a home goes with its pod. To look at the cluster:",
             f"  {' '.join(self.cluster.inside(*kubectl))}",
         ]
 

@@ -37,6 +37,9 @@ _LOOK_AGAIN = 0.05
 class Hook:
     """A hook of ours, with the site's own (None if it has none)."""
 
+    #: What `casa_hub.startup` finds in the configuration, to ask it as it asks our spawner classes.
+    casa_home: ClassVar[type]
+
     def __init__(self, ours: Callable[..., Awaitable[Any]], theirs: Callable[..., Any] | None) -> None:
         self._ours = ours
         self._theirs = theirs
@@ -152,6 +155,9 @@ class HookedSpawner:
         cls = app.spawner_class
         KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).begin(app, facility, cls)
         cls.renew_credentials = _renew_credentials
+
+
+Hook.casa_home = HookedSpawner
 
 
 async def _renew_credentials(spawner: Any, names: Collection[str]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import Any
 
-from traitlets.config import Configurable
+from traitlets.config import Config, Configurable
 
 from casa_hub.configuration import unknown_keys
 from casa_hub.credentials.base import Minter
@@ -54,12 +54,11 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
 
 
 def _home(app: Any) -> Any:
-    """What brings credentials to servers: the spawner class if it is ours, or our hooks in another."""
-    from casa_hub import hooks  # noqa: PLC0415 - they need this module
-
-    if not hasattr(app.spawner_class, "check_hub") and hooks.installed(app.config):
-        return hooks.HookedSpawner
-    return app.spawner_class
+    """What brings credentials to servers: the spawner class if it is ours, or our hooks (`casa_home`) in another."""
+    settings = [value for section in app.config.values() if isinstance(section, Config) for value in section.values()]
+    # A section within a section has any attribute that one asks for.
+    homes = [value.casa_home for value in settings if not isinstance(value, Config) and hasattr(value, "casa_home")]
+    return homes[0] if homes and not hasattr(app.spawner_class, "check_hub") else app.spawner_class
 
 
 def not_the_hubs_fault(error: BaseException, app: Any) -> None:

@@ -166,7 +166,7 @@ class PodServer:
         except CasaError as error:
             self._spawner.log.warning("The pod of a failed start stays until the API server answers: %s", error)
         # A creation that nobody got an answer to may still come.
-        self.delivery.owe(self.server)
+        self.delivery.owe(self._given.start)
         self._given = None
 
     # -- while it runs
@@ -246,7 +246,7 @@ class PodServer:
         start = marks.start_of(pod, self._start("")) if pod is not None else None
         if pod is not None and start is not None and self._is_ours(pod):
             if not marks.has_ended(pod):  # its stop failed
-                self.delivery.owe(start.server)
+                self.delivery.owe(start)
             await self.delivery.withdraw_ended(start, self.facility.routes(start.server), Deadline(_CLEAN_UP))
 
     def _start(self, start_id: str) -> Start:

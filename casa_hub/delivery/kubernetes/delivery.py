@@ -30,7 +30,6 @@ from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
 from casa_hub.facility import Facility, Minted
-from casa_hub.naming import Server
 
 
 class KubernetesDelivery(LoggingConfigurable):
@@ -120,17 +119,18 @@ class KubernetesDelivery(LoggingConfigurable):
     def begin(self, app: Any, facility: Facility, spawner_class: type) -> None:
         """Begin to look for pods that were left behind; the hub's own start doesn't wait for it."""
         self.instance = hashlib.sha256(b"casa_hub instance " + app.cookie_secret).hexdigest()[:12]
-        if not value_of(app.config, spawner_class, "enable_user_namespaces"):  # else they may be anywhere
-            namespace = value_of(app.config, spawner_class, "namespace") or own_namespace()
-            hub = Start(facility.server(""), "", namespace, own_namespace(), {}, self.instance)
+        # With a namespace for each user, only those are looked at where something is known to have gone wrong.
+        users = value_of(app.config, spawner_class, "enable_user_namespaces")
+        namespace = "" if users else value_of(app.config, spawner_class, "namespace") or own_namespace()
+        hub = Start(facility.server(""), "", namespace, own_namespace(), {}, self.instance)
 
-            def objects_of(start: Start, record: Mapping[str, Any] | None) -> list[Object]:
-                objects = self._objects(start, facility.routes(start.server, record))
-                return objects if record is None or _wants_secret(record) else objects[1:]
+        def objects_of(start: Start, record: Mapping[str, Any] | None) -> list[Object]:
+            objects = self._objects(start, facility.routes(start.server, record))
+            return objects if record is None or _wants_secret(record) else objects[1:]
 
-            self._leftovers = Leftovers(
-                self._courier, self._loop.run, hub, database=app.db, objects_of=objects_of, log=self.log
-            )
+        self._leftovers = Leftovers(
+            self._courier, self._loop.run, hub, database=app.db, objects_of=objects_of, log=self.log
+        )
         # Kept: the loop itself knows its tasks by weak references only.
         self._living = asyncio.get_running_loop().create_task(self._live())
 
@@ -144,10 +144,10 @@ class KubernetesDelivery(LoggingConfigurable):
             await self._loop.end(self._api.close())
             raise
 
-    def owe(self, server: Server) -> None:
+    def owe(self, start: Start) -> None:
         """A pod of this server may have been left behind: it is looked for soon."""
         if self._leftovers is not None:
-            self._leftovers.owe(server)
+            self._leftovers.owe(start)
 
     async def first_look(self) -> None:
         """Wait until pods that an earlier hub left half made are gone; some seconds at most."""

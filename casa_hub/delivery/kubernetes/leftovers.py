@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jupyterhub import orm
@@ -21,7 +22,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from casa_hub.delivery.kubernetes import marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError
 from casa_hub.delivery.kubernetes.manifests import Object, Start
-from casa_hub.naming import Server
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -54,7 +54,7 @@ class Leftovers:
         objects_of: ObjectsOf,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
     ) -> None:
-        """`hub`: any start of it; made before any server is started or looked at."""
+        """`hub`: any start of it, in its servers' namespace ("": in many); made before any server is looked at."""
         self._courier = courier
         self._run = run
         self._hub = hub
@@ -67,6 +67,8 @@ class Leftovers:
         self._here: set[str] = set()
         #: Servers whose pods may be left, whether the database knows them or not.
         self._owed: set[Whose] = set()
+        #: Where to look: a profile or a hook may have sent a server elsewhere.
+        self._namespaces = {hub.namespace} - {""}
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
 
@@ -75,9 +77,10 @@ class Leftovers:
         if self._interrupted:
             self._here.add(start.start_id)
 
-    def owe(self, server: Server) -> None:
+    def owe(self, start: Start) -> None:
         """A pod of this server may be left: look soon."""
-        self._owed.add((server.username, server.name))
+        self._owed.add((start.server.username, start.server.name))
+        self._namespaces.add(start.namespace)
         self._wake.set()
 
     async def first_look(self) -> None:
@@ -116,7 +119,8 @@ class Leftovers:
     async def _look(self) -> None:
         deadline = Deadline(_LOOK)
         owed = frozenset(self._owed)
-        pods = await self._run(self._courier.pods(self._hub, deadline))
+        where = [replace(self._hub, namespace=namespace) for namespace in self._namespaces]
+        pods = [each for hub in where for each in await self._run(self._courier.pods(hub, deadline))]
         # From here to the choice without a pause: what the database says is then newer than the pods, and a pod whose
         # server doesn't run by now is of no start that is to come.
         there = [(whose, pod) for whose, pod in pods if "deletionTimestamp" not in pod["metadata"]]

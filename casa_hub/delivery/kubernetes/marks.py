@@ -77,7 +77,8 @@ def start_of(pod: Object, hub: Start) -> Start | None:
     identity, start_id = _identity((pod["metadata"].get("annotations") or {}).get(SERVER)), start_id_of(pod)
     if identity is None or not start_id or not (identity[0] == hub.server.hub_id or _is_by(pod, hub.instance)):
         return None
-    return replace(hub, server=Server(*identity), start_id=start_id)
+    namespace = pod["metadata"].get("namespace", hub.namespace)
+    return replace(hub, server=Server(*identity), start_id=start_id, namespace=namespace)
 
 
 def has_ended(pod: Object) -> bool:

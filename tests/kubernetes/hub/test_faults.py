@@ -147,6 +147,32 @@ def test_a_failed_start_that_could_not_be_undone_is_undone_later(site: Faulty) -
     site.nothing_left()
 
 
+def test_a_start_in_a_namespace_of_its_own_is_undone_later_too(
+    plane: Api, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A hook or a profile may choose the namespace, and with user namespaces each person has one."""
+    elsewhere = plane.make_namespace()
+    config = f"c.KubeSpawner.pre_spawn_hook = lambda spawner: setattr(spawner, 'namespace', {elsewhere!r})\n"
+    with open_faulty(plane, tmp_path_factory, ROUTES_REQUIRED + config) as site:
+        rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{elsewhere}/rolebindings/hub"
+        binding = {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": "hub"},
+            "subjects": [{"kind": "ServiceAccount", "name": "hub", "namespace": site.namespace}],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        }
+        plane.apply(rbac, binding)
+        pods = f"/api/v1/namespaces/{elsewhere}/pods"
+        site.proxy.on("PATCH", SECRET, Answer(403))
+        site.proxy.on("DELETE", THIS_POD, Answer(403), times=math.inf)
+        site.fails("ada")
+        assert [pod["metadata"]["name"] for pod in plane.request("GET", pods)["items"]] == ["jupyter-ada"]
+        site.proxy.clear()
+        eventually(lambda: plane.request("GET", pods)["items"] == [], timeout=25)
+    plane.delete_namespace(elsewhere)
+
+
 def test_the_next_start_does_not_wait_for_what_an_earlier_one_left(site: Faulty) -> None:
     site.proxy.on("PATCH", SECRET, Answer(403))
     site.proxy.on("DELETE", THIS_POD, Answer(403), times=2)

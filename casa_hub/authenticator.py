@@ -244,11 +244,13 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         try:
             self._begin(**kwargs)
-        except ConfigurationError as error:
+        except (ConfigurationError, TraitError) as error:
             if not hasattr(kwargs.get("parent"), "tornado_settings"):
                 raise
-            # The hub's operator reads one line, and not thirty of a traceback above it.
-            kwargs["parent"].log.critical("%s", error)
+            # The hub's operator reads one line, and not thirty of a traceback above it. What traitlets says after
+            # ", not" is the value, which may be a secret.
+            line = str(error).split(", not ")[0] + ". Correct it." if isinstance(error, TraitError) else error
+            kwargs["parent"].log.critical("%s", line)
             raise SystemExit(1) from None
 
     def _begin(self, **kwargs: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import Any
 
+from traitlets import TraitError
 from traitlets.config import Config, Configurable
 
 from casa_hub.configuration import unknown_keys
@@ -32,16 +33,12 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
     # `jupyterhub token` makes an application within another one, beside the hub that runs.
     if app.tornado_settings.get("casa_started") or app.parent is not None:
         return
-    facility = Facility.in_settings(app.tornado_settings, app.config)
-    home = _home(app)
-    fatal = unknown_keys(app.config, [*sections(app.authenticator_class, home), *classes])
-    fatal += facility.check_settings()
-    if hasattr(home, "check_hub"):
-        fatal += home.check_hub(app, facility)
-    elif facility.credentials:
-        why = f"servers of {app.spawner_class.__name__} would get none of Facility.credentials"
-        remedy = "Set it to casa or casa-local, or call casa_hub.hooks.install(c) after your own settings."
-        fatal.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", why, remedy))
+    try:
+        facility = Facility.in_settings(app.tornado_settings, app.config)
+        home = _home(app)
+        fatal = _problems(app, facility, home, classes)
+    except TraitError as error:  # a value of a wrong type or form; the settings of these classes hold no secret
+        raise ConfigurationError("the configuration", str(error).rstrip("."), "Correct it.") from error
     _report(app.log, fatal)
     for problem in fatal:
         if problem.severity is Severity.ERROR:
@@ -51,6 +48,19 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
     if hasattr(home, "begin_hub"):
         home.begin_hub(app, facility)
     app.tornado_settings["casa_started"] = True
+
+
+def _problems(app: Any, facility: Facility, home: Any, classes: Iterable[type[Configurable]]) -> list[Problem]:
+    """All that is wrong with the configuration."""
+    problems = unknown_keys(app.config, [*sections(app.authenticator_class, home), *classes])
+    problems += facility.check_settings()
+    if hasattr(home, "check_hub"):
+        problems += home.check_hub(app, facility)
+    elif facility.credentials:
+        problem = f"servers of {app.spawner_class.__name__} would get none of Facility.credentials"
+        remedy = "Set it to casa or casa-local, or call casa_hub.hooks.install(c) after your own settings."
+        problems.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, remedy))
+    return problems
 
 
 def _home(app: Any) -> Any:

@@ -1,0 +1,47 @@
+"""A hub with a setting that can't work says so in one line and doesn't start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes.conftest import MakeHub
+from tests.support.hub import Hub
+from tests.support.kubernetes.api import eventually
+from tests.support.kubernetes.facility import facility
+
+SIGN_ON = """
+c.JupyterHub.authenticator_class = "casa"
+c.CasaOAuthenticator.provider = "cms-iam"
+c.CasaOAuthenticator.client_id = "hub"
+c.CasaOAuthenticator.client_secret = "SECRET-OF-THE-CLIENT"
+c.CasaOAuthenticator.oauth_callback_url = "http://127.0.0.1/hub/oauth_callback"
+c.CasaOAuthenticator.allowed_groups = {"/cms"}
+del c.Authenticator["allow_all"]
+"""
+
+
+def refused(hub: Hub, line: str) -> None:
+    hub.begin()
+    assert hub.process is not None
+    assert hub.process.wait(60) != 0
+    eventually(lambda: line in hub.log)
+    assert "Traceback" not in hub.log
+    assert "SECRET" not in hub.log
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ('c.KubernetesDelivery.files = "secret"', "expected any of ['sidecar', 'mount']"),
+        ('c.KubernetesDelivery.sidecar_resources = {"cpu": "1"}', "there are requests and limits"),
+        ('c.KubernetesDelivery.fils = "mount"', "Did you mean files?"),
+        ('c.TraefikRoutes.kind = "gateway"', "TraefikRoutes.gateway"),
+        ('c.Facility.secrets_path = "/"', "must be an absolute path below /"),
+        ('c.CasaOAuthenticator.provider = "cmsiam"', "'provider' trait"),
+        ('c.CasaOAuthenticator.client_secret = ["SECRET"]', "'client_secret' trait"),
+    ],
+)
+def test_what_cannot_work_is_one_line(make_hub: MakeHub, tmp_path: Path, setting: str, line: str) -> None:
+    refused(make_hub(facility(tmp_path) + SIGN_ON + setting + "\n", spawner_class="casa"), line)

@@ -79,6 +79,8 @@ class PodServer:
             ConfigurationError: the hub's configuration can't work; or two credentials want the same file.
         """
         on_hub_start(self._spawner.user.settings["app"])
+        # A hundred starts come here in one turn of the hub's loop, after what JupyterHub did in it: others go first.
+        await asyncio.sleep(0)
         now = datetime.now(UTC)
         self._launch = self._given = None
         self._seen = False

@@ -77,6 +77,7 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
 
         The answer of the request tells the pod's uid; `after_pod_created_hook` would hear of it 0.2 s later or more.
         """
+        await asyncio.sleep(0)  # as in `mint`: KubeSpawner has just made a hundred pods, perhaps
         self._pod_server.dress(pod)
         launched = await self._pod_server.launch(self.api.api_client.sanitize_for_serialization(pod))
         self._steps.say(25, "Pod created, with what it needs")

@@ -29,7 +29,7 @@ from casa_hub.identity.providers import PROVIDERS, Provider, group_syntax_for
 from casa_hub.identity.session import Session
 from casa_hub.identity.standing import FRESH, Standing, Standings
 from casa_hub.identity.verdicts import Answer, Verdict
-from casa_hub.lifecycle import Access, Keeper
+from casa_hub.keeper.times import Access, Keeper
 from casa_hub.loopback import is_loopback
 from casa_hub.startup import on_hub_start
 from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler

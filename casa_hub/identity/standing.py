@@ -20,7 +20,7 @@ from casa_hub.identity.membership import Allowed, MalformedClaim, Refused
 from casa_hub.identity.oidc import Issuer, OIDCError, RefreshedTokenError
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.lifecycle import Keeper
+from casa_hub.keeper.times import Keeper
 
 #: Seconds that a verdict other than "yes" counts without asking again, and a "yes" before a spawn.
 FRESH = 30.0

@@ -315,15 +315,7 @@ class Issuer:
     async def _grant(self, parameters: dict[str, str]) -> tuple[Tokens, OIDCError | None]:
         """What the token endpoint gave, and why it must not be used, if so. Nothing after its "200" raises here."""
         metadata = await self.metadata()
-        client = self.client
-        headers = {"Accept": "application/json"}
-        if client.basic_auth:
-            # Form-urlencoded first (RFC 6749, 2.3.1): secrets with ":" or "%" fail otherwise.
-            pair = f"{quote_plus(client.client_id)}:{quote_plus(client.client_secret)}"
-            headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
-        else:
-            parameters |= {"client_id": client.client_id, "client_secret": client.client_secret}
-        status, document = await self._ask("POST", metadata.token_endpoint, headers=headers, data=parameters)
+        status, document = await self._ask_as_client(metadata.token_endpoint, parameters)
         answer = document if status == HTTPStatus.OK and isinstance(document, dict) else {}
         access_token, refresh_token = (_text(answer.get(name)) for name in ("access_token", "refresh_token"))
         if not access_token and not refresh_token:
@@ -350,6 +342,45 @@ class Issuer:
             return tokens, None
         return tokens, cant_say(metadata.token_endpoint, problem, "Ask the provider's administrators")
 
+    async def _ask_as_client(self, url: str, parameters: dict[str, str]) -> tuple[int, object]:
+        """One request with this client's credentials; status and body as those of `_ask`."""
+        client = self.client
+        headers = {"Accept": "application/json"}
+        if client.basic_auth:
+            # Form-urlencoded first (RFC 6749, 2.3.1): secrets with ":" or "%" fail otherwise.
+            pair = f"{quote_plus(client.client_id)}:{quote_plus(client.client_secret)}"
+            headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+        else:
+            parameters = parameters | {"client_id": client.client_id, "client_secret": client.client_secret}
+        return await self._ask("POST", url, headers=headers, data=parameters)
+
+    async def revoke(self, refresh_token: str) -> bool:
+        """Let the provider end a refresh token, and with it what was made of it (RFC 7009).
+
+        Returns:
+            False if the provider has no way to do that, now or ever: the token lives until it expires.
+
+        Raises:
+            OIDCError: nobody knows whether it is ended; worth another try.
+        """
+        url = (await self.metadata()).revocation_endpoint
+        if not url:
+            return False
+        self._check_transport(url, f"revocation_endpoint of {self.client.issuer}")
+        form = {"token": refresh_token, "token_type_hint": "refresh_token"}
+        status, document = await self._ask_as_client(url, form)
+        error = document.get("error") if isinstance(document, dict) else None
+        if status == HTTPStatus.BAD_REQUEST and error == "unsupported_token_type":
+            return False
+        # An unknown token is a success (2.2); where it is called an error, it is no less dead.
+        if status == HTTPStatus.OK or (
+            status == HTTPStatus.BAD_REQUEST and error in ("invalid_token", "invalid_grant")
+        ):
+            return True
+        # Why, in the provider's words without what may be a token; but of the person it says nothing here.
+        reason = of_token_answer(status, document).reason
+        raise cant_say(url, f"a refresh token could not be revoked (HTTP {status}). {reason}".rstrip("."))
+
     async def userinfo(self, access_token: str, *, sub: str) -> dict[str, Any]:
         """The user's claims, plain or signed (Core 5.3); `sub` must be the one of the ID token (5.3.2).
 
@@ -364,7 +395,7 @@ class Issuer:
         if status != HTTPStatus.OK:
             raise OIDCError(url, of_userinfo_answer(status, document))
         if isinstance(document, str):
-            document = await self._verified(document, "signed userinfo", require=["sub"])
+            document = await self.verified(document, "signed userinfo", require=["sub"])
         if not isinstance(document, dict) or not document:
             raise cant_say(url, "userinfo is not a JSON object", "Ask the provider's administrators")
         if document.get("sub") != sub:
@@ -375,7 +406,7 @@ class Issuer:
 
     async def _with_claims(self, tokens: Tokens, *, nonce: str | None, sub: str | None = None) -> Tokens:
         """The tokens with the verified claims of their ID token; where given, nonce and subject must be these."""
-        claims = await self._verified(tokens.id_token, "ID token", require=["iss", "sub", "aud", "exp", "iat"])
+        claims = await self.verified(tokens.id_token, "ID token", require=["iss", "sub", "aud", "exp", "iat"])
         if nonce is not None and not hmac.compare_digest(_bytes(str(claims.get("nonce", ""))), _bytes(nonce)):
             raise TokenError("ID token", "its nonce is not the one of this log-in")
         if "at_hash" in claims:
@@ -389,7 +420,7 @@ class Issuer:
             raise TokenError("ID token", "it is for another subject than the one who logged in")
         return replace(tokens, id_claims=claims)
 
-    async def _verified(self, token: str, thing: str, *, require: list[str]) -> dict[str, Any]:
+    async def verified(self, token: str, thing: str, *, require: list[str]) -> dict[str, Any]:
         """Claims of a signed token of this issuer for this client (Core 3.1.3.7), else TokenError."""
         metadata = await self.metadata()
         # Not only PyJWT's own errors: it leaves some oddities of JSON to Python, an infinite "exp" say.

@@ -956,3 +956,94 @@ async def test_nobody_s_cookies_reach_the_next_request(issuer: Issuer, idp: IdP)
     for _ in range(2):
         await issuer.userinfo("token", sub="s-1")
     assert seen == ["", ""]
+
+
+# -- the end of a refresh token ----------------------------------------------------------------------------------------
+
+
+def _offers_revocation(idp: IdP, *, at: str = "") -> None:
+    idp.change[WELL_KNOWN] = lambda document: {**document, "revocation_endpoint": at or f"{idp.issuer}/revoke"}
+
+
+@pytest.mark.parametrize("basic", [True, False])
+async def test_a_refresh_token_is_revoked_with_the_credentials_of_the_client(idp: IdP, basic: bool) -> None:
+    _offers_revocation(idp)
+    seen: list[tuple[str, dict[str, list[str]]]] = []
+
+    def answer(environ: Any, start_response: Any) -> list[bytes]:
+        body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])).decode()
+        seen.append((environ.get("HTTP_AUTHORIZATION", ""), parse_qs(body)))
+        start_response("200 OK", [])  # RFC 7009, 2.2: the body says nothing
+        return [b""]
+
+    idp.answers["/revoke"] = answer
+    issuer = Issuer(Client(idp.issuer, "hub:1", "per%cent+plus", basic_auth=basic))
+    assert await issuer.revoke("refresh-token-value") is True
+    await issuer.close()
+    ((header, form),) = seen
+    assert (form["token"], form["token_type_hint"]) == (["refresh-token-value"], ["refresh_token"])
+    if basic:
+        assert base64.b64decode(header.removeprefix("Basic ")) == b"hub%3A1:per%25cent%2Bplus"
+        assert "client_secret" not in form
+    else:
+        assert (header, form["client_id"], form["client_secret"]) == ("", ["hub:1"], ["per%cent+plus"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "ended"),
+    [
+        ((200, {}), True),
+        ((200, "<html>"), True),
+        ((400, {"error": "invalid_token"}), True),  # of who knows no such token, and calls it an error
+        ((400, {"error": "invalid_grant"}), True),
+        ((400, {"error": "unsupported_token_type"}), False),
+    ],
+)
+async def test_what_is_ended_for_good_is_not_asked_again(issuer: Issuer, idp: IdP, answer: Any, ended: bool) -> None:
+    _offers_revocation(idp)
+    idp.answers["/revoke"] = answer
+    assert await issuer.revoke("r") is ended
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (401, {"error": "invalid_client", "error_description": "refresh-token-value-of-the-user-1"}),
+        (400, {"error": "invalid_request"}),
+        (400, "<html>"),
+        (503, {}),
+        (302, {}),
+        (400, {"error": ["invalid_token"]}),
+        (400, {"error": {}}),
+    ],
+)
+async def test_a_revocation_that_may_have_failed_is_no_verdict_on_the_person(
+    issuer: Issuer, idp: IdP, answer: Any
+) -> None:
+    _offers_revocation(idp)
+    idp.answers["/revoke"] = answer
+    with pytest.raises(
+        OIDCError, match=rf"/revoke: a refresh token could not be revoked \(HTTP {answer[0]}\)"
+    ) as caught:
+        await issuer.revoke("refresh-token-value-of-the-user-1")
+    assert caught.value.answer.verdict is Verdict.CANT_SAY
+    unspoken(["refresh-token-value-of-the-user-1"], str(caught.value), repr(caught.value))
+
+
+async def test_a_provider_without_revocation_is_not_asked(issuer: Issuer, idp: IdP) -> None:
+    idp.change[WELL_KNOWN] = lambda document: {**document, "revocation_endpoint": None}
+    assert await issuer.revoke("r") is False
+
+
+async def test_a_token_isn_t_sent_in_the_clear_to_be_revoked(issuer: Issuer, idp: IdP) -> None:
+    _offers_revocation(idp, at="http://idp.example.org/revoke")
+    with pytest.raises(OIDCError, match=r"revocation_endpoint of .* is not https"):
+        await issuer.revoke("r")
+
+
+async def test_a_revocation_that_isn_t_answered_ends_with_the_time_out(idp: IdP) -> None:
+    _offers_revocation(idp)
+    issuer = Issuer(Client(idp.issuer, "hub", SECRET, timeout=0.3))
+    with idp.holding("/revoke"), pytest.raises(OIDCError, match=r"no answer within 0.3 s"):
+        await issuer.revoke("r")
+    await issuer.close()

@@ -7,7 +7,7 @@ VENV := .venv
 VENV_HUB5 := .venv-hub5
 LOCK := tests/lock
 
-.PHONY: help demo demo-check demo-kubernetes demo-kubernetes-check test test-hub5 kubernetes lint bench lock clean
+.PHONY: help demo demo-check demo-kubernetes demo-kubernetes-check test test-hub5 kubernetes lint bench lock image clean
 
 help:
 	@echo "make demo        a whole facility on this machine; open it in a browser"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint        ruff and mypy --strict"
 	@echo "make bench       what a mint costs, and a hundred starts at once, side by side with other ways"
 	@echo "make lock        resolve the versions that the tests run with anew"
+	@echo "make image       a hub's image for Kubernetes, from a wheel of this source (IMAGE=registry.example.org/name:tag)"
 
 demo: $(VENV)/.demo
 	@exec $(VENV)/bin/casa-hub demo $(DEMO)
@@ -38,7 +39,7 @@ test: $(VENV)/.test kubernetes test-hub5
 
 # What depends on JupyterHub or on Python alone; servers of the facility don't know the difference.
 test-hub5: $(VENV_HUB5)/.test kubernetes
-	$(VENV_HUB5)/bin/python -m pytest -m "not any_hub" tests/unit tests/hub tests/kubernetes/hub
+	$(VENV_HUB5)/bin/python -m pytest -m "not any_hub" tests/unit tests/hub tests/helm tests/kubernetes/hub
 
 # Never fails: without it (no Go, no root for a node) its tests are skipped, or fail where all peers are required.
 kubernetes: $(VENV)/.test
@@ -59,6 +60,13 @@ lock: $(VENV)/.test
 	    --extra demo --group test --group lint pyproject.toml --output-file $(LOCK)/hub6.txt
 	echo 'jupyterhub==5.5.*' | $(VENV)/bin/uv pip compile --quiet --universal --no-annotate --no-header \
 	    --python-version 3.11 --upgrade --extra demo --group test pyproject.toml - --output-file $(LOCK)/hub5.txt
+
+# Docker gets the wheel and the Dockerfile, nothing else of this directory.
+IMAGE ?= casa-hub:dev
+image: $(VENV)/.test
+	rm -rf image/dist
+	$(VENV)/bin/uv build --quiet --wheel --out-dir image/dist
+	docker build --tag $(IMAGE) image
 
 clean:
 	rm -rf $(VENV) $(VENV_HUB5)

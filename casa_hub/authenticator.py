@@ -24,6 +24,7 @@ from traitlets.config import Config
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.identity import oidc
 from casa_hub.identity.bindings import Identities
+from casa_hub.identity.logout import LogoutTokens
 from casa_hub.identity.membership import Allowed, GroupSource, Policy, Refused, RefusedError, decide
 from casa_hub.identity.providers import PROVIDERS, Provider, group_syntax_for
 from casa_hub.identity.session import Session
@@ -32,6 +33,8 @@ from casa_hub.identity.verdicts import Answer, Verdict
 from casa_hub.keeper.times import Access, Keeper
 from casa_hub.loopback import is_loopback
 from casa_hub.startup import on_hub_start
+from casa_hub.web import operations
+from casa_hub.web.backchannel import BackchannelLogoutHandler
 from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler
 
 #: Seconds that a page waits for the identity provider while the last "yes" still counts.
@@ -391,6 +394,15 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             )
         return self.decide(username, claims, granted_scopes)
 
+    def get_handlers(self, app: Any) -> list[tuple[Any, ...]]:
+        """The pages of a log-in, and the addresses for the identity provider and for operators."""
+        logout_tokens = LogoutTokens(self.provider_side, clock=self.clock)
+        return [
+            *super().get_handlers(app),
+            (r"/backchannel-logout", BackchannelLogoutHandler, {"tokens": logout_tokens}),
+            *operations.handlers,
+        ]
+
     # -- log in ----------------------------------------------------------------------------------------------------
 
     async def authenticate(self, handler: Any, data: Any = None, **kwargs: Any) -> dict[str, Any]:  # noqa: ARG002
@@ -421,7 +433,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             raise RefusedError(username, decision)
         session = Session.of_login(tokens, issuer=metadata.issuer, claims=claims)
         # Only now: a refused person binds no name.
-        self.identities.check(username, issuer=session.issuer, sub=session.sub)
+        self.identities.check(username, issuer=session.issuer, sub=session.sub, log_in=True)
         if not session.refresh_token and not self.preset.groups_live_in_userinfo:
             self.log.warning(
                 "%s gave no refresh token for %s: the membership can't be re-checked and counts for %g s. "

@@ -35,7 +35,7 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
         return
     try:
         facility = Facility.in_settings(app.tornado_settings, app.config)
-        home = _home(app)
+        home = home_of(app)
         fatal = _problems(app, facility, home, classes)
     except TraitError as error:  # a value of a wrong type or form; the settings of these classes hold no secret
         raise ConfigurationError("the configuration", str(error).rstrip("."), "Correct it.") from error
@@ -63,7 +63,7 @@ def _problems(app: Any, facility: Facility, home: Any, classes: Iterable[type[Co
     return problems
 
 
-def _home(app: Any) -> Any:
+def home_of(app: Any) -> Any:
     """What brings credentials to servers: the spawner class if it is ours, or our hooks (`casa_home`) in another."""
     settings = [value for section in app.config.values() if isinstance(section, Config) for value in section.values()]
     # A section within a section has any attribute that one asks for.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Column, DateTime, MetaData, Table, Unicode, insert, select
+from sqlalchemy import Column, DateTime, MetaData, Table, Unicode, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -24,6 +24,10 @@ _bindings = Table(
     Column("sub", Unicode(1023), nullable=False),
     Column("bound_at", DateTime, nullable=False),
 )
+
+
+#: Stands for issuer and subject of a name that was taken from its owner: nobody's, until somebody logs in.
+_NOBODY = ""
 
 
 class IdentityError(CasaError):
@@ -57,8 +61,45 @@ class Identities:
         query = select(_bindings.c.issuer, _bindings.c.sub).where(_bindings.c.username == username)
         return self._db.execute(query).first()
 
-    def check(self, username: str, *, issuer: str, sub: str) -> None:
+    def names(self, *, issuer: str, sub: str) -> list[str]:
+        """All names of a subject; several if the provider has given it another one.
+
+        Raises:
+            SQLAlchemyError: the table can't be read.
+        """
+        self._make_table()
+        columns = (_bindings.c.username, _bindings.c.issuer, _bindings.c.sub)
+        rows = self._db.execute(select(*columns).where(_bindings.c.sub == sub))
+        return [row.username for row in rows if _is(row, issuer, sub)]
+
+    def release(self, username: str) -> bool:
+        """Take a name from its owner, for the next who logs in with it; False if it had none.
+
+        A log-in of the owner's that is still stored somewhere doesn't take it back.
+
+        Raises:
+            SQLAlchemyError: the table can't be written.
+        """
+        self._make_table()
+        row = self._find(username)
+        if row is None or row.sub == _NOBODY:
+            return False
+        self._write(update(_bindings).where(_bindings.c.username == username), _NOBODY, _NOBODY)
+        return True
+
+    def _write(self, statement: Any, issuer: str, sub: str) -> None:
+        bound_at = datetime.now(UTC).replace(tzinfo=None)
+        self._db.execute(statement.values(issuer=issuer, sub=sub, bound_at=bound_at))
+        self._db.commit()
+
+    def check(self, username: str, *, issuer: str, sub: str, log_in: bool = False) -> None:
         """Let the first subject of a name in and nobody else; a name without one is bound to this subject.
+
+        Args:
+            username: the name.
+            issuer: of the identity provider.
+            sub: the subject there.
+            log_in: whether somebody logs in: a name that was taken from its owner is bound by nothing else.
 
         Raises:
             IdentityError: the name is bound to somebody else, or the table can't be read.
@@ -67,12 +108,10 @@ class Identities:
             self._make_table()
             row = self._find(username)
             if row is None:
-                self._db.execute(
-                    insert(_bindings).values(
-                        username=username, issuer=issuer, sub=sub, bound_at=datetime.now(UTC).replace(tzinfo=None)
-                    )
-                )
-                self._db.commit()
+                self._write(insert(_bindings).values(username=username), issuer, sub)
+            elif row.sub == _NOBODY and log_in:
+                self._write(update(_bindings).where(_bindings.c.username == username), issuer, sub)
+                row = None
         except SQLAlchemyError as error:
             self._db.rollback()
             # Unreadable is refused: the name may be anybody's. The driver's text may hold parameters.

@@ -36,6 +36,11 @@ class Session:
     last_yes: float
     #: The provider's last userinfo.
     claims: Mapping[str, Any] = field(repr=False)
+    #: The provider's id of the browser session that it came from (Back-Channel Logout 1.0, 2.1); "" if it said none.
+    sid: str = ""
+    #: Why a later log-in of the same person was refused, "" if none was: what is known of this one by its age only
+    #: counts no more.
+    refused: str = ""
 
     @classmethod
     def of_login(cls, tokens: Tokens, *, issuer: str, claims: Mapping[str, Any]) -> Session:
@@ -50,6 +55,7 @@ class Session:
             scope=tokens.scope,
             last_yes=tokens.obtained_at,
             claims=claims,
+            sid=sid if isinstance(sid := tokens.id_claims.get("sid"), str) else "",
         )
 
     def refreshed(self, tokens: Tokens) -> Session:
@@ -63,9 +69,14 @@ class Session:
             scope=self.scope if tokens.scope is None else tokens.scope,
         )
 
+    @property
+    def due_at(self) -> float | None:
+        """When two thirds of the access token's life are gone, epoch seconds; None if its life isn't known."""
+        return None if self.expires_at is None else self.obtained_at + (self.expires_at - self.obtained_at) * 2 / 3
+
     def due(self, now: float) -> bool:
         """Whether two thirds of the access token's life are gone; always, if its life isn't known."""
-        return self.expires_at is None or now >= self.obtained_at + (self.expires_at - self.obtained_at) * 2 / 3
+        return self.due_at is None or now >= self.due_at
 
     def to_auth_state(self) -> dict[str, Any]:
         """The names on the top are those of oauthenticator, for hooks that a site already has."""
@@ -83,6 +94,8 @@ class Session:
                 "obtained_at": self.obtained_at,
                 "scope_known": self.scope is not None,
                 "last_yes": self.last_yes,
+                "sid": self.sid,
+                "refused": self.refused,
             },
         }
 
@@ -104,6 +117,8 @@ class Session:
                 scope=frozenset(state["scope"]) if casa["scope_known"] else None,  # type: ignore[index]
                 last_yes=float(casa["last_yes"]),
                 claims=state["oauth_user"],  # type: ignore[index]
+                sid=casa.get("sid", ""),
+                refused=casa.get("refused", ""),
             )
         except (KeyError, TypeError, ValueError):
             return None

@@ -1,0 +1,208 @@
+"""What operators ask of the running hub, as a service of it: `casa-hub revoke`, `renew`, `rebind`, `confirm` ...
+
+``/hub/api/casa-hub/...``, JSON in and out, errors as JupyterHub's API has them. Each needs the scope
+``custom:casa-hub:operate``, which no role of JupyterHub's own has: administrators of the hub are people of the
+experiment, and who ends somebody's access or gives his name to another person is the one who runs the facility. Give
+it to a service, in ``jupyterhub_config.py``::
+
+    c.JupyterHub.services = [{"name": "casa-hub", "api_token": "..."}]
+    c.JupyterHub.load_roles = [
+        {"name": "casa-hub", "services": ["casa-hub"], "scopes": ["custom:casa-hub:operate"]},
+    ]
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from jupyterhub import orm
+from jupyterhub.apihandlers.base import APIHandler
+from jupyterhub.scopes import define_custom_scopes, needs_scope
+from tornado import web
+
+from casa_hub import audit
+from casa_hub.configuration import did_you_mean
+from casa_hub.errors import CasaError
+from casa_hub.facility import Facility
+from casa_hub.keeper.survey import survey
+from casa_hub.keeper.upkeep import Upkeep
+from casa_hub.startup import home_of
+
+if TYPE_CHECKING:
+    from casa_hub.authenticator import CasaOAuthenticator
+    from casa_hub.keeper.departures import Departed
+
+SCOPE = "custom:casa-hub:operate"
+define_custom_scopes(
+    {SCOPE: {"description": "Operate casa_hub: end a user's access, renew credentials, rebind names, clean up."}}
+)
+
+#: Characters of an operator's reason, which goes to the user's page and to the audit.
+_REASON_LENGTH = 300
+
+
+class _Operation(APIHandler):  # type: ignore[misc]
+    authenticator: CasaOAuthenticator
+
+    @property
+    def by(self) -> str:
+        """Who asks, for the audit."""
+        who = self.current_user
+        return f"service {who.name}" if isinstance(who, orm.Service) else f"user {who.name}"
+
+    @property
+    def upkeep(self) -> Upkeep:
+        return Upkeep.of(self.settings)
+
+    def asked(self, **known: type) -> dict[str, Any]:
+        """The fields of the request's JSON object; what isn't in `known` (name -> type) is refused."""
+        body = self.get_json_body() or {}
+        if not isinstance(body, dict):
+            raise web.HTTPError(HTTPStatus.BAD_REQUEST, "The request must be a JSON object")
+        for name, value in body.items():
+            if name not in known:
+                raise web.HTTPError(HTTPStatus.BAD_REQUEST, f"There is no field {name!r}. {did_you_mean(name, known)}")
+            if not isinstance(value, known[name]):
+                raise web.HTTPError(HTTPStatus.BAD_REQUEST, f"{name} must be a {known[name].__name__}")
+            if isinstance(value, list) and not all(isinstance(one, str) for one in value):
+                raise web.HTTPError(HTTPStatus.BAD_REQUEST, f"{name} must be a list of strings")
+        return body
+
+    def user_of(self, name: str) -> Any:
+        """The hub's user of a name as the provider spells it."""
+        user = self.find_user(self.authenticator.normalize_username(name))
+        if user is None:
+            raise web.HTTPError(HTTPStatus.NOT_FOUND, f"This hub has no user {name!r}")
+        return user
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        """As tornado's, but what this package says is a line, not a traceback."""
+        if isinstance(value, CasaError):
+            self.log.error("%s: %s", self.request.path, value)
+        else:
+            super().log_exception(typ, value, tb)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = (kwargs.get("exc_info") or (None, None))[1]
+        if isinstance(error, CasaError):
+            # It says what to do, and it isn't the hub that failed.
+            self.set_status(HTTPStatus.SERVICE_UNAVAILABLE)
+            self.set_header("Content-Type", "application/json")
+            self.finish({"status": HTTPStatus.SERVICE_UNAVAILABLE, "message": str(error)})
+        else:
+            super().write_error(status_code, **kwargs)
+
+
+def _departed(departed: Departed) -> dict[str, Any]:
+    return {"servers": list(departed.servers), "tokens": departed.tokens, "still": list(departed.still)}
+
+
+class RevokeHandler(_Operation):
+    """``{"user": NAME, "reason": TEXT}``: end all access of a user, until the next log-in."""
+
+    @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
+    async def post(self) -> None:
+        asked = self.asked(user=str, reason=str)
+        user = self.user_of(asked.get("user", ""))
+        given = " ".join(asked.get("reason", "").split())[:_REASON_LENGTH]
+        reason = given or "The operator of this hub has ended the access."
+        self.write(
+            {"user": user.name, **_departed(await self.upkeep.departures.end(user, reason, why="operator", by=self.by))}
+        )
+
+
+class RebindHandler(_Operation):
+    """``{"user": NAME}``: the next identity that logs in with this name has it; its owner's access ends before."""
+
+    @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
+    async def post(self) -> None:
+        name = self.authenticator.normalize_username(self.asked(user=str).get("user", ""))
+        user = self.find_user(name)
+        answer: dict[str, Any] = {"user": name, "rebound": False, "servers": [], "tokens": 0, "still": []}
+        if user is not None:
+            reason = "The operator of this hub gives the name to another identity."
+            answer |= _departed(await self.upkeep.departures.end(user, reason, why="operator", by=self.by))
+        # While a server of the owner's may still run, nobody else must be led to it.
+        if not answer["still"]:
+            answer["rebound"] = self.authenticator.identities.release(name)
+            if answer["rebound"]:
+                audit.tell(self.settings, audit.Event(audit.Action.REBOUND, name, by=self.by))
+            elif user is None:
+                raise web.HTTPError(HTTPStatus.NOT_FOUND, f"This hub has no user {name!r}, and the name isn't bound")
+        self.write(answer)
+
+
+class RenewHandler(_Operation):
+    """``{"users": [NAME ...], "credentials": [NAME ...]}``: renew now; without users, of all running servers."""
+
+    @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
+    async def post(self) -> None:
+        asked = self.asked(users=list, credentials=list)
+        minters = Facility.in_settings(self.settings, self.settings["config"]).minters
+        for name in asked.get("credentials", ()):
+            if name not in minters:
+                problem = f"No server of this hub gets a credential {name!r}. {did_you_mean(name, minters)}"
+                raise web.HTTPError(HTTPStatus.NOT_FOUND, problem)
+        usernames = [self.user_of(name).name for name in asked["users"]] if "users" in asked else None
+        report = await self.upkeep.renewals.renew_now(usernames, tuple(asked.get("credentials", ())))
+        self.write({"renewed": list(report.renewed), "failed": dict(report.failed)})
+
+
+class ConfirmHandler(_Operation):
+    """``{}``: the "no"s that are held back are true; the access of these users ends."""
+
+    @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
+    async def post(self) -> None:
+        self.asked()
+        self.write({"confirmed": self.upkeep.holdback.confirm(self.by)})
+
+
+class StatusHandler(_Operation):
+    """What an operator should look at."""
+
+    @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
+    async def get(self) -> None:
+        facility = Facility.in_settings(self.settings, self.settings["config"])
+        found = await survey(self.settings["app"], facility, datetime.now(UTC))
+        held = [
+            {"user": name, "reason": reason, "since": datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")}
+            for name, reason, since in self.upkeep.holdback.held()
+        ]
+        overdue = [{"server": server, "credential": name, "expires_at": at} for server, name, at in found.overdue]
+        self.write(
+            {
+                "held_back": held,
+                "overdue": overdue,
+                "unkept": found.unkept,
+                "unsure": found.unsure,
+                "dask_secrets": dict(found.dask_secrets),
+            }
+        )
+
+
+class CollectHandler(_Operation):
+    """``{"dry_run": true}``: remove what has no living server, or only tell of it."""
+
+    @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
+    async def post(self) -> None:
+        dry_run = self.asked(dry_run=bool).get("dry_run", False)
+        app = self.settings["app"]
+        facility = Facility.in_settings(self.settings, self.settings["config"])
+        home = home_of(app)
+        found = await home.collect_garbage(app, facility, dry_run=dry_run) if hasattr(home, "collect_garbage") else []
+        if not dry_run:
+            for one in found:
+                self.log.warning("Asked for by %s: %s", self.by, one)
+        self.write({"found": [{"thing": one.thing, "why": one.why, "error": one.error} for one in found]})
+
+
+handlers = [
+    (r"/api/casa-hub/revoke", RevokeHandler),
+    (r"/api/casa-hub/rebind", RebindHandler),
+    (r"/api/casa-hub/renew", RenewHandler),
+    (r"/api/casa-hub/confirm", ConfirmHandler),
+    (r"/api/casa-hub/status", StatusHandler),
+    (r"/api/casa-hub/gc", CollectHandler),
+]

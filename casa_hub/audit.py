@@ -20,6 +20,7 @@ from importlib.resources import files
 from typing import Any
 
 import yaml
+from traitlets.config import Application
 
 #: What each line begins with, after the log's own header; JSON follows.
 PREFIX = "casa-hub audit: "
@@ -84,6 +85,9 @@ def tell(settings: Mapping[str, Any], event: Event) -> None:
         event: what happened.
     """
     app = settings.get("app")
+    if app is None and Application.initialized():
+        # JupyterHub makes its settings anew in the course of its start, so whoever came before has others.
+        app = Application.instance()
     logger = _logger(app)
     try:
         data = fields(event, datetime.now(UTC))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from casa_hub import __version__
+from casa_hub import __version__, operate
 from casa_hub.errors import CasaError
 
 
@@ -26,14 +27,35 @@ def main(arguments: list[str] | None = None) -> int:
         "settings", help="the reference of all settings", description="Print what can be configured, with its help."
     )
     settings.add_argument("section", nargs="?", help="one section only: XCache, HTCondor, Facility ...")
+    check = commands.add_parser(
+        "check",
+        help="what is wrong with a hub's configuration",
+        description="Say what is wrong with a hub's configuration, before or while it runs; and which of several Dask "
+        "secrets isn't needed any more, if the running hub can be asked.",
+    )
+    check.add_argument("-f", dest="config_file", type=Path, metavar="FILE", required=True, help="jupyterhub_config.py")
+    operate.add_commands(commands)
     options = parser.parse_args(arguments)
     try:
-        return _settings(options.section) if options.command == "settings" else _demo(options)
+        return _run(options)
     except CasaError as error:
         print(f"casa-hub: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    match options.command:
+        case "settings":
+            return _settings(options.section)
+        case "demo":
+            return _demo(options)
+        case "check":
+            from casa_hub.check import check  # noqa: PLC0415 - JupyterHub takes a while to load
+
+            return check(options.config_file)
+    return operate.COMMANDS[options.command](operate.Hub.find(options.config_file, os.environ), options)
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:

@@ -36,7 +36,7 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
     try:
         facility = Facility.in_settings(app.tornado_settings, app.config)
         home = home_of(app)
-        fatal = _problems(app, facility, home, classes)
+        fatal = problems(app, facility, home, classes)
     except TraitError as error:  # a value of a wrong type or form; the settings of these classes hold no secret
         raise ConfigurationError("the configuration", str(error).rstrip("."), "Correct it.") from error
     _report(app.log, fatal)
@@ -50,17 +50,17 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
     app.tornado_settings["casa_started"] = True
 
 
-def _problems(app: Any, facility: Facility, home: Any, classes: Iterable[type[Configurable]]) -> list[Problem]:
-    """All that is wrong with the configuration."""
-    problems = unknown_keys(app.config, [*sections(app.authenticator_class, home), *classes])
-    problems += facility.check_settings()
+def problems(app: Any, facility: Facility, home: Any, classes: Iterable[type[Configurable]] = ()) -> list[Problem]:
+    """All that is wrong with the configuration of a hub, whether it is about to start or not; arguments: its parts."""
+    found = unknown_keys(app.config, [*sections(app.authenticator_class, home), *classes])
+    found += facility.check_settings()
     if hasattr(home, "check_hub"):
-        problems += home.check_hub(app, facility)
+        found += home.check_hub(app, facility)
     elif facility.credentials:
         problem = f"servers of {app.spawner_class.__name__} would get none of Facility.credentials"
         remedy = "Set it to casa or casa-local, or call casa_hub.hooks.install(c) after your own settings."
-        problems.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, remedy))
-    return problems
+        found.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, remedy))
+    return found
 
 
 def home_of(app: Any) -> Any:

@@ -59,9 +59,9 @@ async def survey(app: Any, facility: Facility, now: datetime) -> Survey:
     looks = []
     for user, spawner, kept in running(app):
         server = shown(user.name, spawner.name)
-        if kept is None:
+        if kept is None or kept.running_start == "":
             result.unkept.append(server)
-        else:
+        elif kept.running_start is not None:  # else it is about to end
             looks.append(look(server, kept))
     await asyncio.gather(*looks)
     result.overdue.sort()

@@ -81,7 +81,7 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
 
     def _token(self) -> str:
         """The token of the form. Raises ValueError."""
-        (token,) = parse_qs(self._body.decode("ascii"), max_num_fields=10)["logout_token"]
+        (token,) = parse_qs(self._body.decode("ascii"), max_num_fields=10).get("logout_token", [])
         return token
 
     def _refuse(self, why: str) -> None:

@@ -13,6 +13,7 @@ it to a service, in ``jupyterhub_config.py``::
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from casa_hub import audit
 from casa_hub.configuration import did_you_mean
 from casa_hub.errors import CasaError
 from casa_hub.facility import Facility
-from casa_hub.keeper.survey import survey
+from casa_hub.keeper.survey import shown, survey
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.startup import home_of
 
@@ -95,6 +96,12 @@ class _Operation(APIHandler):  # type: ignore[misc]
             super().write_error(status_code, **kwargs)
 
 
+def _shown(identity: str) -> str:
+    """A server (`casa_hub.naming.Server.identity`) for people."""
+    _, username, name = json.loads(identity)
+    return shown(username, name)
+
+
 def _departed(departed: Departed) -> dict[str, Any]:
     return {"servers": list(departed.servers), "tokens": departed.tokens, "still": list(departed.still)}
 
@@ -147,7 +154,8 @@ class RenewHandler(_Operation):
                 raise web.HTTPError(HTTPStatus.NOT_FOUND, problem)
         usernames = [self.user_of(name).name for name in asked["users"]] if "users" in asked else None
         report = await self.upkeep.renewals.renew_now(usernames, tuple(asked.get("credentials", ())))
-        self.write({"renewed": list(report.renewed), "failed": dict(report.failed)})
+        failed = {_shown(server): why for server, why in report.failed.items()}
+        self.write({"renewed": [_shown(server) for server in report.renewed], "failed": failed})
 
 
 class ConfirmHandler(_Operation):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import socket
-import sqlite3
 import time
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import jwt
 import pytest
@@ -23,11 +22,22 @@ from tests.support.tokens import Signer, by_hand
 
 OURS, FOREIGN = Signer("back-channel"), Signer("foreign")
 numbers = itertools.count(1)
+CALLBACK = "http://127.0.0.1:9/callback"
+
+
+#: Sees browsers as a server does: each has a token for it, by the hub's own OAuth.
+SERVICE = """
+c.JupyterHub.services.append({
+    "name": "web", "url": "http://127.0.0.1:9", "api_token": "secret-of-the-service", "oauth_no_confirm": True,
+    "oauth_redirect_uri": "http://127.0.0.1:9/callback", "oauth_client_id": "service-web",
+})
+c.JupyterHub.load_roles.append({"name": "user", "scopes": ["self", "access:services!service=web"]})
+"""
 
 
 @pytest.fixture(scope="module")
 def hub(make_hub: MakeHub) -> Hub:
-    return make_hub(proxy=True).start()
+    return make_hub(SERVICE).start()
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +85,19 @@ class Person:
     def stored(self) -> dict[str, Any]:
         return dict(self.hub.api("GET", f"/users/{self.name}").json()["auth_state"])
 
-    def browser_tokens(self) -> int:
-        """Those that servers and services know the browser by."""
-        with sqlite3.connect(self.hub.directory / "hub.sqlite") as db:
-            query = """SELECT count(*) FROM api_tokens JOIN users ON users.id = user_id
-                       WHERE name = ? AND client_id != 'jupyterhub'"""
-            return int(db.execute(query, (self.name,)).fetchone()[0])
+    def code_for_service(self) -> str:
+        """What the browser brings to a service that it opens."""
+        query = {"client_id": "service-web", "redirect_uri": CALLBACK, "response_type": "code"}
+        answer = self.browser.page("/hub/api/oauth2/authorize", params=query, allow_redirects=False)
+        assert answer.status_code == 302, answer.text
+        return parse_qs(urlsplit(answer.headers["Location"]).query)["code"][0]
+
+
+def redeemed(hub: Hub, code: str) -> requests.Response:
+    """What the service makes of it."""
+    form = {"client_id": "service-web", "client_secret": "secret-of-the-service", "code": code}
+    form |= {"grant_type": "authorization_code", "redirect_uri": CALLBACK}
+    return requests.post(f"{hub.url}/hub/api/oauth2/token", data=form, timeout=30)
 
 
 def claims(idp: IdP, **changes: Any) -> dict[str, Any]:
@@ -109,9 +126,9 @@ def audits(hub: Hub, since: int, name: str) -> list[dict[str, Any]]:
 def test_a_log_out_ends_the_browser_s_sessions_and_nothing_else(hub: Hub, idp: IdP) -> None:
     person, other = Person(hub, idp), Person(hub, idp)
     assert person.browser.spawn().status_code in (201, 202)
-    page = person.browser.page(f"/user/{person.name}/")
-    assert (page.status_code, urlsplit(page.url).path.startswith(f"/user/{person.name}/")) == (200, True)
-    assert person.browser_tokens() == 1
+    seen_by_service = redeemed(hub, person.code_for_service()).json()["access_token"]
+    assert hub.api("GET", "/user", token=seen_by_service).json()["name"] == person.name
+    not_redeemed = person.code_for_service()
     second = Browser(hub)
     assert second.log_in(person.sub).status_code == 200
     before, since = person.stored(), len(hub.log)
@@ -120,7 +137,8 @@ def test_a_log_out_ends_the_browser_s_sessions_and_nothing_else(hub: Hub, idp: I
     assert (answer.status_code, answer.headers["Cache-Control"], answer.text) == (200, "no-store", "")
     assert not person.browser.is_in()
     assert not second.is_in()
-    assert person.browser_tokens() == 0
+    assert hub.api("GET", "/user", token=seen_by_service).status_code == 403
+    assert redeemed(hub, not_redeemed).status_code == 400
     # What works without a session goes on: the server, API tokens, and the refresh token that offline_access gave.
     assert hub.api("GET", f"/users/{person.name}").json()["servers"][""]["ready"]
     assert person.api() == 200

@@ -1,0 +1,60 @@
+"""A hub as its configuration file has it, without starting it: for commands beside the hub that runs."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+from jupyterhub.app import JupyterHub
+from traitlets import TraitError
+from traitlets.config.loader import Config, JSONFileConfigLoader, PyFileConfigLoader
+
+from casa_hub.errors import ConfigurationError, Problem, Severity
+
+
+def configured_hub(path: Path) -> Any:
+    """JupyterHub's application with the configuration of a file (Python, or JSON), and nothing begun.
+
+    Zero to JupyterHub's is ``/usr/local/etc/jupyterhub/jupyterhub_config.py`` in the hub's pod. The file is run, as
+    the hub runs it, so it needs the hub's environment.
+
+    Raises:
+        ConfigurationError: it isn't there, or can't be run, or JupyterHub doesn't take it.
+    """
+    app = JupyterHub(log_level="ERROR")
+    config = _read(path)
+    config.JupyterHub.pop("log_level", None)
+    try:
+        app.update_config(config)
+        app.init_hub()
+    except TraitError as error:
+        raise ConfigurationError(str(path), without_value(error), "Correct it.") from None
+    return app
+
+
+def without_value(error: TraitError) -> str:
+    """What traitlets says before ", not" and the value, which may be a secret."""
+    return str(error).split(", not ")[0].split(", but ")[0].rstrip(".")
+
+
+def trait_problem(error: TraitError) -> Problem:
+    return Problem(Severity.ERROR, "the configuration", without_value(error), "Correct it.")
+
+
+def _read(path: Path) -> Config:
+    loader = JSONFileConfigLoader if path.suffix == ".json" else PyFileConfigLoader
+    if not path.is_file():
+        raise ConfigurationError(str(path), "there is no such file", "Give the hub's configuration file with -f.")
+    try:
+        return loader(path.name, path=str(path.resolve().parent)).load_config()
+    except SystemExit:
+        problem = "it ends the program when it is run"
+    except Exception as error:  # noqa: BLE001 - whatever is in there
+        # Type and place: its text, and the line, may hold a secret.
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path.resolve())]
+        line = (
+            getattr(error, "lineno", None) if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
+        )
+        problem = f"it fails with {type(error).__name__}" + (f" in line {line}" if line else "")
+    raise ConfigurationError(str(path), problem, "Run this command where the hub runs, in its environment.")

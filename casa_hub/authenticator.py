@@ -21,6 +21,7 @@ from tornado import web
 from traitlets import Bool, Enum, Float, List, Set, TraitError, Unicode, default, validate
 from traitlets.config import Config
 
+from casa_hub import audit, metrics
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.identity import oidc
 from casa_hub.identity.bindings import Identities
@@ -30,12 +31,15 @@ from casa_hub.identity.providers import PROVIDERS, Provider, group_syntax_for
 from casa_hub.identity.session import Session
 from casa_hub.identity.standing import FRESH, Standing, Standings
 from casa_hub.identity.verdicts import Answer, Verdict
+from casa_hub.keeper.notices import farewell, notice
 from casa_hub.keeper.times import Access, Keeper
+from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.loopback import is_loopback
 from casa_hub.startup import on_hub_start
 from casa_hub.web import operations
 from casa_hub.web.backchannel import BackchannelLogoutHandler
 from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler
+from casa_hub.web.notices import NOTICE, show_notices
 
 #: Seconds that a page waits for the identity provider while the last "yes" still counts.
 PATIENCE = 2.0
@@ -281,6 +285,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         )
         if hasattr(self.parent, "tornado_settings"):  # a hub, which has its database by now and serves nobody yet
             on_hub_start(self.parent)
+            show_notices(self.parent, self.notice)
 
     def _check_configuration(self) -> None:
         """Refuse what can't work or would let the wrong people in.
@@ -348,6 +353,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             clock=self.clock,
             on_yes=self._apply,
             on_tokens=self._tokens_changed,
+            on_verdict=self._heard,
         )
 
     @cached_property
@@ -428,6 +434,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             raise _unusable("user name", f"{username[:80]!r} is not a user name that this hub takes")
         decision = self._decide(username, claims, tokens.scope)
         if isinstance(decision, Refused):
+            audit.tell(handler.settings, audit.Event(audit.Action.REFUSED, username, reason=decision.reason))
             # Earlier log-ins of this name may go on on a "yes" that is not true any more.
             await self._end_earlier_log_ins(handler, username, decision, metadata.issuer, tokens.id_claims["sub"])
             raise RefusedError(username, decision)
@@ -457,7 +464,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         """
         user = handler.find_user(username)
         if user is not None and not decision.claim_withheld and self.identities.owns(username, issuer=issuer, sub=sub):
-            await self.standings.forget(user)
+            await self.standings.refused(user, decision.reason, decision)
         else:
             self.standings.doubt(username)
 
@@ -500,7 +507,9 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         the auth state that it read before, over a newer one.
         """
         standing = await self.standings.of(user, max_age=self.keeper.recheck_interval, patience=PATIENCE)
-        access = self.keeper.access(standing.verdict, standing.last_yes, self.clock())
+        access = self._access(user.name, standing)
+        if access is not Access.ON:
+            NOTICE.set(self.notice(user))  # for the page that asks for the log-in, where nobody is logged in
         if handler is not None and not hasattr(handler, "_token_authenticated"):
             # JupyterHub 6.1 reads it without having set it for a cookie, and would log a traceback for every "no".
             handler._token_authenticated = False  # noqa: SLF001
@@ -513,6 +522,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         try:
             await self.recheck(user)
         except MembershipError as error:
+            told = audit.Event(audit.Action.REFUSED, user.name, server=spawner.name, reason=error.problem)
+            audit.tell(user.settings, told)
             # As an HTTP error it is no failure of the hub, and the API shows its text in JupyterHub 5 too.
             refusal: Any = web.HTTPError(HTTPStatus.FORBIDDEN, "%s", error.jupyterhub_message)
             refusal.jupyterhub_message = error.jupyterhub_message
@@ -525,13 +536,57 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             MembershipError: with what the user should do.
         """
         standing = await self.standings.of(user, max_age=FRESH)
-        if self.keeper.access(standing.verdict, standing.last_yes, self.clock()) is Access.OFF:
+        ending = self.upkeep.departures.ending(user.name, standing.session_id) if self.upkeep is not None else ""
+        if ending:
+            raise MembershipError(user.name, ending.rstrip("."), "Log in again when all of it has ended")
+        if self._access(user.name, standing) is Access.OFF:
             remedy = {
                 Verdict.NO: "Ask the administrators of this hub" if standing.decision is None else "",  # it says itself
                 Verdict.LOG_IN_AGAIN: "Log in again",
             }.get(standing.verdict, "Try again in a few minutes")
             raise MembershipError(user.name, standing.reason.rstrip("."), remedy)
         return standing
+
+    def _access(self, username: str, standing: Standing) -> Access:
+        """What a user may do now, with what is held back taken into account."""
+        verdict = standing.verdict if self.upkeep is None else self.upkeep.holdback.effective(username, standing)
+        return self.keeper.access(verdict, standing.last_yes, self.clock())
+
+    def _heard(self, username: str, standing: Standing) -> None:
+        metrics.VERDICTS.labels(standing.verdict).inc()
+        if self.upkeep is not None:
+            self.upkeep.holdback.heard(username, standing)
+
+    @property
+    def upkeep(self) -> Upkeep | None:
+        """What goes on while servers run; None where no hub is."""
+        return getattr(self.parent, "tornado_settings", {}).get("casa_upkeep")
+
+    def notice(self, user: Any) -> str:
+        """What the hub's pages tell this user about the membership; "" if there is nothing to tell."""
+        standing, upkeep, now = self.standings.last(user.name), self.upkeep, self.clock()
+        if standing is None or upkeep is None:
+            return ""
+        held, since = upkeep.holdback.holds(user.name), upkeep.rounds.noticed(user.name)
+        text = notice(standing, self.keeper, now, held_back=held, since=since)
+        ended = upkeep.departures.to_tell(user.name, now)
+        return text or (farewell(ended) if ended is not None else "")
+
+    async def delete_user(self, user: Any) -> None:
+        """An administrator removes a user from the hub: all access ends first, as that of somebody who is out.
+
+        JupyterHub has stopped the default server by then, and deletes the user when this returns; other servers it
+        would leave running.
+        """
+        super().delete_user(user)
+        if self.upkeep is None:
+            return
+        reason = "An administrator has removed the user from this hub."
+        await self.upkeep.departures.end(user, reason, why="deleted", by="an administrator of the hub")
+        if user.active:
+            message = f"Servers of {user.name} are still being stopped. Try again in a minute."
+            raise web.HTTPError(HTTPStatus.SERVICE_UNAVAILABLE, "%s", message)
+        self.upkeep.holdback.release(user.name)
 
     async def access_token(self, user: Any) -> Any:
         """The user's own token for the credentials of a server, or None."""

@@ -24,7 +24,7 @@ from casa_hub.keeper.times import Keeper
 
 #: Seconds that a verdict other than "yes" counts without asking again, and a "yes" before a spawn.
 FRESH = 30.0
-#: Seconds after which a new "yes" is written to the hub's database though no token changed.
+#: Seconds after which a new "yes" is written to the hub's database, at the latest; less where the grace is short.
 LAST_YES_SAVED = 600.0
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,12 @@ class Standing:
     session_id: str = ""
     #: What membership said, where it came so far.
     decision: Allowed | Refused | None = None
+    #: A "yes" that nobody was asked for: the provider can't be, and the log-in isn't too old.
+    aged: bool = False
+    #: A "can't say" that is about this hub's registration at the provider.
+    our_fault: bool = False
+    #: Epoch seconds at which the access token should be replaced; infinite if there is no need or no way.
+    due_at: float = math.inf
 
 
 @dataclass(slots=True)
@@ -58,6 +64,9 @@ class _Inquiry:
     since: float
     #: Whether new tokens were had.
     refreshed: bool = False
+    #: Of the log-in that is asked about, as in `Standing`.
+    last_yes: float = 0.0
+    due_at: float = math.inf
 
 
 class Standings:
@@ -74,6 +83,7 @@ class Standings:
         clock: Callable[[], float],
         on_yes: Callable[[Any, Allowed], None],
         on_tokens: Callable[[Any], Awaitable[None]],
+        on_verdict: Callable[[str, Standing], None],
     ) -> None:
         """Needs the provider, the bindings of names, the times of memberships, and what follows.
 
@@ -86,6 +96,7 @@ class Standings:
             clock: epoch seconds.
             on_yes: is called with the hub's user and the decision of every "yes", to apply groups and admin rights.
             on_tokens: is awaited with the hub's user after new tokens were stored, except for somebody who is out.
+            on_verdict: is called with user name and standing at every verdict, also a log-in's.
         """
         self._issuer = issuer
         self._identities = identities
@@ -95,6 +106,7 @@ class Standings:
         self._clock = clock
         self._on_yes = on_yes
         self._on_tokens = on_tokens
+        self._on_verdict = on_verdict
         self._known: dict[str, Standing] = {}
         self._asking: dict[str, tuple[_Inquiry, asyncio.Task[Standing]]] = {}
         self._saving: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -112,13 +124,43 @@ class Standings:
 
     def logged_in(self, username: str, session: Session, decision: Allowed) -> None:
         """A log-in is a "yes" of its own."""
-        self._known[username] = Standing(Verdict.YES, session.last_yes, "", session.last_yes, session.id, decision)
+        at = session.last_yes
+        self._learn(username, Standing(Verdict.YES, at, "", at, session.id, decision, due_at=_due_at(session)))
 
-    async def forget(self, user: Any) -> None:
-        """End all earlier log-ins of somebody to whom the provider has said "no" at a new one."""
+    async def refused(self, user: Any, reason: str, decision: Refused | None = None) -> None:
+        """A refused log-in is a "no" for the same person's earlier ones, which may have no way to be asked about."""
         async with self.saving(user.name):
-            await user.save_auth_state(None)
-        self._known.pop(user.name, None)
+            session = Session.from_auth_state(await user.get_auth_state())
+            if session is not None:
+                await user.save_auth_state(replace(session, refused=reason).to_auth_state())
+        session_id, last_yes = ("", 0.0) if session is None else (session.id, session.last_yes)
+        known = self._known.get(user.name)
+        if known is not None and known.session_id == session_id:
+            last_yes = max(last_yes, known.last_yes)
+        self._learn(user.name, Standing(Verdict.NO, self._clock(), reason, last_yes, session_id, decision))
+
+    async def forget(self, user: Any, session_id: str) -> None:
+        """Drop what is stored of a log-in, unless there is a later one."""
+        async with self.saving(user.name):
+            session = Session.from_auth_state(await user.get_auth_state())
+            if session is None or session.id == session_id:
+                await user.save_auth_state(None)
+        known = self._known.get(user.name)
+        if known is not None and known.session_id == session_id:
+            del self._known[user.name]
+
+    def last(self, username: str) -> Standing | None:
+        """The last verdict, however old; None if nobody asked since the hub's start."""
+        return self._known.get(username)
+
+    async def settled(self, username: str) -> None:
+        """Wait until nobody asks about this user."""
+        if username in self._asking:
+            await asyncio.wait({self._asking[username][1]})
+
+    def _learn(self, username: str, standing: Standing) -> None:
+        self._known[username] = standing
+        self._on_verdict(username, standing)
 
     def doubt(self, username: str) -> None:
         """Ask again at the next occasion, however fresh the verdict is."""
@@ -131,17 +173,12 @@ class Standings:
 
         Args:
             user: JupyterHub's user.
-            max_age: seconds that a "yes" counts without asking again.
+            max_age: seconds that a "yes" counts without asking again; another verdict counts for `FRESH` at most.
             patience: seconds since the asking began that one waits for its end; then "can't say" is returned, while
                 the asking goes on for the benefit of the next. It holds while the last "yes" still counts in an
                 outage; without that, and with None, one waits as long as the requests may take.
         """
-        known = self._known.get(user.name)
-        if known is None:
-            session = await self.session(user)
-            last_yes, session_id = (session.last_yes, session.id) if session is not None else (0.0, "")
-            unasked = Standing(Verdict.CANT_SAY, -math.inf, "nobody asked yet", last_yes, session_id)
-            known = self._known.setdefault(user.name, unasked)
+        known = await self.known(user)
         if self._counts(known, max_age):
             return known
         inquiry, task = self._inquire(user, known)
@@ -153,15 +190,28 @@ class Standings:
         done, _ = await asyncio.wait({task}, timeout=max(left, 0))
         if done:
             return task.result()
+        if known.verdict is Verdict.NO:
+            return known
         return replace(
             known, verdict=Verdict.CANT_SAY, reason="the identity provider hasn't answered yet", decision=None
         )
+
+    async def known(self, user: Any) -> Standing:
+        """The last verdict, or what the hub's database knows before the first; asks nobody."""
+        known = self._known.get(user.name)
+        if known is not None:
+            return known
+        session = await self.session(user)
+        unasked = Standing(Verdict.CANT_SAY, -math.inf, "nobody asked yet", 0.0)
+        if session is not None:
+            unasked = replace(unasked, last_yes=session.last_yes, session_id=session.id, due_at=_due_at(session))
+        return self._known.setdefault(user.name, unasked)
 
     def _counts(self, known: Standing, max_age: float) -> bool:
         # A dead refresh token doesn't come to life again: only the next log-in changes that verdict.
         if known.verdict is Verdict.LOG_IN_AGAIN:
             return True
-        return self._clock() - known.at < (max_age if known.verdict is Verdict.YES else FRESH)
+        return self._clock() - known.at < (max_age if known.verdict is Verdict.YES else min(FRESH, max_age))
 
     def _inquire(self, user: Any, known: Standing) -> tuple[_Inquiry, asyncio.Task[Standing]]:
         """The asking that is under way, or a new one."""
@@ -179,7 +229,12 @@ class Standings:
             newer = self._known[user.name]
             if newer.session_id not in (inquiry.before.session_id, standing.session_id):
                 return newer  # somebody logged in while we asked about the log-in before
-            self._known[user.name] = standing
+            if newer is not inquiry.before and newer.verdict is Verdict.NO:
+                return newer  # or tried to, and was refused
+            if newer.verdict is Verdict.NO and standing.verdict in (Verdict.CANT_SAY, Verdict.LOG_IN_AGAIN):
+                # An explicit word on this person isn't taken back by silence: a disabled account's session ends, too.
+                standing = replace(newer, at=self._clock())
+            self._learn(user.name, standing)
             if isinstance(standing.decision, Allowed):
                 self._on_yes(user, standing.decision)
             if inquiry.refreshed and standing.verdict is not Verdict.NO:
@@ -191,7 +246,7 @@ class Standings:
             standing = replace(
                 known, verdict=Verdict.CANT_SAY, at=self._clock(), reason="an error of the hub", decision=None
             )
-            self._known[user.name] = standing
+            self._learn(user.name, standing)
         return standing
 
     async def _ask_or_excuse(self, inquiry: _Inquiry) -> Standing:
@@ -202,28 +257,32 @@ class Standings:
         last_yes = session.last_yes
         if inquiry.before.session_id == session.id:
             last_yes = max(last_yes, inquiry.before.last_yes)  # not every "yes" is stored
+        inquiry.last_yes, inquiry.due_at = last_yes, _due_at(session)
         if session.issuer.rstrip("/") != self._issuer.client.issuer.rstrip("/"):
             # Its tokens are nothing that the present provider may see.
             reason = "the log-in was at another identity provider than this hub's"
             return Standing(Verdict.LOG_IN_AGAIN, self._clock(), reason, last_yes, session.id)
         problem: Exception
+        our_fault = False
         try:
             return await self._ask(inquiry, session)
         except OIDCError as error:
             problem, verdict, reason = error, error.answer.verdict, error.answer.reason
+            our_fault = error.answer.our_fault
         except MalformedClaim as error:
             problem, verdict, reason = error, Verdict.CANT_SAY, str(error)
         except IdentityError as error:
             problem, verdict, reason = error, Verdict.NO, str(error)
         log.warning("Membership of %s: %s", inquiry.user.name, problem)
-        return Standing(verdict, self._clock(), reason, last_yes, session.id)
+        now, due_at = self._clock(), inquiry.due_at
+        return Standing(verdict, now, reason, last_yes, session.id, our_fault=our_fault, due_at=due_at)
 
     async def _ask(self, inquiry: _Inquiry, session: Session) -> Standing:
         user, now = inquiry.user, self._clock()
         if not session.refresh_token:
             expired = session.expires_at is not None and now >= session.expires_at
             if expired or not self._groups_live:
-                return self._aged(session, now)
+                return self._aged(inquiry, session, now)
         elif not self._groups_live or session.due(now):
             session = await self._refresh(inquiry, session)
         try:
@@ -240,23 +299,32 @@ class Standings:
         if isinstance(decision, Refused) and decision.claim_withheld:
             # This client lost the claim, and so will everybody who is asked for: nobody was said to be out.
             log.error("Membership of %s: %s", user.name, decision.reason)
-            return Standing(Verdict.CANT_SAY, now, decision.reason, session.last_yes, session.id)
+            told = Standing(Verdict.CANT_SAY, now, decision.reason, inquiry.last_yes, session.id)
+            return replace(told, our_fault=True, due_at=inquiry.due_at)
         if isinstance(decision, Refused):
             log.warning("Membership of %s: refused, %s", user.name, decision.reason)
-            return Standing(Verdict.NO, now, decision.reason, session.last_yes, session.id, decision)
-        if inquiry.refreshed or now - session.last_yes > LAST_YES_SAVED:
-            await self._save(user, replace(session, last_yes=now, claims=claims))
-        return Standing(Verdict.YES, now, "", now, session.id, decision)
+            return Standing(Verdict.NO, now, decision.reason, inquiry.last_yes, session.id, decision)
+        if session.refused or now - session.last_yes > min(LAST_YES_SAVED, self._keeper.outage_grace / 10):
+            await self._save(user, replace(session, last_yes=now, claims=claims, refused=""))
+        return Standing(Verdict.YES, now, "", now, session.id, decision, due_at=inquiry.due_at)
 
-    def _aged(self, session: Session, now: float) -> Standing:
-        """Where the provider can't be asked, the log-in's "yes" counts for a time."""
-        if now - session.last_yes < self._keeper.membership_max_age:
-            return Standing(Verdict.YES, now, "", session.last_yes, session.id)
+    def _aged(self, inquiry: _Inquiry, session: Session, now: float) -> Standing:
+        """Where the provider can't be asked, the log-in's "yes" counts for a time, or until a "no" at a later one."""
+        if session.refused:
+            return Standing(Verdict.NO, now, session.refused, inquiry.last_yes, session.id)
+        if now - inquiry.last_yes < self._keeper.membership_max_age:
+            return Standing(Verdict.YES, now, "", inquiry.last_yes, session.id, aged=True)
         reason = "the log-in is too old and the identity provider gave no refresh token"
-        return Standing(Verdict.LOG_IN_AGAIN, now, reason, session.last_yes, session.id)
+        return Standing(Verdict.LOG_IN_AGAIN, now, reason, inquiry.last_yes, session.id)
 
     async def _refresh(self, inquiry: _Inquiry, session: Session) -> Session:
-        """New tokens, stored before anything else is done with them: the old refresh token may be dead by now."""
+        """New tokens, stored before anything else is done with them: the old refresh token may be dead by now.
+
+        A hub that dies between the provider's answer and the store has lost a rotated refresh token; no order of steps
+        can prevent that, as the provider has ended the old one before it answers (RFC 6749, 6; some providers forgive
+        a second use for some seconds). The hub that comes after it then hears "log in again" and nothing worse: what
+        runs runs on for `Keeper.membership_max_age`, pages ask for the log-in, and with it all is as before.
+        """
         try:
             tokens = await self._issuer.refresh(session.refresh_token, sub=session.sub)
         except RefreshedTokenError as error:
@@ -266,7 +334,7 @@ class Standings:
             raise
         session = session.refreshed(tokens)
         await self._save(inquiry.user, session)
-        inquiry.refreshed = True
+        inquiry.refreshed, inquiry.due_at = True, _due_at(session)
         return session
 
     async def _save(self, user: Any, session: Session) -> None:
@@ -276,3 +344,8 @@ class Standings:
                 await user.save_auth_state(session.to_auth_state())
             else:
                 log.info("Tokens of an earlier log-in of %s are dropped: there is a newer one", user.name)
+
+
+def _due_at(session: Session) -> float:
+    """When a session's access token should be replaced. One whose life isn't known is replaced at each asking."""
+    return math.inf if not session.refresh_token or session.due_at is None else session.due_at

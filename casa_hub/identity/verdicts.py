@@ -40,6 +40,8 @@ class Answer:
 
     verdict: Verdict
     reason: str
+    #: Whether it is about this hub's registration at the provider: everybody's, until the operator acts.
+    our_fault: bool = False
 
 
 #: The provider's explicit word on an account. Whole sentences, because a description is free text elsewhere.
@@ -113,9 +115,8 @@ def _read(end_point: str, status: int, body: object) -> Answer:
             if sentence.fullmatch(description):
                 return Answer(Verdict.NO, reason)
     if code in _OUR_FAULT or (code == "invalid_token" and description == _CLIENT_DISABLED):
-        return Answer(
-            Verdict.CANT_SAY, f"The identity provider refuses this hub's client, its operator must act ({said})."
-        )
+        reason = f"The identity provider refuses this hub's client, its operator must act ({said})."
+        return Answer(Verdict.CANT_SAY, reason, our_fault=True)
     if code in _LOG_IN_AGAIN:
         return Answer(Verdict.LOG_IN_AGAIN, f"The identity provider asks for a new log in ({said}).")
     return Answer(

@@ -1,11 +1,46 @@
-"""What follows when somebody's access ends, in an order in which nothing is lost half way."""
+"""What follows when somebody's access ends, in an order in which nothing is lost half way.
+
+1. In one commit, at once: API and OAuth tokens deleted, cookies ended, and a note in the `ledger` that this departure
+   has begun. From here on a hub that is killed goes on with it at its next start.
+2. For each running server, all at the same time: what it holds is told to the audit, for those who must block it; its
+   files and routes are withdrawn; it is stopped as JupyterHub stops it.
+3. The refresh token is ended at the identity provider, the log-in forgotten, the note removed.
+
+What fails is tried again until it is done. What the person begins in the meantime, let in by a new log-in, stays.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
+from jupyterhub import orm
+from sqlalchemy.exc import SQLAlchemyError
+
+from casa_hub import metrics
+from casa_hub.audit import Action, Event, tell
+from casa_hub.errors import CasaError
+from casa_hub.identity.oidc import OIDCError
+from casa_hub.keeper.ledger import Entry, Ledger
 from casa_hub.keeper.times import Keeper
+
+#: Servers that are ended at the same time; all of a hub's at once would stall it and the API server.
+_AT_ONCE = 20
+#: Seconds that one try of a step may take: to read what a server holds, and all else.
+_READ = 5.0
+_STEP = 30.0
+#: Seconds between two looks whether a pending start or stop is over: JupyterHub tells it nobody.
+_LOOK = 0.2
+#: Seconds until the first further try, and at most.
+_AGAIN, _LATEST = 1.0, 300.0
+#: Seconds for which somebody who is back is told why the access had ended.
+_TOLD = 86400.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +53,324 @@ class Departed:
     still: tuple[str, ...]
 
 
+@dataclass(slots=True)
+class _Departure:
+    """One that is under way."""
+
+    entry: Entry
+    #: Names of servers that are still to be ended, and of those that were.
+    servers: set[str]
+    stopped: set[str] = field(default_factory=set)
+    #: Servers whose credentials the audit knows.
+    told: set[str] = field(default_factory=set)
+    tokens: int = 0
+    still: tuple[str, ...] = ()
+    #: What is left of the log-in once the hub's user is deleted; "" if there is none, or it is ended.
+    refresh_token: str | None = field(default=None, repr=False)
+    #: Set after the first try.
+    tried: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def report(self) -> Departed:
+        return Departed(tuple(sorted(self.stopped)), self.tokens, self.still)
+
+
 class Departures:
     """Lives on the hub's event loop."""
 
     def __init__(self, app: Any, keeper: Keeper) -> None:
         self._app = app
         self._keeper = keeper
+        self._ledger = Ledger(app.db)
+        self._under_way: dict[str, _Departure] = {}
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._done: dict[str, Entry] = {}
+        #: When somebody who is back was told first.
+        self._told: dict[str, float] = {}
+
+    def resume(self) -> None:
+        """Go on with what an earlier hub has begun; when this one knows its users and servers."""
+        self._ledger.open()
+        for entry in self._ledger.all(self._clock()):
+            user = self._user(entry.username)
+            if user is None:
+                self._ledger.remove(entry.username)
+                continue
+            if entry.done is not None:
+                self._done[entry.username] = entry
+                continue
+            log.warning("Going on with the end of the access of %s: %s", entry.username, entry.reason)
+            began = datetime.fromtimestamp(entry.began, UTC).replace(tzinfo=None)
+            # One that was started since then was so by leave of a new log-in.
+            servers = {
+                name
+                for name, spawner in user.spawners.items()
+                if spawner.active and (spawner.orm_spawner.started is None or spawner.orm_spawner.started < began)
+            }
+            self._start(_Departure(entry, servers))
 
     async def end(self, user: Any, reason: str, *, why: str, by: str = "") -> Departed:
         """End all access of one of the hub's users: servers, their credentials and routes, tokens, cookies, sessions.
+
+        Tokens and cookies have ended when this first waits for anything. Returns after the first try of all the rest.
 
         Args:
             user: JupyterHub's user.
             reason: a sentence for the audit and for the user's page.
             why: for the metrics: "no", "outage", "age", "operator", "deleted".
             by: who asked for it; "" for the hub itself.
+
+        Raises:
+            SQLAlchemyError: the hub's database can't be written; nothing was ended.
         """
-        raise NotImplementedError
+        # Where somebody has asked, this waits for nothing.
+        session_id = (await self._standings.known(user)).session_id if self._standings is not None else ""
+        departure = self._under_way.get(user.name)
+        if departure is None or departure.entry.session_id != session_id:
+            departure = self._begin(user, Entry(user.name, session_id, reason, why, by, self._clock()))
+        await departure.tried.wait()
+        return departure.report
+
+    def ending(self, username: str, session_id: str) -> str:
+        """Why the access that came of this log-in is being ended, "" if it isn't."""
+        departure = self._under_way.get(username)
+        return departure.entry.reason if departure is not None and departure.entry.session_id == session_id else ""
+
+    def to_tell(self, username: str, now: float) -> Entry | None:
+        """The last departure of a user who is back, for the first day."""
+        entry = self._done.get(username)
+        if entry is not None and now - self._told.setdefault(username, now) > _TOLD:
+            del self._done[username], self._told[username]
+            return None
+        return entry
+
+    def has_any(self, user: Any) -> bool:
+        """Whether there is anything to end."""
+        return bool(user.active or user.encrypted_auth_state is not None or user.api_tokens)
+
+    # -- first, in one commit
+
+    def _begin(self, user: Any, entry: Entry) -> _Departure:
+        self._ledger.open()
+        tokens = 0
+        try:
+            for token in list(user.api_tokens):
+                self._app.db.delete(token)
+                tokens += 1
+            for code in self._app.db.query(orm.OAuthCode).filter_by(user_id=user.id):
+                self._app.db.delete(code)
+            user.orm_user.cookie_id = orm.new_token()
+            self._ledger.note(entry)
+            self._app.db.commit()
+        except SQLAlchemyError:
+            self._app.db.rollback()
+            raise
+        log.warning("The access of %s ends: %s", user.name, entry.reason)
+        servers = {name for name, spawner in user.spawners.items() if spawner.active}
+        departure = _Departure(entry, servers, tokens=tokens)
+        self._start(departure)
+        return departure
+
+    def _start(self, departure: _Departure) -> None:
+        name = departure.entry.username
+        self._under_way[name] = departure
+        metrics.LEAVING.set(len(self._under_way))
+        task = asyncio.create_task(self._go_through(departure), name=f"departure of {name}")
+        self._tasks.add(task)  # the loop itself knows its tasks by weak references only
+        task.add_done_callback(self._tasks.discard)
+
+    # -- then, until it is done
+
+    async def _go_through(self, departure: _Departure) -> None:
+        name, wait = departure.entry.username, _AGAIN
+        try:
+            while True:
+                try:
+                    departure.still = await self._try(departure)
+                except Exception:
+                    log.exception("The access of %s could not be ended in all parts", name)
+                    departure.still = ("an error of the hub",)
+                departure.tried.set()
+                if not departure.still:
+                    break
+                log.error("The end of the access of %s is tried again: %s", name, "; ".join(departure.still))
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, _LATEST)
+        finally:
+            departure.tried.set()
+            if self._under_way.get(name) is departure:
+                del self._under_way[name]
+            metrics.LEAVING.set(len(self._under_way))
+
+    async def _try(self, departure: _Departure) -> tuple[str, ...]:
+        """One try of all that is left. Returns what still is, as sentences."""
+        entry = departure.entry
+        user = self._user(entry.username)
+        if user is not None:
+            names = sorted(departure.servers)
+            ends = [self._end_server(departure, user, name) for name in names]
+            outcomes = await asyncio.gather(*ends, return_exceptions=True)
+            problems = []
+            for name, outcome in zip(names, outcomes, strict=True):
+                if outcome is None:
+                    departure.servers.discard(name)
+                else:
+                    problems.append(f"server {name!r}: {_text(outcome)}")
+        else:
+            problems = []
+        left = await self._end_session(departure, user, last=not problems)
+        problems += [left] if left else []
+        if not problems:
+            self._finish(departure)
+        return tuple(problems)
+
+    def _finish(self, departure: _Departure) -> None:
+        entry, servers = departure.entry, len(departure.stopped)
+        if self._under_way.get(entry.username) is departure:  # else a later one has its note there
+            done = replace(entry, done=self._clock(), servers=servers)
+            self._ledger.done(entry.username, done.done or 0.0, servers)
+            self._done[entry.username] = done
+            self._told.pop(entry.username, None)
+        metrics.ACCESS_ENDED.labels(entry.why).inc()
+        ended = Event(Action.ACCESS_ENDED, entry.username, reason=entry.reason, by=entry.requested_by)
+        tell(self._app.tornado_settings, ended)
+
+    # -- servers
+
+    async def _end_server(self, departure: _Departure, user: Any, name: str) -> None:
+        """Raises if it isn't ended."""
+        async with self._at_once, asyncio.timeout(_STEP):
+            spawner = user.spawners.get(name)
+            if spawner is None or not spawner.active:
+                return
+            kept = getattr(spawner, "casa_kept", None)
+            problem: Exception | None = None
+            while True:
+                # Also before a pending start is over, and again after it.
+                if kept is not None:
+                    await self._tell_what_it_holds(departure, user, name, kept)
+                    try:
+                        await kept.withdraw()
+                    except CasaError as error:
+                        problem = error  # stopped all the same
+                if not spawner.pending:
+                    break
+                await self._not_pending(spawner)
+            if spawner.active:
+                await self._stop(user, name, spawner)
+            departure.stopped.add(name)
+        if problem is not None and kept is not None:
+            await kept.withdraw()
+
+    async def _not_pending(self, spawner: Any) -> None:
+        while spawner.pending:  # noqa: ASYNC110 - nobody has an event of it
+            await asyncio.sleep(_LOOK)
+
+    async def _stop(self, user: Any, name: str, spawner: Any) -> None:
+        """As JupyterHub's own handler does, whose method needs a request."""
+
+        async def stop() -> None:
+            try:
+                await self._app.proxy.delete_user(user, name)
+            finally:
+                await user.stop(name)
+
+        spawner._stop_pending = True  # noqa: SLF001 - JupyterHub's own marks; others wait for them
+        spawner._stop_future = asyncio.ensure_future(stop())  # noqa: SLF001
+        try:
+            # Not cancelled with us: a stop that is broken off leaves JupyterHub with half a server.
+            await asyncio.shield(spawner._stop_future)  # noqa: SLF001
+        finally:
+            if spawner._stop_future.done():  # noqa: SLF001
+                spawner._stop_future, spawner._stop_pending = None, False  # noqa: SLF001
+
+    async def _tell_what_it_holds(self, departure: _Departure, user: Any, name: str, kept: Any) -> None:
+        """What others must block if it was copied: told before it is withdrawn and nobody knows it any more."""
+        if name in departure.told:
+            return
+        try:
+            async with asyncio.timeout(_READ):
+                holding = await kept.holding()
+        except (CasaError, TimeoutError) as error:
+            # The end doesn't wait for that: what was minted is in the audit as well, since then.
+            log.error("What server %r of %s held is not known: %s", name, user.name, _text(error))  # noqa: TRY400
+            return
+        if holding is None:
+            return
+        departure.told.add(name)
+        now = datetime.now(UTC)
+        for credential, entry in holding.record.get("credentials", {}).items():
+            for one in [*entry.get("earlier", ()), entry]:
+                expires_at = one.get("expires_at")
+                if expires_at is not None and datetime.fromisoformat(expires_at) <= now:
+                    continue
+                event = Event(
+                    Action.REVOKED,
+                    user.name,
+                    server=name,
+                    start_id=holding.start_id,
+                    credential=credential,
+                    identifiers=one.get("identifiers", {}),
+                    expires_at=expires_at,
+                    reason=departure.entry.reason,
+                    by=departure.entry.requested_by,
+                )
+                tell(self._app.tornado_settings, event)
+
+    # -- the log-in
+
+    async def _end_session(self, departure: _Departure, user: Any, *, last: bool) -> str:
+        """Returns what is left to do, as a sentence.
+
+        Args:
+            departure: the departure.
+            user: JupyterHub's; None if it has been deleted.
+            last: whether all else is done, so that it may be forgotten.
+        """
+        standings = self._standings
+        if standings is None:
+            return ""
+        if user is not None and departure.refresh_token is None:
+            await standings.settled(user.name)  # it may bring another refresh token
+            session = await standings.session(user)
+            ours = session is not None and session.id == departure.entry.session_id
+            here = ours and session.issuer.rstrip("/") == self._issuer.client.issuer.rstrip("/")
+            departure.refresh_token = session.refresh_token if here else ""
+        if departure.refresh_token:
+            try:
+                if not await self._issuer.revoke(departure.refresh_token):
+                    log.info(
+                        "The identity provider ends no refresh tokens: that of %s expires", departure.entry.username
+                    )
+            except OIDCError as error:
+                return str(error)
+            departure.refresh_token = ""
+        if user is not None and last:
+            await standings.forget(user, departure.entry.session_id)
+        return ""
+
+    # -- the hub
+
+    @property
+    def _standings(self) -> Any:
+        """None with an authenticator that isn't ours."""
+        return getattr(self._app.authenticator, "standings", None)
+
+    @property
+    def _issuer(self) -> Any:
+        return self._app.authenticator.provider_side
+
+    @property
+    def _clock(self) -> Callable[[], float]:
+        return self._app.authenticator.clock  # type: ignore[no-any-return]
+
+    def _user(self, username: str) -> Any:
+        return self._app.users.get(username)
+
+
+def _text(error: BaseException) -> str:
+    """An error as a sentence. Only our own errors are known to hold no secret."""
+    if isinstance(error, TimeoutError):
+        return "it takes longer than expected"
+    return str(error) if isinstance(error, CasaError) else type(error).__name__

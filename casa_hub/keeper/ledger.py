@@ -1,0 +1,77 @@
+"""Departures in the hub's database: a hub that is killed goes on with one, and whoever is back reads why it was."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Column, Float, Integer, MetaData, Table, Unicode, UnicodeText, delete, insert, select, update
+
+_departures = Table(
+    "casa_hub_departures",
+    MetaData(),
+    Column("username", Unicode(255), primary_key=True),
+    Column("session_id", Unicode(64), nullable=False),
+    Column("reason", UnicodeText, nullable=False),
+    Column("why", Unicode(64), nullable=False),
+    Column("requested_by", Unicode(255), nullable=False),
+    Column("began", Float, nullable=False),
+    Column("done", Float, nullable=True),
+    Column("servers", Integer, nullable=False),
+)
+
+#: Seconds for which a departure that is done is remembered.
+_REMEMBERED = 90 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The last departure of one user."""
+
+    username: str
+    #: Of the log-in that ends; "" if none is known.
+    session_id: str
+    #: A sentence for people.
+    reason: str
+    #: See `Departures.end`.
+    why: str
+    requested_by: str
+    #: Epoch seconds.
+    began: float
+    #: Epoch seconds; None while it isn't done in all parts.
+    done: float | None = None
+    #: How many servers were stopped.
+    servers: int = 0
+
+
+class Ledger:
+    """The table, through the hub's own session (which lives on its event loop). Raises SQLAlchemyError."""
+
+    def __init__(self, db: Any) -> None:
+        self._db = db
+        self._there = False
+
+    def open(self) -> None:
+        """Make the table if there is none; before a transaction, since it takes one of its own."""
+        if not self._there:
+            _departures.create(self._db.get_bind(), checkfirst=True)
+            self._there = True
+
+    def all(self, now: float) -> list[Entry]:
+        """All that aren't done, or not for long."""
+        self._db.execute(delete(_departures).where(_departures.c.done < now - _REMEMBERED))
+        self._db.commit()
+        return [Entry(*row) for row in self._db.execute(select(*_departures.columns))]
+
+    def note(self, entry: Entry) -> None:
+        """One has begun; it counts with the caller's commit."""
+        self._db.execute(delete(_departures).where(_departures.c.username == entry.username))
+        self._db.execute(insert(_departures).values(asdict(entry)))
+
+    def done(self, username: str, at: float, servers: int) -> None:
+        self._db.execute(update(_departures).where(_departures.c.username == username).values(done=at, servers=servers))
+        self._db.commit()
+
+    def remove(self, username: str) -> None:
+        self._db.execute(delete(_departures).where(_departures.c.username == username))
+        self._db.commit()

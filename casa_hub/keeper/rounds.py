@@ -1,0 +1,187 @@
+"""Everybody who has something that runs is asked for, in turns that are spread evenly over the time between two.
+
+Each user name has a fixed place in the round, so nothing is kept about it, a restart of the hub makes no crowd, and
+who was asked at the same time as others once isn't so again. Who was asked a short time ago by a page is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import math
+from typing import Any
+
+from casa_hub.identity.standing import FRESH, Standing
+from casa_hub.identity.verdicts import Verdict
+from casa_hub.keeper.departures import Departures
+from casa_hub.keeper.gate import Gate
+from casa_hub.keeper.notices import when
+from casa_hub.keeper.times import Access, Keeper
+from casa_hub.keeper.watched import watched
+
+#: Of `Keeper.recheck_interval`: the length of a round, and the age up to which a "yes" of somebody else's asking
+#: counts. Together they leave a twentieth for the asking itself.
+_ROUND, _SPARED = 0.75, 0.2
+#: Seconds between two looks for who is to be asked.
+_LOOK = 10.0
+#: Askings at the same time, and users whose log-in is read in a second.
+_AT_ONCE = 20
+_READ_RATE = 25.0
+
+log = logging.getLogger(__name__)
+
+
+def turn(username: str, after: float, length: float) -> float:
+    """When somebody's next turn is, in rounds of `length` seconds (all times in epoch seconds)."""
+    digest = hashlib.blake2b(username.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    place = int.from_bytes(digest) / 2**64 * length
+    turns = math.floor((after - place) / length) + 1
+    return max(place + turns * length, math.nextafter(after, math.inf))
+
+
+class Rounds:
+    """Lives on the hub's event loop."""
+
+    def __init__(self, app: Any, keeper: Keeper, departures: Departures, gate: Gate) -> None:
+        self._app = app
+        self._keeper = keeper
+        self._departures = departures
+        self._gate = gate
+        self._length = keeper.recheck_interval * _ROUND
+        self._pause = min(_LOOK, max(keeper.recheck_interval / 20, 0.1))
+        self._task: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        #: Up to when turns have been looked at; epoch seconds.
+        self._until = -math.inf
+        #: Since when users are known of whose log-in isn't.
+        self._noticed: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """As long as the hub: at its end JupyterHub cancels what runs."""
+        self._task = asyncio.create_task(self._go(), name="membership rounds")
+
+    def noticed(self, username: str) -> float:
+        """Epoch seconds since when this hub knows of somebody's servers, but of no log-in; 0 if it isn't so."""
+        return self._noticed.get(username, 0.0)
+
+    async def _go(self) -> None:
+        await asyncio.shield(self._app._start_future)  # noqa: SLF001 - users and servers are known then
+        self._departures.resume()
+        if not hasattr(self._app.authenticator, "standings"):
+            return  # another authenticator knows of no memberships
+        while True:
+            try:
+                await self._look()
+            except Exception:
+                log.exception("Memberships could not be looked at")
+            await asyncio.sleep(self._pause)
+
+    async def _look(self) -> None:
+        """Have all asked whose turn comes before the next look."""
+        people = dict.fromkeys(self._gate.open_cases, False) | watched(self._app.db)
+        self._noticed = {name: at for name, at in self._noticed.items() if name in people}
+        now = self._now()
+        # After a long pause (a machine that slept) those who missed their turn would all come at once.
+        since = self._until if now - self._until < max(self._length / 10, 2 * self._pause) else now
+        self._until = now + self._pause
+        unread = []
+        for name, has_server in people.items():
+            if name in self._asking:
+                continue
+            standing = self._standings.last(name)
+            if standing is None and has_server:
+                unread.append(name)
+            at = turn(name, since, self._length)
+            if standing is not None:
+                at = min(at, *self._sooner(name, standing, now, has_server=has_server))
+            if at <= self._until:
+                self._ask_later(name, max(at - now, 0.0))
+        if unread and (self._reading is None or self._reading.done()):
+            self._reading = asyncio.create_task(self._read(unread), name="reading of log-ins")
+
+    def _sooner(self, name: str, standing: Standing, now: float, *, has_server: bool) -> list[float]:
+        """When somebody is looked at before his turn."""
+        ends = self._end_of(name, standing)
+        times = [ends if ends > now - self._pause else math.inf]
+        if has_server:
+            # What a server holds lives no longer than the token; tried again as any verdict is.
+            times.append(max(standing.due_at, standing.at + FRESH) if standing.due_at < math.inf else math.inf)
+        return times
+
+    def _end_of(self, name: str, standing: Standing) -> float:
+        """When access ends if nothing changes; epoch seconds."""
+        verdict = self._gate.effective(name, standing)
+        if verdict is Verdict.CANT_SAY and standing.last_yes:
+            return standing.last_yes + self._keeper.outage_grace
+        if verdict is Verdict.LOG_IN_AGAIN or standing.aged:
+            return max(standing.last_yes, self.noticed(name)) + self._keeper.membership_max_age
+        return math.inf
+
+    async def _read(self, names: list[str]) -> None:
+        """Learn from the database when the tokens of those are due about whom nobody asked yet."""
+        for name in names:
+            user = self._app.users.get(name)
+            if user is not None:
+                await self._standings.known(user)
+                # Reading is writing while crypt keys are rotated.
+                await asyncio.sleep(1 / _READ_RATE)
+
+    def _ask_later(self, name: str, delay: float) -> None:
+        async def ask() -> None:
+            await asyncio.sleep(delay)
+            async with self._slots:
+                await self._ask(name)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._asking.pop(name, None)
+            if not task.cancelled() and task.exception() is not None:
+                log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+        self._asking[name] = asyncio.create_task(ask(), name=f"turn of {name}")
+        self._asking[name].add_done_callback(done)
+
+    async def _ask(self, name: str) -> None:
+        user = self._app.users.get(name)
+        if user is None:
+            self._gate.release(name)
+            return
+        known = self._standings.last(name)
+        due = known is not None and known.due_at <= self._now()
+        spared = 0.0 if due else self._keeper.recheck_interval * _SPARED
+        await self._follow(user, await self._standings.of(user, max_age=spared))
+
+    async def _follow(self, user: Any, standing: Standing) -> None:
+        """End the access of somebody whose time is over; a new "no" has gone to the gate by itself."""
+        now, name = self._now(), user.name
+        verdict = self._gate.effective(name, standing)
+        last_yes = standing.last_yes
+        if verdict is Verdict.LOG_IN_AGAIN and not last_yes:
+            last_yes = self._noticed.setdefault(name, now)
+        if self._keeper.access(verdict, last_yes, now) is not Access.OFF:
+            return
+        if not self._departures.has_any(user) or self._departures.ending(name, standing.session_id):
+            self._gate.release(name)
+            return
+        if verdict is Verdict.NO:
+            self._gate.heard(name, standing)
+        elif verdict is Verdict.CANT_SAY:
+            why = "no" if standing.verdict is Verdict.NO else "outage"
+            reason = f"The identity provider has not confirmed the membership since {when(last_yes)}: {standing.reason}"
+            self._gate.release(name)
+            await self._departures.end(user, reason, why=why)
+        else:
+            reason = f"No new log-in in time, the last is of {when(last_yes)}: {standing.reason}"
+            if not standing.last_yes:
+                reason = f"No log-in in time: {standing.reason}"
+            await self._departures.end(user, reason, why="age")
+
+    @property
+    def _standings(self) -> Any:
+        return self._app.authenticator.standings
+
+    def _now(self) -> float:
+        now: float = self._app.authenticator.clock()
+        return now

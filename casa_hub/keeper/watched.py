@@ -1,0 +1,18 @@
+"""Who is asked for though no page of theirs does it: all with a server, or with a token that is good."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyterhub import orm
+from sqlalchemy import or_
+
+
+def watched(db: Any) -> dict[str, bool]:
+    """User name -> whether a server of theirs runs, or is about to. Two queries."""
+    tokens = db.query(orm.User.name).join(orm.APIToken, orm.APIToken.user_id == orm.User.id)
+    tokens = tokens.filter(or_(orm.APIToken.expires_at.is_(None), orm.APIToken.expires_at >= orm.APIToken.now()))
+    servers = db.query(orm.User.name).join(orm.Spawner, orm.Spawner.user_id == orm.User.id)
+    servers = servers.filter(orm.Spawner.server_id.is_not(None))
+    people = dict.fromkeys((name for (name,) in tokens.distinct()), False)
+    return people | dict.fromkeys((name for (name,) in servers.distinct()), True)

@@ -1,0 +1,28 @@
+"""A notice on the hub's pages for the user who sees them, by the template ``page.html`` of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from importlib.resources import files
+from typing import Any
+
+from jupyterhub.user import User
+
+#: For a page on which nobody is logged in, because this request's cookie isn't enough any more.
+NOTICE: ContextVar[str] = ContextVar("casa_notice", default="")
+
+
+def show_notices(app: Any, notice: Callable[[Any], str]) -> None:
+    """Have all pages of the hub show `notice(user)`, at the hub's start.
+
+    An operator's own ``page.html`` wins; it shows the notice with ``{% include "casa_notice.html" %}``.
+    """
+
+    def notice_for(user: Any) -> str:
+        return notice(user) if isinstance(user, User) else NOTICE.get()
+
+    ours = str(files("casa_hub") / "web" / "templates")
+    theirs = [path for path in app.template_paths if path not in app._template_paths_default()]  # noqa: SLF001
+    app.template_paths = [*theirs, ours]  # JupyterHub adds its own
+    app.template_vars = {"casa_notice": notice_for, **app.template_vars}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,11 +13,13 @@ from typing import Any
 from traitlets import Enum, List, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
+from casa_hub.audit import Action, Event, tell
 from casa_hub.configuration import did_you_mean, is_set
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request
 from casa_hub.delivery.base import RECORD_VERSION, Parcel, Route
 from casa_hub.delivery.layout import bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
+from casa_hub.metrics import MINTS
 from casa_hub.naming import Server
 
 #: Entry-point group of the minters: a site's own credential is a package that names its `Minter` here.
@@ -40,6 +42,10 @@ _BEARER_CONFLICTS = {
 
 _ASK_OPERATOR = "Tell the operator of this hub; its log says more."
 
+#: Of how many replaced credentials that have not expired yet a record tells: it has to fit into an annotation. Only
+#: renewals on request come so often, and the audit tells of all.
+_EARLIER = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Minted:
@@ -55,6 +61,9 @@ class Minted:
     routes: tuple[Route, ...]
     #: What a restarted hub must know: JSON-able, no secret. See `Facility.mint`.
     record: Mapping[str, Any]
+    #: Of a renewal: a credential whose new one would have expired sooner than the one that is there, since its
+    #: lifetime is set to less by now -> when a new one will last longer. Not in `missing`.
+    later: Mapping[str, datetime] = field(default_factory=dict)
 
     def parcel(self) -> Parcel:
         return Parcel(self.server, self.start_id, self.files, self.routes, self.record)
@@ -111,6 +120,8 @@ class Facility(LoggingConfigurable):
         super().__init__(**kwargs)
         #: The minters in use, by name, in the order of `credentials`.
         self.minters: dict[str, Minter] = {}
+        #: The hub's tornado settings, for the audit.
+        self._settings: Mapping[str, Any] = {}
         self._load_problems: list[Problem] = []
         available = _available()
         for name in dict.fromkeys(self.credentials):
@@ -127,6 +138,7 @@ class Facility(LoggingConfigurable):
         """As `of`, for who has the hub's tornado settings: they live as long as the hub, unlike a global."""
         if "casa_facility" not in settings:
             settings["casa_facility"] = cls(config=config)
+            settings["casa_facility"]._settings = settings  # noqa: SLF001 - our own
         facility: Facility = settings["casa_facility"]
         return facility
 
@@ -240,8 +252,13 @@ class Facility(LoggingConfigurable):
     def mint(self, request: Request) -> Minted:
         """All credentials of a starting server.
 
-        The record says ``{"version", "server", "start_id", "credentials": {name: {"issued_at", "expires_at",
-        "identifiers", "state", "files"}}, "missing": {name: reason}}``, times as ISO 8601 in UTC.
+        The record says ``{"version", "server", "start_id", "order", "credentials": {name: {"issued_at", "expires_at",
+        "identifiers", "state", "files", "order", "earlier"}}, "missing": {name: reason}}``, times as ISO 8601 in UTC.
+        `order` counts the renewals of the server, and of a credential it says which of them brought it. `earlier` are
+        ``identifiers`` and ``expires_at`` of those that it replaced and that have not expired yet: whoever must block
+        a server's credentials must block those, too. Earlier versions: `casa_hub.delivery.base.read_record`.
+
+        What is minted is told to the audit at once: whatever becomes of it, its identifier is known.
 
         Raises:
             CredentialError: a required one could not be minted.
@@ -254,13 +271,25 @@ class Facility(LoggingConfigurable):
         for name in self.required:
             if name not in credentials:
                 raise missing.get(name) or CredentialError(name, "it is required, but not enabled", _ASK_OPERATOR)
+        for name, reason in missing.items():
+            self.log.warning("No %s for %s: %s", name, request.server.identity, reason)
+        self._tell(Action.MINTED, request, credentials, missing)
         return self._minted(request, credentials, missing, {})
 
-    def renew(self, request: Request, names: Collection[str], record: Mapping[str, Any]) -> Minted:
+    def renew(
+        self, request: Request, names: Collection[str], record: Mapping[str, Any], *, anyhow: bool = False
+    ) -> Minted:
         """New ones of the credentials `names`, for the start that `record` (of `Minted`) tells of.
 
-        One that can't be minted now is told in `Minted.missing`: the server runs on with what it has, so its part of
-        the record stays, and a required one raises nothing.
+        One that can't be minted now, or would not be valid for longer than the one that is there, is told in
+        `Minted.missing`: the server runs on with what it has, so its part of the record stays, and a required one
+        raises nothing.
+
+        Args:
+            request: of now.
+            names: of credentials.
+            record: of the present version (`casa_hub.delivery.base.read_record`).
+            anyhow: whether a new one is wanted whatever its expiry is: its key, or its user's token, is another one.
 
         Raises:
             ConfigurationError: two credentials want the same file.
@@ -268,7 +297,18 @@ class Facility(LoggingConfigurable):
         states = {name: entry["state"] for name, entry in record["credentials"].items()}
         chosen = {name: minter for name, minter in self.minters.items() if name in names}
         credentials, missing = self._mint_each(chosen, request, states)
-        return self._minted(request, credentials, missing, record)
+        later: dict[str, datetime] = {}
+        for name, entry in record["credentials"].items():
+            if anyhow or name not in credentials or _outlives(credentials[name][0], entry):
+                continue
+            new, _ = credentials.pop(name)
+            if _iso(new.expires_at) == entry["expires_at"]:
+                problem = f"a new one would be valid until {entry['expires_at']} as well"
+                missing[name] = CredentialError(name, problem, "What it is made of must be replaced first.")
+            else:
+                later[name] = _better_from(new, entry)
+        self._tell(Action.RENEWED, request, credentials, missing)
+        return replace(self._minted(request, credentials, missing, record), later=later)
 
     def routes(self, server: Server, record: Mapping[str, Any] | None = None) -> list[Route]:
         """How a server is reached from outside with the credentials that `record` tells of; None: with all."""
@@ -322,9 +362,29 @@ class Facility(LoggingConfigurable):
                 broken = _broken(name, "mint", error)
                 self.log.error("%s", broken)  # noqa: TRY400 - see _broken
                 missing[name] = CredentialError(broken.thing, broken.problem, _ASK_OPERATOR)
-        for name, reason in missing.items():
-            self.log.warning("No %s for %s: %s", name, request.server.identity, reason)
         return credentials, missing
+
+    def _tell(
+        self,
+        action: Action,
+        request: Request,
+        minted: Mapping[str, tuple[Credential, tuple[Route, ...]]],
+        missing: Collection[str],
+    ) -> None:
+        for name, (one, _) in minted.items():
+            MINTS.labels(name, action.value).inc()
+            event = Event(
+                action=action,
+                username=request.server.username,
+                server=request.server.name,
+                start_id=request.start_id,
+                credential=name,
+                identifiers=one.identifiers,
+                expires_at=_iso(one.expires_at),
+            )
+            tell(self._settings, event)
+        for name in missing:
+            MINTS.labels(name, "failed").inc()
 
     def _minted(
         self,
@@ -333,7 +393,11 @@ class Facility(LoggingConfigurable):
         missing: Mapping[str, CredentialError],
         before: Mapping[str, Any],
     ) -> Minted:
-        known = dict(before.get("credentials", {})) | {name: _entry(one) for name, (one, _) in minted.items()}
+        present, now = before.get("credentials", {}), request.now
+        order = before["order"] + bool(minted) if before else 0
+        known = {name: {**entry, "earlier": _alive(entry["earlier"], now)} for name, entry in present.items()}
+        for name, (one, _) in minted.items():
+            known[name] = {**_entry(one), "order": order, "earlier": _earlier(one, known.get(name), now)}
         owner: dict[str, str] = {}
         for name, entry in known.items():
             for path in entry["files"]:
@@ -354,6 +418,7 @@ class Facility(LoggingConfigurable):
                 "version": RECORD_VERSION,
                 "server": request.server.identity,
                 "start_id": request.start_id,
+                "order": order,
                 "credentials": known,
                 # One that was there before isn't missing because its renewal failed.
                 "missing": still | {name: why for name, why in reasons.items() if name not in known},
@@ -364,15 +429,43 @@ class Facility(LoggingConfigurable):
 def _entry(credential: Credential) -> dict[str, Any]:
     return {
         "issued_at": _iso(credential.issued_at),
-        "expires_at": None if credential.expires_at is None else _iso(credential.expires_at),
+        "expires_at": _iso(credential.expires_at),
         "identifiers": dict(credential.identifiers),
         "state": dict(credential.state),
         "files": sorted(credential.files),
     }
 
 
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat()
+def _earlier(new: Credential, before: Mapping[str, Any] | None, now: datetime) -> list[dict[str, Any]]:
+    """What `new` replaces and that hasn't expired, the newest first; without what is blocked together with `new`."""
+    if before is None:
+        return []
+    replaced = {"identifiers": before["identifiers"], "expires_at": before["expires_at"]}
+    alive = _alive([replaced, *before["earlier"]], now)
+    return [one for one in alive if one["identifiers"] != dict(new.identifiers)][:_EARLIER]
+
+
+def _alive(ones: Sequence[dict[str, Any]], now: datetime) -> list[dict[str, Any]]:
+    return [one for one in ones if one["expires_at"] is None or datetime.fromisoformat(one["expires_at"]) > now]
+
+
+def _outlives(new: Credential, entry: Mapping[str, Any]) -> bool:
+    """Whether a new credential is valid for longer than the one that a record tells of."""
+    if new.expires_at is None or entry["expires_at"] is None:
+        return new.expires_at is None
+    return new.expires_at > datetime.fromisoformat(entry["expires_at"])
+
+
+def _better_from(new: Credential, entry: Mapping[str, Any]) -> datetime:
+    """When one that lives as long as `new`, which does not outlive the one that is there, will do so."""
+    if new.expires_at is None or entry["expires_at"] is None:  # the one that is there doesn't expire
+        return datetime.max.replace(tzinfo=UTC)
+    # One second more: some minters cut their times to whole ones.
+    return datetime.fromisoformat(entry["expires_at"]) - (new.expires_at - new.issued_at) + timedelta(seconds=1)
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.astimezone(UTC).isoformat()
 
 
 def _broken(name: str, what: str, error: Exception) -> Problem:

@@ -27,6 +27,7 @@ from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, Problem, Severity
 from casa_hub.facility import Facility
+from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.pod_server import PodServer
 from casa_hub.startup import not_the_hubs_fault
 
@@ -151,9 +152,10 @@ class HookedSpawner:
 
     @staticmethod
     def begin_hub(app: Any, facility: Facility) -> None:
-        """See to pods that an earlier hub left half made; and let the authenticator renew what it has newer."""
+        """See to pods that an earlier hub left half made; and give the class what the Keeper and authenticator use."""
         cls = app.spawner_class
         KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).begin(app, facility, cls)
+        cls.casa_kept = property(PodServer.of)
         cls.renew_credentials = _renew_credentials
 
 
@@ -161,4 +163,4 @@ Hook.casa_home = HookedSpawner
 
 
 async def _renew_credentials(spawner: Any, names: Collection[str]) -> None:
-    await PodServer.of(spawner).renew(names)
+    await Upkeep.of(spawner.user.settings).renewals.bring(spawner, names)

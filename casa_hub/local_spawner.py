@@ -23,6 +23,8 @@ from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, ConfigurationError, DeliveryError, Problem, Severity
 from casa_hub.facility import Facility
+from casa_hub.keeper.upkeep import Upkeep
+from casa_hub.local_server import LocalServer
 from casa_hub.loopback import is_loopback
 from casa_hub.naming import Server
 from casa_hub.processes import Process, sign_in
@@ -138,7 +140,8 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         self._adopted: Process | None = None
         self._own_environment: dict[str, str] = {}
         self._steps = Steps()
-        self._renewing = asyncio.Lock()
+        #: What the Keeper has to do with.
+        self.casa_kept = LocalServer(self)
         super().__init__(**kwargs)
 
     async def start(self) -> tuple[str, int]:
@@ -165,6 +168,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         finally:
             self._starting = False
         self._steps.say(60, "Server process started; waiting for its answer")
+        Upkeep.of(self.user.settings).renewals.started(self)
         return where
 
     def make_preexec_fn(self, name: str) -> Callable[[], None]:  # noqa: ARG002
@@ -193,17 +197,12 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
 
         For who has got something newer for them, as the authenticator with a refreshed access token (`bearer`).
         """
-        async with self._renewing:  # each goes on from the record that the one before left
-            server = self.casa_server
-            one = self.delivery.delivered(server)
-            if one is None or one.start_id != self._start_id or self._starting:
-                return
-            request = await self.facility.request_of(self, one.start_id, datetime.now(UTC))
-            minted = self.facility.renew(request, names, one.record)
-            try:
-                await self.delivery.renew(minted.parcel())
-            except DeliveryError as error:
-                self.log.warning("Credentials of %s could not be renewed: %s", server.identity, error)
+        await Upkeep.of(self.user.settings).renewals.bring(self, names)
+
+    @property
+    def casa_start_id(self) -> str:
+        """Which start of the server has its credentials; "" while there is none, or not yet."""
+        return "" if self._starting else self._start_id
 
     # -- the end
 

@@ -13,11 +13,13 @@ from kubernetes_asyncio.client import V1Pod
 
 from casa_hub.delivery.kubernetes import marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError
-from casa_hub.delivery.kubernetes.courier import Launched
+from casa_hub.delivery.kubernetes.courier import Launched, OvertakenError
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery, own_namespace
-from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start
+from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start, record_text
 from casa_hub.errors import CasaError, DeliveryError
 from casa_hub.facility import Facility, Minted
+from casa_hub.keeper.kept import Holding
+from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.naming import Server
 from casa_hub.startup import on_hub_start
 from casa_hub.steps import told
@@ -26,23 +28,33 @@ from casa_hub.steps import told
 _CLEAN_UP = 15.0
 
 
+#: Renewals that may come between a look at the Secret and ours: none but our own, which nobody got an answer to.
+_MOST_OVERTAKEN = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What this hub gave to a pod."""
+    """What a pod was given."""
 
     start: Start
-    record: Mapping[str, Any]
+    #: The record, as it stands in the annotation: a tenth of the memory, and what a renewal is compared with.
+    text: str
 
 
 class PodServer:
-    """The server of one KubeSpawner object."""
+    """The server of one KubeSpawner object. Once it runs, the Keeper's (`casa_hub.keeper.kept.Kept`)."""
 
     def __init__(self, spawner: Any) -> None:
         self._spawner = spawner
         #: The last start, also an earlier hub's (JupyterHub keeps it with the spawner's state); "" if none is known.
         self.start_id = ""
         self._minted: Minted | None = None
+        #: The last start of this hub.
         self._given: Given | None = None
+        #: What the Secret of a start that runs has, as far as that is known for sure.
+        self._held: Given | None = None
+        #: The start that was withdrawn before its end.
+        self._withdrawn = ""
         self._launch: asyncio.Task[Launched] | None = None
         #: While it starts: whether the watch has shown the pod of this start.
         self._seen: bool | None = None
@@ -82,7 +94,7 @@ class PodServer:
         # A hundred starts come here in one turn of the hub's loop, after what JupyterHub did in it: others go first.
         await asyncio.sleep(0)
         now = datetime.now(UTC)
-        self._launch = self._given = None
+        self._launch = self._given = self._held = None
         self._seen = False
         self._minted = self.facility.mint(await self.facility.request_of(self._spawner, secrets.token_hex(16), now))
         return told(self.facility, self._minted, now)
@@ -97,7 +109,7 @@ class PodServer:
         # Not before: a profile may have chosen another namespace.
         start = self._start(self._minted.start_id)
         self.delivery.dress(pod, start, self._minted, self.facility)
-        self._given = Given(start, self._minted.record)
+        self._given = Given(start, record_text(self._minted.record))
         self.start_id = start.start_id
 
     async def launch(self, body: Object) -> Launched:
@@ -128,7 +140,7 @@ class PodServer:
             routes_required=self.facility.requires_routes,
             deadline=self._deadline(),
         )
-        self._minted = None
+        self.started()
         return missing
 
     def is_this_start(self, pod: Object | None) -> bool:
@@ -155,11 +167,13 @@ class PodServer:
 
     def started(self) -> None:
         """The start has succeeded."""
-        self._seen = None
+        self._seen = self._minted = None
+        self._held = self._given
+        Upkeep.of(self._spawner.user.settings).renewals.started(self._spawner)
 
     async def take_down(self) -> None:
         """Remove the pod of a start that failed, if it was created, and with it what it owns."""
-        self._seen = self._minted = None
+        self._seen = self._minted = self._held = None
         if self._launch is None or self._given is None:
             return
         await asyncio.wait([self._launch])  # it has a deadline
@@ -173,35 +187,83 @@ class PodServer:
 
     # -- while it runs
 
-    async def renew(self, names: Collection[str]) -> None:
-        """Mint some credentials of the running server anew and replace their files; nothing if it doesn't run."""
+    @property
+    def running_start(self) -> str | None:
+        """See `Kept`."""
+        pod = self._running_pod()
+        start_id = None if pod is None else marks.start_id_of(pod)
+        return None if start_id and start_id == self._withdrawn else start_id
+
+    def first_holding(self) -> Holding | None:
+        """See `Kept`. The pod's annotations say what it was given at its start."""
+        pod = self._running_pod()
+        start = marks.start_of(pod, self._start("")) if pod is not None else None
+        if pod is None or start is None or start.start_id == self._withdrawn:
+            return None
+        return _holding(self._known(start) or Given(start, marks.record_text_of(pod, self.server) or ""))
+
+    async def holding(self) -> Holding | None:
+        """See `Kept`."""
+        async with self._renewing:
+            given = await self._running(self._deadline())
+            return _holding(given) if given is not None else None
+
+    async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
+        """See `Kept`."""
         async with self._renewing:  # each goes on from the record that the one before left
             deadline = self._deadline()
-            try:
-                given = await self._running(deadline)
-                if given is None:
-                    return
-                now = datetime.now(UTC)
-                request = await self.facility.request_of(self._spawner, given.start.start_id, now)
-                minted = self.facility.renew(request, names, given.record)
-                await self.delivery.renew(given.start, minted.parcel(), deadline)
-                self._given = Given(given.start, minted.record)
-            except DeliveryError as error:
-                self._spawner.log.warning("Credentials of %s could not be renewed: %s", self.server.identity, error)
+            for left in reversed(range(_MOST_OVERTAKEN)):
+                try:
+                    return await self._renew(names, anyhow, deadline)
+                except OvertakenError:
+                    if not left:
+                        raise
+        raise AssertionError  # for mypy
+
+    async def _renew(self, names: Collection[str], anyhow: bool, deadline: Deadline) -> Holding | None:
+        given = await self._running(deadline)
+        held = _holding(given) if given is not None else None
+        if given is None or held is None:
+            return None
+        request = await self.facility.request_of(self._spawner, held.start_id, datetime.now(UTC))
+        minted = self.facility.renew(request, names, held.record, anyhow=anyhow)
+        if not minted.credentials:
+            return Holding(held.start_id, held.record, minted.missing, minted.later)
+        # Unless this goes well, nobody knows what the Secret has: the request may still be on its way.
+        self._held = None
+        text = await self.delivery.renew(given.start, minted.parcel(), given.text, deadline)
+        self._held = Given(given.start, text)
+        return Holding(held.start_id, minted.record, minted.missing, minted.later)
+
+    async def withdraw(self) -> None:
+        """See `Kept`."""
+        await self._spawner._start_watching_pods()  # noqa: SLF001 - see _running
+        pod = self.pod()
+        start = marks.start_of(pod, self._start("")) if pod is not None and self._is_ours(pod) else None
+        if start is None:
+            return
+        self._withdrawn = start.start_id  # a renewal that waits for its turn is none any more
+        async with self._renewing:
+            await self.delivery.withdraw(start, self.facility.routes(start.server), self._deadline())
 
     async def _running(self, deadline: Deadline) -> Given | None:
         """What the pod that runs was given, by this hub or one before it: the pod's own marks tell the start."""
         await self._spawner._start_watching_pods()  # noqa: SLF001 - as KubeSpawner does before it looks
+        pod = self._running_pod()
+        start = marks.start_of(pod, self._start("")) if pod is not None else None
+        if start is None or start.server != self.server or start.start_id == self._withdrawn:
+            return None
+        if self._known(start) is None:
+            text = await self.delivery.record(start, deadline)
+            self._held = Given(start, text) if text is not None else None
+        return self._held
+
+    def _known(self, start: Start) -> Given | None:
+        return self._held if self._held is not None and self._held.start.start_id == start.start_id else None
+
+    def _running_pod(self) -> Object | None:
         pod = self.pod()
-        if pod is None or "deletionTimestamp" in pod["metadata"]:
-            return None
-        if self.is_this_start(pod):
-            return self._given
-        start = marks.start_of(pod, self._start(""))
-        if start is None or start.server != self.server:
-            return None
-        record = await self.delivery.record(start, deadline)
-        return Given(start, record) if record is not None else None
+        return None if pod is None or "deletionTimestamp" in pod["metadata"] else pod
 
     def has_pod(self) -> bool:
         """Whether the pod that has the server's name is this server's."""
@@ -258,3 +320,8 @@ class PodServer:
 
     def _deadline(self) -> Deadline:
         return Deadline(self._spawner.k8s_api_request_retry_timeout)
+
+
+def _holding(given: Given) -> Holding | None:
+    record = marks.parsed(given.text)
+    return Holding(given.start.start_id, record) if record is not None else None

@@ -14,8 +14,9 @@ from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem, Severity
 from casa_hub.facility import Facility
+from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.pod_server import PodServer
-from casa_hub.startup import not_the_hubs_fault
+from casa_hub.startup import not_the_hubs_fault, on_hub_start
 from casa_hub.steps import Steps, merged
 
 
@@ -53,6 +54,9 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
     @property
     def _pod_server(self) -> PodServer:
         return PodServer.of(self)
+
+    #: What the Keeper has to do with (`casa_hub.keeper.kept.Kept`).
+    casa_kept = _pod_server
 
     # -- start
 
@@ -106,6 +110,7 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
+        on_hub_start(self.user.settings["app"])  # with another authenticator, nobody else would before the next start
         self._pod_server.start_id = state.get("casa_start_id", "")
 
     def clear_state(self) -> None:
@@ -119,7 +124,7 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
 
         For who has got something newer for them, as the authenticator with a refreshed access token (`bearer`).
         """
-        await self._pod_server.renew(names)
+        await Upkeep.of(self.user.settings).renewals.bring(self, names)
 
     def is_pod_running(self, pod: Any) -> bool:
         """As in the base class, but not the pod of an earlier start, which a late watch still shows."""

@@ -18,6 +18,8 @@ from casa_hub.configuration import unknown_keys
 from casa_hub.credentials.base import Minter
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import GROUP, Facility
+from casa_hub.keeper.times import Keeper
+from casa_hub.keeper.upkeep import Upkeep
 
 
 def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
@@ -47,6 +49,9 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
     _report(app.log, facility.check_minters())
     if hasattr(home, "begin_hub"):
         home.begin_hub(app, facility)
+    upkeep = Upkeep(app, facility, Keeper(parent=app))
+    app.tornado_settings["casa_upkeep"] = upkeep
+    upkeep.begin()
     app.tornado_settings["casa_started"] = True
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 from urllib.parse import quote
 
 from traitlets.config import LoggingConfigurable
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from casa_hub.errors import Problem
 
 _NOTHING: Mapping[str, str] = {}
+
+#: See `Minter.renewal`.
+Renewal: TypeAlias = Literal["time", "token", "request"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,10 @@ class Minter(LoggingConfigurable):
     name: ClassVar[str]
     #: For people, at the start of a sentence: "XCache macaroon".
     title: ClassVar[str]
+    #: When a running server gets a new one by itself: in `time`, before the one that it has expires; when there is a
+    #: new `token` of its user, of which it is made; or only on `request` of an operator, where a new one is not valid
+    #: for longer.
+    renewal: ClassVar[Renewal] = "time"
 
     def check(self) -> Sequence[Problem]:
         """Say what is wrong with settings and key files, before a user finds out. Must not raise."""

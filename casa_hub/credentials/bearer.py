@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from casa_hub.credentials.base import Credential, Minter, Request
+from casa_hub.credentials.base import Credential, Minter, Renewal, Request
 from casa_hub.credentials.tokens import expiry, unverified_claims
 from casa_hub.errors import CredentialError
 
@@ -17,6 +17,7 @@ class Bearer(Minter):
 
     name: ClassVar[str] = "bearer"
     title: ClassVar[str] = "Access token"
+    renewal: ClassVar[Renewal] = "token"
 
     def mint(self, request: Request) -> Credential:
         token = request.token

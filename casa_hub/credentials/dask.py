@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from traitlets import Enum, Int, TraitError, Unicode, validate
 
-from casa_hub.credentials.base import Credential, Minter, Request
+from casa_hub.credentials.base import Credential, Minter, Renewal, Request
 from casa_hub.delivery.base import Route
 from casa_hub.errors import CredentialError, Problem
 from casa_hub.keys import BadKeyError, KeyFile
@@ -244,6 +244,8 @@ class Dask(Minter):
 
     name: ClassVar[str] = "dask"
     title: ClassVar[str] = "Dask certificates"
+    #: They end with their CA, which is that of the start; new ones are for processes to come.
+    renewal: ClassVar[Renewal] = "request"
 
     secret_file = Unicode(
         "",

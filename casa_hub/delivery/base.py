@@ -1,4 +1,4 @@
-"""What both deliveries have in common: the parcel, and the verbs."""
+"""What both deliveries have in common: the parcel, its record, and the verbs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,34 @@ from traitlets.config import LoggingConfigurable
 if TYPE_CHECKING:
     from casa_hub.naming import Server
 
-#: Version of the record that `Parcel.record` becomes; raised when its meaning changes.
-RECORD_VERSION = 1
+#: Version of the record that `Parcel.record` becomes; raised when its meaning changes, with a step in `read_record`.
+RECORD_VERSION = 2
+
+#: What each version of a record says of a credential.
+_ENTRY = {"issued_at", "expires_at", "identifiers", "state", "files"}
+_SINCE_2 = {"order", "earlier"}
+
+
+def read_record(document: Any) -> dict[str, Any] | None:
+    """A record (`Facility.mint`) as this version knows it; None for what it can't read, as a later version's.
+
+    Servers run on while their hub is upgraded, so records of all earlier versions are brought up to the present one:
+
+    - 1 had no `order`, and of a credential neither that nor `earlier`.
+    """
+    match document:
+        case {"version": 1, "credentials": dict(credentials), "missing": dict()} if _are(credentials, _ENTRY):
+            entries = {name: {**entry, "order": 0, "earlier": []} for name, entry in credentials.items()}
+            return {**document, "version": RECORD_VERSION, "order": 0, "credentials": entries}
+        case {"version": 2, "order": int(), "credentials": dict(credentials), "missing": dict()} if _are(
+            credentials, _ENTRY | _SINCE_2
+        ):
+            return dict(document)
+    return None
+
+
+def _are(credentials: Mapping[str, Any], keys: set[str]) -> bool:
+    return all(isinstance(entry, dict) and keys <= entry.keys() for entry in credentials.values())
 
 
 @dataclass(frozen=True, slots=True)

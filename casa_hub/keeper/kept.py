@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 from casa_hub.naming import Server
@@ -16,6 +17,10 @@ class Holding:
     start_id: str
     #: See `Facility.mint`.
     record: Mapping[str, Any]
+    #: Of a renewal: a credential that was not renewed -> why, for people. Not secret.
+    failed: Mapping[str, str] = field(default_factory=dict)
+    #: See `Minted.later`.
+    later: Mapping[str, datetime] = field(default_factory=dict)
 
 
 class Kept(Protocol):
@@ -25,25 +30,42 @@ class Kept(Protocol):
     def server(self) -> Server:
         """Whose it is."""
 
+    @property
+    def running_start(self) -> str | None:
+        """Which start of it runs; "" for one without this package. Costs nothing.
+
+        None if that can't be said now, or its credentials were withdrawn.
+        """
+
+    def first_holding(self) -> Holding | None:
+        """What it held when it started, or later, as far as that is known without asking anybody.
+
+        No credential expires sooner than that says. None if it doesn't run, or if what it holds is not known: it was
+        started without this package, by a later version of it, or under another name.
+        """
+
     async def holding(self) -> Holding | None:
-        """What it holds; None if it doesn't run, or was started without this package.
+        """What it holds; None as `first_holding`, or if its credentials were withdrawn.
 
         Raises:
             DeliveryError: it runs, but that can't be said now.
         """
 
     async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
-        """Mint some of its credentials anew and replace their files, all at once; None if it doesn't run.
+        """Mint some of its credentials anew and replace their files, all at once; None as `holding`.
 
-        One that can't be minted keeps its file, as does one that would be valid for a shorter time than what is
-        there, unless `anyhow` (its key was replaced). What it holds afterwards tells which were renewed.
+        One that can't be minted keeps its file, as does one that would not be valid for longer than what is there,
+        unless `anyhow` (its key, or its user's token, is another one). What it holds afterwards tells which were
+        renewed: those of the highest `order`; and which were not.
 
         Raises:
-            DeliveryError: nothing was replaced.
+            DeliveryError: nothing is known to be replaced.
         """
 
     async def withdraw(self) -> None:
         """Take its files and its routes away at once, while it still runs; repeated without harm.
+
+        It is not renewed any more, and is stopped as ever.
 
         Raises:
             DeliveryError: something of it is still there.
@@ -55,7 +77,8 @@ def running(app: Any) -> Iterator[tuple[Any, Any, Kept | None]]:
 
     Of JupyterHub's objects in memory, where every running server has its spawner: no query.
     """
-    for user in list(dict.values(app.users)):
+    # None before the hub has come so far.
+    for user in list(dict.values(app.users or {})):
         for spawner in list(user.spawners.values()):
             if spawner.ready:
                 yield user, spawner, getattr(spawner, "casa_kept", None)

@@ -1,12 +1,40 @@
-"""The task that renews what servers hold, when two thirds of its life are gone."""
+"""The task that renews what servers hold, when two thirds of its life are gone.
+
+One task for all servers, which sleeps until the next renewal is due, or until it looks around for servers that it does
+not know: those that an earlier hub started. It keeps no secret and no record, only times.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import asyncio
+import contextlib
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
+from casa_hub.errors import CasaError
 from casa_hub.facility import Facility
+from casa_hub.keeper import schedule
+from casa_hub.keeper.kept import Holding, Kept, running
+from casa_hub.metrics import LIFE_LEFT, OVERDUE, UNKEPT
+
+#: Servers that are renewed at the same time.
+_AT_ONCE = 4
+#: Seconds between the beginnings of two renewals: after a long pause of the hub, a thousand may be due.
+_PACE = 0.02
+#: Seconds between two looks around; and in a hub's first minute, when JupyterHub finds its servers again.
+_LOOK, _FIRST_LOOKS, _FIRST_MINUTE = 10.0, 1.0, 60.0
+#: Servers that are looked at in one turn of the hub's loop.
+_IN_ONE_TURN = 50
+
+_UNKNOWN = (
+    "it was started without casa_hub, by a later version of it, or under another name. It runs on, but nothing of it "
+    "is renewed until it is restarted"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +47,380 @@ class Report:
     failed: dict[str, str]
 
 
+@dataclass(slots=True)
+class _Credential:
+    """Times of what a server holds (epoch seconds)."""
+
+    #: Of the renewal that brought it; -1: it isn't there yet.
+    order: int
+    issued: float
+    expires: float | None
+    #: When to renew it; None: not by time.
+    at: float | None
+    #: Whether a new one is wanted whatever its expiry is.
+    anyhow: bool = False
+    #: Whether nobody needs to hear of a failure: it is only looked whether there is something newer.
+    quiet: bool = False
+    #: Renewals that failed in a row, and why.
+    failures: int = 0
+    why: str = ""
+    #: Whether the operator was told that it is about to expire.
+    told: bool = False
+
+    def life_left(self, now: float) -> float:
+        """The part of its life that is left, 0 to 1; 1 for what has no end."""
+        if self.expires is None:
+            return 1.0
+        return min(max((self.expires - now) / max(self.expires - self.issued, 1e-3), 0.0), 1.0)
+
+
+@dataclass(slots=True, eq=False)
+class _Server:
+    """One start of a server."""
+
+    spawner: Any
+    kept: Kept
+    identity: str
+    start_id: str
+    credentials: dict[str, _Credential] = field(default_factory=dict)
+    #: Whether nothing is known of what it holds.
+    unknown: bool = False
+    #: When there is something to do next.
+    at: float | None = None
+    busy: bool = False
+
+
 class Renewals:
     """Lives on the hub's event loop."""
 
-    def __init__(self, app: Any, facility: Facility) -> None:
+    def __init__(self, app: Any, facility: Facility, clock: Callable[[], float] = time.time) -> None:
         self._app = app
         self._facility = facility
+        self._clock = clock
+        self._servers: dict[Any, _Server] = {}
+        #: (when, number, server); one whose `at` is another by now is none.
+        self._due: list[tuple[float, int, _Server]] = []
+        self._numbers = itertools.count()
+        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._shown: set[str] = set()
+
+    def begin(self) -> None:
+        """Go on as long as the hub runs; nothing where servers get no credentials."""
+        if self._facility.minters:
+            self._in_background(self._run())
 
     def started(self, spawner: Any) -> None:
         """A server has just started: look at it without waiting for the next look around."""
+        kept: Kept = spawner.casa_kept
+        if self._facility.minters and kept.running_start is not None:
+            self._notice(spawner, kept)
+
+    async def bring(self, spawner: Any, names: Collection[str]) -> None:
+        """Something newer has come for these credentials of a server, as their user's token; nothing if it doesn't run.
+
+        What fails is logged, and tried again.
+        """
+        server = self._known(spawner, spawner.casa_kept)
+        if server is not None and not server.unknown:
+            await self._renew(server, [name for name in names if name in self._facility.minters], anyhow=True)
 
     async def renew_now(self, usernames: Collection[str] | None = None, names: Collection[str] = ()) -> Report:
-        """Renew at once, in haste: `names` (default: all credentials) of all running servers, or of these users."""
-        raise NotImplementedError
+        """Renew at once, in haste: `names` (default: all credentials) of all running servers, or of these users.
+
+        Whatever their expiry is: their keys are other ones. What fails is tried again, as ever.
+        """
+        report = Report((), {})
+        renewed: list[str] = []
+        servers = iter(
+            [
+                (spawner, kept)
+                for user, spawner, kept in running(self._app)
+                if kept is not None and (usernames is None or user.name in usernames)
+            ]
+        )
+
+        async def work() -> None:
+            for spawner, kept in servers:  # shared: each goes on with the next one
+                async with self._room:
+                    failed = await self._renew_one_now(spawner, kept, names)
+                if failed:
+                    report.failed[kept.server.identity] = "; ".join(f"{name}: {why}" for name, why in failed.items())
+                elif failed is not None:
+                    renewed.append(kept.server.identity)
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*(work() for _ in range(_AT_ONCE)))
+        return Report(tuple(renewed), report.failed)
+
+    async def _renew_one_now(self, spawner: Any, kept: Kept, names: Collection[str]) -> Mapping[str, str] | None:
+        """What failed; None if the server doesn't run."""
+        server = self._known(spawner, kept)
+        if server is None:
+            return {"all": "it can't be seen now, or is about to end"}
+        if server.unknown:
+            return {"all": _UNKNOWN}
+        unknown = {name: "this hub has no such credential" for name in names if name not in self._facility.minters}
+        failed = await self._renew(server, names or list(self._facility.minters), anyhow=True)
+        if failed is None:
+            return None
+        # Of all, those that the server never had may well fail again.
+        return unknown | {name: why for name, why in failed.items() if name in (names or server.credentials)}
+
+    # -- the task
+
+    async def _run(self) -> None:
+        begun = time.monotonic()
+        look = begun
+        while True:
+            try:
+                if time.monotonic() >= look:
+                    look = time.monotonic() + (_LOOK if time.monotonic() > begun + _FIRST_MINUTE else _FIRST_LOOKS)
+                    await self._look_around()
+                if await self._begin_next():
+                    continue
+            except Exception:  # whatever it is, the next turn may do better, and nothing may end this
+                self._app.log.exception("Looking for credentials that are due")
+            pause = look - time.monotonic()
+            if self._due and not self._room.locked():
+                pause = min(pause, self._due[0][0] - self._clock())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(pause, _PACE)):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    async def _look_around(self) -> None:
+        seen = set()
+        for _, spawner, kept in await _in_turns(running(self._app)):
+            seen.add(spawner)
+            if kept is not None:
+                self._known(spawner, kept)
+        for spawner in list(self._servers):
+            if spawner not in seen and not spawner.pending:
+                del self._servers[spawner]
+        await self._show()
+
+    async def _show(self) -> None:
+        """Let the operator see what is about to expire."""
+        now = self._clock()
+        overdue: dict[str, int] = {}
+        life_left: dict[str, float] = {}
+        for server, name, credential in await _in_turns(self._credentials()):
+            self._tell_if_late(server, name, credential, now)
+            overdue[name] = overdue.get(name, 0) + bool(credential.failures)
+            if credential.order >= 0:
+                life_left[name] = min(life_left.get(name, 1.0), credential.life_left(now))
+        for name in self._shown - overdue.keys():
+            for gauge in (OVERDUE, LIFE_LEFT):
+                with contextlib.suppress(KeyError):  # one that never came has no life
+                    gauge.remove(name)
+        self._shown = set(overdue)
+        for name, count in overdue.items():
+            OVERDUE.labels(name).set(count)
+        for name, part in life_left.items():
+            LIFE_LEFT.labels(name).set(part)
+        UNKEPT.set(sum(server.unknown for server in self._servers.values()))
+
+    def _credentials(self) -> Iterator[tuple[_Server, str, _Credential]]:
+        for server in list(self._servers.values()):
+            for name, credential in list(server.credentials.items()):
+                yield server, name, credential
+
+    async def _begin_next(self) -> bool:
+        """Begin with the server that is due first; whether there is one, and room for it."""
+        while self._due and not self._room.locked() and self._due[0][0] <= self._clock():
+            when, _, server = heapq.heappop(self._due)
+            if server.at != when or server.busy or self._servers.get(server.spawner) is not server:
+                continue
+            server.busy = True
+            await self._room.acquire()  # at once: there is room
+            self._in_background(self._attend(server))
+            await asyncio.sleep(_PACE)
+            return True
+        return False
+
+    def _in_background(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself keeps weak references only
+        task.add_done_callback(self._tasks.discard)
+
+    # -- one server
+
+    def _known(self, spawner: Any, kept: Kept) -> _Server | None:
+        """What is known of a server; None if it can't be said now which start of it runs."""
+        start_id = kept.running_start
+        if start_id is None or not self._facility.minters:
+            return None
+        known = self._servers.get(spawner)
+        if known is not None and known.start_id == start_id:
+            return known
+        return self._notice(spawner, kept, ours=False)
+
+    def _notice(self, spawner: Any, kept: Kept, *, ours: bool = True) -> _Server:
+        """Another start of a server; `ours`: this hub's."""
+        holding = kept.first_holding()
+        identity = kept.server.identity
+        start_id = holding.start_id if holding is not None else kept.running_start or ""
+        server = self._servers[spawner] = _Server(spawner, kept, identity, start_id, unknown=holding is None)
+        if holding is None:
+            self._app.log.error("Nothing is known of what the server %s holds: %s", identity, _UNKNOWN)
+            return server
+        self._update(server, holding)
+        if not ours:
+            # The hub before may have died between a new token of the user and its delivery.
+            for name, credential in server.credentials.items():
+                minter = self._facility.minters.get(name)
+                if minter is not None and minter.renewal == "token":
+                    credential.at, credential.quiet = self._clock(), True
+        self._plan(server)
+        return server
+
+    def _update(self, server: _Server, holding: Holding) -> None:
+        """Take over what a server holds now."""
+        now, before = self._clock(), server.credentials
+        server.credentials = {name: one for name, one in before.items() if one.order < 0}
+        jitter = schedule.jitter(server.identity, server.start_id)
+        for name, entry in holding.record["credentials"].items():
+            known = before.get(name)
+            if known is not None and known.order == entry["order"]:
+                server.credentials[name] = known
+                continue
+            if known is not None and known.failures:
+                self._app.log.info("%s of %s is renewed after all", name, server.identity)
+            issued, expires = _seconds(entry["issued_at"]), _seconds(entry["expires_at"])
+            assert issued is not None  # noqa: S101 - see Facility.mint
+            minter = self._facility.minters.get(name)
+            by_time = minter is not None and minter.renewal == "time" and expires is not None
+            at = schedule.due(issued, expires, jitter) if by_time and expires is not None else None
+            server.credentials[name] = _Credential(entry["order"], issued, expires, at)
+        for name, moment in holding.later.items():
+            one = server.credentials[name]
+            later = max(moment.timestamp(), schedule.again(one.expires, now, 1))
+            one.at, one.quiet = later if self._facility.minters[name].renewal == "time" else None, False
+
+    def _plan(self, server: _Server) -> None:
+        """Note when there is something to do for it next."""
+        server.at = min((one.at for one in server.credentials.values() if one.at is not None), default=None)
+        if server.at is not None:
+            heapq.heappush(self._due, (server.at, next(self._numbers), server))
+            self._wake.set()
+
+    async def _attend(self, server: _Server) -> None:
+        """Renew what is due of a server; the room for it is had."""
+        try:
+            # After a restart of the hub, only what the server held at its start is known so far.
+            holding = await server.kept.holding()
+            if holding is None or holding.start_id != server.start_id:
+                self._end(server)
+                return
+            self._update(server, holding)
+            due = self._due_of(server)
+            for anyhow in (True, False):
+                names = [
+                    name for name in due if name in server.credentials and server.credentials[name].anyhow is anyhow
+                ]
+                if names:
+                    await self._renew(server, names, anyhow=anyhow)
+        except CasaError as error:
+            self._failed(server, dict.fromkeys(self._due_of(server), str(error)))
+        except Exception:  # a third party's, or the hub's database: as good a reason to try again
+            self._app.log.exception("Renewing credentials of %s", server.identity)
+            self._failed(server, dict.fromkeys(self._due_of(server), "an error of the hub; its log says more"))
+        finally:
+            server.busy = False
+            self._room.release()
+            self._plan(server)
+            self._wake.set()
+
+    def _due_of(self, server: _Server) -> list[str]:
+        now = self._clock()
+
+        def due(one: _Credential) -> bool:
+            if one.at is None:
+                return False
+            if one.failures or one.expires is None or one.quiet:
+                return one.at <= now
+            return schedule.along(one.issued, one.expires, one.at) <= now
+
+        return [name for name, one in server.credentials.items() if due(one)]
+
+    async def _renew(self, server: _Server, names: Collection[str], *, anyhow: bool) -> Mapping[str, str] | None:
+        """Renew some of its credentials: what failed, and why; None if the server doesn't run any more."""
+        retry = True
+        try:
+            holding = await server.kept.renew(names, anyhow=anyhow)
+            if holding is None:
+                self._end(server)
+                return None
+            self._update(server, holding)
+            failed, retry = holding.failed, False
+        except CasaError as error:
+            failed = dict.fromkeys(names, str(error))
+        except Exception:  # see _attend
+            self._app.log.exception("Renewing credentials of %s", server.identity)
+            failed = dict.fromkeys(names, "an error of the hub; its log says more")
+        self._failed(server, failed, anyhow=anyhow, retry=retry)
+        self._plan(server)
+        return failed
+
+    def _end(self, server: _Server) -> None:
+        """It has stopped, or its credentials were withdrawn: there is nothing more to do for this start."""
+        server.credentials = {}
+
+    # -- failures
+
+    def _failed(self, server: _Server, failed: Mapping[str, str], *, anyhow: bool = False, retry: bool = True) -> None:
+        """`retry`: also of what will come by itself, as its user's next token."""
+        if failed and server.kept.running_start != server.start_id:  # because it is stopping
+            self._end(server)
+            return
+        now = self._clock()
+        for name, why in failed.items():
+            one = server.credentials.get(name)
+            if one is None:
+                if not retry:  # it never had one, and runs without
+                    continue
+                one = server.credentials[name] = _Credential(-1, now, None, None)
+            by_itself = self._facility.minters[name].renewal == "token" if name in self._facility.minters else True
+            if one.quiet and not retry:
+                one.at, one.quiet = None, False
+                continue
+            one.failures, one.why, one.anyhow = one.failures + 1, why, one.anyhow or anyhow
+            one.at = None if by_itself and not retry else schedule.again(one.expires, now, one.failures)
+            if one.failures == 1:
+                until = "" if one.expires is None else f", which is valid until {_moment(one.expires)}"
+                self._app.log.warning(
+                    "No new %s for %s, it keeps the one it has%s: %s", name, server.identity, until, why
+                )
+            self._tell_if_late(server, name, one, now)
+
+    def _tell_if_late(self, server: _Server, name: str, one: _Credential, now: float) -> None:
+        if one.told or one.at is None or one.expires is None or not schedule.is_late(one.issued, one.expires, now):
+            return
+        one.told = True
+        self._app.log.error(
+            "%s of %s expires at %s, and there is no new one: %s",
+            name,
+            server.identity,
+            _moment(one.expires),
+            one.why or "its turn hasn't come yet",
+        )
+
+
+async def _in_turns(things: Iterator[Any]) -> list[Any]:
+    """All of them; others on the loop get their turns in between."""
+    found = []
+    for thing in things:
+        found.append(thing)
+        if len(found) % _IN_ONE_TURN == 0:
+            await asyncio.sleep(0)
+    return found
+
+
+def _seconds(moment: str | None) -> float | None:
+    return None if moment is None else datetime.fromisoformat(moment).timestamp()
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

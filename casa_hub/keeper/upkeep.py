@@ -6,7 +6,9 @@ from typing import Any
 
 from casa_hub.facility import Facility
 from casa_hub.keeper.departures import Departures
+from casa_hub.keeper.gate import Gate
 from casa_hub.keeper.renewals import Renewals
+from casa_hub.keeper.rounds import Rounds
 from casa_hub.keeper.times import Keeper
 
 
@@ -16,6 +18,13 @@ class Upkeep:
     def __init__(self, app: Any, facility: Facility, keeper: Keeper) -> None:
         self.renewals = Renewals(app, facility)
         self.departures = Departures(app, keeper)
+        self.holdback = Gate(app, keeper, self.departures)
+        self.rounds = Rounds(app, keeper, self.departures, self.holdback)
+
+    def begin(self) -> None:
+        """Start what goes on as long as the hub; at its end JupyterHub cancels what runs on its loop."""
+        self.renewals.begin()
+        self.rounds.begin()
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> Upkeep:

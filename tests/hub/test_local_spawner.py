@@ -312,7 +312,7 @@ def test_a_new_access_token_reaches_the_running_server_and_the_rest_stays(hub: L
     assert entries == earlier
     # None any more: what is there stays until it expires or the server stops.
     (hub.directory / "token").unlink()
-    until(lambda: hub.api("GET", "/user", token=token).ok and "No bearer for" in hub.log, "a renewal without a token")
+    until(lambda: hub.api("GET", "/user", token=token).ok and "No new bearer for" in hub.log, "a renewal without a token")
     assert (directory / "access_token").read_bytes() == b"second"
 
 

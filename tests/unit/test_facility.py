@@ -219,9 +219,10 @@ def test_a_check_that_fails_itself_is_told_without_its_text() -> None:
 def test_the_record_tells_all_but_the_secrets() -> None:
     minted = facility("xcache", "bearer", "dask").mint(request())
     assert json.loads(json.dumps(minted.record)) == {
-        "version": 1,
+        "version": 2,
         "server": '["", "alice", ""]',
         "start_id": "0" * 32,
+        "order": 0,
         "credentials": {
             name: {
                 "issued_at": "2026-08-01T12:00:00+00:00",
@@ -229,6 +230,8 @@ def test_the_record_tells_all_but_the_secrets() -> None:
                 "identifiers": {"jti": f"{name}-1"},
                 "state": {"generation": "1"},
                 "files": [path],
+                "order": 0,
+                "earlier": [],
             }
             for name, path in (("xcache", "xcache_token"), ("dask", "hostcert.pem"))
         },

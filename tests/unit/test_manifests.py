@@ -90,10 +90,11 @@ def test_the_service_in_full() -> None:
     }
 
 
-def test_a_renewal_replaces_its_files_only_and_only_of_this_start() -> None:
-    assert manifests.renewal(START, {"condor_tokens.d/condor_token": b"new"}, {"version": 1}) == [
+def test_a_renewal_replaces_its_files_only_and_only_of_this_start_and_what_it_was_made_from() -> None:
+    assert manifests.renewal(START, {"condor_tokens.d/condor_token": b"new"}, {"version": 2}, '{"version":  1}') == [
         {"op": "test", "path": "/metadata/labels/casa-hub~1start-id", "value": ID},
-        {"op": "add", "path": "/metadata/annotations/casa-hub~1record", "value": '{"version": 1}'},
+        {"op": "test", "path": "/metadata/annotations/casa-hub~1record", "value": '{"version":  1}'},
+        {"op": "replace", "path": "/metadata/annotations/casa-hub~1record", "value": '{"version": 2}'},
         {"op": "add", "path": f"/data/{manifests.key('condor_tokens.d/condor_token')}", "value": "bmV3"},
     ]
 
@@ -111,11 +112,11 @@ def test_files_that_no_secret_holds_are_refused_with_the_largest_named(size: int
     files = {"small": b"x", "big": bytes(size - 1)}
     if size <= manifests.MAX_SECRET_SIZE:
         manifests.secret(START, POD, files, {})
-        manifests.renewal(START, files, {})
+        manifests.renewal(START, files, {}, "")
         return
     for build in (
         lambda: manifests.secret(START, POD, files, {}),
-        lambda: manifests.renewal(START, files, {}),
+        lambda: manifests.renewal(START, files, {}, ""),
     ):
         with pytest.raises(DeliveryError, match=rf"Secret users/{NAME}: .*the largest is big with {size - 1}"):
             build()

@@ -34,6 +34,10 @@ _NOT_ENDED = "status.phase!=Succeeded,status.phase!=Failed"
 Load: TypeAlias = Callable[[Pod], tuple[list[Object], list[Object]]]
 
 
+class OvertakenError(KubernetesError):
+    """A renewal that was thought to have failed had come through after all, or was another's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launched:
     """A pod that was created with what it owns."""
@@ -83,9 +87,26 @@ class Courier:
         failed = zip(wished, answers[len(needed) :], strict=True)
         return {one["kind"]: error for one, error in failed if error is not None}
 
-    async def renew(self, start: Start, changes: list[Object], deadline: Deadline) -> None:
-        """Apply a JSON Patch to the start's Secret. Raises KubernetesError."""
-        await self._api.patch(manifests.reference("Secret", start), changes, deadline)
+    async def renew(self, start: Start, changes: list[Object], before: str, after: str, deadline: Deadline) -> None:
+        """Apply a JSON Patch to the start's Secret, that takes the record (as text) from `before` to `after`.
+
+        Raises:
+            OvertakenError: the Secret has neither.
+            KubernetesError: it is not known to be applied; it may still be, as long as the Secret has `before`.
+        """
+        try:
+            await self._api.patch(manifests.reference("Secret", start), changes, deadline)
+        except KubernetesError as error:
+            if error.status != 422:  # noqa: PLR2004
+                raise
+            there = await self.secret(start, deadline)
+            ours = there is not None and marks.start_id_of(there) == start.start_id
+            found = marks.record_text_of(there, start.server) if there is not None and ours else None
+            if found == after:  # by a try whose answer got lost
+                return
+            if found is not None and found != before:
+                raise OvertakenError(error.thing, "was renewed by another request", "Try again.", 409) from None
+            raise
 
     async def secret(self, start: Start, deadline: Deadline) -> Object | None:
         """The start's Secret, without its data. Raises KubernetesError."""

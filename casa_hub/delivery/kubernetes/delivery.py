@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -173,7 +172,10 @@ class KubernetesDelivery(LoggingConfigurable):
             directory=directory,
             environment=facility.environment(minted, directory),
             labels=start.labels,
-            annotations={manifests.SERVER: start.server.identity, manifests.RECORD: json.dumps(minted.record)},
+            annotations={
+                manifests.SERVER: start.server.identity,
+                manifests.RECORD: manifests.record_text(minted.record),
+            },
         )
         sidecar = Sidecar(image=self.sidecar_image, uid=self.files_uid, resources=self.sidecar_resources)
         patch(pod, outfit, sidecar if self.files == "sidecar" else None)
@@ -201,23 +203,32 @@ class KubernetesDelivery(LoggingConfigurable):
         load = self._load(start, parcel, routes_required)
         return await self._loop.run(self._courier.deliver(pod, load, deadline))
 
-    async def renew(self, start: Start, parcel: Parcel, deadline: Deadline) -> None:
+    async def renew(self, start: Start, parcel: Parcel, before: str, deadline: Deadline) -> str:
         """Replace files of a running start, all at once; those that `parcel` doesn't bring stay.
 
-        Raises:
-            KubernetesError: nothing was replaced.
-        """
-        changes = manifests.renewal(start, parcel.files, parcel.record)
-        await self._loop.run(self._courier.renew(start, changes, deadline))
+        `before` is the record that this one was made from, as the Secret has it. Returns the new one's text.
 
-    async def record(self, start: Start, deadline: Deadline) -> Mapping[str, Any] | None:
-        """The newest record of a start, by its Secret's annotation; None if there is none.
+        Raises:
+            OvertakenError: the Secret has another record by now.
+            KubernetesError: nothing is known to be replaced; what there is must be asked for before another try.
+        """
+        changes, after = (
+            manifests.renewal(start, parcel.files, parcel.record, before),
+            manifests.record_text(parcel.record),
+        )
+        await self._loop.run(self._courier.renew(start, changes, before, after, deadline))
+        return after
+
+    async def record(self, start: Start, deadline: Deadline) -> str | None:
+        """The newest record of a start, by its Secret's annotation, as it stands there; None if there is none.
 
         Raises:
             KubernetesError: the API server can't say.
         """
         found = await self._loop.run(self._courier.secret(start, deadline))
-        return marks.record_of(found, start.server) if found is not None else None
+        if found is None or marks.start_id_of(found) != start.start_id:
+            return None
+        return marks.record_text_of(found, start.server)
 
     async def take_down(self, start: Start, pod_name: str, deadline: Deadline) -> None:
         """Remove this start's pod if it is there, and with it all that it owns.
@@ -234,6 +245,15 @@ class KubernetesDelivery(LoggingConfigurable):
             KubernetesError: the API server didn't take the request.
         """
         await self._loop.run(self._courier.end(start, pod, grace_seconds, deadline))
+
+    async def withdraw(self, start: Start, routes: Sequence[Route], deadline: Deadline) -> None:
+        """Remove what the pod of a server owns that still runs. Its policy stays: without, more could reach it.
+
+        Raises:
+            KubernetesError: something is still there.
+        """
+        objects = [one for one in self._objects(start, routes) if one["kind"] != "NetworkPolicy"]
+        await self._loop.run(self._courier.withdraw(objects, start, deadline))
 
     async def withdraw_ended(self, start: Start, routes: Sequence[Route], deadline: Deadline) -> None:
         """Remove what a pod owns that has ended, but is still there. What can't be removed is logged."""

@@ -151,7 +151,7 @@ def secret(start: Start, pod: Pod, files: Mapping[str, bytes], record: Mapping[s
     """
     check_size(start, files)
     described = metadata(start, pod, "credentials")
-    described["annotations"][RECORD] = json.dumps(record)
+    described["annotations"][RECORD] = record_text(record)
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -180,15 +180,22 @@ def service(start: Start, pod: Pod, routes: Iterable[Route]) -> Object:
     }
 
 
-def renewal(start: Start, files: Mapping[str, bytes], record: Mapping[str, Any]) -> list[Object]:
+def record_text(record: Mapping[str, Any]) -> str:
+    """A record as the value of an annotation."""
+    return json.dumps(record)
+
+
+def renewal(start: Start, files: Mapping[str, bytes], record: Mapping[str, Any], before: str) -> list[Object]:
     """JSON Patch (RFC 6902) that gives this start's Secret new contents of `files` and leaves the others.
 
-    The test in front makes it fail (422) on an object that isn't this start's.
+    The tests in front make it fail (422) on an object that isn't this start's, and on one whose record is not the text
+    `before`: a request that was given up, but is still on its way, never brings back an older state.
     """
     check_size(start, files)
     return [
         {"op": "test", "path": f"/metadata/labels/{_pointer(START_ID)}", "value": start.start_id},
-        {"op": "add", "path": f"/metadata/annotations/{_pointer(RECORD)}", "value": json.dumps(record)},
+        {"op": "test", "path": f"/metadata/annotations/{_pointer(RECORD)}", "value": before},
+        {"op": "replace", "path": f"/metadata/annotations/{_pointer(RECORD)}", "value": record_text(record)},
         *(
             {"op": "add", "path": f"/data/{_pointer(key(path))}", "value": base64.b64encode(content).decode()}
             for path, content in files.items()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from casa_hub.delivery.base import RECORD_VERSION
+from casa_hub.delivery.base import read_record
 from casa_hub.delivery.kubernetes.manifests import INSTANCE, RECORD, SERVER, START_ID, Object, Start
 from casa_hub.naming import Server
 
@@ -52,19 +52,23 @@ def _is_by(pod: Object, instance: str) -> bool:
     return bool(instance) and (pod["metadata"].get("labels") or {}).get(INSTANCE) == instance
 
 
+def record_text_of(there: Object, server: Server) -> str | None:
+    """The record of a pod or Secret of this server, as it stands there; None if it bears none."""
+    annotations = there["metadata"].get("annotations") or {}
+    return annotations.get(RECORD) if annotations.get(SERVER) == server.identity else None
+
+
 def record_of(there: Object, server: Server) -> Mapping[str, Any] | None:
     """The record of a pod or Secret of this server; None if it bears none that this version can read."""
-    annotations = there["metadata"].get("annotations") or {}
-    if annotations.get(SERVER) != server.identity:
-        return None
+    return parsed(record_text_of(there, server))
+
+
+def parsed(text: str | None) -> Mapping[str, Any] | None:
+    """What a text of `record_text_of` says; None if this version can't read it."""
     try:
-        record = json.loads(annotations[RECORD])
-    except (KeyError, ValueError):
+        return read_record(json.loads(text or ""))
+    except ValueError:
         return None
-    match record:
-        case {"version": version, "credentials": dict(entries), "missing": dict()} if version == RECORD_VERSION:
-            return record if all({"state", "files"} <= entry.keys() for entry in entries.values()) else None
-    return None
 
 
 def hub_selector(hub: Start) -> str:

@@ -21,7 +21,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -31,7 +31,7 @@ from weakref import WeakValueDictionary
 from traitlets import TraitError, Unicode, validate
 
 from casa_hub.delivery import layout
-from casa_hub.delivery.base import RECORD_VERSION, Delivery, Parcel, Route
+from casa_hub.delivery.base import Delivery, Parcel, Route, read_record
 from casa_hub.delivery.local.route_files import RouteFiles
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, DeliveryError, Problem
@@ -40,6 +40,8 @@ from casa_hub.processes import Process, signed_in
 
 #: Seconds that a replaced set of files stays for readers who are just opening it.
 _GRACE = 1.0
+#: Version of ``state.json`` itself; the record in it has one of its own.
+_STATE_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +53,26 @@ class Delivered:
     #: Loopback address that is the server's own.
     address: str
     routes: tuple[Route, ...]
-    record: Mapping[str, Any]
+    #: None: a later version's, that this one can't read. The server runs on with what it has.
+    record: Mapping[str, Any] | None
+    #: Whether files and routes were taken away before the server's end.
+    withdrawn: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
         return self.server.identity, self.start_id
 
     def to_json(self) -> bytes:
-        return json.dumps({"version": RECORD_VERSION, **asdict(self)}, indent=1).encode()
+        return json.dumps({"version": _STATE_VERSION, **asdict(self)}, indent=1).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Delivered:
-        """Raises ValueError, KeyError or TypeError for what `to_json` of this version did not write."""
+        """Raises ValueError, KeyError or TypeError for what `to_json`, of an earlier version too, did not write."""
         state = json.loads(content)
-        if state.pop("version") != RECORD_VERSION:
+        if state.pop("version") != _STATE_VERSION:
             raise ValueError("another version's")
         server, routes = Server(**state.pop("server")), tuple(Route(**route) for route in state.pop("routes"))
-        return cls(server=server, routes=routes, **state)
+        return cls(server=server, routes=routes, record=read_record(state.pop("record")), **state)
 
 
 class LocalDelivery(Delivery):
@@ -214,9 +219,17 @@ class LocalDelivery(Delivery):
         """As `Delivery.renew`; files of credentials that aren't renewed stay, those that none has any more go.
 
         Raises:
-            DeliveryError: the server is gone or is another start; or nothing could be replaced.
+            DeliveryError: the server is gone, withdrawn or another start; or nothing could be replaced.
         """
         await self._in_turn(parcel.server, lambda: self._renew(parcel))
+
+    async def empty(self, server: Server, start_id: str) -> None:
+        """Take files and routes away from a server that still runs; what its end needs stays until it is withdrawn.
+
+        Raises:
+            DeliveryError: something of it is still there.
+        """
+        await self._in_turn(server, lambda: self._empty(server, start_id))
 
     async def withdraw(self, server: Server, start_id: str) -> None:
         """As `Delivery.withdraw`.
@@ -247,7 +260,7 @@ class LocalDelivery(Delivery):
     async def _renew(self, parcel: Parcel) -> None:
         server = parcel.server
         before = self.delivered(server)
-        if before is None or before.start_id != parcel.start_id:
+        if before is None or before.start_id != parcel.start_id or before.withdrawn:
             raise DeliveryError(server.slug, "this start of the server is over", "There is nothing to do.")
         one = Delivered(server, parcel.start_id, before.address, before.routes, parcel.record)
         try:
@@ -256,6 +269,17 @@ class LocalDelivery(Delivery):
             raise _translated(error, self.path(server), "the old files stay") from error
         self._delivered[server.slug] = one
         self._in_background(self._forget_old_sets(server, parcel.start_id))
+
+    async def _empty(self, server: Server, start_id: str) -> None:
+        before = self.delivered(server)
+        if before is None or before.start_id != start_id:
+            return
+        one = replace(before, routes=(), withdrawn=True)
+        self._delivered[server.slug] = one  # also if it fails half way: it is not renewed any more
+        try:
+            await asyncio.to_thread(self._take_contents, one)
+        except OSError as error:
+            raise _translated(error, self.path(server), "not all of it was removed") from error
 
     async def _withdraw(self, server: Server, start_id: str) -> None:
         one = self.delivered(server)
@@ -313,11 +337,19 @@ class LocalDelivery(Delivery):
 
     def _replace(self, one: Delivered, files: Mapping[str, bytes]) -> None:
         directory = self.path(one.server)
+        assert one.record is not None  # noqa: S101 - this version's, as it has just been made
         named = {path for entry in one.record["credentials"].values() for path in entry["files"]}
         kept = {path: content for path, content in layout.read_set(directory).items() if path in named}
         layout.write_set(directory, kept | dict(files), datetime.now(UTC))
         # Second: a state that is older than the files is harmless, one that promises more than they hold is not.
         layout.replace_file(directory / "state.json", one.to_json())
+
+    def _take_contents(self, one: Delivered) -> None:
+        directory = self.path(one.server)
+        self.routes.retract(one.server, one.start_id)
+        layout.replace_file(directory / "state.json", one.to_json())
+        layout.write_set(directory, {}, datetime.now(UTC))
+        layout.remove_old_sets(directory)
 
     def _take_away(self, one: Delivered) -> None:
         # First what leads to the address, which may soon be another server's; last what tells of the rest.

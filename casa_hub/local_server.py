@@ -1,0 +1,67 @@
+"""What a server on this machine holds while it runs: the Keeper's view of a `CasaLocalSpawner`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Any
+
+from casa_hub.delivery.local.delivery import Delivered
+from casa_hub.facility import Facility
+from casa_hub.keeper.kept import Holding
+from casa_hub.naming import Server
+
+
+class LocalServer:
+    """The server of one `CasaLocalSpawner`, as `casa_hub.keeper.kept.Kept`."""
+
+    def __init__(self, spawner: Any) -> None:
+        self._spawner = spawner
+        self._renewing = asyncio.Lock()
+
+    @property
+    def server(self) -> Server:
+        """See `Kept`."""
+        server: Server = self._spawner.casa_server
+        return server
+
+    @property
+    def running_start(self) -> str | None:
+        """See `Kept`."""
+        one = self._delivered()
+        return one.start_id if one is not None else None
+
+    def first_holding(self) -> Holding | None:
+        """See `Kept`."""
+        one = self._delivered()
+        return Holding(one.start_id, one.record) if one is not None and one.record is not None else None
+
+    async def holding(self) -> Holding | None:
+        """See `Kept`."""
+        return self.first_holding()
+
+    async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
+        """See `Kept`."""
+        async with self._renewing:  # each goes on from the record that the one before left
+            held = self.first_holding()
+            if held is None:
+                return None
+            facility = Facility.of(self._spawner)
+            request = await facility.request_of(self._spawner, held.start_id, datetime.now(UTC))
+            minted = facility.renew(request, names, held.record, anyhow=anyhow)
+            if not minted.credentials:
+                return Holding(held.start_id, held.record, minted.missing, minted.later)
+            await self._spawner.delivery.renew(minted.parcel())
+            return Holding(held.start_id, minted.record, minted.missing, minted.later)
+
+    async def withdraw(self) -> None:
+        """See `Kept`."""
+        start_id = self._spawner.casa_start_id
+        if start_id:
+            await self._spawner.delivery.empty(self.server, start_id)
+
+    def _delivered(self) -> Delivered | None:
+        one: Delivered | None = self._spawner.delivery.delivered(self.server)
+        mine = one is not None and one.start_id == self._spawner.casa_start_id and not one.withdrawn
+        return one if mine else None

@@ -96,9 +96,9 @@ def chart(scratch: Path) -> Path:
     kept = cache_root() / f"jupyterhub-{VERSION}.tgz"
     if not kept.exists():
         cache_root().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_root()) as scratch:
+        with tempfile.TemporaryDirectory(dir=cache_root()) as pulled:
             try:
-                pull = ["pull", "jupyterhub", "--repo", REPOSITORY, "--version", VERSION, "--destination", scratch]
+                pull = ["pull", "jupyterhub", "--repo", REPOSITORY, "--version", VERSION, "--destination", pulled]
                 done = run_helm(*pull, timeout=60)
                 reason = done.stderr.strip().splitlines()[-1] if done.returncode else ""
             except subprocess.TimeoutExpired:
@@ -106,7 +106,7 @@ def chart(scratch: Path) -> Path:
             if reason:
                 remedy = "Set CASA_HUB_Z2JH_CHART to the chart's directory or archive."
                 raise Unavailable("the chart of Zero to JupyterHub", f"helm pull: {reason}", remedy)
-            next(Path(scratch).glob("*.tgz")).replace(kept)
+            next(Path(pulled).glob("*.tgz")).replace(kept)
     return kept
 
 

@@ -26,6 +26,9 @@ DOMAIN = "localhost"
 MEMBERS = "/cms/uscms"
 ADMINISTRATORS = "/cms/uscms/admins"
 
+#: Seconds until the hub sees that somebody has left the group; a facility takes some minutes.
+RECHECK_INTERVAL = 5.0
+
 MEMBER = Account("oksana", ("/cms", MEMBERS), "a member: gets a server with working credentials")
 ADMINISTRATOR = Account(
     "maria", ("/cms", MEMBERS, ADMINISTRATORS), "an administrator: a member who may also see /hub/admin"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from casa_hub.demo.accounts import ADMINISTRATOR, DOMAIN, MEMBER, MEMBERS, STRANGER
+from casa_hub.demo.accounts import ADMINISTRATOR, DOMAIN, MEMBER, MEMBERS, RECHECK_INTERVAL, STRANGER
 from casa_hub.demo.browser import Browser, Kernel
 from casa_hub.demo.packages import Progress
 from casa_hub.errors import CasaError
@@ -73,6 +73,7 @@ class Checks:
             self._quickstart(kernel)
             self._from_outside()
         self._refusals()
+        self._renewal()
         self._stop()
 
     def table(self) -> str:
@@ -185,15 +186,42 @@ class Checks:
     def _forged_idtoken(self) -> None:
         self._kernel(MEMBER.name).run(_FORGE.format(token=self._forged("condor_token")))
 
+    def _renewal(self) -> None:
+        name = MEMBER.name
+        kernel = self._kernels.get(name)
+        if kernel is None:
+            return
+
+        def renew() -> None:
+            before = kernel.run(_SHOW)
+            done = self._facility.operate("renew", name)
+            _expect(done.returncode == 0, f"casa-hub ended with {done.returncode}: {done.stdout}{done.stderr[-300:]}")
+            kernel.run(_WAIT_FOR_OTHERS.format(before=before))
+
+        self._step("the operator renews the credentials of the running server: casa-hub renew", renew)
+        if self._facility.xcache is not None:
+            self._step("inside: XCache takes the new macaroon", lambda: kernel.run(_READ_AGAIN))
+
     def _stop(self) -> None:
         def stop(name: str) -> None:
             self._browser(name).stop(name)
             _expect(not (left := self._facility.left_of(name)), f"left behind: {left}")
 
-        for account in (MEMBER, ADMINISTRATOR):
-            self._step(
-                f"{account.name}: the server stops, its secrets and its route are gone", partial(stop, account.name)
-            )
+        def leave(name: str) -> None:
+            claims: Any = {**ADMINISTRATOR.claims, "wlcg.groups": ["/cms"]}
+            requests.put(f"{self._facility.issuer}/users/{name}", json=claims, timeout=30).raise_for_status()
+            end = time.monotonic() + RECHECK_INTERVAL + 30
+            while left := self._facility.left_of(name):
+                _expect(time.monotonic() < end, f"still there: {left}")
+                time.sleep(0.2)
+            answer = self._browser(name).page("/hub/api/user")
+            _expect(answer.status_code == FORBIDDEN, f"the hub answers {answer.status_code}: he is still logged in")
+
+        self._step(f"{MEMBER.name}: the server stops, its secrets and its route are gone", partial(stop, MEMBER.name))
+        self._step(
+            f"{ADMINISTRATOR.name} leaves {MEMBERS}: the server ends, its secrets and its route are gone",
+            partial(leave, ADMINISTRATOR.name),
+        )
 
     def after_the_end(self) -> None:
         """What can be seen only when the facility has ended."""
@@ -240,6 +268,24 @@ _SHOW = """
 import json, os, pathlib
 print(json.dumps({path.name: path.read_text() for path in map(pathlib.Path(os.environ["CERT_DIR"]).joinpath,
                   ("ca.pem", "usercert.pem", "xcache_token", "condor_token")) if path.exists()}))
+"""
+
+#: Waits until each of the files that there were is another one, all at once.
+_WAIT_FOR_OTHERS = """
+import json, os, pathlib, time
+before, end = json.loads({before!r}), time.monotonic() + 120
+directory = pathlib.Path(os.environ["CERT_DIR"])
+while any((directory / name).read_text() == content for name, content in before.items() if name != "ca.pem"):
+    assert time.monotonic() < end, "the files are still the old ones"
+    time.sleep(0.1)
+assert (directory / "ca.pem").read_text() == before["ca.pem"], "the server's own certificate authority must stay"
+"""
+
+#: In the kernel that has read before, over the connection that it has.
+_READ_AGAIN = """
+with client.File() as file:
+    status, _ = file.open(url)
+    assert status.ok, status.message
 """
 
 #: Runs in the member's server: the same client as before, with a token directory that holds a forged token only.

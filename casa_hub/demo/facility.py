@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from casa_hub.demo import htcondor, xrootd
-from casa_hub.demo.accounts import ACCOUNTS, ADMINISTRATORS, DOMAIN, MEMBERS
+from casa_hub.demo.accounts import ACCOUNTS, ADMINISTRATORS, DOMAIN, MEMBERS, RECHECK_INTERVAL
 from casa_hub.demo.names import HostNames, facility_address
 from casa_hub.demo.packages import Progress, Unavailable
 from casa_hub.demo.processes import Process, free_port, minimal_environment, read_log
@@ -156,6 +157,28 @@ class Facility:
         """What is still there of servers when the facility has ended."""
         return [str(process) for process in self._servers if process.alive]
 
+    def operate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of `casa-hub` as this facility's operator would, beside its hub."""
+        command = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "casa_hub.cli", *arguments]
+        environment = minimal_environment(CASA_HUB_DEMO=str(self._settings_file))
+        with self.network():
+            return subprocess.run(
+                [*command, "-f", self._config_file],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+
+    @property
+    def _settings_file(self) -> Path:
+        return self.directory / "demo.json"
+
+    @property
+    def _config_file(self) -> str:
+        return str(files("casa_hub.demo") / self.config)
+
     @property
     def _routes(self) -> Path:
         return self.directory / "routes"
@@ -231,13 +254,11 @@ class Facility:
         self._progress("JupyterHub")
         (self.directory / "proxy").mkdir(mode=0o700, exist_ok=True)
         crypt_key = self._key("crypt-key", lambda path: path.write_text(secrets.token_hex(32)))
-        settings = self.directory / "demo.json"
-        settings.touch(mode=0o600)
-        settings.write_text(json.dumps(self._settings(), indent=1))
-        config = files("casa_hub.demo") / self.config
+        self._settings_file.touch(mode=0o600)
+        self._settings_file.write_text(json.dumps(self._settings(), indent=1))
         bin_directory = Path(sys.executable).parent
         environment = minimal_environment(
-            CASA_HUB_DEMO=str(settings),
+            CASA_HUB_DEMO=str(self._settings_file),
             JUPYTERHUB_CRYPT_KEY=crypt_key.read_text(),
             PATH=f"{bin_directory}{os.pathsep}{os.environ['PATH']}",
             **self._hub_environment(),
@@ -245,7 +266,7 @@ class Facility:
         self.hub = self._start(
             stack,
             "JupyterHub",
-            [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "jupyterhub", "-f", str(config)],
+            [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "jupyterhub", "-f", self._config_file],
             env=environment,
             grace=20.0,
         )
@@ -266,7 +287,9 @@ class Facility:
             "proxy_password": secrets.token_hex(16),
             "issuer": self.issuer,
             "client_secret": secrets.token_hex(16),
+            "operator_token": secrets.token_hex(16),
             "members": MEMBERS,
+            "recheck_interval": RECHECK_INTERVAL,
             "administrators": ADMINISTRATORS,
             "dask": {"secret_file": str(dask_secret), "domain": DOMAIN},
             "image_environment": self._image_environment(),

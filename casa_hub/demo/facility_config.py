@@ -22,6 +22,13 @@ c.CasaOAuthenticator.allowed_groups = {demo["members"]}
 c.CasaOAuthenticator.admin_groups = {demo["administrators"]}
 c.CasaOAuthenticator.join_url = "https://example.org/how-to-join"
 
+c.Keeper.recheck_interval = demo["recheck_interval"]
+# Who may ask the running hub for something: `casa-hub renew`, `casa-hub revoke` ...
+c.JupyterHub.services = [{"name": "casa-hub", "api_token": demo["operator_token"]}]
+c.JupyterHub.load_roles = [
+    {"name": "casa-hub", "services": ["casa-hub"], "scopes": ["custom:casa-hub:operate"]},
+]
+
 # What a server holds.
 c.Facility.credentials = demo["credentials"]
 c.Facility.required = demo["required"]

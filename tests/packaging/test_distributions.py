@@ -1,0 +1,133 @@
+"""What `python -m build` makes: a wheel and a source archive that work where there is nothing of this checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.test_versions import ROOT, uv
+
+#: The front end that the documentation names; it isn't needed for anything else.
+BUILD = "build==1.5.0"
+PACKAGE = ROOT / "casa_hub"
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with both. The wheel is made from the source archive."""
+    directory = tmp_path_factory.mktemp("dist")
+    command = ["tool", "run", "--from", BUILD, "pyproject-build", "--installer", "uv"]
+    done = uv(*command, "--outdir", str(directory), str(ROOT), cwd=directory)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory
+
+
+@pytest.fixture(scope="session")
+def wheel(built: Path) -> Path:
+    (found,) = built.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="session")
+def source(built: Path) -> Path:
+    (found,) = built.glob("*.tar.gz")
+    return found
+
+
+def of_the_package() -> set[str]:
+    """Every file below casa_hub that is under version control."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "casa_hub"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode != 0:  # an unpacked source archive
+        files = (path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        return {str(path.relative_to(ROOT)) for path in files}
+    return {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+
+
+def test_the_wheel_is_the_package_and_nothing_else(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == of_the_package()
+    others = {name for name in names if not name.endswith(".py")}
+    assert {"casa_hub/py.typed", "casa_hub/delivery/kubernetes/sidecar.sh"} <= others
+    assert any(name.startswith("casa_hub/web/templates/") for name in others)
+
+
+def test_the_wheel_says_what_it_is(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    text = archive.read(metadata).decode()
+    assert "License-Expression: BSD-3-Clause" in text
+    assert "Provides-Extra: kubernetes" in text
+    assert "Description-Content-Type: text/markdown" in text
+    assert any(name.endswith("/licenses/LICENSE") for name in archive.namelist())
+
+
+def test_the_source_archive_has_what_an_operator_needs(source: Path) -> None:
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for path in (
+        "helm-values/cms.yaml",
+        "helm-values/role.yaml",
+        "jupyterhub_config.d/casa_hub.py",
+        "image/Dockerfile",
+    ):
+        assert path in names
+    assert of_the_package() <= names
+    assert not [name for name in names if name.startswith((".venv", "image/dist", "dist/")) or "__pycache__" in name]
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a fresh environment with the wheel in."""
+    directory = tmp_path_factory.mktemp("installed")
+    done = uv("venv", "--quiet", "--python", sys.executable, str(directory / "venv"), cwd=directory)
+    assert done.returncode == 0, done.stderr
+    python = directory / "venv" / "bin" / "python"
+    wanted = f"casa_hub[kubernetes] @ {wheel.as_uri()}"
+    done = uv("pip", "install", "--quiet", "--python", str(python), wanted, cwd=directory)
+    assert done.returncode == 0, done.stderr
+    assert "does not have an extra" not in done.stderr
+    return python.parent
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd)}  # no PYTHONPATH of whoever runs the tests
+    line = [str(part) for part in command]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_installed_command_runs(installed: Path, tmp_path: Path) -> None:
+    assert run(installed / "casa-hub", "--version", cwd=tmp_path).startswith("casa_hub 0.1.0")
+    assert "--XCache.key_file" in run(installed / "casa-hub", "settings", "XCache", cwd=tmp_path)
+
+
+def test_every_entry_point_can_be_loaded(installed: Path, tmp_path: Path) -> None:
+    program = (
+        "from importlib.metadata import entry_points, distribution\n"
+        "points = distribution('casa_hub').entry_points\n"
+        "print(*(f'{point.group}:{point.name}={point.load().__name__}' for point in points), sep='\\n')\n"
+    )
+    loaded = run(installed / "python", "-c", program, cwd=tmp_path).splitlines()
+    assert {
+        "console_scripts:casa-hub=main",
+        "jupyterhub.authenticators:casa=CasaOAuthenticator",
+        "jupyterhub.spawners:casa=CasaSpawner",
+        "jupyterhub.spawners:casa-local=CasaLocalSpawner",
+        "casa_hub.credentials:xcache=XCache",
+    } <= set(loaded)
+
+
+def test_nothing_is_imported_from_this_checkout(installed: Path, tmp_path: Path) -> None:
+    where = run(installed / "python", "-c", "import casa_hub; print(casa_hub.__file__)", cwd=tmp_path)
+    assert where.startswith(str(installed.parent))

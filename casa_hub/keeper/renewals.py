@@ -316,12 +316,10 @@ class Renewals:
                 return
             self._update(server, holding)
             due = self._due_of(server)
-            for anyhow in (True, False):
-                names = [
-                    name for name in due if name in server.credentials and server.credentials[name].anyhow is anyhow
-                ]
+            whatever = [name for name in due if server.credentials[name].anyhow]
+            for names in (whatever, [name for name in due if name not in whatever]):
                 if names:
-                    await self._renew(server, names, anyhow=anyhow)
+                    await self._renew(server, names, anyhow=names is whatever)
         except CasaError as error:
             self._failed(server, dict.fromkeys(self._due_of(server), str(error)))
         except Exception:  # a third party's, or the hub's database: as good a reason to try again
@@ -397,6 +395,8 @@ class Renewals:
 
     def _tell_if_late(self, server: _Server, name: str, one: _Credential, now: float) -> None:
         if one.told or one.at is None or one.expires is None or not schedule.is_late(one.issued, one.expires, now):
+            return
+        if not one.failures and now < one.at + _LOOK:  # its time has not come, or has just come
             return
         one.told = True
         self._app.log.error(

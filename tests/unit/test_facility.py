@@ -7,15 +7,19 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint
 from pathlib import PurePosixPath
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
-from traitlets import Int, TraitError
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
+from traitlets import Bool, Int, TraitError
 from traitlets.config import Config
 
 from casa_hub import facility as module
+from casa_hub.audit import Action, Event
 from casa_hub.credentials.base import Credential, Minter, Request
-from casa_hub.delivery.base import Route
+from casa_hub.delivery.base import Route, read_record
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.naming import Server
@@ -30,9 +34,12 @@ class Token(Minter):
 
     title = "Token"
     lifetime = Int(60).tag(config=True)
+    works = Bool(True)
     path: ClassVar[str]
 
     def mint(self, request: Request) -> Credential:
+        if not self.works:
+            raise CredentialError("key", "can't be read", "Make it readable.")
         generation = int(request.state.get("generation", "0")) + 1
         return Credential(
             name=self.name,
@@ -335,6 +342,144 @@ def test_a_renewal_that_fails_keeps_what_is_there_even_if_it_is_required() -> No
     assert second.files == {}
     assert second.missing == {"bearer": "access token: the user has none. Log in again."}
     assert second.record == first.record
+
+
+def test_what_was_replaced_is_told_of_until_it_expires() -> None:
+    one = facility("xcache", "dask")
+    record = one.mint(request()).record
+    for second in (40, 50):
+        record = one.renew(Request(ALICE, "0" * 32, NOW + timedelta(seconds=second)), ["xcache"], record).record
+    assert record["order"] == 2
+    assert (record["credentials"]["xcache"]["order"], record["credentials"]["dask"]["order"]) == (2, 0)
+    assert record["credentials"]["xcache"]["earlier"] == [
+        {"identifiers": {"jti": "xcache-2"}, "expires_at": "2026-08-01T12:01:40+00:00"},
+        {"identifiers": {"jti": "xcache-1"}, "expires_at": "2026-08-01T12:01:00+00:00"},
+    ]
+    # Also when it is another one that is renewed.
+    record = one.renew(Request(ALICE, "0" * 32, NOW + timedelta(seconds=70)), ["dask"], record).record
+    earlier = record["credentials"]["xcache"]["earlier"]
+    assert [entry["identifiers"] for entry in earlier] == [{"jti": "xcache-2"}]
+
+
+@pytest.mark.parametrize("lifetime", [60, 59, 20])
+def test_what_would_not_last_longer_is_not_taken_unless_anyhow(lifetime: int) -> None:
+    first = facility("xcache").mint(request())
+    one = facility("xcache", XCache={"lifetime": lifetime})
+    kept = one.renew(request(), ["xcache"], first.record)
+    assert (kept.files, kept.record) == ({}, first.record)
+    if lifetime == 60:
+        assert "a new one would be valid until 2026-08-01T12:01:00+00:00 as well" in kept.missing["xcache"]
+    else:
+        assert kept.missing == {}
+        when = kept.later["xcache"]
+        assert one.renew(Request(ALICE, "0" * 32, when), ["xcache"], first.record).files
+    assert one.renew(request(), ["xcache"], first.record, anyhow=True).files
+
+
+MOMENTS = st.integers(0, 300)
+
+
+@given(steps=st.lists(st.tuples(MOMENTS, st.integers(1, 300), st.booleans(), st.booleans()), max_size=30))
+def test_a_renewal_is_never_to_something_worse(steps: list[tuple[int, int, bool, bool]]) -> None:
+    """Whatever the clock, the settings and the keys do."""
+    one = facility("xcache")
+    token = one.minters["xcache"]
+    record: Mapping[str, Any] = one.mint(request()).record
+    valid: dict[str, datetime] = {}  # identifiers of all that were delivered
+    for second, lifetime, works, anyhow in steps:
+        before = record["credentials"]["xcache"]
+        now = NOW + timedelta(seconds=second)
+        valid[before["identifiers"]["jti"]] = datetime.fromisoformat(before["expires_at"])
+        token.lifetime, token.works = lifetime, works  # type: ignore[attr-defined]
+        minted = one.renew(Request(ALICE, "0" * 32, now), ["xcache"], record, anyhow=anyhow)
+        entry = minted.record["credentials"]["xcache"]
+        assert bool(minted.files) == (entry["order"] > before["order"]) == (minted.record["order"] > record["order"])
+        assert bool(minted.files) + ("xcache" in minted.missing) + ("xcache" in minted.later) == 1
+        if not anyhow:
+            assert datetime.fromisoformat(entry["expires_at"]) >= datetime.fromisoformat(before["expires_at"])
+        if not works:
+            assert entry["identifiers"] == before["identifiers"]
+        record = json.loads(json.dumps(minted.record))
+        assert read_record(record) == record
+        # What was dropped because it had expired stays dropped when the clock is set back.
+        valid = {jti: end for jti, end in valid.items() if end > now and jti != entry["identifiers"]["jti"]}
+        told = [earlier["identifiers"]["jti"] for earlier in entry["earlier"]]
+        assert set(told) == set(sorted(valid, key=lambda jti: -int(jti.partition("-")[2]))[: module._EARLIER])
+    one.minters["xcache"].works = True  # type: ignore[attr-defined]
+
+
+# -- records of other versions
+
+
+def of_version_1(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as the first version wrote it."""
+    entries = {
+        name: {key: value for key, value in entry.items() if key not in {"order", "earlier"}}
+        for name, entry in record["credentials"].items()
+    }
+    old = {**record, "version": 1, "credentials": entries}
+    del old["order"]
+    return old
+
+
+def test_a_server_that_an_earlier_version_started_is_renewed() -> None:
+    one = facility("xcache", "dask", "bearer")
+    first = one.mint(request()).record
+    old = json.loads(json.dumps(of_version_1(first)))
+    assert read_record(old) == first
+    later = Request(ALICE, "0" * 32, NOW + timedelta(seconds=40))
+    assert one.renew(later, ["xcache"], read_record(old) or {}).record["order"] == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(
+    document=JSON | st.fixed_dictionaries({"version": JSON, "order": JSON, "credentials": JSON, "missing": JSON}),
+    version=st.sampled_from([0, 1, 2, 3, "2", None]),
+)
+def test_what_is_no_record_that_this_version_knows_is_none(document: Any, version: object) -> None:
+    if isinstance(document, dict):
+        document["version"] = version
+    read = read_record(document)
+    assert read is None or (read["version"] == 2 and version in {1, 2})
+
+
+@pytest.mark.parametrize("version", [0, 3, "2", None])
+def test_a_record_of_a_later_version_is_left_alone(version: object) -> None:
+    record = facility("xcache").mint(request()).record
+    assert read_record({**record, "version": version}) is None
+
+
+# -- what the operator sees
+
+
+def test_each_mint_is_told_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Event] = []
+    settings: dict[str, object] = {}
+    monkeypatch.setattr(module, "tell", lambda given, event: told.append(event) if given is settings else None)
+    config = Config(Facility={"credentials": ["xcache", "bearer"]})
+    one = Facility.in_settings(settings, config)
+
+    def count(credential: str, outcome: str) -> float:
+        labels = {"credential": credential, "outcome": outcome}
+        return REGISTRY.get_sample_value("casa_hub_mints_total", labels) or 0
+
+    before = [count(*labels) for labels in (("xcache", "minted"), ("xcache", "renewed"), ("bearer", "failed"))]
+    one.check_settings()  # mints to see which files there are; that is nobody's business
+    record = one.mint(Request(Server("", "alice", "lab"), "1" * 32, NOW)).record
+    one.renew(Request(ALICE, "1" * 32, NOW + timedelta(seconds=40)), ["xcache", "bearer"], record)
+    one.renew(Request(ALICE, "1" * 32, NOW), ["xcache"], record)  # nothing new
+    assert told == [
+        Event(Action.MINTED, "alice", "lab", "1" * 32, "xcache", {"jti": "xcache-1"}, "2026-08-01T12:01:00+00:00"),
+        Event(Action.RENEWED, "alice", "", "1" * 32, "xcache", {"jti": "xcache-2"}, "2026-08-01T12:01:40+00:00"),
+    ]
+    after = [count(*labels) for labels in (("xcache", "minted"), ("xcache", "renewed"), ("bearer", "failed"))]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 2]
 
 
 # -- one a hub

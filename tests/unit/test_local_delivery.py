@@ -126,6 +126,61 @@ async def test_renewal_for_a_start_that_is_over_is_refused(delivery: LocalDelive
     assert layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
 
 
+async def test_an_emptied_server_has_nothing_but_what_its_end_needs(
+    delivery: LocalDelivery, config: Config, tmp_path: Path
+) -> None:
+    await delivery.deliver(parcel(ALICE))
+    delivery.process_file(ALICE).write_text("signed in")
+    await delivery.empty(ALICE, "another start")
+    assert layout.read_set(delivery.path(ALICE))
+    for _ in range(2):
+        await delivery.empty(ALICE, "1")
+        left = [path.name for path in delivery.path(ALICE).rglob("*") if path.is_file()]
+        assert sorted(left) == ["process", "state.json"]
+        assert list((tmp_path / "traefik").iterdir()) == []
+        with pytest.raises(DeliveryError, match="over"):
+            await delivery.renew(parcel(ALICE))
+    # A hub that was killed in between doesn't forget it.
+    delivery.close()
+    again = LocalDelivery(config=config)
+    again.open()
+    assert again.sweep("", {(ALICE.identity, "1")}) == []
+    assert list((tmp_path / "traefik").iterdir()) == []
+    assert again.delivered(ALICE).withdrawn  # type: ignore[union-attr]
+    with pytest.raises(DeliveryError, match="over"):
+        await again.renew(parcel(ALICE))
+    await again.withdraw(ALICE, "1")
+    assert [path.name for path in (tmp_path / "servers").iterdir()] == [".lock"]
+    again.close()
+
+
+@pytest.mark.parametrize("version", [1, 3])
+async def test_a_server_with_another_versions_record_is_kept(
+    delivery: LocalDelivery, config: Config, tmp_path: Path, version: int
+) -> None:
+    """The first version's is read; a later one's is left alone, and so is the server."""
+    await delivery.deliver(parcel(ALICE))
+    state = tmp_path / "servers" / "alice" / "state.json"
+    document = json.loads(state.read_text())
+    entry = {"issued_at": "", "expires_at": None, "identifiers": {}, "state": {}, "files": ["token"]}
+    document["record"] = {"version": version, "credentials": {"ours": entry}, "missing": {}}
+    del document["withdrawn"]  # which the first version didn't know
+    state.write_text(json.dumps(document))
+    delivery.close()
+    again = LocalDelivery(config=config)
+    again.open()
+    assert again.sweep("", {(ALICE.identity, "1")}) == []
+    one = again.delivered(ALICE)
+    assert one is not None
+    if version == 1:
+        assert one.record is not None
+        assert one.record["credentials"] == {"ours": {**entry, "order": 0, "earlier": []}}
+    else:
+        assert one.record is None
+    assert layout.read_set(again.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
+    again.close()
+
+
 async def test_old_sets_are_removed_a_while_after_they_were_replaced(
     delivery: LocalDelivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,113 @@
+"""Running servers without processes: credentials are minted for real, and delivered to a variable.
+
+For what the Keeper does with many of them; that deliveries are sound is for the tests with a real hub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from casa_hub.credentials.base import AccessToken, Request
+from casa_hub.delivery.base import read_record
+from casa_hub.facility import Facility
+from casa_hub.keeper.kept import Holding
+from casa_hub.naming import Server
+
+
+class Kept:
+    """One server, as `casa_hub.keeper.kept.Kept`; a hub that was restarted knows what it held at its start only."""
+
+    def __init__(self, facility: Facility, server: Server, start_id: str, token: AccessToken | None = None) -> None:
+        self.facility = facility
+        self.server = server
+        self.running_start: str | None = start_id
+        self.token = token
+        minted = facility.mint(self.request())
+        self.files = dict(minted.files)
+        #: As text, since that is what a real home keeps.
+        self.at_start = self.text = json.dumps(minted.record)
+        #: Raises what goes wrong with a delivery.
+        self.fault: Callable[[], None] = lambda: None
+        #: Seconds of a delivery.
+        self.takes = 0.0
+        #: Names of each renewal that was tried, and how often somebody asked what it holds.
+        self.asked: list[tuple[str, ...]] = []
+        self.looked = 0
+        self.withdrawn = False
+        self._renewing = asyncio.Lock()
+
+    def request(self) -> Request:
+        assert self.running_start
+        return Request(self.server, self.running_start, datetime.now(UTC), self.token)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(self.text)
+        return record
+
+    def first_holding(self) -> Holding | None:
+        return self._holding(self.at_start)
+
+    async def holding(self) -> Holding | None:
+        self.looked += 1
+        await asyncio.sleep(self.takes)
+        self.fault()
+        return self._holding(self.text)
+
+    async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
+        async with self._renewing:
+            self.asked.append(tuple(names))
+            holding = self._holding(self.text)
+            if holding is None:
+                return None
+            minted = self.facility.renew(self.request(), names, holding.record, anyhow=anyhow)
+            await asyncio.sleep(self.takes)
+            self.fault()
+            self.files |= minted.files
+            self.text = json.dumps(minted.record)
+            return Holding(holding.start_id, minted.record, minted.missing, minted.later)
+
+    async def withdraw(self) -> None:
+        self.withdrawn, self.files = True, {}
+
+    def _holding(self, text: str) -> Holding | None:
+        if not self.running_start or self.withdrawn:
+            return None
+        record = read_record(json.loads(text))
+        return Holding(self.running_start, record) if record is not None else None
+
+
+class Spawner:
+    """As much of JupyterHub's as the Keeper looks at."""
+
+    def __init__(self, kept: Kept) -> None:
+        self.casa_kept = kept
+        self.ready = True
+        self.pending = False
+
+
+@dataclass
+class User:
+    """A user of the hub, and their servers."""
+
+    name: str
+    spawners: dict[str, Spawner]
+
+
+@dataclass
+class App:
+    """A hub with servers."""
+
+    users: dict[int, User] = field(default_factory=dict)
+    log: logging.Logger = field(default_factory=lambda: logging.getLogger("hub"))
+
+    def add(self, kept: Kept) -> Spawner:
+        spawner = Spawner(kept)
+        self.users[len(self.users)] = User(kept.server.username, {kept.server.name: spawner})
+        return spawner

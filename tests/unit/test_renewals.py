@@ -1,0 +1,473 @@
+"""Which server is renewed when, and what follows when that fails; lives are of tenths of seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from importlib.metadata import EntryPoint
+from typing import ClassVar
+
+import pytest
+from prometheus_client import REGISTRY
+from traitlets import Bool, Float
+from traitlets.config import Config
+
+from casa_hub import facility as facility_module
+from casa_hub.credentials.base import AccessToken, Credential, Minter, Renewal, Request
+from casa_hub.errors import CredentialError, DeliveryError
+from casa_hub.facility import Facility
+from casa_hub.keeper import renewals as module
+from casa_hub.keeper import schedule
+from casa_hub.keeper.kept import Holding
+from casa_hub.keeper.renewals import Renewals
+from casa_hub.naming import Server
+from tests.support.kept import App, Kept, Spawner
+
+LIFE = 0.6
+
+
+class Token(Minter):
+    """A credential of one file."""
+
+    title = "Token"
+    lifetime = Float(LIFE).tag(config=True)
+    broken = Bool(False)
+    minted: ClassVar[int] = 0
+
+    def mint(self, request: Request) -> Credential:
+        if self.broken:
+            raise CredentialError("key", "can't be read", "Make it readable.")
+        Token.minted += 1
+        return Credential(
+            name=self.name,
+            files={self.name: str(Token.minted).encode()},
+            issued_at=request.now,
+            expires_at=self.end(request),
+            identifiers={"jti": str(Token.minted)},
+        )
+
+    def end(self, request: Request) -> datetime | None:
+        return request.now + timedelta(seconds=self.lifetime)
+
+
+class Pass(Token):
+    name = "pass"
+
+
+class Badge(Token):
+    name = "badge"
+
+
+class Certificate(Token):
+    name = "certificate"
+    renewal: ClassVar[Renewal] = "request"
+
+    def end(self, request: Request) -> datetime:
+        return datetime(2100, 1, 1, tzinfo=UTC)
+
+
+class Own(Token):
+    """The user's own token."""
+
+    name = "own"
+    renewal: ClassVar[Renewal] = "token"
+
+    def mint(self, request: Request) -> Credential:
+        if request.token is None:
+            raise CredentialError("token", "there is none", "Log in.")
+        return super().mint(request)
+
+    def end(self, request: Request) -> datetime | None:
+        return request.token.expires_at if request.token is not None else None
+
+
+class Hub:
+    """A Keeper, and servers for it."""
+
+    def __init__(self, *credentials: str) -> None:
+        self.facility = Facility(config=Config(Facility={"credentials": list(credentials)}))
+        self.app = App()
+        self.renewals = Renewals(self.app, self.facility)
+
+    def add(self, user: str = "ada", token: AccessToken | None = None) -> tuple[Spawner, Kept]:
+        kept = Kept(self.facility, Server("", user), f"{len(self.app.users):032x}", token)
+        return self.app.add(kept), kept
+
+    def restart(self) -> None:
+        for task in self.renewals._tasks:
+            task.cancel()
+        self.renewals = Renewals(self.app, self.facility)
+        self.renewals.begin()
+
+    def minter(self, name: str) -> Token:
+        minter = self.facility.minters[name]
+        assert isinstance(minter, Token)
+        return minter
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds become hundredths."""
+    points = [
+        EntryPoint(cls.name, f"{__name__}:{cls.__name__}", facility_module.GROUP)
+        for cls in (Pass, Badge, Certificate, Own)
+    ]
+    monkeypatch.setattr(facility_module, "entry_points", lambda group: points)
+    monkeypatch.setattr(schedule, "_SHORTEST", 0.02)
+    monkeypatch.setattr(module, "_FIRST_LOOKS", 0.05)
+    monkeypatch.setattr(module, "_PACE", 0.001)
+
+
+@pytest.fixture
+def make() -> Callable[..., Hub]:
+    """Makes hubs whose Keeper works, with these credentials."""
+
+    def hub(*credentials: str) -> Hub:
+        made = Hub(*credentials)
+        made.renewals.begin()
+        return made
+
+    return hub
+
+
+async def until(true: Callable[[], object], seconds: float = 5) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110 - nobody is told when the Keeper has done something
+            await asyncio.sleep(0.005)
+
+
+def order(kept: Kept) -> int:
+    return int(kept.record["order"])
+
+
+def is_of_order(kept: Kept, number: int) -> bool:
+    return order(kept) == number
+
+
+def expires(kept: Kept, name: str = "pass") -> datetime:
+    return datetime.fromisoformat(kept.record["credentials"][name]["expires_at"])
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What the Keeper has to say; the audit has its own logger."""
+    return [record for record in caplog.records if record.name == "hub"]
+
+
+def metric(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
+
+
+# -- by time
+
+
+async def test_a_server_is_renewed_again_and_again_before_anything_expires(make: Callable[..., Hub]) -> None:
+    hub = make("pass", "badge")
+    spawner, kept = hub.add()
+    hub.renewals.started(spawner)
+    for number in range(1, 4):
+        end = expires(kept)
+        await until(partial(is_of_order, kept, number))
+        assert datetime.now(UTC) < end
+        assert expires(kept) > end
+    assert kept.asked == [("pass", "badge")] * 3, "one change of files for both"
+    assert kept.looked == 3
+
+
+async def test_nothing_is_done_while_nothing_is_due(make: Callable[..., Hub]) -> None:
+    hub = make("pass")
+    hub.minter("pass").lifetime = 3600
+    spawner, kept = hub.add()
+    hub.renewals.started(spawner)
+    await asyncio.sleep(0.3)
+    assert (kept.asked, kept.looked) == ([], 0)
+
+
+async def test_what_is_not_renewed_by_time_stays(make: Callable[..., Hub]) -> None:
+    hub = make("pass", "certificate", "own")
+    spawner, kept = hub.add(token=AccessToken("t", datetime.now(UTC) + timedelta(seconds=LIFE)))
+    before = dict(kept.files)
+    hub.renewals.started(spawner)
+    await until(lambda: order(kept) == 2)
+    assert {name for name in before if kept.files[name] != before[name]} == {"pass"}
+    assert set(kept.asked) == {("pass",)}
+
+
+async def test_a_server_of_an_earlier_hub_is_found_and_asked_what_it_holds_when_something_may_be_due(
+    make: Callable[..., Hub],
+) -> None:
+    hub = make("pass")
+    _, kept = hub.add()
+    await until(lambda: order(kept) == 1)
+    hub.restart()
+    looked = kept.looked
+    await until(lambda: order(kept) == 2)
+    # Once when the one of its start would have been due, which was renewed long since; once when this one is.
+    assert kept.looked - looked <= 2
+    assert kept.asked == [("pass",)] * 2
+
+
+async def test_a_server_that_has_started_anew_is_another_one(make: Callable[..., Hub]) -> None:
+    hub = make("pass")
+    spawner, first = hub.add()
+    hub.renewals.started(spawner)
+    await until(lambda: order(first) == 1)
+    spawner.casa_kept = second = Kept(hub.facility, first.server, "f" * 32)
+    first.running_start = None
+    hub.renewals.started(spawner)
+    await until(lambda: order(second) == 2)
+    assert order(first) == 1
+
+
+@pytest.mark.parametrize("end", ["stopped", "withdrawn", "gone"])
+async def test_what_has_ended_is_not_renewed(make: Callable[..., Hub], end: str) -> None:
+    hub = make("pass")
+    spawner, kept = hub.add()
+    hub.renewals.started(spawner)
+    await until(lambda: order(kept) == 1)
+    if end == "stopped":
+        spawner.ready, kept.running_start = False, None
+    elif end == "withdrawn":
+        await kept.withdraw()
+    else:
+        hub.app.users.clear()
+    await asyncio.sleep(2 * LIFE)
+    assert order(kept) == 1
+    assert len(kept.asked) == 1
+
+
+async def test_a_hundred_due_at_once_are_renewed_four_at_a_time(make: Callable[..., Hub]) -> None:
+    hub = make("pass")
+    hub.minter("pass").lifetime = 2
+    busy, most = 0, 0
+
+    class Slow(Kept):
+        async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
+            nonlocal busy, most
+            busy += 1
+            most = max(most, busy)
+            await asyncio.sleep(0.01)
+            busy -= 1
+            return await super().renew(names, anyhow=anyhow)
+
+    servers = [Slow(hub.facility, Server("", f"user-{number}"), f"{number:032x}") for number in range(100)]
+    for kept in servers:
+        hub.renewals.started(hub.app.add(kept))
+    await until(lambda: all(order(kept) == 1 for kept in servers))
+    assert most == 4
+
+
+# -- what fails
+
+
+async def test_what_cannot_be_minted_stays_is_tried_again_and_told_twice(
+    make: Callable[..., Hub], caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = make("pass", "badge")
+    spawner, kept = hub.add()
+    hub.minter("pass").broken = True
+    before = kept.files["pass"]
+    with caplog.at_level(logging.INFO):
+        hub.renewals.started(spawner)
+        await until(lambda: metric("casa_hub_credentials_overdue", credential="pass") == 1)
+        assert metric("casa_hub_credentials_overdue", credential="badge") == 0
+        await until(lambda: [one.levelname for one in told(caplog)] == ["WARNING", "ERROR"])
+        assert kept.files["pass"] == before
+        hub.minter("pass").broken = False
+        await until(lambda: kept.files["pass"] != before)
+        await until(lambda: metric("casa_hub_credentials_overdue", credential="pass") == 0)
+    warning, error, after_all = (one.getMessage() for one in told(caplog))
+    assert 'No new pass for ["", "ada", ""], it keeps the one it has, which is valid until ' in warning
+    assert "key: can't be read. Make it readable." in warning
+    assert "expires at" in error
+    assert "there is no new one: key: can't be read" in error
+    assert "renewed after all" in after_all
+    assert kept.record["credentials"]["badge"]["order"] >= 1, "the other one was renewed as ever"
+
+
+async def test_a_delivery_that_fails_is_tried_again(make: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
+    hub = make("pass")
+    spawner, kept = hub.add()
+    errors = iter([DeliveryError("Secret x", "no answer", ""), RuntimeError("SECRET"), None])
+
+    def fault() -> None:
+        error = next(errors, None)
+        if error is not None:
+            raise error
+
+    kept.fault = fault
+    hub.renewals.started(spawner)
+    end = expires(kept)
+    await until(lambda: order(kept) == 1)
+    assert datetime.now(UTC) < end
+    assert "Secret x: no answer" in caplog.text
+
+
+async def test_a_shorter_lifetime_is_no_failure(make: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
+    hub = make("pass")
+    spawner, kept = hub.add()
+    hub.minter("pass").lifetime = LIFE / 6
+    before = expires(kept)
+    hub.renewals.started(spawner)
+    await until(lambda: order(kept) == 1, seconds=10)
+    assert expires(kept) > before
+    assert told(caplog) == []
+
+
+async def test_what_never_lasts_longer_is_told(make: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
+    """As a token that an operator keeps in a file, and has forgotten."""
+    hub = make("pass")
+    spawner, kept = hub.add()
+    end = expires(kept)
+    hub.minter("pass").end = lambda request: end  # type: ignore[method-assign]
+    hub.renewals.started(spawner)
+    await until(lambda: "there is no new one: pass: a new one would be valid until" in caplog.text)
+    assert order(kept) == 0
+
+
+async def test_a_server_of_which_nothing_is_known_is_counted_and_told_once(
+    make: Callable[..., Hub], caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = make("pass")
+    _, kept = hub.add()
+    kept.at_start = kept.text = kept.text.replace('"version": 2', '"version": 3')
+    await until(lambda: metric("casa_hub_servers_unkept") == 1)
+    await asyncio.sleep(2 * LIFE)
+    assert kept.asked == []
+    [line] = told(caplog)
+    assert 'what the server ["", "ada", ""] holds' in line.getMessage()
+    report = await hub.renewals.renew_now()
+    assert list(report.failed) == [kept.server.identity]
+    kept.running_start = None
+    hub.app.users.clear()
+    await until(lambda: metric("casa_hub_servers_unkept") == 0)
+
+
+async def test_what_is_nearest_to_its_end_is_shown(make: Callable[..., Hub]) -> None:
+    hub = make("pass")
+    hub.minter("pass").lifetime = 3600
+    hub.add()
+    hub.minter("pass").lifetime = 3
+    hub.add("bea")
+    await asyncio.sleep(0.4)
+    left = metric("casa_hub_credential_life_left_ratio", credential="pass")
+    assert left is not None
+    assert 0.5 < left < 0.95
+    hub.app.users.clear()
+    await until(lambda: metric("casa_hub_credential_life_left_ratio", credential="pass") is None)
+
+
+# -- what comes by itself
+
+
+def token(seconds: float = 3600) -> AccessToken:
+    return AccessToken("t", datetime.now(UTC) + timedelta(seconds=seconds))
+
+
+async def test_a_new_token_is_brought_though_it_lives_shorter(make: Callable[..., Hub]) -> None:
+    hub = make("pass", "own")
+    spawner, kept = hub.add(token=token())
+    hub.renewals.started(spawner)
+    kept.token = token(60)
+    await hub.renewals.bring(spawner, ["own", "no such"])
+    assert expires(kept, "own") == kept.token.expires_at
+    earlier = kept.record["credentials"]["own"]["earlier"]
+    assert len(earlier) == 1, "the one before is still valid, and may have to be blocked"
+
+
+async def test_a_token_that_could_not_be_delivered_is_delivered_later(make: Callable[..., Hub]) -> None:
+    hub = make("own")
+    spawner, kept = hub.add(token=token(1))
+    hub.renewals.started(spawner)
+    kept.token = token()
+    errors = iter([DeliveryError("Secret x", "no answer", "")])
+
+    def fault() -> None:
+        for error in errors:
+            raise error
+
+    kept.fault = fault
+    await hub.renewals.bring(spawner, ["own"])
+    assert order(kept) == 0
+    await until(lambda: order(kept) == 1)
+
+
+async def test_without_a_token_nobody_tries_again(make: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
+    hub = make("own")
+    spawner, kept = hub.add(token=token(LIFE))
+    hub.renewals.started(spawner)
+    kept.token = None
+    await hub.renewals.bring(spawner, ["own"])
+    await asyncio.sleep(LIFE)
+    assert len(kept.asked) == 1
+    assert len(told(caplog)) == 1
+
+
+async def test_a_token_that_an_earlier_hub_did_not_live_to_deliver_is_delivered(
+    make: Callable[..., Hub], caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = make("own")
+    _, newer = hub.add("ada", token(60))
+    _, same = hub.add("bea", token(60))
+    _, none = hub.add("eve", token(60))
+    newer.token, none.token = token(), None
+    await until(lambda: order(newer) == 1 and same.asked and none.asked)
+    await asyncio.sleep(0.2)
+    assert (order(same), order(none)) == (0, 0)
+    assert len(same.asked) == len(none.asked) == 1
+    assert told(caplog) == []
+
+
+# -- on request
+
+
+async def test_all_are_renewed_at_once_on_request(make: Callable[..., Hub]) -> None:
+    hub = make("pass", "certificate", "own")
+    servers = [hub.add(f"user-{number}", token() if number % 2 else None)[1] for number in range(10)]
+    before = [dict(kept.files) for kept in servers]
+    report = await hub.renewals.renew_now()
+    assert sorted(report.renewed) == sorted(kept.server.identity for kept in servers)
+    assert report.failed == {}
+    for old, kept in zip(before, servers, strict=True):
+        assert all(kept.files[name] != old[name] for name in old)
+
+
+async def test_only_these_credentials_of_these_users_are_renewed(make: Callable[..., Hub]) -> None:
+    hub = make("pass", "badge")
+    servers = {user: hub.add(user)[1] for user in ("ada", "bea")}
+    report = await hub.renewals.renew_now(["ada"], ["badge"])
+    assert report.renewed == (servers["ada"].server.identity,)
+    assert servers["ada"].asked == [("badge",)]
+    assert servers["bea"].asked == []
+
+
+async def test_a_request_tells_what_failed_and_it_is_tried_again(make: Callable[..., Hub]) -> None:
+    hub = make("pass", "badge")
+    hub.minter("badge").lifetime = hub.minter("pass").lifetime = 5
+    _, good = hub.add("ada")
+    _, bad = hub.add("bea")
+    hub.minter("badge").lifetime = 1  # the new key's are shorter
+    errors = iter([DeliveryError("Secret x", "no answer", "")])
+
+    def fault() -> None:
+        for error in errors:
+            raise error
+
+    bad.fault = fault
+    report = await hub.renewals.renew_now(names=["badge"])
+    assert report.renewed == (good.server.identity,)
+    assert report.failed == {bad.server.identity: "badge: Secret x: no answer."}
+    await until(lambda: order(bad) == 1)
+    report = await hub.renewals.renew_now(["ada"], ["bagde"])
+    assert report.failed == {good.server.identity: "bagde: this hub has no such credential"}
+
+
+async def test_a_hub_without_credentials_has_nothing_to_do(make: Callable[..., Hub]) -> None:
+    hub = make()
+    spawner, kept = hub.add()
+    hub.renewals.started(spawner)
+    await hub.renewals.bring(spawner, ["bearer"])
+    assert hub.renewals._tasks == set()
+    assert kept.asked == []

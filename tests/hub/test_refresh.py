@@ -1,16 +1,11 @@
-"""Memberships that change, and identity providers that answer badly, through the whole hub.
-
-The tables are those of docs/identity-providers.md: what INDIGO IAM and Keycloak really answer when somebody is gone.
-"""
+"""Memberships that change, and identity providers that answer badly, as the next request to the hub finds it."""
 
 from __future__ import annotations
 
-import itertools
 import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -20,84 +15,35 @@ from casa_hub.identity.standing import FRESH
 from tests.hub.conftest import MakeHub
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
+from tests.support.person import CANT_SAY, LOG_IN_AGAIN, MEMBER, NO, Person, dead, refused
 
 RECHECK, GRACE, MAX_AGE = 300, 14400, 86400
-MEMBER = ["/cms", "/cms/uscms"]
-numbers = itertools.count(1)
 
-
-@dataclass
-class Person:
-    """Somebody new who has logged in, with a browser and an API token."""
-
-    hub: Hub
-    idp: IdP
-    claim: str = "wlcg.groups"
-    groups: list[str] = field(default_factory=lambda: list(MEMBER))
-
-    def __post_init__(self) -> None:
-        number = next(numbers)
-        self.sub, self.name = f"sub-{number}", f"person-{number}"
-        self.is_in_groups(*self.groups)
-        self.browser = Browser(self.hub)
-        answer = self.browser.log_in(self.sub)
-        assert answer.status_code == 200, answer.text
-        self.token = self.browser.token()
-
-    def is_in_groups(self, *groups: str) -> None:
-        """What the provider says from now on; no groups, no claim."""
-        self.idp.put_user(self.sub, preferred_username=self.name, **({self.claim: list(groups)} if groups else {}))
-
-    def api(self) -> int:
-        """The status of a request with the API token."""
-        return self.hub.api("GET", "/user", token=self.token).status_code
-
-    def access(self) -> tuple[bool, bool]:
-        """Whether pages, and whether API requests go on."""
-        page = self.browser.is_in()
-        api = self.api()
-        assert api in (200, 403)
-        return page, api == 200
-
-    def stored(self) -> dict[str, Any]:
-        return dict(self.hub.api("GET", f"/users/{self.name}").json()["auth_state"])
+#: Here nobody asks but who is told to, and requests are counted. What follows from verdicts besides, without any
+#: request, is in test_membership_lost.
+ONLY_REQUESTS = """
+from casa_hub.keeper.gate import Gate
+from casa_hub.keeper.rounds import Rounds
+Rounds.begin = lambda self: None
+Gate.heard = lambda self, *_: None
+"""
 
 
 @pytest.fixture(scope="module")
 def iam(make_hub: MakeHub) -> Hub:
     """Groups are frozen in the access token: a re-check is a refresh grant first."""
-    return make_hub(proxy=True, provider="wlcg-iam", admin_groups=["/cms/operators"]).start()
+    return make_hub(ONLY_REQUESTS, proxy=True, provider="wlcg-iam", admin_groups=["/cms/operators"]).start()
 
 
 @pytest.fixture(scope="module")
 def keycloak(make_hub: MakeHub) -> Hub:
     """Userinfo is live: it is asked with the old access token while that lives."""
-    return make_hub(provider="keycloak").start()
+    return make_hub(ONLY_REQUESTS, provider="keycloak").start()
 
 
 @pytest.fixture(autouse=True)
 def _as_providers_do(idp: IdP) -> None:
     idp.rotate = True
-
-
-def refused(status: int, error: str, description: str = "") -> tuple[int, Any]:
-    return status, {"error": error} | ({"error_description": description} if description else {})
-
-
-def dead(idp: IdP, *, refresh: Any = None, userinfo: Any = None) -> None:
-    idp.refresh_answer = refresh
-    if userinfo is not None:
-        idp.answers["/userinfo"] = userinfo
-
-
-def scope_taken(person: Person) -> None:
-    """The client's registration has lost the scope: nobody's groups come any more, which says nothing of anybody."""
-
-    def without(document: dict[str, Any]) -> dict[str, Any]:
-        return document | {"scope": document["scope"].replace("wlcg.groups", "").strip()}
-
-    person.is_in_groups()
-    person.idp.change["/oauth2/token"] = without
 
 
 # -- a member goes on --------------------------------------------------------------------------------------------------
@@ -145,99 +91,6 @@ def test_an_access_token_that_died_early_is_renewed_before_a_log_in_is_asked_for
 
 
 # -- the tables --------------------------------------------------------------------------------------------------------
-
-Row = Callable[[Person], None]
-
-
-def of_iam(refresh: Any) -> Row:
-    return lambda person: dead(person.idp, refresh=refresh)
-
-
-NO: dict[str, tuple[str, Row]] = {
-    "IAM: in no group any more, claim left out": ("iam", lambda p: p.is_in_groups()),
-    "IAM: in other groups": ("iam", lambda p: p.is_in_groups("/cms", "/cms/other")),
-    "IAM: account disabled": ("iam", of_iam(refused(401, "unauthorized", "User x is not active."))),
-    "IAM: AUP not signed": (
-        "iam",
-        of_iam(refused(400, "invalid_grant", "User x needs to sign AUP for this organization in order to proceed.")),
-    ),
-    "Keycloak: in no group any more": ("keycloak", lambda p: p.is_in_groups()),
-    "Keycloak: account disabled, by userinfo": (
-        "keycloak",
-        lambda p: dead(
-            p.idp,
-            refresh=refused(400, "invalid_grant", "User disabled"),
-            userinfo=refused(401, "invalid_token", "User disabled"),
-        ),
-    ),
-    "Keycloak: account disabled, by refresh": (
-        "keycloak-due",
-        lambda p: dead(p.idp, refresh=refused(400, "invalid_grant", "User disabled")),
-    ),
-}
-
-LOG_IN_AGAIN: dict[str, tuple[str, Row]] = {
-    "IAM: refresh token revoked": ("iam", lambda p: p.idp.revoke(p.sub)),
-    "IAM: invalid_grant": ("iam", of_iam(refused(400, "invalid_grant", "Invalid refresh token: x"))),
-    "IAM: invalid_token": ("iam", of_iam(refused(400, "invalid_token"))),
-    "Keycloak: deleted, or logged out everywhere": (
-        "keycloak",
-        lambda p: dead(
-            p.idp,
-            refresh=refused(400, "invalid_grant", "Session not active"),
-            userinfo=refused(401, "invalid_token", "user_session_not_found"),
-        ),
-    ),
-    "Keycloak: refresh token used twice": (
-        "keycloak-due",
-        lambda p: dead(p.idp, refresh=refused(400, "invalid_grant", "Maximum allowed refresh token reuse exceeded")),
-    ),
-    "Keycloak: dead session": (
-        "keycloak-due",
-        lambda p: dead(p.idp, refresh=refused(400, "invalid_grant", "Session doesn't have required client")),
-    ),
-    "Keycloak: not-before pushed": (
-        "keycloak-due",
-        lambda p: dead(p.idp, refresh=refused(400, "invalid_grant", "Stale token")),
-    ),
-    "Keycloak: nonsense": (
-        "keycloak-due",
-        lambda p: dead(p.idp, refresh=refused(400, "invalid_grant", "Invalid refresh token")),
-    ),
-}
-
-CANT_SAY: dict[str, tuple[str, Row]] = {
-    "IAM: our client suspended": ("iam", of_iam(refused(401, "invalid_client"))),
-    "IAM: no client authentication": ("iam", of_iam(refused(401, "unauthorized", "Full authentication is required"))),
-    "IAM: 500": ("iam", of_iam((500, {"error": "server_error"}))),
-    "IAM: 503 with a page": ("iam", of_iam((503, "<html><h1>Maintenance</h1></html>"))),
-    "IAM: 200 with a page": ("iam", of_iam((200, "<html>Log in</html>"))),
-    "IAM: 200, not JSON": ("iam", of_iam((200, "access_token=1"))),
-    "IAM: 200, JSON of another kind": ("iam", of_iam((200, [1, 2]))),
-    "IAM: 429": ("iam", of_iam((429, {"error": "invalid_grant"}))),
-    "IAM: userinfo 502": ("iam", lambda p: dead(p.idp, userinfo=(502, "<html>"))),
-    "IAM: userinfo of somebody else": ("iam", lambda p: dead(p.idp, userinfo=(200, {"sub": "x"}))),
-    "IAM: the claim's scope was taken from our client": ("iam", scope_taken),
-    "IAM: malformed claim": ("iam", lambda p: dead(p.idp, userinfo=(200, {"sub": p.sub, "wlcg.groups": {"a": 1}}))),
-    "Keycloak: our secret is wrong": (
-        "keycloak-due",
-        lambda p: dead(
-            p.idp, refresh=refused(401, "unauthorized_client", "Invalid client or Invalid client credentials")
-        ),
-    ),
-    "Keycloak: our client disabled, by userinfo": (
-        "keycloak",
-        lambda p: dead(
-            p.idp,
-            refresh=refused(401, "invalid_client", "Invalid client or Invalid client credentials"),
-            userinfo=refused(401, "invalid_token", "Client disabled"),
-        ),
-    ),
-    "Keycloak: our client disabled, by refresh": (
-        "keycloak-due",
-        lambda p: dead(p.idp, refresh=refused(401, "invalid_client", "Invalid client or Invalid client credentials")),
-    ),
-}
 
 
 @pytest.fixture
@@ -597,7 +450,7 @@ def test_without_a_refresh_token_a_log_in_counts_for_a_time(iam: Hub, idp: IdP) 
 
 
 def test_a_restarted_hub_goes_on_and_one_that_lost_its_crypt_key_asks_for_a_log_in(make_hub: MakeHub, idp: IdP) -> None:
-    hub = make_hub()
+    hub = make_hub(ONLY_REQUESTS)
     with hub.running():
         person = Person(hub, idp)
         hub.put_forward(RECHECK + 1)
@@ -606,7 +459,7 @@ def test_a_restarted_hub_goes_on_and_one_that_lost_its_crypt_key_asks_for_a_log_
         assert person.access() == (True, True)
         assert idp.requests["refresh_token"] == 2
         hub.put_forward(RECHECK + 1)
-        dead(idp, refresh=(503, {}))
+        dead(person, refresh=(503, {}))
         assert person.access() == (True, True)
     with hub.running():  # the last "yes" is known from the database
         assert person.access() == (True, True)
@@ -643,7 +496,7 @@ c.TraefikRoutes.kind = "none"
 
 def test_a_new_access_token_reaches_the_running_server(make_hub: MakeHub, idp: IdP) -> None:
     """The old one may be dead from then on: IAM can clear the access tokens of a refresh."""
-    hub = make_hub(LOCAL)
+    hub = make_hub(ONLY_REQUESTS + LOCAL)
     with hub.running():
         person = Person(hub, idp)
         assert person.browser.spawn().status_code in (201, 202)

@@ -44,6 +44,11 @@ class IdP:
         self.answers: dict[str, Any] = {}
         #: Refusals of the refresh grant only: (status, body).
         self.refresh_answer: tuple[int, Any] | None = None
+        #: The same, and answers of userinfo, for one subject only.
+        self.refresh_answers: dict[str, tuple[int, Any]] = {}
+        self.userinfo_answers: dict[str, Any] = {}
+        #: Refresh tokens that were ended by RFC 7009.
+        self.revoked: list[str] = []
         #: Change what the token endpoint, userinfo, discovery or the key set say.
         self.change: dict[str, Change] = {}
         #: Refresh tokens are good for one use.
@@ -59,6 +64,7 @@ class IdP:
         self._challenges: dict[str, str] = {}
         self._aliases: dict[str, str] = {}
         self._snapshots: dict[str, dict[str, Any]] = {}
+        self._owners: dict[str, str] = {}
         self._server: werkzeug.serving.BaseWSGIServer | None = None
         self.authorization_requests: list[dict[str, str]] = []
         self.token_requests: list[dict[str, str]] = []
@@ -73,6 +79,8 @@ class IdP:
         self.change.clear()
         self.hold.clear()
         self.requests.clear()
+        self.refresh_answers.clear()
+        self.userinfo_answers.clear()
         self.arrived.clear()
         self.refresh_answer, self.rotate, self.frozen, self.pkce_failures = None, False, False, 0
 
@@ -97,6 +105,10 @@ class IdP:
         with self.app.test_request_context():
             self.app.preprocess_request()
             storage.store_user(User(sub=sub, claims=claims))
+
+    def owner(self, token: str) -> str:
+        """The subject of an access or a refresh token."""
+        return str(self._snapshots[token]["sub"]) if token in self._snapshots else self._owners.get(token, "")
 
     def revoke(self, sub: str) -> None:
         """End this user's session: all tokens are dead."""
@@ -140,6 +152,12 @@ class IdP:
                 return _reply(start_response, *refusal)
             _replace_form(environ, form)
         answer = self.answers.get(path)
+        if path == "/oauth2/revoke" and answer is None:
+            self.revoked.append(form["token"])
+            return _reply(start_response, 200, {})
+        if path == "/userinfo":
+            owner = self.owner(environ.get("HTTP_AUTHORIZATION", "").removeprefix("Bearer "))
+            answer = self.userinfo_answers.get(owner, answer)
         if answer is not None:
             return answer(environ, start_response) if callable(answer) else _reply(start_response, *answer)
         if path == "/oauth2/authorize":
@@ -154,6 +172,11 @@ class IdP:
                 return None
             self.pkce_failures += 1
             return 400, {"error": "invalid_grant", "error_description": "PKCE"}
+        if form["refresh_token"] in self.revoked:
+            return 400, {"error": "invalid_grant", "error_description": "revoked"}
+        answer = self.refresh_answers.get(self.owner(form["refresh_token"]))
+        if answer is not None:
+            return answer
         if self.refresh_answer is None and (self.rotate or form["refresh_token"] in self._aliases):
             real = self._aliases.pop(form["refresh_token"], None)
             if real is None:
@@ -183,6 +206,8 @@ class IdP:
             self._challenges[code] = query.get("code_challenge", "")
         if caught["status"].startswith("200") and dict(headers).get("Content-Type", "").startswith("application/json"):
             document = json.loads(body)
+            if path == "/.well-known/openid-configuration":
+                document["revocation_endpoint"] = f"{self.issuer}/oauth2/revoke"
             if path == "/oauth2/token":
                 self._made(document, form)
             if path == "/userinfo" and self.frozen:
@@ -207,6 +232,8 @@ class IdP:
         with self.app.test_client() as client:
             answer = client.get("/userinfo", headers={"Authorization": f"Bearer {document['access_token']}"})
             self._snapshots[document["access_token"]] = answer.get_json()
+        if document.get("refresh_token"):
+            self._owners[document["refresh_token"]] = answer.get_json()["sub"]
 
 
 def _flat(text: str) -> dict[str, str]:

@@ -1,0 +1,170 @@
+"""Somebody at a hub and at its identity provider, and what real providers answer when somebody is gone.
+
+The tables are those of docs/identity-providers.md: INDIGO IAM and Keycloak.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.hub import Browser, Hub
+from tests.support.idp import IdP
+
+MEMBER = ["/cms", "/cms/uscms"]
+numbers = itertools.count(1)
+
+
+@dataclass
+class Person:
+    """Somebody new who has logged in, with a browser and an API token."""
+
+    hub: Hub
+    idp: IdP
+    claim: str = "wlcg.groups"
+    groups: list[str] = field(default_factory=lambda: list(MEMBER))
+
+    def __post_init__(self) -> None:
+        number = next(numbers)
+        self.sub, self.name = f"sub-{number}", f"person-{number}"
+        self.is_in_groups(*self.groups)
+        self.browser = Browser(self.hub)
+        answer = self.browser.log_in(self.sub)
+        assert answer.status_code == 200, answer.text
+        self.token = self.browser.token()
+
+    def is_in_groups(self, *groups: str) -> None:
+        """What the provider says from now on; no groups, no claim."""
+        self.idp.put_user(self.sub, preferred_username=self.name, **({self.claim: list(groups)} if groups else {}))
+
+    def api(self) -> int:
+        """The status of a request with the API token."""
+        return self.hub.api("GET", "/user", token=self.token).status_code
+
+    def access(self) -> tuple[bool, bool]:
+        """Whether pages, and whether API requests go on."""
+        page = self.browser.is_in()
+        api = self.api()
+        assert api in (200, 403)
+        return page, api == 200
+
+    def stored(self) -> dict[str, Any]:
+        return dict(self.hub.api("GET", f"/users/{self.name}").json()["auth_state"])
+
+
+def refused(status: int, error: str, description: str = "") -> tuple[int, Any]:
+    return status, {"error": error} | ({"error_description": description} if description else {})
+
+
+def dead(person: Person, *, refresh: Any = None, userinfo: Any = None) -> None:
+    """From now on the provider answers so where this person is concerned."""
+    if refresh is not None:
+        person.idp.refresh_answers[person.sub] = refresh
+    if userinfo is not None:
+        person.idp.userinfo_answers[person.sub] = userinfo
+
+
+def scope_taken(person: Person) -> None:
+    """The client's registration has lost the scope: no groups come any more, which says nothing of anybody."""
+
+    def without(document: dict[str, Any]) -> dict[str, Any]:
+        if person.idp.owner(document["access_token"]) != person.sub:
+            return document
+        return document | {"scope": document["scope"].replace("wlcg.groups", "").strip()}
+
+    person.is_in_groups()
+    person.idp.change["/oauth2/token"] = without
+
+
+Row = Callable[[Person], None]
+
+
+def of_iam(refresh: Any) -> Row:
+    return lambda person: dead(person, refresh=refresh)
+
+
+NO: dict[str, tuple[str, Row]] = {
+    "IAM: in no group any more, claim left out": ("iam", lambda p: p.is_in_groups()),
+    "IAM: in other groups": ("iam", lambda p: p.is_in_groups("/cms", "/cms/other")),
+    "IAM: account disabled": ("iam", of_iam(refused(401, "unauthorized", "User x is not active."))),
+    "IAM: AUP not signed": (
+        "iam",
+        of_iam(refused(400, "invalid_grant", "User x needs to sign AUP for this organization in order to proceed.")),
+    ),
+    "Keycloak: in no group any more": ("keycloak", lambda p: p.is_in_groups()),
+    "Keycloak: account disabled, by userinfo": (
+        "keycloak",
+        lambda p: dead(
+            p,
+            refresh=refused(400, "invalid_grant", "User disabled"),
+            userinfo=refused(401, "invalid_token", "User disabled"),
+        ),
+    ),
+    "Keycloak: account disabled, by refresh": (
+        "keycloak-due",
+        lambda p: dead(p, refresh=refused(400, "invalid_grant", "User disabled")),
+    ),
+}
+
+LOG_IN_AGAIN: dict[str, tuple[str, Row]] = {
+    "IAM: refresh token revoked": ("iam", lambda p: p.idp.revoke(p.sub)),
+    "IAM: invalid_grant": ("iam", of_iam(refused(400, "invalid_grant", "Invalid refresh token: x"))),
+    "IAM: invalid_token": ("iam", of_iam(refused(400, "invalid_token"))),
+    "Keycloak: deleted, or logged out everywhere": (
+        "keycloak",
+        lambda p: dead(
+            p,
+            refresh=refused(400, "invalid_grant", "Session not active"),
+            userinfo=refused(401, "invalid_token", "user_session_not_found"),
+        ),
+    ),
+    "Keycloak: refresh token used twice": (
+        "keycloak-due",
+        lambda p: dead(p, refresh=refused(400, "invalid_grant", "Maximum allowed refresh token reuse exceeded")),
+    ),
+    "Keycloak: dead session": (
+        "keycloak-due",
+        lambda p: dead(p, refresh=refused(400, "invalid_grant", "Session doesn't have required client")),
+    ),
+    "Keycloak: not-before pushed": (
+        "keycloak-due",
+        lambda p: dead(p, refresh=refused(400, "invalid_grant", "Stale token")),
+    ),
+    "Keycloak: nonsense": (
+        "keycloak-due",
+        lambda p: dead(p, refresh=refused(400, "invalid_grant", "Invalid refresh token")),
+    ),
+}
+
+CANT_SAY: dict[str, tuple[str, Row]] = {
+    "IAM: our client suspended": ("iam", of_iam(refused(401, "invalid_client"))),
+    "IAM: no client authentication": ("iam", of_iam(refused(401, "unauthorized", "Full authentication is required"))),
+    "IAM: 500": ("iam", of_iam((500, {"error": "server_error"}))),
+    "IAM: 503 with a page": ("iam", of_iam((503, "<html><h1>Maintenance</h1></html>"))),
+    "IAM: 200 with a page": ("iam", of_iam((200, "<html>Log in</html>"))),
+    "IAM: 200, not JSON": ("iam", of_iam((200, "access_token=1"))),
+    "IAM: 200, JSON of another kind": ("iam", of_iam((200, [1, 2]))),
+    "IAM: 429": ("iam", of_iam((429, {"error": "invalid_grant"}))),
+    "IAM: userinfo 502": ("iam", lambda p: dead(p, userinfo=(502, "<html>"))),
+    "IAM: userinfo of somebody else": ("iam", lambda p: dead(p, userinfo=(200, {"sub": "x"}))),
+    "IAM: the claim's scope was taken from our client": ("iam", scope_taken),
+    "IAM: malformed claim": ("iam", lambda p: dead(p, userinfo=(200, {"sub": p.sub, "wlcg.groups": {"a": 1}}))),
+    "Keycloak: our secret is wrong": (
+        "keycloak-due",
+        lambda p: dead(p, refresh=refused(401, "unauthorized_client", "Invalid client or Invalid client credentials")),
+    ),
+    "Keycloak: our client disabled, by userinfo": (
+        "keycloak",
+        lambda p: dead(
+            p,
+            refresh=refused(401, "invalid_client", "Invalid client or Invalid client credentials"),
+            userinfo=refused(401, "invalid_token", "Client disabled"),
+        ),
+    ),
+    "Keycloak: our client disabled, by refresh": (
+        "keycloak-due",
+        lambda p: dead(p, refresh=refused(401, "invalid_client", "Invalid client or Invalid client credentials")),
+    ),
+}

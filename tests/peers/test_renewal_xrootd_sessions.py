@@ -1,0 +1,98 @@
+"""How long an XRootD client goes on in one process, while the file with its macaroon is renewed.
+
+A session of ztn keeps the macaroon of its log-in: XRootD compares each file that is opened with that one. What follows
+for programs is in docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from casa_hub.credentials import xcache as credential
+from casa_hub.credentials.base import Request
+from casa_hub.delivery import layout
+from casa_hub.demo.processes import minimal_environment
+from casa_hub.demo.xrootd import XCache
+from casa_hub.naming import Server
+from tests.support import xrootd_client
+
+#: Seconds that a macaroon lives, and that a client reads.
+LIFE, LONG = 3, 8
+
+
+@contextmanager
+def renewed(xcache: XCache, directory: Path) -> Iterator[Path]:
+    """A file with a macaroon that is renewed, as in a server, when two thirds of its life are gone."""
+    minter = credential.XCache(key_file=str(xcache.key_file), site_name=xcache.site, lifetime=LIFE)
+    ended = threading.Event()
+
+    def mint() -> None:
+        now = datetime.now(UTC)
+        layout.write_set(directory, minter.mint(Request(Server("", "alice"), "0" * 32, now)).files, now)
+
+    def renew() -> None:
+        while not ended.wait(LIFE * 2 / 3):
+            mint()
+
+    mint()
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield directory / "xcache_token"
+    finally:
+        ended.set()
+        thread.join(10)
+
+
+def read(xcache: XCache, token: Path, *ways: str) -> dict[str, Any]:
+    """What one process has read in `LONG` seconds."""
+    for number in range(xrootd_client.FILES):
+        xcache.origin.add(xrootd_client.path_of(number), xrootd_client.content_of(number))
+    environment = minimal_environment(
+        BEARER_TOKEN_FILE=str(token),
+        XCACHE_HOST=xcache.host,
+        XCACHE_PORT=str(xcache.port),
+        XRD_REQUESTTIMEOUT="20",
+        PAUSE="0.02",
+        **xcache.client_environment,
+    )
+    command = [sys.executable, xrootd_client.__file__, str(time.time() + LONG), str(xcache.tls.ca_file), *ways]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    answer: dict[str, Any] = json.loads(ran.stdout)
+    return answer
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def test_programs_that_show_the_macaroon_of_now_are_never_refused(xcache: XCache, directory: Path) -> None:
+    """With each file, with each request, or with a log-in of its own for each macaroon; an open file is read on."""
+    ways = ("open", "authz", "named", "https")
+    with renewed(xcache, directory) as token:
+        answer = read(xcache, token, *ways)
+    assert answer["failures"] == []
+    assert all(answer["read"][way] > 20 for way in ways), answer["read"]
+
+
+def test_a_session_of_ztn_ends_with_the_macaroon_of_its_log_in(xcache: XCache, directory: Path) -> None:
+    """A limit of XRootD's, from 5.5 to 6: if this fails it has learnt to log in anew, and the guide can be shorter."""
+    with renewed(xcache, directory) as token:
+        answer = read(xcache, token, "ztn")
+    assert answer["read"]["ztn"] > 20
+    after, _, why = answer["failures"][0]
+    assert LIFE - 2 < after < LIFE + 1
+    assert "permission denied" in why

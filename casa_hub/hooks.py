@@ -23,6 +23,7 @@ from kubespawner import KubeSpawner
 from traitlets.config import Config
 
 from casa_hub.configuration import value_of
+from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, Problem, Severity
@@ -149,6 +150,12 @@ class HookedSpawner:
                 remedy = "Set it before that line; it is called then, too."
                 problems.append(Problem(Severity.ERROR, f"{cls.__name__}.{slot}", problem, remedy))
         return problems
+
+    @staticmethod
+    async def collect_garbage(app: Any, facility: Facility, *, dry_run: bool) -> list[Removal]:
+        """As `CasaSpawner.collect_garbage`."""
+        delivery = KubernetesDelivery.in_settings(app.tornado_settings, app.config, app.spawner_class)
+        return await delivery.collect_garbage(facility, dry_run=dry_run)
 
     @staticmethod
     def begin_hub(app: Any, facility: Facility) -> None:

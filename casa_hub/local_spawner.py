@@ -18,8 +18,9 @@ from jupyterhub.spawner import SimpleLocalProcessSpawner
 from traitlets import Bool, Unicode, default
 
 from casa_hub.configuration import value_of
+from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.layout import make_directory
-from casa_hub.delivery.local.delivery import LocalDelivery
+from casa_hub.delivery.local.delivery import Delivered, LocalDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, ConfigurationError, DeliveryError, Problem, Severity
 from casa_hub.facility import Facility
@@ -91,20 +92,13 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         )
         delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
         delivery.open()
-        running = app.db.query(orm.Spawner).filter(orm.Spawner.server != None)  # noqa: E711 - SQL
-        known = {(spawner.user.name, spawner.name) for spawner in running}
+        known = _known(app)
         living = set()
         for one in delivery.all():
-            process = delivery.process(one.server)
-            if process is None or not process.alive:
-                continue
-            if (one.server.username, one.server.name) in known:
+            if _whose(one) not in known:
+                _end_process(app, delivery, one)
+            elif (process := delivery.process(one.server)) is not None and process.alive:
                 living.add(one.key)
-            else:
-                # Nobody could stop it any more, and it goes on with its credentials.
-                app.log.warning("Ending %s, a server that this hub's database doesn't know", one.server.identity)
-                with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
-                    os.killpg(process.pid, signal.SIGTERM)
         try:
             for slug in delivery.sweep(facility.hub_id, living):
                 app.log.info("Removed what was left of server %s", slug)
@@ -114,6 +108,19 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
                 f"what an earlier hub left can't be cleaned up ({type(error).__name__}: {error})",
                 "Remove it, or choose another directory.",
             ) from error
+
+    @classmethod
+    async def collect_garbage(cls, app: Any, facility: Facility, *, dry_run: bool) -> list[Removal]:
+        """Remove what has no living server, or only tell of it."""
+        delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
+        known = _known(app)
+        # Also those of users who have got another name since.
+        starts = {spawner.casa_start_id for user in app.users.values() for spawner in user.spawners.values()}
+        ended = [one for one in delivery.all() if _whose(one) not in known and one.start_id not in starts]
+        if not dry_run:
+            for one in ended:
+                _end_process(app, delivery, one)
+        return await delivery.collect(facility.hub_id, ended, dry_run=dry_run)
 
     # -- parts
 
@@ -251,6 +258,25 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         if self.proc is None and (self._adopted is None or not self._adopted.alive):
             return False
         return bool(await super()._signal(sig))
+
+
+def _known(app: Any) -> set[tuple[str, str]]:
+    """User and server of all that run, start or stop, by the hub's database."""
+    running = app.db.query(orm.User.name, orm.Spawner.name).join(orm.Spawner.user)
+    return {(username, name) for username, name in running.filter(orm.Spawner.server_id.is_not(None))}
+
+
+def _whose(one: Delivered) -> tuple[str, str]:
+    return one.server.username, one.server.name
+
+
+def _end_process(app: Any, delivery: LocalDelivery, one: Delivered) -> None:
+    """Of a server that nobody could stop any more, and that would go on with its credentials."""
+    process = delivery.process(one.server)
+    if process is not None and process.alive:
+        app.log.warning("Ending %s, a server that this hub's database doesn't know", one.server.identity)
+        with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def listens_here_only(url: str) -> bool:

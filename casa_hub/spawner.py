@@ -10,6 +10,7 @@ from jupyterhub.utils import maybe_future
 from kubespawner import KubeSpawner
 
 from casa_hub import hooks
+from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem, Severity
@@ -46,6 +47,12 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
     def begin_hub(cls, app: Any, facility: Facility) -> None:
         """See to pods that an earlier hub left half made, beside the hub's own start."""
         KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).begin(app, facility, cls)
+
+    @classmethod
+    async def collect_garbage(cls, app: Any, facility: Facility, *, dry_run: bool) -> list[Removal]:
+        """Remove what has no living server, or only tell of it. Raises DeliveryError."""
+        delivery = KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls)
+        return await delivery.collect_garbage(facility, dry_run=dry_run)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._steps = Steps()

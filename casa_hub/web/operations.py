@@ -9,6 +9,9 @@ it to a service, in ``jupyterhub_config.py``::
     c.JupyterHub.load_roles = [
         {"name": "casa-hub", "services": ["casa-hub"], "scopes": ["custom:casa-hub:operate"]},
     ]
+
+`CasaOAuthenticator` brings it. With another authenticator, all but `rebind` can be had as well, by
+``c.JupyterHub.extra_handlers = casa_hub.web.operations.handlers``.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from casa_hub.errors import CasaError
 from casa_hub.facility import Facility
 from casa_hub.keeper.survey import shown, survey
 from casa_hub.keeper.upkeep import Upkeep
-from casa_hub.startup import home_of
+from casa_hub.startup import home_of, on_hub_start
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
@@ -54,8 +57,19 @@ class _Operation(APIHandler):  # type: ignore[misc]
         return f"service {who.name}" if isinstance(who, orm.Service) else f"user {who.name}"
 
     @property
+    def app(self) -> Any:
+        """JupyterHub's application, on which this package has begun: with another authenticator nobody may have yet."""
+        app = self.settings["app"]
+        on_hub_start(app)
+        return app
+
+    @property
+    def facility(self) -> Facility:
+        return Facility.in_settings(self.app.tornado_settings, self.app.config)
+
+    @property
     def upkeep(self) -> Upkeep:
-        return Upkeep.of(self.settings)
+        return Upkeep.of(self.app.tornado_settings)
 
     def asked(self, **known: type) -> dict[str, Any]:
         """The fields of the request's JSON object; what isn't in `known` (name -> type) is refused."""
@@ -147,7 +161,7 @@ class RenewHandler(_Operation):
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
         asked = self.asked(users=list, credentials=list)
-        minters = Facility.in_settings(self.settings, self.settings["config"]).minters
+        minters = self.facility.minters
         for name in asked.get("credentials", ()):
             if name not in minters:
                 problem = f"No server of this hub gets a credential {name!r}. {did_you_mean(name, minters)}"
@@ -172,8 +186,7 @@ class StatusHandler(_Operation):
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def get(self) -> None:
-        facility = Facility.in_settings(self.settings, self.settings["config"])
-        found = await survey(self.settings["app"], facility, datetime.now(UTC))
+        found = await survey(self.app, self.facility, datetime.now(UTC))
         held = [
             {"user": name, "reason": reason, "since": datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")}
             for name, reason, since in self.upkeep.holdback.held()
@@ -196,10 +209,10 @@ class CollectHandler(_Operation):
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
         dry_run = self.asked(dry_run=bool).get("dry_run", False)
-        app = self.settings["app"]
-        facility = Facility.in_settings(self.settings, self.settings["config"])
-        home = home_of(app)
-        found = await home.collect_garbage(app, facility, dry_run=dry_run) if hasattr(home, "collect_garbage") else []
+        home = home_of(self.app)
+        if not hasattr(home, "collect_garbage"):
+            raise web.HTTPError(HTTPStatus.NOT_FOUND, f"This hub has no spawner of casa_hub, but {home.__name__}")
+        found = await home.collect_garbage(self.app, self.facility, dry_run=dry_run)
         if not dry_run:
             for one in found:
                 self.log.warning("Asked for by %s: %s", self.by, one)

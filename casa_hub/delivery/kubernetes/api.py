@@ -243,7 +243,9 @@ def described(what: Object) -> str:
     """``Secret casa-hub/casa-alice-1f2e3d4c``."""
     metadata = what["metadata"]
     name = metadata.get("name", "")
-    return f"{what['kind']} {metadata['namespace']}/{name}" if name else f"{what['kind']}s in {metadata['namespace']}"
+    if name:
+        return f"{what['kind']} {metadata['namespace']}/{name}"
+    return f"{what['kind']}s in {metadata['namespace'] or 'all namespaces'}"
 
 
 def _no_answer(what: Object, problem: str) -> KubernetesError:

@@ -134,6 +134,24 @@ class Courier:
         pods = await self._api.list(manifests.reference("Pod", hub, ""), selectors, deadline)
         return [(marks.whose(pod), pod) for pod in pods]
 
+    async def objects(self, kinds: Iterable[Object], hub: Start, deadline: Deadline) -> list[Object]:
+        """Metadata of this hub's objects of these kinds, each with its kind; `hub` as in `pods`.
+
+        Raises:
+            KubernetesError: the API server can't say.
+        """
+        found = []
+        for kind in kinds:
+            what = {"apiVersion": kind["apiVersion"], "kind": kind["kind"]}
+            everything = {**what, "metadata": {"name": "", "namespace": hub.namespace}}
+            some = await self._api.list(everything, {"labelSelector": marks.hub_selector(hub)}, deadline)
+            found += [{**what, "metadata": one["metadata"]} for one in some]
+        return found
+
+    async def delete(self, there: Object, deadline: Deadline) -> None:
+        """Delete just this object, whoever has its name by now; its pod may take its time. Raises KubernetesError."""
+        await self._api.delete(there, there["metadata"]["uid"], deadline)
+
     async def is_complete(self, objects: Iterable[Object], start: Start, deadline: Deadline) -> bool:
         """Whether all of the objects are there, as this start's. Raises KubernetesError."""
         there = await asyncio.gather(*(self._api.get(one, deadline, metadata_only=True) for one in objects))

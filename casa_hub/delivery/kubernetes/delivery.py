@@ -19,6 +19,7 @@ from traitlets.config import LoggingConfigurable
 
 from casa_hub.configuration import value_of
 from casa_hub.delivery.base import Parcel, Route
+from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes import manifests, marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesAPI, KubernetesError, OwnLoop
 from casa_hub.delivery.kubernetes.courier import Courier, Launched, Load
@@ -147,6 +148,18 @@ class KubernetesDelivery(LoggingConfigurable):
         """A pod of this server may have been left behind: it is looked for soon."""
         if self._leftovers is not None:
             self._leftovers.owe(start)
+
+    async def collect_garbage(self, facility: Facility, *, dry_run: bool) -> list[Removal]:
+        """Remove what has no living server. See `Leftovers.collect`.
+
+        Raises:
+            KubernetesError: nothing was removed.
+        """
+        if self._leftovers is None:
+            return []
+        server = facility.server("anybody")
+        kinds = self._objects(Start(server, "", "", "", {}), facility.routes(server))
+        return await self._leftovers.collect(_one_of_each(kinds), dry_run=dry_run)
 
     async def first_look(self) -> None:
         """Wait until pods that an earlier hub left half made are gone; some seconds at most."""
@@ -290,6 +303,10 @@ def own_namespace() -> str:
     except FileNotFoundError:
         return "default"
     return text.strip()
+
+
+def _one_of_each(objects: Sequence[Object]) -> list[Object]:
+    return list({(one["apiVersion"], one["kind"]): one for one in objects}.values())
 
 
 def _wants_secret(record: Mapping[str, Any]) -> bool:

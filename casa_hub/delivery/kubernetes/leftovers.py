@@ -1,11 +1,12 @@
-"""Pods that no server is any more: found after a hub's start and then every minute, and removed.
+"""What no server is any more: pods, found after a hub's start and then every minute, and removed; and on demand all.
 
 What can leave one: a hub that was killed half way through a start; an API server that was away when a failed start was
 to be undone or a server to be stopped; a creation that came through after everybody had given it up. A pod owns all
 else that its server has in Kubernetes, so nothing else has to be looked for.
 
-What is removed must be certain. A server that JupyterHub's database doesn't know is left alone: it may be another
-hub's, or the database is a new one; somebody must look at it.
+What is removed unasked must be certain. A server that JupyterHub's database doesn't know is left alone: it may be
+another hub's, or the database is a new one; somebody must look at it, and says so by `casa-hub gc`. That also removes
+what Kubernetes' garbage collector was told to leave (``kubectl delete pod --cascade=orphan``).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from jupyterhub import orm
 from sqlalchemy.exc import SQLAlchemyError
 
+from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.kubernetes import marks
-from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError
+from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError, described
 from casa_hub.delivery.kubernetes.manifests import Object, Start
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ _PERIOD, _SOON = 60.0, 5.0
 _LOOK = 60.0
 #: Seconds that JupyterHub's first look at a server waits for ours.
 _FIRST = 5.0
+
+_POD: Object = {"apiVersion": "v1", "kind": "Pod"}
 
 #: User and server.
 Whose = tuple[str, str]
@@ -116,6 +120,44 @@ class Leftovers:
                 pass
             self._wake.clear()
 
+    async def collect(self, kinds: Iterable[Object], *, dry_run: bool) -> list[Removal]:
+        """Remove all of this installation that has no living server, or only tell of it.
+
+        Args:
+            kinds: an object of each kind that pods own.
+            dry_run: whether nothing is to be removed.
+
+        Raises:
+            KubernetesError: the API server can't say what there is; nothing was removed.
+        """
+        deadline = Deadline(_LOOK)
+        names = sorted(self._namespaces) if self._hub.namespace else [""]
+        where = [replace(self._hub, namespace=name) for name in names]
+        # The objects first: one whose pod isn't there afterwards has none any more, and is of no start under way.
+        kinds = list(kinds)
+        objects = [each for hub in where for each in await self._run(self._courier.objects(kinds, hub, deadline))]
+        pods = [each for hub in where for each in await self._run(self._courier.pods(hub, deadline))]
+        # From here to the choice without a pause, as in a look.
+        idle = {whose for whose, _ in pods} - self._servers.running()
+        known = self._servers.known(idle)
+        in_use = self._servers.pods()
+        starts = {marks.start_id_of(pod) for _, pod in pods}
+        doomed = []
+        for whose, pod in pods:
+            keep = "deletionTimestamp" in pod["metadata"] or pod["metadata"]["name"] in in_use
+            if whose in idle and not keep and marks.start_of(pod, self._hub) is not None:
+                state = "doesn't run" if whose in known else "isn't in this hub's database"
+                doomed.append(({**_POD, "metadata": pod["metadata"]}, f"server {whose[1]!r} of {whose[0]} {state}"))
+        doomed += [(one, "its pod is gone") for one in objects if marks.start_id_of(one) not in starts]
+
+        async def remove(one: Object, why: str) -> Removal:
+            async def act() -> None:
+                await self._run(self._courier.delete(one, deadline))
+
+            return await removal(described(one), why, act, dry_run=dry_run)
+
+        return [await remove(one, why) for one, why in doomed]
+
     async def _look(self) -> None:
         deadline = Deadline(_LOOK)
         owed = frozenset(self._owed)
@@ -181,6 +223,11 @@ class _Servers:
         """Which of the servers there are at all."""
         names = {username for username, _ in servers}
         return self._those(orm.User.name.in_(names)) if names else frozenset()
+
+    def pods(self) -> frozenset[str]:
+        """Names of the pods of those that run, as KubeSpawner noted them: a user may have another name since."""
+        query = self._database.query(orm.Spawner.state).filter(orm.Spawner.server_id.is_not(None))
+        return frozenset(str(state["pod_name"]) for (state,) in query if state and "pod_name" in state)
 
     def _those(self, condition: Any) -> frozenset[Whose]:
         try:

@@ -104,10 +104,14 @@ class Pod:
 
 
 def path(described: Object) -> str:
-    """Where an object of ours is in the API: ``/api/v1/namespaces/NAMESPACE/secrets/NAME``."""
+    """Where an object of ours is in the API: ``/api/v1/namespaces/NAMESPACE/secrets/NAME``.
+
+    Without a namespace: of a list that goes through all of them.
+    """
     version, meta = described["apiVersion"], described["metadata"]
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-    return f"{root}/namespaces/{meta['namespace']}/{PLURALS[described['kind']]}/{meta['name']}"
+    where = f"/namespaces/{meta['namespace']}" if meta["namespace"] else ""
+    return f"{root}{where}/{PLURALS[described['kind']]}/{meta['name']}"
 
 
 def metadata(start: Start, pod: Pod, component: str, *, name: str = "") -> Object:

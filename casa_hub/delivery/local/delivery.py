@@ -20,9 +20,11 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Collection, Mapping
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from traitlets import TraitError, Unicode, validate
 
 from casa_hub.delivery import layout
 from casa_hub.delivery.base import Delivery, Parcel, Route, read_record
+from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.local.route_files import RouteFiles
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, DeliveryError, Problem
@@ -40,6 +43,8 @@ from casa_hub.processes import Process, signed_in
 
 #: Seconds that a replaced set of files stays for readers who are just opening it.
 _GRACE = 1.0
+#: Seconds for which a directory may be on its way to its place, or be removed: some milliseconds, really.
+_UNDER_WAY = 60.0
 #: Version of ``state.json`` itself; the record in it has one of its own.
 _STATE_VERSION = 1
 
@@ -239,6 +244,53 @@ class LocalDelivery(Delivery):
         """
         await self._in_turn(server, lambda: self._withdraw(server, start_id))
 
+    async def collect(
+        self,
+        hub_id: str,
+        ended: Iterable[Delivered],
+        *,
+        dry_run: bool,
+        min_age: float = _UNDER_WAY,
+    ) -> list[Removal]:
+        """Remove what has no living server, or only tell of it; never what is under way.
+
+        Args:
+            hub_id: of this hub; others' routes may be in the same directory.
+            ended: of `all`, those whose server JupyterHub neither has running nor starting or stopping.
+            dry_run: whether nothing is to be removed.
+            min_age: seconds after which a directory is no more one that is just being made or removed.
+        """
+        found = []
+        for one in ended:
+            why = f"server {one.server.name!r} of {one.server.username} doesn't run"
+            act = partial(self.withdraw, one.server, one.start_id)
+            found.append(await removal(str(self.path(one.server)), why, act, dry_run=dry_run))
+        for path in await asyncio.to_thread(self._directories, min_age):
+            if path.name not in self._delivered:
+                act = partial(self._remove_stray, path)
+                found.append(await removal(str(path), "it is no server's", act, dry_run=dry_run))
+        for path, owner in await asyncio.to_thread(self.routes.left, hub_id, self._keys):
+            act = partial(self._remove_route, path, owner)
+            found.append(await removal(str(path), "its server doesn't run", act, dry_run=dry_run))
+        return found
+
+    def _keys(self) -> set[tuple[str, str]]:
+        return {one.key for one in self.all()}
+
+    async def _remove_stray(self, path: Path) -> None:
+        async def remove() -> None:
+            if path.name not in self._delivered:
+                await asyncio.to_thread(self._remove, path)
+
+        await self._in_turn_of(path.name, remove)
+
+    async def _remove_route(self, path: Path, owner: tuple[str, str]) -> None:
+        async def remove() -> None:
+            if owner not in self._keys():
+                await asyncio.to_thread(self.routes.remove, path, owner)
+
+        await self._in_turn_of(path.stem, remove)
+
     async def _deliver(self, parcel: Parcel) -> None:
         server = parcel.server
         before = self._delivered.get(server.slug)
@@ -304,7 +356,10 @@ class LocalDelivery(Delivery):
     # -- order: one at a time for each server, and whoever gives up waiting doesn't let the next one in too early
 
     async def _in_turn(self, server: Server, verb: Callable[[], Awaitable[None]]) -> None:
-        lock = self._locks.setdefault(server.slug, asyncio.Lock())
+        await self._in_turn_of(server.slug, verb)
+
+    async def _in_turn_of(self, slug: str, verb: Callable[[], Awaitable[None]]) -> None:
+        lock = self._locks.setdefault(slug, asyncio.Lock())
 
         async def work() -> None:
             async with lock:
@@ -355,6 +410,12 @@ class LocalDelivery(Delivery):
         # First what leads to the address, which may soon be another server's; last what tells of the rest.
         self.routes.retract(one.server, one.start_id)
         self._remove(self.path(one.server))
+
+    def _directories(self, min_age: float) -> list[Path]:
+        """All in our directory; those with a dot, which are on their way there or gone, only if that took too long."""
+        before = time.time() - min_age
+        entries = [entry for entry in sorted(self.root.iterdir()) if entry.is_symlink() or entry.is_dir()]
+        return [one for one in entries if not one.name.startswith(".") or one.lstat().st_ctime < before]
 
     def _remove(self, directory: Path) -> None:
         old = self.root / f".old.{secrets.token_hex(8)}"

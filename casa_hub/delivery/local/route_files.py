@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +83,27 @@ class RouteFiles:
         if _owner(path) == (server.identity, start_id):
             path.unlink(missing_ok=True)
 
+    def left(
+        self, hub_id: str, living: Callable[[], Collection[tuple[str, str]]]
+    ) -> list[tuple[Path, tuple[str, str]]]:
+        """Documents of this hub's servers that aren't `living` (identity, start id; asked for last), with their owners.
+
+        Raises:
+            OSError: the directory can't be read.
+        """
+        there = [(path, _owner(path)) for path in self._directory.glob("*.yml")] if self._in_use else []
+        keys = living()
+        return [(path, one) for path, one in there if one is not None and one not in keys and _hub(one[0]) == hub_id]
+
+    def remove(self, path: Path, owner: tuple[str, str]) -> None:
+        """Take away a document that `left` has found, if it still is its owner's. Raises OSError."""
+        if _owner(path) == owner:
+            path.unlink(missing_ok=True)
+
     def sweep(self, hub_id: str, living: Collection[tuple[str, str]]) -> None:
         """Take away what this hub left of servers other than the `living` (identity, start id)."""
-        if not self._in_use:
-            return
-        for path in self._directory.glob("*.yml"):
-            owner = _owner(path)
-            if owner is not None and owner not in living and _hub(owner[0]) == hub_id:
-                path.unlink(missing_ok=True)
+        for path, owner in self.left(hub_id, lambda: living):
+            self.remove(path, owner)
 
     def _path(self, server: Server) -> Path:
         return self._directory / f"{server.slug}.yml"

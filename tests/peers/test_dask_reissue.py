@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,32 +23,9 @@ from casa_hub.demo.names import HostNames
 from casa_hub.demo.traefik import Traefik
 from casa_hub.errors import CredentialError
 from casa_hub.naming import Server
-from tests.support.dask import START, Running, Site, strict
+from tests.support.dask import START, TOGETHER, Running, Site, expected, strict
 
 ALICE = Server("", "alice")
-#: Each worker named does a task of its own, and then one that needs the others' results, which it gets from them.
-TOGETHER = """
-import os, sys
-from distributed import Client
-from distributed.security import Security
-
-host, ca, certificate, *workers = sys.argv[1:]
-security = Security(require_encryption=True, tls_ca_file=ca, tls_client_cert=certificate, tls_client_key=certificate)
-
-def whose(*others):
-    return os.environ["WHOSE"] + "".join(f"<{other}>" for other in others)
-
-with Client(f"tls://{host}:8786", security=security, timeout="30s") as client:
-    client.wait_for_workers(len(workers), timeout=30)
-    at = {name: client.submit(whose, workers=[name], pure=False) for name in workers}
-    for name in workers:
-        others = [at[other] for other in workers if other != name]
-        print(client.submit(whose, *others, workers=[name], pure=False).result(30))
-"""
-
-
-def expected(workers: Sequence[str]) -> list[str]:
-    return [name + "".join(f"<{other}>" for other in workers if other != name) for name in workers]
 
 
 class Cluster(Site):

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,6 +37,30 @@ security = Security(require_encryption=True, tls_ca_file=ca, tls_client_cert=cer
 with Client(f"tls://{host}:8786", security=security, timeout="30s") as client:
     print(client.submit(lambda: os.environ["WHOSE"]).result(30))
 """
+
+#: Each worker named does a task of its own, and then one that needs the others' results, which it gets from them.
+TOGETHER = """
+import os, sys
+from distributed import Client
+from distributed.security import Security
+
+host, ca, certificate, *workers = sys.argv[1:]
+security = Security(require_encryption=True, tls_ca_file=ca, tls_client_cert=certificate, tls_client_key=certificate)
+
+def whose(*others):
+    return os.environ["WHOSE"] + "".join(f"<{other}>" for other in others)
+
+with Client(f"tls://{host}:8786", security=security, timeout="30s") as client:
+    client.wait_for_workers(len(workers), timeout=30)
+    at = {name: client.submit(whose, workers=[name], pure=False) for name in workers}
+    for name in workers:
+        others = [at[other] for other in workers if other != name]
+        print(client.submit(whose, *others, workers=[name], pure=False).result(30))
+"""
+
+
+def expected(workers: Sequence[str]) -> list[str]:
+    return [name + "".join(f"<{other}>" for other in workers if other != name) for name in workers]
 
 
 @dataclass
@@ -100,13 +125,9 @@ class Site:
 
     def _process(self, running: Running, name: str, arguments: list[str]) -> Process:
         environment = dict(self.dask.environment(running.server, PurePosixPath(running.directory)))
-        certificates = f"{environment['CERT_DIR']}/..data"
-        tls = ["--tls-ca-file", f"{certificates}/ca.pem"]
-        tls += ["--tls-cert", f"{certificates}/hostcert.pem", "--tls-key", f"{certificates}/hostcert.pem"]
-        more = {**environment, **self.names.environment, "WHOSE": name}
-        command = [sys.executable, "-m", "dask", *arguments, *tls]
-        log = running.directory / f"{name}.log"
-        return Process(name, command, log=log, env=minimal_environment(**more), cwd=running.directory)
+        environment |= self.names.environment
+        certificates = Path(environment["CERT_DIR"]) / "..data"
+        return dask_process(name, arguments, running.directory, certificates, environment)
 
     def client(
         self, host: str, ca: str, certificate: str, *arguments: str, program: str = CLIENT
@@ -132,6 +153,25 @@ class Site:
                 return f"the client refused: {error.verify_message}"
             except ssl.SSLError as error:
                 return f"the server refused: {error.reason}"
+
+
+def dask_process(
+    name: str, arguments: Sequence[str], directory: Path, certificates: Path, environment: Mapping[str, str]
+) -> Process:
+    """``dask ARGUMENTS`` as the analysis images run it; jobs at a worker find its name in ``$WHOSE``.
+
+    Args:
+        name: of the process and, in `directory`, of its log.
+        arguments: of ``dask``.
+        directory: where it works.
+        certificates: directory of ``ca.pem`` and ``hostcert.pem``.
+        environment: more variables.
+    """
+    tls = ["--tls-ca-file", f"{certificates}/ca.pem"]
+    tls += ["--tls-cert", f"{certificates}/hostcert.pem", "--tls-key", f"{certificates}/hostcert.pem"]
+    command = [sys.executable, "-m", "dask", *arguments, *tls]
+    more = minimal_environment(**environment, WHOSE=name)
+    return Process(name, command, log=directory / f"{name}.log", env=more, cwd=directory)
 
 
 def strict(ca: str, certificate: str | None) -> ssl.SSLContext:

@@ -535,7 +535,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         Raises:
             MembershipError: with what the user should do.
         """
-        standing = await self.standings.of(user, max_age=FRESH)
+        standing = await self.standings.of(user, max_age=FRESH, for_server=True)
         ending = self.upkeep.departures.ending(user.name, standing.session_id) if self.upkeep is not None else ""
         if ending:
             raise MembershipError(user.name, ending.rstrip("."), "Log in again when all of it has ended")

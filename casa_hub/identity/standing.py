@@ -168,7 +168,9 @@ class Standings:
         if known is not None:
             self._known[username] = replace(known, at=-math.inf)
 
-    async def of(self, user: Any, *, max_age: float, patience: float | None = None) -> Standing:
+    async def of(
+        self, user: Any, *, max_age: float, patience: float | None = None, for_server: bool = False
+    ) -> Standing:
         """The standing of one of the hub's users.
 
         Args:
@@ -177,9 +179,12 @@ class Standings:
             patience: seconds since the asking began that one waits for its end; then "can't say" is returned, while
                 the asking goes on for the benefit of the next. It holds while the last "yes" still counts in an
                 outage; without that, and with None, one waits as long as the requests may take.
+            for_server: whether a server is given the access token, so that a "yes" doesn't count without asking again
+                when the token should be replaced.
         """
         known = await self.known(user)
-        if self._counts(known, max_age):
+        due = for_server and known.verdict is Verdict.YES and self._clock() >= known.due_at
+        if self._counts(known, max_age) and not due:
             return known
         inquiry, task = self._inquire(user, known)
         if patience is None or self._clock() - known.last_yes >= self._keeper.outage_grace:

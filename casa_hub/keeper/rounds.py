@@ -108,7 +108,8 @@ class Rounds:
         times = [ends if ends > now - self._pause else math.inf]
         if has_server:
             # What a server holds lives no longer than the token; tried again as any verdict is.
-            times.append(max(standing.due_at, standing.at + FRESH) if standing.due_at < math.inf else math.inf)
+            again = standing.at + FRESH if standing.verdict is not Verdict.YES else -math.inf
+            times.append(max(standing.due_at, again))
         return times
 
     def _end_of(self, name: str, standing: Standing) -> float:
@@ -148,10 +149,8 @@ class Rounds:
         if user is None:
             self._gate.release(name)
             return
-        known = self._standings.last(name)
-        due = known is not None and known.due_at <= self._now()
-        spared = 0.0 if due else self._keeper.recheck_interval * _SPARED
-        await self._follow(user, await self._standings.of(user, max_age=spared))
+        spared = self._keeper.recheck_interval * _SPARED
+        await self._follow(user, await self._standings.of(user, max_age=spared, for_server=user.active))
 
     async def _follow(self, user: Any, standing: Standing) -> None:
         """End the access of somebody whose time is over; a new "no" has gone to the gate by itself."""

@@ -23,7 +23,7 @@ from casa_hub.processes import signed_in
 from tests.hub.conftest import MakeHub
 from tests.support.hub import Hub
 from tests.support.idp import IdP
-from tests.support.person import LOG_IN_AGAIN, NO, Person
+from tests.support.person import CANT_SAY, LOG_IN_AGAIN, NO, Person
 
 RECHECK, GRACE, MAX_AGE = 3.0, 9.0, 12.0
 #: Seconds that are promised from the change at the provider to the end of access.
@@ -101,10 +101,10 @@ def _as_providers_do(idp: IdP) -> None:
 
 
 class User(Person):
-    """Somebody with a server that runs."""
+    """Somebody who may have a server that runs."""
 
     server: Path
-    process: Any
+    process: Any = None
 
     def starts(self, name: str = "") -> User:
         before = set(self.hub.directory.glob("servers/*/process"))
@@ -117,12 +117,21 @@ class User(Person):
         assert self.effects() == NOTHING
         return self
 
+    @property
+    def has_all(self) -> bool:
+        return not any(self.effects().values())
+
+    @property
+    def has_nothing(self) -> bool:
+        return all(self.effects().values())
+
     def effects(self) -> dict[str, bool]:
         """What has ended so far."""
+        effects = {"page refused": not self.browser.is_in(), "API token refused": self.api() == 403}
+        if self.process is None:
+            return effects
         page = requests.get(f"{self.hub.url}/user/{self.name}/env", timeout=10, allow_redirects=False)
-        return {
-            "page refused": not self.browser.is_in(),
-            "API token refused": self.api() == 403,
+        return effects | {
             "file gone": not (self.server / "access_token").exists(),
             "route gone": self.server.name not in "".join(map(Path.read_text, self.routes())),
             "server unreachable": page.status_code != 200,
@@ -193,7 +202,7 @@ def metric(hub: Hub, name: str) -> float:
 def user_of(iam: Hub, keycloak: Hub, idp: IdP) -> Callable[[str], User]:
     def make(provider: str) -> User:
         if provider == "keycloak-due":  # access tokens so short-lived that each check is a refresh
-            idp.change["/oauth2/token"] = lambda document: document | {"expires_in": 2}
+            idp.change["/oauth2/token"] = lambda document: document | {"expires_in": 3}
         idp.frozen = provider == "iam"
         hub, claim = (iam, "wlcg.groups") if provider == "iam" else (keycloak, "groups")
         return User(hub, idp, claim)
@@ -237,8 +246,10 @@ def test_an_explicit_no_ends_all_access_though_nobody_opens_a_page(
 
 
 def several(user_of: Callable[[str], User], table: dict[str, tuple[str, Callable[[Person], None]]]) -> list[User]:
-    """Somebody with a server for each row; then all that happens at the same time."""
-    users = [(user_of(provider).starts(), happens) for provider, happens in table.values()]
+    """Somebody for each row, every fourth with a server; then all that happens at the same time."""
+    users = [(user_of(provider), happens) for provider, happens in table.values()]
+    for user, _ in users[::4]:
+        user.starts()
     for user, happens in users:
         happens(user)
     return [user for user, _ in users]
@@ -253,18 +264,133 @@ def test_log_in_again_lets_servers_run_until_the_log_in_is_too_old(
     page = users[0].browser.page("/hub/home").text
     assert "Please log in again:" in page
     assert "your servers stop at" in page
-    assert all(user.runs and user.api() == 200 for user in users)
+    assert all(user.api() == 200 for user in users)
+    assert users[0].runs
     # One does as asked, and all is as before.
-    back = users.pop()
+    back = users.pop(4)
+    assert back.runs
     idp.refresh_answers.pop(back.sub, None)
     idp.userinfo_answers.pop(back.sub, None)
     assert back.browser.log_in(back.sub).status_code == 200
-    assert back.runs
     for user in users:
         assert ended(user)["reason"].startswith("No new log-in in time")
-        until(lambda user=user: all(user.effects().values()), f"the end of {user.name}'s access")
+        until(lambda user=user: user.has_nothing, f"the end of {user.name}'s access")
     took = time.monotonic() - begin
     assert MAX_AGE - RECHECK <= took <= MAX_AGE + 30
-    assert back.effects() == NOTHING
+    assert back.has_all
+    assert back.runs
     with capsys.disabled():
         print(f"\n{len(users)} log-ins that counted {MAX_AGE:g} s more: ended after {took:.1f} s")
+
+
+def test_a_provider_that_can_t_say_is_forgiven_for_the_grace(
+    user_of: Callable[[str], User], idp: IdP, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = several(user_of, CANT_SAY)
+    begin = time.monotonic()
+    hub = users[0].hub
+    hub.wait_for(r"\[C .*nobody's membership can be confirmed")
+    assert metric(hub, "casa_hub_memberships_held_back") > 0
+    until(lambda: "has not confirmed your membership since" in users[0].browser.page("/hub/home").text, "a notice")
+    assert time.monotonic() - begin < GRACE
+    assert all(user.has_all for user in users)
+    # For some it is shorter than the grace, for others longer; both with servers.
+    short, long = users[:8], users[8:]
+    for user in short:
+        for answers in (idp.refresh_answers, idp.userinfo_answers):
+            answers.pop(user.sub, None)
+        user.is_in_groups("/cms/uscms")
+    for user in long:
+        until(lambda user=user: user.has_nothing, f"the end of {user.name}'s access")
+        reason = ended(user)["reason"]
+        assert reason.startswith("The identity provider has not confirmed the membership since")
+    took = time.monotonic() - begin
+    assert GRACE - RECHECK <= took <= GRACE + 30
+    assert all(user.has_all for user in short)
+    with capsys.disabled():
+        print(f"\n{len(long)} outages longer than the grace of {GRACE:g} s: ended after {took:.1f} s")
+
+
+# -- many at once ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def five(make_servers: MakeServers, idp: IdP) -> Iterator[list[User]]:
+    """All users of a hub of their own: five, so that the first three "no"s are believed."""
+    with make_servers(provider="wlcg-iam", grace=600).running() as hub:
+        users = [User(hub, idp) for _ in range(5)]
+        yield [users[0].starts(), *users[1:]]
+
+
+def nobody_has_groups(users: list[User]) -> None:
+    """A mapper is gone."""
+    for user in users:
+        user.is_in_groups()
+
+
+def held_back(users: list[User]) -> None:
+    """Wait until all of them are."""
+    hub = users[0].hub
+    until(lambda: metric(hub, "casa_hub_memberships_held_back") == len(users), "all are held back")
+    (alarm,) = re.findall(r"\[C .*no members any more, all at once", hub.log)
+    assert {event["username"] for event in audit(hub) if event["action"] == "held-back"} == {u.name for u in users}
+    # Not even those who were found first are out for longer than it takes to ask the others.
+    assert all(user.access() == (True, True) for user in users)
+    assert users[0].runs
+
+
+def test_a_claim_that_is_gone_for_all_is_held_back_until_it_is_there_again(five: list[User]) -> None:
+    nobody_has_groups(five)
+    held_back(five)
+    for user in five:
+        user.is_in_groups("/cms/uscms")
+    hub = five[0].hub
+    hub.wait_for('No "no" is held back any more')
+    assert metric(hub, "casa_hub_memberships_held_back") == 0
+    assert all(user.access() == (True, True) for user in five)
+    assert not [event for event in audit(hub) if event["action"] in ("access-ended", "revoked")]
+
+
+def test_what_is_held_back_takes_effect_when_the_operator_confirms_it(five: list[User]) -> None:
+    nobody_has_groups(five)
+    held_back(five)
+    hub = five[0].hub
+    answer = hub.api("POST", "/casa-hub/confirm", token="token-of-the-operator", json={})
+    assert answer.json() == {"confirmed": sorted(user.name for user in five)}
+    for user in five:
+        assert ended(user)["by"] == "service operator"
+        assert user.access() == (False, False)
+    assert five[0].has_nothing
+    assert metric(hub, "casa_hub_memberships_held_back") == 0
+    assert metric(hub, "casa_hub_access_ending") == 0
+
+
+def test_what_is_held_back_takes_effect_when_the_grace_ends(make_servers: MakeServers, idp: IdP) -> None:
+    with make_servers(provider="wlcg-iam", grace=15).running() as hub:
+        users = [User(hub, idp) for _ in range(4)]
+        users[0].starts()
+        nobody_has_groups(users)
+        begin = time.monotonic()
+        held_back(users)
+        for user in users:
+            ended(user)
+        assert 15 - RECHECK <= time.monotonic() - begin <= 15 + 30
+        assert users[0].has_nothing
+
+
+def test_with_few_users_nothing_is_held_back(make_servers: MakeServers, idp: IdP) -> None:
+    with make_servers(provider="wlcg-iam").running() as hub:
+        users = [User(hub, idp) for _ in range(2)]
+        nobody_has_groups(users)
+        for user in users:
+            assert ended(user)["reason"].startswith("This hub is for members of")
+            assert user.access() == (False, False)
+        assert not [event for event in audit(hub) if event["action"] == "held-back"]
+
+
+def test_one_of_many_is_out_though_the_others_have_to_be_asked(five: list[User]) -> None:
+    out, *others = five
+    out.is_in_groups()
+    seconds = measured(out, time.monotonic())
+    assert max(seconds.values()) <= PROMISED
+    assert all(user.access() == (True, True) for user in others)

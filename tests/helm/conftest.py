@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.kubernetes.conftest import plane  # noqa: F401 - a fixture
+from tests.kubernetes.conftest import control_plane, plane  # noqa: F401 - fixtures
 from tests.support.helm import ROOT, chart_or_skip, helm, template
 from tests.support.hub_pod import HubPod, Object
 from tests.support.peers import require

@@ -140,7 +140,7 @@ class HubPod:
         binds = " && ".join(f"mount --bind '{directory}/root{top}' {top}" for top in TOPS)
         own = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         inside = ["unshare", *own, "--mount", "sh", "-c"]
-        if subprocess.run([*inside, binds], capture_output=True).returncode != 0:
+        if not shutil.which("unshare") or subprocess.run([*inside, binds], capture_output=True).returncode != 0:
             remedy = "Be root, or allow namespaces of users."
             raise Unavailable("a mount namespace", "unshare(1) and mount(8) are refused here", remedy)
         variables = {

@@ -25,22 +25,19 @@ def check(path: Path) -> int:
         ConfigurationError: the file can't be read.
     """
     app = configured_hub(path)
-    found = [*_of_authenticator(app), *_of_facility(app)]
+    found, facility = _of_authenticator(app), None
+    try:
+        facility = Facility.in_settings(app.tornado_settings, app.config)
+        found += [*problems(app, facility, home_of(app)), *facility.check_minters()]
+    except TraitError as error:
+        found.append(trait_problem(error))
     for problem in found:
         print(f"{problem.severity}: {problem}")
-    for sentence in _dask_secrets(app):
+    for sentence in _dask_secrets(app, facility) if facility is not None else []:
         print(sentence)
     if not found:
         print("The configuration is sound.")
     return 1 if any(problem.severity is Severity.ERROR for problem in found) else 0
-
-
-def _of_facility(app: Any) -> list[Problem]:
-    try:
-        facility = Facility.in_settings(app.tornado_settings, app.config)
-        return [*problems(app, facility, home_of(app)), *facility.check_minters()]
-    except TraitError as error:
-        return [trait_problem(error)]
 
 
 def _of_authenticator(app: Any) -> list[Problem]:
@@ -58,9 +55,9 @@ def _of_authenticator(app: Any) -> list[Problem]:
     return []
 
 
-def _dask_secrets(app: Any) -> list[str]:
+def _dask_secrets(app: Any, facility: Facility) -> list[str]:
     """Of several secrets, which are used by running servers."""
-    dask = Facility.in_settings(app.tornado_settings, app.config).minters.get("dask")
+    dask = facility.minters.get("dask")
     if not isinstance(dask, Dask):
         return []
     try:

@@ -81,7 +81,7 @@ class Hub:
 
 def _address(app: Any) -> str:
     hub = app.hub
-    if app.internal_ssl or "+unix" in hub.bind_url.partition(":")[0]:
+    if app.internal_ssl or hub.bind_url.startswith("unix+"):
         raise ConfigurationError(
             "the hub",
             "it listens where only its own services come (internal_ssl, or a unix socket)",
@@ -151,8 +151,13 @@ async def _ask(hub: Hub, method: str, operation: str, body: Mapping[str, Any] | 
 
 def _refused(hub: Hub, operation: str, status: int, answer: object) -> CasaError:
     said = _plain(answer.get("message", "")) if isinstance(answer, dict) else ""
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+    if status == HTTPStatus.FORBIDDEN and "credentials" in said:
+        remedy = "It takes those of its configuration when it starts; restart it after a change"
+        return CasaError(hub.url, "the hub doesn't know this service's token", remedy)
+    if status == HTTPStatus.FORBIDDEN and "scopes" in said:
         return CasaError(hub.url, f"the hub refuses this service: it needs the scope {SCOPE}", _HOW)
+    if not said:
+        return CasaError(hub.url, f"this isn't a hub's API (status {status})", "It looks like http://HOST:8081/hub/api")
     if status == HTTPStatus.NOT_FOUND and not said.startswith(("This hub", "No server")):
         remedy = "Its authenticator must be casa (CasaOAuthenticator), of this version"
         return CasaError(hub.url, f"there is no {operation} at this hub", remedy)

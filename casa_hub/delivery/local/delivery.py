@@ -271,7 +271,7 @@ class LocalDelivery(Delivery):
                 found.append(await removal(str(path), "it is no server's", act, dry_run=dry_run))
         for path, owner in await asyncio.to_thread(self.routes.left, hub_id, self._keys):
             act = partial(self._remove_route, path, owner)
-            found.append(await removal(str(path), "its server doesn't run", act, dry_run=dry_run))
+            found.append(await removal(str(path.absolute()), "its server doesn't run", act, dry_run=dry_run))
         return found
 
     def _keys(self) -> set[tuple[str, str]]:

@@ -1,0 +1,389 @@
+"""What operators ask of the running hub: through its API, and by the command."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from casa_hub.audit import PREFIX
+from casa_hub.credentials.dask import parse_secrets
+from casa_hub.operate import SCOPE
+from casa_hub.processes import Process, signed_in
+from tests.hub.conftest import MakeHub
+from tests.support.hub import Browser, Hub
+from tests.support.idp import IdP
+from tests.support.person import Person
+
+TOKEN = "token-of-the-operator-0123456789"
+
+CONFIG = f"""
+c.JupyterHub.spawner_class = "casa-local"
+c.JupyterHub.allow_named_servers = True
+c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 20, "slow_stop_timeout": 20}}
+c.JupyterHub.services.append({{"name": "operator", "api_token": "{TOKEN}"}})
+c.JupyterHub.load_roles.append({{"name": "operator", "services": ["operator"], "scopes": ["{SCOPE}"]}})
+c.Spawner.cmd = ["sh", "-c", 'exec "$0" -m jupyterhub.tests.mocksu "$@" 2>server.log', sys.executable]
+c.Facility.credentials = ["bearer", "dask"]
+c.Facility.bearer_token_file = "access_token"
+c.Dask.secret_file = "dask.secret"
+c.Dask.domain = "example.org"
+c.TraefikRoutes.directory = "traefik"
+c.LocalDelivery.directory = "servers"
+c.LocalDelivery.network = "127.123.0.0/16"
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(make_hub: MakeHub) -> Iterator[Hub]:
+    hub = make_hub(CONFIG, admin_groups=["/cms/operators"])
+    (hub.directory / "traefik").mkdir()
+    write_secrets(hub, os.urandom(48))
+    yield hub.start()
+    hub.stop()
+    for path in hub.directory.glob("servers/*/process"):
+        process = signed_in(path)
+        if process is not None and process.alive:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def write_secrets(hub: Hub, *secrets: bytes) -> None:
+    file = hub.directory / "dask.secret"
+    file.write_bytes(b"".join(base64.b64encode(secret) + b"\n" for secret in secrets))
+    file.chmod(0o600)
+
+
+class User(Person):
+    """Somebody with a server that runs."""
+
+    def starts(self, name: str = "") -> Process:
+        before = set(self.hub.directory.glob("servers/*/process"))
+        answer = self.browser.spawn(name)
+        assert answer.status_code == 201, answer.text
+        (file,) = set(self.hub.directory.glob("servers/*/process")) - before
+        self.directory = file.parent
+        process = signed_in(file)
+        assert process is not None
+        return process
+
+    def stops(self) -> None:
+        assert self.hub.api("DELETE", f"/users/{self.name}/servers/").status_code in (202, 204)
+
+
+def ask(hub: Hub, method: str, operation: str, token: str = TOKEN, **body: Any) -> requests.Response:
+    return hub.api(method, f"/casa-hub/{operation}", token=token, json=body)
+
+
+def command(hub: Hub, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`casa-hub`, as it is run beside the hub. It never says a token."""
+    done = subprocess.run(
+        [sys.executable, "-m", "casa_hub.cli", *arguments],
+        cwd=hub.directory,
+        env={**hub.environment, **environment},
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert TOKEN not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def operate(hub: Hub, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return command(hub, *arguments, "-f", "jupyterhub_config.py")
+
+
+def audit(hub: Hub, since: int) -> list[dict[str, Any]]:
+    return [json.loads(line.partition(PREFIX)[2]) for line in hub.log[since:].splitlines() if PREFIX in line]
+
+
+# -- who may -----------------------------------------------------------------------------------------------------------
+
+OPERATIONS = [
+    ("POST", "revoke"),
+    ("POST", "rebind"),
+    ("POST", "renew"),
+    ("POST", "confirm"),
+    ("GET", "status"),
+    ("POST", "gc"),
+]
+
+
+@pytest.mark.parametrize(("method", "operation"), OPERATIONS)
+def test_nobody_without_the_scope_may_not_even_an_administrator(
+    hub: Hub, idp: IdP, method: str, operation: str
+) -> None:
+    admin = User(hub, idp, groups=["/cms", "/cms/operators"])
+    assert hub.api("GET", "/users", token=admin.token).status_code == 200  # he is one
+    body = {"user": admin.name} if operation in {"revoke", "rebind"} else {}
+    for answer in (
+        ask(hub, method, operation, token=admin.token, **body),
+        ask(hub, method, operation, token="nobody-s-token", **body),
+        ask(hub, method, operation, token=hub.api_token, **body),  # a service with most of JupyterHub's own scopes
+        admin.browser.request(method, f"{hub.url}/hub/api/casa-hub/{operation}", json=body, timeout=30),
+    ):
+        assert answer.status_code == 403
+        assert answer.json()["status"] == 403
+    assert admin.access() == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "words"),
+    [
+        ("revoke", {"user": 7}, "user must be a str"),
+        ("revoke", {"usr": "x"}, "There is no field 'usr'. Did you mean user?"),
+        ("renew", {"users": "alice"}, "users must be a list"),
+        ("renew", {"users": [7]}, "users must be a list of strings"),
+        ("gc", {"dry_run": "yes"}, "dry_run must be a bool"),
+        ("confirm", {"x": 1}, "There is no field 'x'"),
+    ],
+)
+def test_what_is_asked_wrongly_is_told(hub: Hub, operation: str, body: dict[str, Any], words: str) -> None:
+    answer = ask(hub, "POST", operation, **body)
+    assert (answer.status_code, answer.json()["status"]) == (400, 400)
+    assert words in answer.json()["message"]
+
+
+def test_a_body_that_is_no_object_is_told(hub: Hub) -> None:
+    answer = hub.api("POST", "/casa-hub/revoke", token=TOKEN, data="[1]")
+    assert (answer.status_code, answer.json()["message"]) == (400, "The request must be a JSON object")
+
+
+# -- revoke ------------------------------------------------------------------------------------------------------------
+
+
+def test_revoke_ends_all_access_until_the_next_log_in(hub: Hub, idp: IdP) -> None:
+    user, other = User(hub, idp), User(hub, idp)
+    process = user.starts()
+    since = len(hub.log)
+    done = operate(hub, "revoke", user.name, "--reason", "stolen  laptop\n")
+    assert done.returncode == 0, done
+    assert f"{user.name}: access ended; stopped: the default server; tokens deleted: " in done.stdout
+    assert "blocked_users" in done.stdout
+    assert user.access() == (False, False)
+    assert not process.alive
+    assert not user.directory.exists()
+    assert not list((hub.directory / "traefik").glob("*.yml"))
+    assert other.access() == (True, True)
+    events = [event for event in audit(hub, since) if event["username"] == user.name]
+    assert {event["credential"] for event in events if event["action"] == "revoked"} == {"bearer", "dask"}
+    assert events[-1]["action"] == "access-ended"
+    assert all((event["by"], event["reason"]) == ("service operator", "stolen laptop") for event in events)
+
+    assert user.browser.log_in(user.sub).status_code == 200
+    assert user.browser.is_in()
+
+
+def test_who_isn_t_a_user_can_t_be_revoked(hub: Hub) -> None:
+    done = operate(hub, "revoke", "nobody")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "casa-hub: revoke: This hub has no user 'nobody'.\n"
+
+
+# -- renew -------------------------------------------------------------------------------------------------------------
+
+
+def test_renew_replaces_what_servers_have(hub: Hub, idp: IdP) -> None:
+    user, other = User(hub, idp), User(hub, idp)
+    user.starts()
+    other.starts()
+
+    def leaf(of: User) -> bytes:
+        return (of.directory / "usercert.pem").read_bytes()
+
+    before = leaf(user), leaf(other)
+    done = operate(hub, "renew", user.name, "--credential", "dask")
+    assert (done.returncode, done.stdout) == (0, "Renewed: 1 servers.\n"), done
+    assert leaf(user) != before[0]
+    assert leaf(other) == before[1]
+    done = operate(hub, "renew")
+    assert (done.returncode, done.stdout) == (0, "Renewed: 2 servers.\n"), done
+    assert leaf(other) != before[1]
+
+    done = operate(hub, "renew", "--credential", "dsk")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No server of this hub gets a credential 'dsk'. Did you mean dask?" in done.stderr
+    done = operate(hub, "renew", "nobody")
+    assert (done.returncode, done.stderr) == (2, "casa-hub: renew: This hub has no user 'nobody'.\n")
+
+    secret = (hub.directory / "dask.secret").read_bytes()
+    (hub.directory / "dask.secret").write_bytes(b"")
+    done = operate(hub, "renew", user.name)
+    (hub.directory / "dask.secret").write_bytes(secret)
+    assert done.returncode == 1
+    assert f"{user.name}: dask: " in done.stdout
+    for one in (user, other):
+        one.stops()
+
+
+# -- rebind ------------------------------------------------------------------------------------------------------------
+
+
+def test_rebind_gives_a_name_to_who_logs_in_next(hub: Hub, idp: IdP) -> None:
+    first = User(hub, idp)
+    process = first.starts()
+    second = f"{first.sub}-second"
+    idp.put_user(second, preferred_username=first.name, **{"wlcg.groups": ["/cms/uscms"]})
+    assert Browser(hub).log_in(second).status_code == 403
+    since = len(hub.log)
+
+    done = operate(hub, "rebind", first.name)
+    assert done.returncode == 0, done
+    assert "stopped: the default server" in done.stdout
+    assert f"{first.name} belongs to whoever logs in with this name next" in done.stdout
+    assert first.access() == (False, False)
+    assert not process.alive
+    (event,) = [event for event in audit(hub, since) if event["action"] == "rebound"]
+    assert (event["username"], event["by"]) == (first.name, "service operator")
+
+    browser = Browser(hub)
+    assert browser.log_in(second).status_code == 200
+    assert browser.user() == first.name
+    assert Browser(hub).log_in(first.sub).status_code == 403
+    assert browser.is_in()
+
+
+def test_rebind_of_a_name_that_is_nobody_s(hub: Hub, idp: IdP) -> None:
+    done = operate(hub, "rebind", "nobody")
+    assert done.returncode == 2
+    assert "This hub has no user 'nobody', and the name isn't bound" in done.stderr
+    user = User(hub, idp)
+    assert hub.api("DELETE", f"/users/{user.name}").status_code == 204
+    assert operate(hub, "rebind", user.name.upper()).returncode == 0  # still bound, though the hub has no such user
+    second = f"{user.sub}-second"
+    idp.put_user(second, preferred_username=user.name, **{"wlcg.groups": ["/cms/uscms"]})
+    assert Browser(hub).log_in(second).status_code == 200
+
+
+# -- confirm, status, check --------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_confirm(hub: Hub) -> None:
+    done = operate(hub, "confirm")
+    assert (done.returncode, done.stdout) == (0, "Nothing is held back.\n")
+
+
+def test_check_says_which_dask_secret_may_go(hub: Hub, idp: IdP) -> None:
+    (first,) = parse_secrets((hub.directory / "dask.secret").read_bytes())
+    new = os.urandom(48)
+    user = User(hub, idp)
+    user.starts()
+    write_secrets(hub, new, first.value)
+    second = parse_secrets((hub.directory / "dask.secret").read_bytes())[0]
+
+    done = operate(hub, "status")
+    assert (done.returncode, done.stdout) == (0, f"Dask secret {first.id}: in use by 1 servers.\nAll is well.\n")
+    done = operate(hub, "check")
+    assert done.returncode == 0, done
+    assert f"Dask secret {second.id}: for new servers; in use by 0." in done.stdout
+    assert f"Dask secret {first.id}: in use by 1 running servers, it must stay." in done.stdout
+    user.stops()
+    user.starts()
+    done = operate(hub, "check")
+    assert f"Dask secret {second.id}: for new servers; in use by 1." in done.stdout
+    assert f"Dask secret {first.id}: in use by no running server, it may go." in done.stdout
+    assert base64.b64encode(new).decode() not in done.stdout + done.stderr
+    user.stops()
+
+
+# -- the hub can't be asked --------------------------------------------------------------------------------------------
+
+
+def test_the_environment_of_a_service_says_where_the_hub_is(hub: Hub) -> None:
+    where = {"JUPYTERHUB_API_URL": f"{hub.url}/hub/api", "JUPYTERHUB_API_TOKEN": TOKEN}
+    assert command(hub, "confirm", **where).returncode == 0
+    done = command(hub, "confirm", **{**where, "JUPYTERHUB_API_TOKEN": hub.api_token})
+    assert done.returncode == 2
+    assert "needs the scope custom:casa-hub:operate" in done.stderr
+    assert hub.api_token not in done.stderr
+    done = command(hub, "confirm", **{**where, "JUPYTERHUB_API_URL": f"{hub.url}/elsewhere"})
+    assert done.returncode == 2
+    assert "this isn't a hub's API (status 403). It looks like http://HOST:8081/hub/api" in done.stderr
+    done = command(hub, "confirm", **{**where, "JUPYTERHUB_API_TOKEN": "0" * 32})
+    assert done.returncode == 2
+    assert "the hub doesn't know this service's token. It takes those of its configuration" in done.stderr
+    assert command(hub, "confirm").returncode == 2
+
+
+def test_a_hub_that_takes_long_is_waited_for(hub: Hub) -> None:
+    assert hub.process is not None
+    os.kill(hub.process.pid, signal.SIGSTOP)
+    try:
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "casa_hub.cli", "confirm", "-f", "jupyterhub_config.py"],
+            cwd=hub.directory,
+            env=hub.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == "casa-hub: the hub is working on it (confirm) ...\n"
+    finally:
+        os.kill(hub.process.pid, signal.SIGCONT)
+    assert waiting.communicate(timeout=30)[0] == "Nothing is held back.\n"
+    assert waiting.returncode == 0
+
+
+def test_a_hub_that_doesn_t_run(make_hub: MakeHub) -> None:
+    hub = make_hub(CONFIG)
+    done = operate(hub, "revoke", "alice")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the hub can't be reached (ClientConnectorError). Is it running?" in done.stderr
+
+
+# -- gc on one machine -------------------------------------------------------------------------------------------------
+
+
+def files(hub: Hub) -> set[str]:
+    return {
+        str(path.relative_to(hub.directory))
+        for name in ("servers", "traefik")
+        for path in (hub.directory / name).iterdir()
+    }
+
+
+def test_gc_removes_what_has_no_server_and_nothing_else(hub: Hub, idp: IdP) -> None:
+    user = User(hub, idp)
+    process = user.starts()
+    before = files(hub)
+    directory, traefik = hub.directory / "servers", hub.directory / "traefik"
+    (directory / "lost" / "..data").mkdir(parents=True)
+    (directory / ".new.0123456789abcdef").mkdir()  # a server that is just being started, perhaps
+    mark = '# casa_hub: {"server": "[\\"%s\\", \\"gone\\", \\"\\"]", "start_id": "%s"}\n'
+    (traefik / "gone.yml").write_text(mark % ("", "0" * 32))
+    (traefik / "other.yml").write_text(mark % ("other hub", "0" * 32))
+    (traefik / "foreign.yml").write_text("tcp: {}\n")
+
+    lines = {
+        f"{directory}/lost: it is no server's",
+        f"{traefik}/gone.yml: its server doesn't run",
+    }
+    there = files(hub)
+    done = operate(hub, "gc", "--dry-run")
+    assert (done.returncode, set(done.stdout.splitlines())) == (1, {f"Would remove {line}" for line in lines}), done
+    assert files(hub) == there
+    done = operate(hub, "gc")
+    assert (done.returncode, set(done.stdout.splitlines())) == (0, {f"Removed {line}" for line in lines}), done
+    assert files(hub) - before == {"servers/.new.0123456789abcdef", "traefik/other.yml", "traefik/foreign.yml"}
+    assert before <= files(hub)
+    assert process.alive
+    assert user.hub.api("GET", f"/users/{user.name}").json()["servers"][""]["ready"]
+    done = operate(hub, "gc")
+    assert (done.returncode, done.stdout) == (0, "Nothing is left behind.\n")
+    for path in ("servers/.new.0123456789abcdef", "traefik/other.yml", "traefik/foreign.yml"):
+        left = hub.directory / path
+        left.rmdir() if left.is_dir() else left.unlink()
+
+    assert hub.api("PATCH", f"/users/{user.name}", json={"name": f"renamed-{user.name}"}).status_code == 200
+    done = operate(hub, "gc")
+    assert (done.returncode, done.stdout) == (0, "Nothing is left behind.\n")
+    assert process.alive

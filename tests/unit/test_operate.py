@@ -1,0 +1,184 @@
+"""Where an operator's command finds the hub, and what it says when it doesn't; `casa-hub check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from casa_hub import operate
+from casa_hub.cli import main
+from casa_hub.errors import CasaError
+from casa_hub.operate import SCOPE, Hub
+from casa_hub.web import operations
+
+TOKEN = "a-token-that-nobody-may-see"
+
+SERVICE = f"""
+c.JupyterHub.services = [
+    {{"name": "culler", "api_token": "another-token"}},
+    {{"name": "operator", "api_token": "{TOKEN}"}},
+]
+c.JupyterHub.load_roles = [
+    {{"name": "culler", "services": ["culler"], "scopes": ["list:users"]}},
+    {{"name": "operator", "services": ["operator"], "scopes": ["{SCOPE}"]}},
+]
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "jupyterhub_config.py"
+    file.write_text("c = get_config()\n" + text)
+    return file
+
+
+def test_the_scope_has_one_name() -> None:
+    assert operations.SCOPE == SCOPE
+
+
+@pytest.mark.parametrize(
+    ("setting", "url"),
+    [
+        ("", "http://127.0.0.1:8081/hub/api"),
+        # Zero to JupyterHub's: all addresses of the pod, and a name of the Service.
+        (
+            'c.JupyterHub.hub_bind_url = "http://:8081"\nc.JupyterHub.hub_connect_url = "http://hub:8081"',
+            "http://127.0.0.1:8081/hub/api",
+        ),
+        ('c.JupyterHub.hub_ip = "0.0.0.0"\nc.JupyterHub.hub_port = 9000', "http://127.0.0.1:9000/hub/api"),
+        ('c.JupyterHub.hub_ip = "192.0.2.7"', "http://192.0.2.7:8081/hub/api"),
+        ('c.JupyterHub.hub_bind_url = "http://[::1]:8081"', "http://[::1]:8081/hub/api"),
+        ('c.JupyterHub.base_url = "/jupyter"', "http://127.0.0.1:8081/jupyter/hub/api"),
+        ('c.JupyterHub.bind_url = "https://example.org:443/jupyter/"', "http://127.0.0.1:8081/jupyter/hub/api"),
+    ],
+)
+def test_the_configuration_says_where_the_hub_is(tmp_path: Path, setting: str, url: str) -> None:
+    hub = Hub.find(write(tmp_path, SERVICE + setting), {"JUPYTERHUB_API_URL": "http://elsewhere/hub/api"})
+    assert hub == Hub(url, TOKEN)
+    assert TOKEN not in repr(hub)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", f"no service has the scope {SCOPE}. Add to the hub's configuration: c.JupyterHub.services"),
+        (SERVICE.replace(f'"api_token": "{TOKEN}"', '"url": "http://x"'), "the service operator has no api_token"),
+        (SERVICE.replace(TOKEN, TOKEN + "\\n"), "the api_token of service operator: it has characters"),
+        (SERVICE + 'c.JupyterHub.hub_bind_url = "unix+http://%2Ftmp%2Fhub.sock"', "only its own services come"),
+        (SERVICE + "c.JupyterHub.internal_ssl = True", "only its own services come"),
+        (SERVICE + f"raise RuntimeError({TOKEN!r})", "it fails with RuntimeError in line "),
+        (SERVICE + f"{TOKEN} = = 1", "it fails with SyntaxError in line "),
+        (SERVICE + f"import sys; sys.exit({TOKEN!r})", "it ends the program when it is run"),
+        (SERVICE + f"c.JupyterHub.hub_port = {TOKEN!r}", "JupyterHub"),
+    ],
+)
+def test_a_configuration_that_doesn_t_say_it_is_told_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    assert main(["confirm", "-f", str(write(tmp_path, text))]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert TOKEN not in printed.err + printed.out
+    assert printed.out == ""
+
+
+def test_a_file_that_isn_t_there_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for command in ("confirm", "check"):
+        assert main([command, "-f", str(tmp_path / "none.py")]) == 2
+        assert "none.py: there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, "nothing says where it is. Give its configuration with -f"),
+        ({"JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api"}, "nothing says where it is"),
+        ({"JUPYTERHUB_API_TOKEN": TOKEN}, "nothing says where it is"),
+        ({"JUPYTERHUB_API_URL": "hub", "JUPYTERHUB_API_TOKEN": TOKEN}, "JUPYTERHUB_API_URL: it is no URL"),
+        (
+            {"JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api", "JUPYTERHUB_API_TOKEN": TOKEN + "\r\nX: y"},
+            "JUPYTERHUB_API_TOKEN: it has characters that no token may have",
+        ),
+    ],
+)
+def test_an_environment_that_doesn_t_say_it_is_told_why(environment: dict[str, str], words: str) -> None:
+    with pytest.raises(CasaError) as caught:
+        Hub.find(None, environment)
+    assert words in str(caught.value)
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_hub_that_isn_t_there_is_said_with_what_to_do() -> None:
+    with pytest.raises(CasaError, match=r"can't be reached \(ClientConnectorError\). Is it running\?") as caught:
+        operate.ask(Hub("http://127.0.0.1:1/hub/api", TOKEN), "GET", "status")
+    assert TOKEN not in str(caught.value)
+
+
+# -- check -------------------------------------------------------------------------------------------------------------
+
+SOUND = """
+c.JupyterHub.authenticator_class = "casa"
+c.JupyterHub.spawner_class = "casa"
+c.CryptKeeper.keys = ["00" * 32]
+c.CasaOAuthenticator.provider = "cms-iam"
+c.CasaOAuthenticator.client_id = "hub"
+c.CasaOAuthenticator.client_secret = "secret-of-the-client"
+c.CasaOAuthenticator.allowed_groups = ["/cms"]
+"""
+
+
+def checked(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> tuple[int, str]:
+    code = main(["check", "-f", str(write(tmp_path, text))])
+    printed = capsys.readouterr()
+    assert "secret-of-the-client" not in printed.out + printed.err
+    return code, printed.out
+
+
+def test_a_sound_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert checked(tmp_path, capsys, SOUND) == (0, "The configuration is sound.\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "c.Facility.credentails = []",
+            "error: Facility.credentails: there is no such setting. Did you mean credentials?",
+        ),
+        ("c.Facilty.credentials = []", "error: Facilty: there is no such section. Did you mean Facility?"),
+        ('c.Facility.credentials = ["dsk"]', "error: Facility.credentials: "),
+        ('c.Facility.credentials = ["dask"]', "error: Dask.secret_file"),
+        ("c.CasaOAuthenticator.client_secret = ''", "error: CasaOAuthenticator.client_secret: it is not set."),
+        ("c.CasaOAuthenticator.leeway = 'secret-of-the-client'", "error: the configuration: "),
+        ("c.Keeper.recheck_interval = 'secret-of-the-client'", "error: the configuration: "),
+        ("c.Facility.hub_id = 7", "error: the configuration: "),
+        (
+            'c.JupyterHub.spawner_class = "simple"\nc.Facility.credentials = ["dask"]',
+            "error: JupyterHub.spawner_class: ",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, line: str) -> None:
+    code, printed = checked(tmp_path, capsys, SOUND + text)
+    assert code == 1
+    assert [each for each in printed.splitlines() if each.startswith(line)], printed
+
+
+def test_a_warning_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = tmp_path / "dask.secret"
+    key.write_text("00" * 40)
+    key.chmod(0o644)
+    text = f'c.Facility.credentials = ["dask"]\nc.Dask.secret_file = "{key}"\nc.Dask.domain = "example.org"\n'
+    code, printed = checked(tmp_path, capsys, SOUND + text)
+    assert (code, printed.startswith("warning: ")) == (0, True), printed
+
+
+def test_old_dask_secrets_without_a_hub_to_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = tmp_path / "dask.secret"
+    key.write_text("A" * 44 + "\n" + "B" * 44 + "\n")
+    key.chmod(0o600)
+    text = f'c.Facility.credentials = ["dask"]\nc.Dask.secret_file = "{key}"\nc.Dask.domain = "example.org"\n'
+    _, printed = checked(tmp_path, capsys, SOUND + text)
+    assert "Whether an older secret" in printed
+    assert "the running hub must say" in printed
+    assert "BBBB" not in printed

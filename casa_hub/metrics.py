@@ -1,8 +1,17 @@
-"""What a hub's monitoring sees of us, on JupyterHub's own ``/hub/metrics``."""
+"""What a hub's monitoring sees of us, on JupyterHub's own ``/hub/metrics``.
+
+No label ever holds the name of a user or a server. What each means and when to wake somebody: docs/operations.md.
+"""
 
 from __future__ import annotations
 
 from prometheus_client import Counter, Gauge
+
+from casa_hub.identity.verdicts import Verdict
+
+#: Why somebody's access was ended: the provider's "no", its silence for too long, no new log-in in time, the
+#: operator's word, the user deleted in the hub.
+WHYS = ("no", "outage", "age", "operator", "deleted")
 
 MINTS = Counter(
     "casa_hub_mints",
@@ -20,7 +29,14 @@ LIFE_LEFT = Gauge(
 UNKEPT = Gauge("casa_hub_servers_unkept", "Running servers of which nothing is known, so that nothing is renewed")
 VERDICTS = Counter("casa_hub_membership_verdicts", "Answers to membership checks", ["verdict"])
 HELD_BACK = Gauge(
-    "casa_hub_memberships_held_back", 'Users whose "no" is held back until the operator confirms it; alarm if not 0'
+    "casa_hub_memberships_held_back",
+    'Users about whom the provider is not believed: a "no" of too many at once, or it refuses to speak with this hub',
 )
 ACCESS_ENDED = Counter("casa_hub_access_ended", "Users whose access was ended", ["why"])
 LEAVING = Gauge("casa_hub_access_ending", "Users whose access is being ended, but is not yet in all parts")
+
+# There from the start, at 0: else Prometheus misses the first of each.
+for _verdict in Verdict:
+    VERDICTS.labels(_verdict)
+for _why in WHYS:
+    ACCESS_ENDED.labels(_why)

@@ -242,9 +242,10 @@ class PodServer:
         start = marks.start_of(pod, self._start("")) if pod is not None and self._is_ours(pod) else None
         if start is None:
             return
-        self._withdrawn = start.start_id  # a renewal that waits for its turn is none any more
-        async with self._renewing:
-            await self.delivery.withdraw(start, self.facility.routes(start.server), self._deadline())
+        # Not in turn: a renewal that waits for its own is none any more, and one whose request is on its way changes a
+        # Secret, but never makes one.
+        self._withdrawn = start.start_id
+        await self.delivery.withdraw(start, self.facility.routes(start.server), self._deadline())
 
     async def _running(self, deadline: Deadline) -> Given | None:
         """What the pod that runs was given, by this hub or one before it: the pod's own marks tell the start."""

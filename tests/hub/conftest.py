@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.hub import CLIENT_SECRET, Hub, casa_config
 from tests.support.idp import IdP
+from tests.support.local_hub import LocalHub, build_site_package
 
 MakeHub = Callable[..., Hub]
 
@@ -68,3 +69,23 @@ def make_hub(provider: IdP, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         # A hub that ran has said what it had to say without one; one that refused to start ends with it.
         _, ran, log = hub.log.partition("JupyterHub is now running")
         assert not ran or "Traceback" not in log, log[max(log.index("Traceback") - 400, 0) :][:3000]
+
+
+@pytest.fixture(scope="session")
+def site_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a third party's package with a credential is installed."""
+    return build_site_package(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture
+def make_local_hub(tmp_path: Path, site_package: Path) -> Iterator[Callable[..., LocalHub]]:
+    """Makes hubs with the local spawner, one after the other in one directory; argument: more configuration."""
+    hubs: list[LocalHub] = []
+
+    def make(config: str = "") -> LocalHub:
+        hubs.append(LocalHub(tmp_path, site_package, config))
+        return hubs[-1]
+
+    yield make
+    for hub in hubs:
+        hub.end_all()

@@ -1,0 +1,225 @@
+"""Credentials of real servers of a real hub, which live for seconds, and of which none may ever expire."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from pymacaroons import Macaroon
+
+from casa_hub.delivery import layout
+from tests.support.local_hub import LocalHub, gone, until
+
+MakeHub = Callable[..., LocalHub]
+
+#: Seconds; and where the hub is killed, which must be back in time: it takes three, or ten on a busy machine.
+LIFE, LONG = 9, 27
+
+
+def config(life: int) -> str:
+    return f"""
+c.XCache.lifetime = c.Site.lifetime = {life}
+c.JupyterHub.authenticate_prometheus = False
+"""
+
+
+#: Whatever is written into this file is done in the hub, where a test can't call anything.
+CALLS = """
+import asyncio, traceback
+
+async def follow(app):
+    calls = Path("calls")
+    while True:
+        await asyncio.sleep(0.05)
+        if calls.exists():
+            name = calls.read_text()
+            calls.unlink()
+            [spawner] = app.users["alice"].spawners.values()
+            if name == "withdraw":
+                await spawner.casa_kept.withdraw()
+            elif name == "renew":
+                print("REPORT", await app.tornado_settings["casa_upkeep"].renewals.renew_now(), flush=True)
+            Path("called").touch()
+
+class Called(Early):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.parent.parent is None:
+            self.following = asyncio.get_running_loop().create_task(follow(self.parent))
+
+c.JupyterHub.authenticator_class = Called
+"""
+
+
+def call(hub: LocalHub, name: str) -> None:
+    done = hub.directory / "called"
+    (hub.directory / "calls.new").write_text(name)
+    (hub.directory / "calls.new").replace(hub.directory / "calls")
+    until(done.exists, f"{name} was called")
+    done.unlink()
+
+
+def record(hub: LocalHub) -> dict[str, Any]:
+    found: dict[str, Any] = hub.state("alice")["record"]  # type: ignore[assignment]
+    return found
+
+
+def order(hub: LocalHub, name: str = "xcache") -> int:
+    return int(record(hub)["credentials"][name]["order"])
+
+
+def end_of(macaroon: bytes) -> datetime:
+    """When a macaroon expires, as XCache reads it."""
+    caveats = [caveat.caveat_id for caveat in Macaroon.deserialize(macaroon.decode()).caveats]
+    [before] = [text.removeprefix("before:") for text in caveats if text.startswith("before:")]
+    return datetime.fromisoformat(before)
+
+
+@contextmanager
+def always_valid(hub: LocalHub) -> Iterator[list[datetime]]:
+    """Looks all the time whether alice's macaroon is there, is valid, and never a worse one. All expiries, in order."""
+    over, wrong, ends = threading.Event(), [], []
+    path: Path = hub.path("alice") / "xcache_token"
+
+    def look() -> None:
+        while not over.wait(0.01):
+            try:
+                end = end_of(path.read_bytes())
+            except Exception as error:  # noqa: BLE001 - whatever it is, a client had no credential
+                wrong.append(repr(error))
+                continue
+            if end <= datetime.now(UTC):
+                wrong.append(f"expired at {end}")
+            if ends and end < ends[-1]:
+                wrong.append(f"{end} after {ends[-1]}")
+            if not ends or end != ends[-1]:
+                ends.append(end)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield ends
+    finally:
+        over.set()
+        looking.join()
+    assert wrong == [], hub.log[-9000:]
+
+
+def test_a_server_never_has_an_expired_file_also_when_its_hub_is_killed(make_local_hub: MakeHub) -> None:
+    hub = make_local_hub(config(LONG)).start()
+    assert hub.spawn("alice")[-1]["ready"], hub.log[-5000:]
+    ca = (hub.path("alice") / "hostcert.pem").read_bytes()
+    with always_valid(hub) as ends:
+        until(lambda: order(hub) == 1, "a renewal", LONG)
+        hub.crash()
+        time.sleep(0.2)
+        hub.start()
+        until(lambda: order(hub) == 2, "a renewal by the next hub", LONG)
+    assert len(ends) == 3
+    state = record(hub)
+    assert state["credentials"]["site"]["order"] == state["credentials"]["xcache"]["order"] == state["order"] == 2
+    assert state["credentials"]["dask"]["order"] == 0
+    assert (hub.path("alice") / "hostcert.pem").read_bytes() == ca
+    assert "No new " not in hub.log
+    hub.stop_server("alice")
+    assert gone(hub, ("alice", ""))
+
+
+def test_an_unreadable_key_is_told_and_the_old_file_stays_until_it_is_back(make_local_hub: MakeHub) -> None:
+    hub = make_local_hub(config(LIFE)).start()
+    assert hub.spawn("alice")[-1]["ready"]
+    key = hub.directory / "xcache.key"
+    with always_valid(hub):
+        key.rename(hub.directory / "away")
+        hub.wait_for(r"No new xcache for .*alice.* keeps the one it has, which is valid until .*does not exist")
+        metrics = requests.get(f"{hub.url}/hub/metrics", timeout=10).text
+        assert 'casa_hub_mints_total{credential="xcache",outcome="failed"} ' in metrics
+        until(lambda: order(hub, "site") >= 1, "the other one is renewed", 8)
+        hub.wait_for(r"xcache of .*alice.* expires at .* and there is no new one", timeout=LIFE)
+        assert order(hub) == 0
+        (hub.directory / "away").rename(key)
+        hub.wait_for(r"xcache of .*alice.* is renewed after all")
+    assert order(hub) > 0
+
+
+def test_a_server_that_the_first_version_started_is_renewed_and_one_of_a_later_version_runs_on(
+    make_local_hub: MakeHub,
+) -> None:
+    hub = make_local_hub(config(LONG)).start()
+    for user in ("alice", "bob"):
+        assert hub.spawn(user)[-1]["ready"]
+    hub.crash()
+    states = {user: hub.state(user) for user in ("alice", "bob")}
+    for state in states.values():
+        del state["withdrawn"]
+    old: Any = states["alice"]["record"]
+    old["version"] = 1
+    del old["order"]
+    for entry in old["credentials"].values():
+        del entry["order"], entry["earlier"]
+    states["bob"]["record"]["version"] = 3  # type: ignore[index]
+    for user, state in states.items():
+        (hub.path(user) / "state.json").write_text(json.dumps(state))
+    bobs = {path.name: path.read_bytes() for path in (hub.path("bob") / "..data").iterdir()}
+    with always_valid(hub):
+        hub.start()
+        until(lambda: record(hub)["version"] == 2, "the first renewal", LONG)
+    assert order(hub) == 1
+    until(lambda: hub.ready("bob") == {""}, "bob's server is known to the hub")
+    assert {path.name: path.read_bytes() for path in (hub.path("bob") / "..data").iterdir()} == bobs
+    [line] = [line for line in hub.log.splitlines() if "Nothing is known of what the server" in line]
+    assert "bob" in line
+    metrics = requests.get(f"{hub.url}/hub/metrics", timeout=10).text
+    assert "casa_hub_servers_unkept 1.0" in metrics
+    hub.stop_server("bob")
+    assert gone(hub, ("bob", ""))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_withdrawn_server_has_nothing_any_more_and_stops_as_ever(make_local_hub: MakeHub, killed: bool) -> None:
+    hub = make_local_hub(config(LIFE) + CALLS).start()
+    assert hub.spawn("alice")[-1]["ready"]
+    call(hub, "withdraw")
+    directory = hub.path("alice")
+    assert sorted(path.name for path in directory.rglob("*") if path.is_file()) == ["process", "state.json"]
+    assert list((hub.directory / "traefik").iterdir()) == []
+    if killed:
+        hub.stop(signal.SIGKILL)
+        hub.start()
+    until(lambda: hub.ready("alice") == {""}, "the server runs on")
+    time.sleep(LIFE * 0.8)  # it would have been renewed by then
+    assert layout.read_set(directory) == {}
+    assert "No new " not in hub.log
+    process = hub.remember("alice")
+    assert process is not None
+    assert process.alive
+    hub.stop_server("alice")
+    assert gone(hub, ("alice", ""))
+    assert not process.alive
+
+
+def test_all_is_renewed_on_request_with_a_new_key(make_local_hub: MakeHub) -> None:
+    hub = make_local_hub(config(LIFE) + CALLS + "c.XCache.lifetime = 3600\n").start()
+    (hub.directory / "token").write_text("the-users-token")
+    assert hub.spawn("alice")[-1]["ready"]
+    before = {path.name: path.read_bytes() for path in (hub.path("alice") / "..data").iterdir()}
+    (hub.directory / "xcache.key").write_text("b" * 64 + "\n")
+    (hub.directory / "token").write_text("the-users-other-token")
+    call(hub, "renew")
+    hub.wait_for(r"REPORT Report\(renewed=\('\[\"\", \"alice\", \"\"\]',\), failed=\{\}\)")
+    after = {path.name: path.read_bytes() for path in (hub.path("alice") / "..data").iterdir()}
+    changed = {name for name in before if after[name] != before[name]}
+    # The CA is the start's: what has run since then and what comes now still know each other.
+    assert set(before) - changed == {"ca.pem"}
+    assert set(after) == set(before)
+    earlier = record(hub)["credentials"]["xcache"]["earlier"]
+    assert len(earlier) == 1, "what was made with the old key may have to be blocked"

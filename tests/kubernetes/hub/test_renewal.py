@@ -1,0 +1,266 @@
+"""Renewal on a real API server, through all that goes wrong between it and the hub: never to an older state."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from tests.kubernetes.hub.faulty import SECRET, Faulty, open_faulty
+from tests.kubernetes.hub.servers import NONE
+from tests.support.kubernetes.api import MERGE, Api, eventually
+from tests.support.kubernetes.fault_proxy import Answer, Delay, Fault, Hold, Reset
+
+#: Seconds that macaroons live; the others live for hours, so that each renewal is of one credential.
+LIFE = 9
+#: Whatever is written into this file is done in the hub, where a test can't call anything.
+CONFIG = f"""
+import asyncio
+c.XCache.lifetime = {LIFE}
+c.JupyterHub.authenticate_prometheus = False
+
+async def follow(app):
+    calls = Path("calls")
+    while True:
+        await asyncio.sleep(0.05)
+        if calls.exists():
+            name, user = calls.read_text().split()
+            calls.unlink()
+            [found] = [one for one in app.users.values() if one.name == user]
+            [spawner] = found.spawners.values()
+            if name == "withdraw":
+                await spawner.casa_kept.withdraw()
+            else:
+                await spawner.casa_kept.renew([name], anyhow=True)
+            Path("called").touch()
+
+class Called(WithToken):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.parent.parent is None:
+            self.following = asyncio.get_running_loop().create_task(follow(self.parent))
+
+c.JupyterHub.authenticator_class = Called
+"""
+
+#: Faults that pass.
+PASSING: dict[str, Fault] = {
+    "429": Answer(429, retry_after=1),
+    "500": Answer(500),
+    "time-out": Hold(),
+    "reset": Reset(),
+    "answer lost": Reset(after=True),
+    "answer late": Hold(after=True),
+}
+
+
+@pytest.fixture(scope="module")
+def shared(plane: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
+    with open_faulty(plane, tmp_path_factory, CONFIG) as site:
+        yield site
+
+
+@pytest.fixture
+def site(shared: Faulty) -> Iterator[Faulty]:
+    yield shared
+    shared.proxy.clear()
+    shared.clear()
+
+
+def call(site: Faulty, name: str, user: str = "ada") -> None:
+    done = site.hub.directory / "called"
+    (site.hub.directory / "calls.new").write_text(f"{name} {user}")
+    (site.hub.directory / "calls.new").replace(site.hub.directory / "calls")
+    eventually(done.exists, timeout=30)
+    done.unlink()
+
+
+class Watched:
+    """Every state that a server's Secret goes through, of which none may be worse than the one before."""
+
+    def __init__(self, site: Faulty, user: str = "ada") -> None:
+        self._site = site
+        pod = site.pod(user)
+        self._path = f"/api/v1/namespaces/{site.namespace}/secrets/{site.of(pod)['Secret']['metadata']['name']}"
+        self.states: list[tuple[int, str]] = []
+        self.look()
+
+    def look(self) -> dict[str, Any]:
+        secret = self._site.plane.request("GET", self._path)
+        record: dict[str, Any] = json.loads(secret["metadata"]["annotations"]["casa-hub/record"])
+        state = record.get("order", 0), secret["data"]["xcache_token"]
+        if not self.states or state != self.states[-1]:
+            before, self.states = self.states, [*self.states, state]
+            # Another record has other files, and the other way round: they change together.
+            assert not before or (state[0] > before[-1][0] and state[1] not in {token for _, token in before})
+        return record
+
+    def order(self) -> int:
+        return int(self.look()["order"])
+
+    def expires(self) -> float:
+        entry = self.look()["credentials"]["xcache"]
+        return datetime.fromisoformat(entry["expires_at"]).timestamp()
+
+    def wait_for(self, order: int, timeout: float = 3 * LIFE) -> None:
+        eventually(lambda: self.order() >= order, timeout=timeout)
+
+
+def test_a_secret_is_renewed_again_and_again_also_by_the_next_hub(site: Faulty) -> None:
+    site.ready("ada")
+    watched = Watched(site)
+    before = site.files(site.pod("ada"))
+    for number in (1, 2):
+        watched.wait_for(number)
+        assert watched.expires() > time.time()
+    site.restart()
+    watched.wait_for(3)
+    after = site.files(site.pod("ada"))
+    assert {name for name in before if before[name] != after[name]} == {"xcache_token"}
+    assert json.loads(site.pod("ada")["metadata"]["annotations"]["casa-hub/record"])["order"] == 0, "no request for it"
+    site.stop("ada")
+    eventually(lambda: site.ours() == NONE)
+
+
+def test_nothing_is_asked_while_nothing_is_due(plane: Api, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with open_faulty(plane, tmp_path_factory, "c.XCache.lifetime = 3600\n") as site:
+        site.ready("ada")
+        site.restart()
+        eventually(lambda: site.hub.api("GET", "/users/ada").json()["servers"][""]["ready"])
+        site.proxy.answered.clear()
+        time.sleep(3)
+        assert [path for _, path, _ in site.proxy.answered if "/secrets" in path] == []
+
+
+@pytest.mark.any_hub
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_a_renewal_outlives_a_fault_that_passes(site: Faulty, fault: Fault) -> None:
+    site.ready("ada")
+    watched = Watched(site)
+    end = watched.expires()
+    rule = site.proxy.on("PATCH", SECRET, fault, times=1)
+    rule.wait()
+    watched.wait_for(1)
+    assert time.time() < end + 1, "the old one was still valid, or nearly so on a slow machine"
+    assert site.hub.log.count('"action": "renewed"') >= 1
+    watched.wait_for(2)
+
+
+def test_a_renewal_that_fails_is_told_keeps_the_old_files_and_comes_later(site: Faulty) -> None:
+    site.ready("ada")
+    watched = Watched(site)
+    since = len(site.hub.log)
+    site.proxy.on("PATCH", SECRET, Answer(403, "not here"), times=10**6)
+    site.hub.wait_for_all(r"No new xcache for .*ada.* keeps the one it has.*not here", 1, since=since)
+    site.hub.wait_for_all(r"xcache of .*ada.* expires at .*, and there is no new one: .*not here", 1, since=since)
+    assert watched.order() == 0
+    site.proxy.clear()
+    watched.wait_for(1, timeout=30)
+    site.hub.wait_for_all(r"xcache of .*ada.* is renewed after all", 1, since=since)
+
+
+def test_a_late_request_of_an_earlier_try_changes_nothing(site: Faulty) -> None:
+    """It was given up; the next one came through; then it arrives."""
+    site.ready("ada")
+    watched = Watched(site)
+    # Twice: within a renewal, the request itself is tried again with the same content.
+    held = site.proxy.on("PATCH", SECRET, Hold(), times=3)
+    held.wait(3)
+    watched.wait_for(1, timeout=40)
+    order, token = watched.states[-1]
+    answered = len(site.proxy.answered)
+    held.release()
+    eventually(
+        lambda: sum(method == "PATCH" for method, _, _ in site.proxy.answered[answered:]) >= held.hits, timeout=10
+    )
+    late = [status for method, _, status in site.proxy.answered[answered:] if method == "PATCH"]
+    assert late.count(422) >= held.hits - 1
+    watched.look()
+    assert watched.states.count((order, token)) == 1
+    watched.wait_for(order + 1)
+
+
+def test_a_request_that_was_given_up_and_came_through_is_gone_on_from(site: Faulty) -> None:
+    site.ready("ada")
+    watched = Watched(site)
+    slow = site.proxy.on("PATCH", SECRET, Delay(7), times=10**6)
+    slow.wait(1)
+    eventually(lambda: watched.order() == 1, timeout=30)
+    site.proxy.clear()
+    watched.wait_for(2, timeout=30)
+    record = watched.look()
+    assert record["order"] == record["credentials"]["xcache"]["order"]
+
+
+def test_a_secret_of_the_first_version_is_renewed(site: Faulty, plane: Api) -> None:
+    site.ready("ada")
+    pod = site.pod("ada")
+    site.hub.stop()
+    record = json.loads(pod["metadata"]["annotations"]["casa-hub/record"])
+    record["version"] = 1
+    del record["order"]
+    for entry in record["credentials"].values():
+        del entry["order"], entry["earlier"]
+    text = {"metadata": {"annotations": {"casa-hub/record": json.dumps(record, indent=1)}}}
+    name = site.of(pod)["Secret"]["metadata"]["name"]
+    for path in (f"{site.pods}/jupyter-ada", f"/api/v1/namespaces/{site.namespace}/secrets/{name}"):
+        plane.request("PATCH", path, text, content_type=MERGE)
+    site.hub.start()
+    watched = Watched(site)
+    eventually(lambda: watched.look()["version"] == 2, timeout=3 * LIFE)
+    assert watched.order() >= 1
+
+
+def test_a_server_of_a_later_version_runs_on_and_is_told_of(site: Faulty, plane: Api) -> None:
+    site.ready("ada")
+    record = json.loads(site.pod("ada")["metadata"]["annotations"]["casa-hub/record"])
+    site.hub.stop()
+    text = {"metadata": {"annotations": {"casa-hub/record": json.dumps({**record, "version": 3})}}}
+    plane.request("PATCH", f"{site.pods}/jupyter-ada", text, content_type=MERGE)
+    since = len(site.hub.log)
+    site.hub.start()
+    site.hub.wait_for_all(r"Nothing is known of what the server .*ada", 1, since=since)
+    time.sleep(LIFE)
+    assert site.hub.log[since:].count("Nothing is known") == 1
+    assert site.hub.api("GET", "/users/ada").json()["servers"][""]["ready"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_withdrawn_server_has_nothing_any_more_and_stops_as_ever(site: Faulty, restarted: bool) -> None:
+    site.ready("ada")
+    site.ready("bea")
+    uid = site.pod("ada")["metadata"]["uid"]
+    call(site, "withdraw")
+    call(site, "withdraw")  # to the same effect
+    start_id = site.pod("ada")["metadata"]["labels"]["casa-hub/start-id"]
+    assert site.ours(start_id) == NONE
+    since = len(site.hub.log)
+    if restarted:
+        site.restart()
+    Watched(site, "bea").wait_for(1)
+    time.sleep(LIFE / 2)
+    assert site.pod("ada")["metadata"]["uid"] == uid
+    assert site.ours(start_id) == NONE
+    assert "No new " not in site.hub.log[since:]
+    site.stop("ada")
+    site.stop("bea")
+    site.nothing_left()
+
+
+def test_a_withdrawal_does_not_wait_for_a_renewal_that_hangs(site: Faulty) -> None:
+    site.ready("ada")
+    held = site.proxy.on("PATCH", SECRET, Hold(), times=10**6)
+    held.wait()
+    begun = time.monotonic()
+    call(site, "withdraw")
+    assert time.monotonic() - begun < 1.5
+    assert site.ours() == NONE
+    held.release()
+    time.sleep(1)
+    assert site.ours() == NONE
+    site.stop("ada")
+    site.nothing_left()

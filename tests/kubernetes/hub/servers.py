@@ -27,6 +27,13 @@ ROUTES = "/apis/traefik.io/v1alpha1/namespaces/{}/ingressroutetcps"
 KINDS = {"Secret": SECRETS, "Service": SERVICES, "IngressRouteTCP": ROUTES}
 NONE: dict[str, list[Any]] = {kind: [] for kind in KINDS}
 
+#: Lets the tests' service be an operator's (`casa_hub.web.operations`).
+OPERATOR = """
+from casa_hub.web import operations
+c.JupyterHub.extra_handlers = operations.handlers
+c.JupyterHub.load_roles.append({"name": "operator", "services": ["tests"], "scopes": [operations.SCOPE]})
+"""
+
 Event = dict[str, Any]
 
 
@@ -166,6 +173,14 @@ class Site:
         # It is reported as running like all the others; a kubelet would wait for the Secret.
         eventually(lambda: self.plane.request("GET", path)["status"]["phase"] == "Running")
         self.plane.request("PATCH", f"{path}/status", {"status": {"phase": "Pending"}}, content_type=MERGE)
+
+    def collect(self, *, dry_run: bool = False) -> dict[str, str]:
+        """`casa-hub gc`, at a hub with `OPERATOR`: what was found, and why."""
+        answer = self.hub.api("POST", "/casa-hub/gc", json={"dry_run": dry_run})
+        assert answer.status_code == 200, answer.text
+        found = answer.json()["found"]
+        assert not [one for one in found if one["error"]], found
+        return {one["thing"]: one["why"] for one in found}
 
     def token_of(self, user: str) -> str:
         """A JupyterHub token with which the user makes requests."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from tests.kubernetes.hub.servers import KINDS, NONE, Site, open_site
+from tests.kubernetes.hub.servers import KINDS, NONE, OPERATOR, Site, open_site
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.hub import CHART_RULES
 
@@ -107,7 +107,7 @@ def opened(
     try:
         account = Account(plane, namespace, ALL_GROUPS - groups)
         with open_site(
-            plane, directories, config + ENDED_STAY, namespace=namespace, kubeconfig=account.kubeconfig
+            plane, directories, config + ENDED_STAY + OPERATOR, namespace=namespace, kubeconfig=account.kubeconfig
         ) as site:
             yield site, account
     finally:
@@ -180,6 +180,11 @@ def ask_until(site: Site, condition: Callable[[], bool], access_token: str = "an
         (site.hub.directory / "token").unlink()
 
 
+def collect(site: Site) -> str:
+    """What the operator's command says."""
+    return str(site.hub.api("POST", "/casa-hub/gc", json={}).json().get("message", ""))
+
+
 def sweep(site: Site) -> str:
     return logged(site, Site.restart, until="an earlier hub may have left")
 
@@ -207,11 +212,19 @@ CORE: list[tuple[Right, Act]] = [
     (Right("", "services", "patch"), spawn_without),
     (Right("", "services", "get"), end_of_a_pod),
     (Right("", "services", "delete"), end_of_a_pod),
+    (Right("", "secrets", "list"), collect),
+    (Right("", "services", "list"), collect),
 ]
 
 
 def route_cases(group: str, resource: str) -> list[tuple[Right, Act]]:
-    acts = {"create": spawn_without, "patch": spawn_without, "get": end_of_a_pod, "delete": end_of_a_pod}
+    acts = {
+        "create": spawn_without,
+        "patch": spawn_without,
+        "get": end_of_a_pod,
+        "list": collect,
+        "delete": end_of_a_pod,
+    }
     return [(Right(group, resource, verb), act) for verb, act in acts.items()]
 
 

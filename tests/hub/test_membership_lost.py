@@ -5,6 +5,7 @@ Hubs with real servers, routes and tokens, and with times made short by their co
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import requests
 from casa_hub.audit import PREFIX
 from casa_hub.processes import signed_in
 from tests.hub.conftest import MakeHub
-from tests.support.hub import Hub
+from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.person import CANT_SAY, LOG_IN_AGAIN, NO, Person
 
@@ -105,13 +107,14 @@ class User(Person):
 
     server: Path
     process: Any = None
+    path = ""
 
     def starts(self, name: str = "") -> User:
         before = set(self.hub.directory.glob("servers/*/process"))
         answer = self.browser.spawn(name)
         assert answer.status_code in (201, 202), answer.text
-        path = f"/user/{self.name}/{name}".rstrip("/") + "/env"
-        until(lambda: requests.get(self.hub.url + path, timeout=10).status_code == 200, "the server answers")
+        self.path = f"/user/{self.name}/{name}".rstrip("/") + "/env"
+        until(lambda: requests.get(self.hub.url + self.path, timeout=10).status_code == 200, "the server answers")
         (file,) = set(self.hub.directory.glob("servers/*/process")) - before
         self.server, self.process = file.parent, signed_in(file)
         assert self.effects() == NOTHING
@@ -130,7 +133,7 @@ class User(Person):
         effects = {"page refused": not self.browser.is_in(), "API token refused": self.api() == 403}
         if self.process is None:
             return effects
-        page = requests.get(f"{self.hub.url}/user/{self.name}/env", timeout=10, allow_redirects=False)
+        page = requests.get(self.hub.url + self.path, timeout=10, allow_redirects=False)
         return effects | {
             "file gone": not (self.server / "access_token").exists(),
             "route gone": self.server.name not in "".join(map(Path.read_text, self.routes())),
@@ -332,7 +335,7 @@ def held_back(users: list[User]) -> None:
     """Wait until all of them are."""
     hub = users[0].hub
     until(lambda: metric(hub, "casa_hub_memberships_held_back") == len(users), "all are held back")
-    (alarm,) = re.findall(r"\[C .*no members any more, all at once", hub.log)
+    (_alarm,) = re.findall(r"\[C .*no members any more, all at once", hub.log)
     assert {event["username"] for event in audit(hub) if event["action"] == "held-back"} == {u.name for u in users}
     # Not even those who were found first are out for longer than it takes to ask the others.
     assert all(user.access() == (True, True) for user in users)
@@ -394,3 +397,143 @@ def test_one_of_many_is_out_though_the_others_have_to_be_asked(five: list[User])
     seconds = measured(out, time.monotonic())
     assert max(seconds.values()) <= PROMISED
     assert all(user.access() == (True, True) for user in others)
+
+
+# -- hubs that die, and starts that are under way ----------------------------------------------------------------------
+
+
+def test_a_hub_killed_in_the_middle_of_a_departure_goes_on_with_it(make_servers: MakeServers, idp: IdP) -> None:
+    """Also if nobody says "no" any more: the operator has ended the access of a member."""
+    hub = make_servers("c.JupyterHub.cleanup_servers = False\nc.Spawner.http_timeout = 60\n", recheck=60).start()
+    user = User(hub, idp).starts()
+    # The server takes its time to end: it gets no signal.
+    os.kill(user.process.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(
+            hub.api, "POST", "/casa-hub/revoke", token="token-of-the-operator", json={"user": user.name}
+        )
+        until(lambda: not (user.server / "access_token").exists(), "the files are withdrawn")
+        assert user.api() == 403
+        hub.stop(signal.SIGKILL)
+        with contextlib.suppress(requests.ConnectionError):
+            asked.result()
+    assert user.process.alive
+    os.kill(user.process.pid, signal.SIGCONT)
+    hub.start()
+    assert ended(user)["by"] == "service operator"
+    until(lambda: user.has_nothing, "the end of the access")
+    assert idp.owner(idp.revoked[-1]) == user.sub
+    assert not user.hub.api("GET", f"/users/{user.name}").json()["auth_state"]
+    # Nothing is left to go on with.
+    hub.stop(signal.SIGKILL)
+    since = len(hub.log)
+    with hub.running():
+        assert user.browser.log_in(user.sub).status_code == 200
+        assert "Your access was ended at" in user.browser.page("/hub/home").text
+        assert "Going on with the end" not in hub.log[since:]
+
+
+def test_a_hub_killed_between_a_refresh_and_its_store_costs_a_log_in_and_no_server(
+    make_servers: MakeServers, idp: IdP
+) -> None:
+    hub = make_servers("c.JupyterHub.cleanup_servers = False\n", max_age=600).start()
+    user = User(hub, idp).starts()
+    with idp.holding("refresh_token"):
+        assert idp.arrived.wait(10)
+        answers = len(idp.token_answers)
+        hub.stop(signal.SIGKILL)
+    # The provider has given a new refresh token to nobody, and ended the old one.
+    until(lambda: len(idp.token_answers) > answers, "the provider answers")
+    hub.start()
+    until(lambda: not user.browser.is_in(), "pages ask for a log-in")
+    assert "used twice" in user.browser.page("/hub/home").text
+    assert user.runs
+    assert user.api() == 200
+    stale = (user.server / "access_token").read_text()
+    assert user.browser.log_in(user.sub).status_code == 200
+    until(lambda: (user.server / "access_token").read_text() != stale, "the server gets the new token")
+    assert user.has_all
+    # And so it goes on.
+    asked = idp.requests["refresh_token"]
+    until(lambda: idp.requests["refresh_token"] > asked + 1, "further checks")
+    assert user.has_all
+    user.is_in_groups()
+    ended(user)
+
+
+def test_a_start_that_is_under_way_ends_with_the_access(make_servers: MakeServers, idp: IdP) -> None:
+    slow = 'exec sleep 8; exec "$0" -m jupyterhub.tests.mocksu "$@"'
+    more = f"""
+c.Spawner.cmd = ["sh", "-c", {slow!r}.replace("exec sleep", "sleep"), sys.executable]
+c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0}}
+"""
+    with make_servers(more, provider="wlcg-iam").running() as hub:
+        user = User(hub, idp)
+        assert user.browser.spawn().status_code == 202
+        until(lambda: any(hub.directory.glob("servers/*/process")), "the process starts")
+        (file,) = hub.directory.glob("servers/*/process")
+        user.server, user.process = file.parent, signed_in(file)
+        assert (user.server / "access_token").exists()
+        begin = time.monotonic()
+        user.is_in_groups()
+        until(lambda: not (user.server / "access_token").exists(), "the files are withdrawn")
+        ended(user)
+        assert time.monotonic() - begin <= PROMISED
+        until(lambda: user.has_nothing, "the end of the access")
+
+
+# -- other ways out ----------------------------------------------------------------------------------------------------
+
+
+def test_an_administrator_s_removal_of_a_user_ends_all_servers_and_the_refresh_token(iam: Hub, idp: IdP) -> None:
+    user = User(iam, idp)
+    user.starts("named").starts()
+    named = [signed_in(path) for path in iam.directory.glob("servers/*/process")]
+    token = user.stored()["refresh_token"]
+    answer = iam.api("DELETE", f"/users/{user.name}")
+    assert answer.status_code == 204, answer.text
+    assert not any(process.alive for process in named)
+    assert not list(iam.directory.glob("servers/*/access_token"))
+    assert user.access() == (False, False)
+    assert idp.revoked[-1] == token or idp.owner(idp.revoked[-1]) == user.sub
+    assert ended(user)["by"] == "an administrator of the hub"
+    revoked = {event["servername"] for event in user.audit() if event["action"] == "revoked"}
+    assert "named" in revoked
+
+
+def test_without_refresh_tokens_a_log_in_counts_for_its_time_and_pages_tell_its_end(
+    make_servers: MakeServers, idp: IdP
+) -> None:
+    idp.rotate = False
+    idp.change["/oauth2/token"] = lambda document: {k: v for k, v in document.items() if k != "refresh_token"}
+    with make_servers(provider="wlcg-iam").running() as hub:
+        user = User(hub, idp).starts()
+        begin = time.monotonic()
+        until(lambda: "Please log out and in again" in user.browser.page("/hub/home").text, "a notice")
+        assert user.has_all
+        assert ended(user)["reason"].startswith("No new log-in in time")
+        assert time.monotonic() - begin <= MAX_AGE + 30
+        until(lambda: user.has_nothing, "the end of the access")
+        # A refused log-in is a "no" for what nobody can be asked about.
+        other = User(hub, idp).starts()
+        other.is_in_groups("/cms")
+        assert Browser(hub).log_in(other.sub).status_code == 403
+        assert ended(other)["reason"].startswith("This hub is for members of")
+        until(lambda: other.has_nothing, "the end of the access")
+
+
+def test_servers_of_whom_no_log_in_is_known_run_until_one_should_have_been(make_servers: MakeServers, idp: IdP) -> None:
+    """The crypt key is lost, and with it all log-ins: nobody said "no"."""
+    hub = make_servers("c.JupyterHub.cleanup_servers = False\n").start()
+    users = [User(hub, idp).starts() for _ in range(2)]
+    hub.stop(signal.SIGKILL)
+    hub.environment["JUPYTERHUB_CRYPT_KEY"] = "0" * 64
+    with hub.running():
+        begin = time.monotonic()
+        assert users[0].browser.log_in(users[0].sub).status_code == 200
+        assert ended(users[1])["reason"].startswith("No log-in in time")
+        assert time.monotonic() - begin >= MAX_AGE - RECHECK
+        assert not users[1].process.alive
+        assert users[0].runs
+        users[0].is_in_groups()
+        ended(users[0])

@@ -124,12 +124,17 @@ def test_servers_reach_xcache_and_the_pool_at_private_addresses(
     assert not may_go(policies, server, Peer(address="169.254.169.254"), 80)
 
 
-def test_the_hub_reaches_the_api_server_wherever_it_is(
-    name: str, policies: list[dict[str, Any]], render: Render
-) -> None:
-    labels = find(render(name), "Deployment", "hub")["spec"]["template"]["metadata"]["labels"]
-    for address, port in ("10.96.0.1", 443), ("192.0.2.10", 6443), ("169.254.1.1", 6443):
-        assert may_go(policies, Peer(labels, NAMESPACE), Peer(address=address), port)
+def test_a_hub_that_may_go_nowhere_else_reaches_the_api_server(render: Render) -> None:
+    rules = dict.fromkeys(("privateIPs", "nonPrivateIPs"), False)
+    objects = render("cms", {"hub": {"networkPolicy": {"egressAllowRules": rules}}})
+    labels = find(objects, "Deployment", "hub")["spec"]["template"]["metadata"]["labels"]
+    hub = Peer(labels, NAMESPACE)
+    charts = [one for one in objects if one["kind"] == "NetworkPolicy"]
+    both = [*charts, yaml.safe_load((VALUES / "network-policy.yaml").read_text())]
+    for address, port in ("10.96.0.1", 443), ("192.0.2.10", 6443):
+        assert not may_go(charts, hub, Peer(address=address), port)
+        assert may_go(both, hub, Peer(address=address), port)
+    assert not may_go(both, hub, Peer(address="10.96.0.1"), 80)
 
 
 def test_the_charts_own_defaults_would_block_it(render: Render, probe: Probe) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.helm.conftest import CLIENT_SECRET, FILES, ROOT, VALUES, HubIn, Probe, Render
+from tests.support.helm import template
 from tests.support.hub_pod import HubPod
 
 CONFIG_D = "/usr/local/etc/jupyterhub/jupyterhub_config.d"
@@ -21,7 +24,7 @@ def config_of(name: str) -> dict[str, dict[str, Any]]:
     return config
 
 
-def test_the_charts_files_are_where_it_wants_them(chart: Any, render: Render) -> None:
+def test_the_charts_files_are_where_it_wants_them(chart: Path, render: Render) -> None:
     files = HubPod(render("dev"), {"casa-hub-keys": {"dask": b""}}).files()
     for name in ("jupyterhub_config.py", "z2jh.py"):
         file = files[f"/usr/local/etc/jupyterhub/{name}"]
@@ -102,6 +105,18 @@ def test_the_snippet_says_the_same_as_hub_config(names: tuple[str, ...], probe: 
     }
     for name in names:
         assert f"Loading {CONFIG_D} config: {name}" in told["log"]
+
+
+def test_the_snippet_is_mounted_as_the_readme_says(chart: Path) -> None:
+    text = (VALUES / "README.md").read_text()
+    option = re.findall(r"`--set-file (\S+)`", text)
+    (path,) = re.findall(r"`hub\.extraFiles\.casa_hub\.mountPath: (\S+)`", text)
+    values = [VALUES / "dev.yaml"]
+    key, file = option[0].split("=")
+    more = ["--set-file", f"{key}={ROOT / file}", "--set", f"hub.extraFiles.casa_hub.mountPath={path}"]
+    files = HubPod(template(chart, values, *more), {"casa-hub-keys": {"dask": b""}}).files()
+    assert files[path].data == SNIPPET.read_bytes()
+    assert path.startswith(CONFIG_D)
 
 
 def test_the_snippet_leaves_what_is_set(probe: Probe) -> None:

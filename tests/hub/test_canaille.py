@@ -15,7 +15,9 @@ import pytest
 import requests
 from pytest_iam import Server
 
+from casa_hub.identity.oidc import Client, Issuer, OIDCError
 from casa_hub.identity.standing import FRESH
+from casa_hub.identity.verdicts import Verdict
 from tests.hub.test_refresh import GRACE, RECHECK
 from tests.support.hub import Browser, Hub, casa_config
 
@@ -157,3 +159,26 @@ def test_a_wrong_client_secret_is_the_operator_s_affair(hub: Hub, iam_server: Se
         iam_server.backend.save(client)
     hub.put_forward(FRESH + 1)
     assert browser.is_in()
+
+
+async def test_a_refresh_token_is_ended_where_the_provider_offers_it(hub: Hub, iam_server: Server) -> None:
+    """RFC 7009, as another implementation than ours understands it."""
+    person(iam_server, "revoked", "uscms")
+    assert log_in(Browser(hub), "revoked").status_code == 200
+    state = hub.api("GET", "/users/revoked").json()["auth_state"]
+    issuer = Issuer(Client(iam_server.url, "the-hub", SECRET))
+    try:
+        assert await issuer.revoke(state["refresh_token"]) is True
+        with pytest.raises(OIDCError) as caught:
+            await issuer.refresh(state["refresh_token"], sub=state["casa"]["sub"])
+        assert caught.value.answer.verdict is not Verdict.YES
+        assert await issuer.revoke(state["refresh_token"]) is True  # it may be asked again
+        assert await issuer.revoke("a-token-that-never-was") is True
+    finally:
+        await issuer.close()
+    stranger = Issuer(Client(iam_server.url, "the-hub", "not-the-secret"))
+    try:
+        with pytest.raises(OIDCError, match="a refresh token could not be revoked"):
+            await stranger.revoke(state["refresh_token"])
+    finally:
+        await stranger.close()

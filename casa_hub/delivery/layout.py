@@ -33,6 +33,9 @@ DATA = "..data"
 #: ".." stands for the "/" of a path, and after a name that ends in "." nobody could tell where it is.
 _NAME = re.compile(r"(?!.*\.\.)[-._a-zA-Z0-9]*[-_a-zA-Z0-9]")
 _LONGEST = 252
+#: Names of what is on its way to its place: a link of the layout's, and a file of `replace_file`.
+_LINK_ON_ITS_WAY = re.compile(r"\.\.[0-9a-f]{8}\.new")
+_FILE_ON_ITS_WAY = re.compile(r"\..+\.[0-9a-f]{8}\.new")
 
 
 def bad_path(path: str) -> bool:
@@ -84,11 +87,22 @@ def write_set(directory: Path, files: Mapping[str, bytes], now: datetime) -> Non
 
 
 def remove_old_sets(directory: Path) -> None:
-    """Remove every set but the present one."""
+    """Remove every set but the present one, and what a hub that was killed left on its way; nobody may write now."""
     current = (directory / DATA).readlink().name
     for entry in os.scandir(directory):
-        if entry.name.startswith("..") and entry.name != current and entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
+        if entry.is_symlink():
+            left = _LINK_ON_ITS_WAY.fullmatch(entry.name) is not None
+        elif entry.is_dir():
+            left = entry.name.startswith("..") and entry.name != current
+        else:
+            left = is_on_its_way(entry.name)
+        if left:
+            remove(Path(entry.path))
+
+
+def is_on_its_way(name: str) -> bool:
+    """Whether a plain file of that name is one of `replace_file`, for the milliseconds until it has its own."""
+    return _FILE_ON_ITS_WAY.fullmatch(name) is not None
 
 
 def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:

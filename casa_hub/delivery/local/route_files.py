@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from casa_hub.delivery.base import Route
-from casa_hub.delivery.layout import replace_file
+from casa_hub.delivery.layout import is_on_its_way, replace_file
 from casa_hub.delivery.traefik import TraefikRoutes, checked, rule
 from casa_hub.errors import DeliveryError, Problem, Severity
 from casa_hub.naming import Server
@@ -101,9 +101,14 @@ class RouteFiles:
             path.unlink(missing_ok=True)
 
     def sweep(self, hub_id: str, living: Collection[tuple[str, str]]) -> None:
-        """Take away what this hub left of servers other than the `living` (identity, start id)."""
+        """Take away what this hub left of servers other than the `living` (identity, start id); while nobody writes."""
         for path, owner in self.left(hub_id, lambda: living):
             self.remove(path, owner)
+        # What a hub that was killed had written, but not named yet.
+        for path in self._directory.glob(".*.new") if self._in_use else ():
+            one = _owner(path) if is_on_its_way(path.name) else None
+            if one is not None and _hub(one[0]) == hub_id:
+                self.remove(path, one)
 
     def _path(self, server: Server) -> Path:
         return self._directory / f"{server.slug}.yml"

@@ -18,7 +18,7 @@ help:
 	@echo "make test        all tests, with JupyterHub 6 and 5.5"
 	@echo "make kubernetes  only builds the Kubernetes that tests run on: eight minutes, once; make test does it too"
 	@echo "make lint        ruff and mypy --strict"
-	@echo "make bench       what a mint costs, and a hundred starts at once, side by side with other ways"
+	@echo "make bench       what a mint costs, a thousand servers to keep fresh, and a hundred starts at once"
 	@echo "make lock        resolve the versions that the tests run with anew"
 	@echo "make image       a hub's image for Kubernetes, from a wheel of this source (IMAGE=registry.example.org/name:tag)"
 
@@ -52,6 +52,7 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(VENV)/bin/python bench/bench.py
+	$(VENV)/bin/python bench/keeper.py
 	$(VENV)/bin/python bench/storm.py
 	$(VENV)/bin/python bench/node.py
 

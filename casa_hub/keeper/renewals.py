@@ -11,10 +11,10 @@ import contextlib
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from casa_hub.errors import CasaError
 from casa_hub.facility import Facility
@@ -28,8 +28,10 @@ _AT_ONCE = 4
 _PACE = 0.02
 #: Seconds between two looks around; and in a hub's first minute, when JupyterHub finds its servers again.
 _LOOK, _FIRST_LOOKS, _FIRST_MINUTE = 10.0, 1.0, 60.0
-#: Servers that are looked at in one turn of the hub's loop.
+#: Servers, or credentials, that are looked at in one turn of the hub's loop.
 _IN_ONE_TURN = 50
+
+T = TypeVar("T")
 
 _UNKNOWN = (
     "it was started without casa_hub, by a later version of it, or under another name. It runs on, but nothing of it "
@@ -192,7 +194,7 @@ class Renewals:
 
     async def _look_around(self) -> None:
         seen = set()
-        for _, spawner, kept in await _in_turns(running(self._app)):
+        async for _, spawner, kept in _in_turns(running(self._app)):
             seen.add(spawner)
             if kept is not None:
                 self._known(spawner, kept)
@@ -206,7 +208,7 @@ class Renewals:
         now = self._clock()
         overdue: dict[str, int] = {}
         life_left: dict[str, float] = {}
-        for server, name, credential in await _in_turns(self._credentials()):
+        async for server, name, credential in _in_turns(self._credentials()):
             self._tell_if_late(server, name, credential, now)
             overdue[name] = overdue.get(name, 0) + bool(credential.failures)
             if credential.order >= 0:
@@ -408,14 +410,12 @@ class Renewals:
         )
 
 
-async def _in_turns(things: Iterator[Any]) -> list[Any]:
+async def _in_turns(things: Iterator[T]) -> AsyncIterator[T]:
     """All of them; others on the loop get their turns in between."""
-    found = []
-    for thing in things:
-        found.append(thing)
-        if len(found) % _IN_ONE_TURN == 0:
+    for number, thing in enumerate(things, 1):
+        yield thing
+        if number % _IN_ONE_TURN == 0:
             await asyncio.sleep(0)
-    return found
 
 
 def _seconds(moment: str | None) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,8 +24,16 @@ from casa_hub.naming import Server
 class Kept:
     """One server, as `casa_hub.keeper.kept.Kept`; a hub that was restarted knows what it held at its start only."""
 
-    def __init__(self, facility: Facility, server: Server, start_id: str, token: AccessToken | None = None) -> None:
+    def __init__(
+        self,
+        facility: Facility,
+        server: Server,
+        start_id: str,
+        token: AccessToken | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.facility = facility
+        self.clock = clock
         self.server = server
         self.running_start: str | None = start_id
         self.token = token
@@ -44,7 +53,7 @@ class Kept:
 
     def request(self) -> Request:
         assert self.running_start
-        return Request(self.server, self.running_start, datetime.now(UTC), self.token)
+        return Request(self.server, self.running_start, datetime.fromtimestamp(self.clock(), UTC), self.token)
 
     @property
     def record(self) -> dict[str, Any]:

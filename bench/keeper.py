@@ -1,0 +1,213 @@
+"""What it costs a hub to keep the credentials of a thousand servers fresh.
+
+    python bench/keeper.py [--servers 1000] [--faulty 0.2]
+
+Servers are objects, not processes: their macaroons, IDTOKENs and Dask certificates are minted for real, and delivered
+to a variable. A part of the deliveries fails, some for a reason that nobody thought of; all take a few milliseconds.
+
+Three things are measured: a look around with nothing due, the renewal of all servers at once (a hub that was away for
+hours finds them so), and memory. What that makes in a renewal period of half a day is computed from these: looks around
+every ten seconds, and each server renewed one and a half times (at two thirds of a life of twelve hours), failures and
+all. Times are CPU of the hub's thread, since others may have the processor. Always exits with 0: "met" and "missed" are
+for people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import gc
+import logging
+import os
+import random
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from traitlets.config import Config
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # tests.support
+
+from casa_hub.credentials.htcondor import scramble  # noqa: E402
+from casa_hub.errors import DeliveryError  # noqa: E402
+from casa_hub.facility import Facility  # noqa: E402
+from casa_hub.keeper import renewals as module  # noqa: E402
+from casa_hub.keeper.renewals import Renewals  # noqa: E402
+from casa_hub.naming import Server  # noqa: E402
+from tests.support.kept import App, Kept  # noqa: E402
+
+PERIOD = 43200.0
+#: Of a life, after which a credential is renewed.
+DUE = 2 / 3
+STALL_MS, CPU_PERCENT, MEMORY_MB = 5.0, 1.0, 5.0
+
+
+class Clock:
+    """Seconds since the epoch, and what we have put it forward by."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+class Turns:
+    """The longest turn of the event loop, by the CPU of its thread; of each callback that it runs."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._inner: Callable[..., Any] = asyncio.events.Handle._run  # noqa: SLF001 - there is no other way
+
+    def __enter__(self) -> Self:
+        inner, turns = self._inner, self
+
+        def run(handle: Any) -> Any:
+            before = time.thread_time()
+            try:
+                return inner(handle)
+            finally:
+                turns.longest = max(turns.longest, time.thread_time() - before)
+
+        asyncio.events.Handle._run = run  # type: ignore[method-assign]  # noqa: SLF001
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.events.Handle._run = self._inner  # type: ignore[method-assign]  # noqa: SLF001
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of CPU, and bytes."""
+
+    look: float
+    renewal: float
+    tries: int
+    seconds: float
+    longest_turn: float
+    traced: int
+    resident: int
+
+
+def facility(directory: Path) -> Facility:
+    keys = {
+        "xcache": base64.b64encode(os.urandom(64)),
+        "htcondor": scramble(os.urandom(64)),
+        "dask": base64.b64encode(os.urandom(48)) + b"\n",
+    }
+    past = time.time() - 60  # as a key file usually is: older than the moment it is read
+    for name, content in keys.items():
+        (directory / name).write_bytes(content)
+        (directory / name).chmod(0o400)
+        os.utime(directory / name, (past, past))
+    config = Config(
+        Facility={"credentials": list(keys)},
+        XCache={"key_file": str(directory / "xcache"), "site_name": "T3", "lifetime": int(PERIOD)},
+        HTCondor={
+            "key_file": str(directory / "htcondor"),
+            "trust_domain": "pool.example.org",
+            "uid_domain": "example.org",
+            "subject": "{username}",
+            "lifetime": int(PERIOD),
+        },
+        Dask={"secret_file": str(directory / "dask"), "domain": "example.org"},
+    )
+    return Facility(config=config)
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def fault(faulty: float) -> None:
+    """What may go wrong with a delivery."""
+    if random.random() < faulty:
+        raise random.choice(
+            [DeliveryError("Secret users/casa-x", "no answer", "Try again."), RuntimeError("never thought of")]
+        )
+
+
+def is_renewed(kept: Kept) -> bool:
+    return kept.text is not kept.at_start
+
+
+async def measure(servers: int, faulty: float, directory: Path) -> Measured:
+    minting, app, clock = facility(directory), App(), Clock()
+    homes = [Kept(minting, Server("", f"user-{n}"), f"{n:032x}", clock=clock) for n in range(servers)]
+    for kept in homes:
+        kept.takes = 0.005
+        app.add(kept)
+    keeper = Renewals(app, minting, clock)
+
+    tracemalloc.start()
+    gc.collect()
+    traced, before = tracemalloc.get_traced_memory()[0], resident()
+    await keeper._look_around()  # noqa: SLF001 - what is measured
+    gc.collect()
+    traced, before = tracemalloc.get_traced_memory()[0] - traced, resident() - before
+    tracemalloc.stop()
+
+    looks = 20
+    with Turns() as turns:
+        begun = time.thread_time()
+        for _ in range(looks):
+            await keeper._look_around()  # noqa: SLF001
+        look = (time.thread_time() - begun) / looks
+
+        for kept in homes:
+            kept.fault = lambda: fault(faulty)
+        clock.ahead += DUE * 1.1 * PERIOD
+        keeper.begin()
+        begun, since = time.thread_time(), time.monotonic()
+        while not all(map(is_renewed, homes)):
+            await asyncio.sleep(2)
+            clock.ahead += 300  # what failed is tried again after ten minutes at most
+        cpu, seconds = time.thread_time() - begun, time.monotonic() - since
+    tries = sum(len(kept.asked) for kept in homes)
+    return Measured(look, cpu / servers, tries, seconds, turns.longest, traced, before)
+
+
+def report(servers: int, faulty: float, one: Measured) -> str:
+    looks = PERIOD / module._LOOK * one.look  # noqa: SLF001
+    renewals = servers / DUE * one.renewal
+    percent = 100 * (looks + renewals) / PERIOD
+    megabytes = max(one.traced, one.resident) / 1e6
+    rows = [
+        (f"a look around at {servers} servers, nothing due", f"{one.look * 1e3:.2f} ms of CPU"),
+        (
+            f"a renewed server ({one.tries} tries for {servers}, {faulty:.0%} fail)",
+            f"{one.renewal * 1e3:.2f} ms of CPU",
+        ),
+        ("all of them due at once, until the last is renewed", f"{one.seconds:.0f} s"),
+        ("longest turn of the event loop", f"{one.longest_turn * 1e3:.2f} ms of CPU"),
+        ("in half a day: looks around", f"{looks:.1f} s of CPU"),
+        ("in half a day: renewals", f"{renewals:.1f} s of CPU"),
+        ("memory: traced, resident", f"{one.traced / 1e6:.2f} MB, {one.resident / 1e6:.2f} MB"),
+    ]
+    targets = [
+        (f"longest turn at most {STALL_MS:g} ms: {one.longest_turn * 1e3:.2f}", one.longest_turn * 1e3 <= STALL_MS),
+        (f"at most {CPU_PERCENT:g} % of a core in half a day: {percent:.4f}", percent <= CPU_PERCENT),
+        (f"at most {MEMORY_MB:g} MB: {megabytes:.2f}", megabytes <= MEMORY_MB),
+    ]
+    lines = [f"{what:62}{value:>22}" for what, value in rows]
+    return "\n".join([*lines, "", *(f"{'met   ' if met else 'missed'}  {target}" for target, met in targets)])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--servers", type=int, default=1000)
+    parser.add_argument("--faulty", type=float, default=0.2)
+    arguments = parser.parse_args()
+    # Lines are made, as in a hub, but not shown.
+    logging.basicConfig(level=logging.INFO, filename=os.devnull)
+    with tempfile.TemporaryDirectory() as name:
+        measured = asyncio.run(measure(arguments.servers, arguments.faulty, Path(name)))
+    print(report(arguments.servers, arguments.faulty, measured))

@@ -143,16 +143,21 @@ class Site:
         )
 
     def dial(self, host: str, context: ssl.SSLContext, port: int = DASK_PORT) -> str:
-        """What a TLS client hears of `host` at Traefik: "welcome", or the refusal."""
-        with socket.create_connection((self.traefik.address, port), 20) as connection:
-            try:
-                with context.wrap_socket(connection, server_hostname=host) as tls:
-                    # Dask speaks first, to whom it accepts. TLS 1.3 tells a client of its refusal only here.
-                    return "welcome" if tls.recv(1) else "closed"
-            except ssl.SSLCertVerificationError as error:
-                return f"the client refused: {error.verify_message}"
-            except ssl.SSLError as error:
-                return f"the server refused: {error.reason}"
+        """As `dial`, at this Traefik."""
+        return dial(self.traefik.address, port, host, context)
+
+
+def dial(address: str, port: int, host: str, context: ssl.SSLContext) -> str:
+    """What a TLS client hears of `host` at Traefik: "welcome", or the refusal."""
+    with socket.create_connection((address, port), 20) as connection:
+        try:
+            with context.wrap_socket(connection, server_hostname=host) as tls:
+                # Dask speaks first, to whom it accepts. TLS 1.3 tells a client of its refusal only here.
+                return "welcome" if tls.recv(1) else "closed"
+        except ssl.SSLCertVerificationError as error:
+            return f"the client refused: {error.verify_message}"
+        except ssl.SSLError as error:
+            return f"the server refused: {error.reason}"
 
 
 def dask_process(

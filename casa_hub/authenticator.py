@@ -604,8 +604,13 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         if sorted(group.name for group in user.groups) != groups:
             user.sync_groups(groups)
 
-    async def _tokens_changed(self, user: Any) -> None:
-        """Hand the new token to the running servers: the old one may be dead (IAM: clearAccessTokensOnRefresh)."""
+    async def _tokens_changed(self, user: Any, standing: Standing) -> None:
+        verdict = standing.verdict if self.upkeep is None else self.upkeep.holdback.effective(user.name, standing)
+        if verdict is not Verdict.NO:
+            await self.hand_out_token(user)
+
+    async def hand_out_token(self, user: Any) -> None:
+        """Give the newest token to the running servers: the old one may be dead (IAM: clearAccessTokensOnRefresh)."""
         for spawner in list(user.spawners.values()):
             renew = getattr(spawner, "renew_credentials", None)
             if renew is not None and spawner.active and not spawner.pending:

@@ -34,6 +34,10 @@ class IdentityError(CasaError):
     """This user name is somebody else's, or nobody can tell whose."""
 
 
+class UnknownOwnerError(IdentityError):
+    """Nobody can tell whose this name is."""
+
+
 class Identities:
     """The bindings in the hub's database, through the hub's own session (which lives on its event loop)."""
 
@@ -115,7 +119,7 @@ class Identities:
         except SQLAlchemyError as error:
             self._db.rollback()
             # Unreadable is refused: the name may be anybody's. The driver's text may hold parameters.
-            raise IdentityError(
+            raise UnknownOwnerError(
                 f"user name {username!r}",
                 f"the hub's database can't say whose it is ({type(error).__name__})",
                 "Try again; if it stays so, tell the administrators of this hub",

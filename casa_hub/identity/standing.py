@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from casa_hub.identity.bindings import Identities, IdentityError
+from casa_hub.identity.bindings import Identities, IdentityError, UnknownOwnerError
 from casa_hub.identity.membership import Allowed, MalformedClaim, Refused
 from casa_hub.identity.oidc import Issuer, OIDCError, RefreshedTokenError
 from casa_hub.identity.session import Session
@@ -82,7 +82,7 @@ class Standings:
         groups_live: bool,
         clock: Callable[[], float],
         on_yes: Callable[[Any, Allowed], None],
-        on_tokens: Callable[[Any], Awaitable[None]],
+        on_tokens: Callable[[Any, Standing], Awaitable[None]],
         on_verdict: Callable[[str, Standing], None],
     ) -> None:
         """Needs the provider, the bindings of names, the times of memberships, and what follows.
@@ -95,7 +95,7 @@ class Standings:
             groups_live: whether userinfo shows a lost group with an old access token.
             clock: epoch seconds.
             on_yes: is called with the hub's user and the decision of every "yes", to apply groups and admin rights.
-            on_tokens: is awaited with the hub's user after new tokens were stored, except for somebody who is out.
+            on_tokens: is awaited with the hub's user and standing after new tokens were stored.
             on_verdict: is called with user name and standing at every verdict, also a log-in's.
         """
         self._issuer = issuer
@@ -242,8 +242,8 @@ class Standings:
             self._learn(user.name, standing)
             if isinstance(standing.decision, Allowed):
                 self._on_yes(user, standing.decision)
-            if inquiry.refreshed and standing.verdict is not Verdict.NO:
-                await self._on_tokens(user)
+            if inquiry.refreshed:
+                await self._on_tokens(user, standing)
         except Exception:
             # Whatever this is, it isn't a "yes", and it isn't the user's fault either.
             log.exception("Membership of %s could not be found out", user.name)
@@ -277,7 +277,9 @@ class Standings:
         except MalformedClaim as error:
             problem, verdict, reason = error, Verdict.CANT_SAY, str(error)
         except IdentityError as error:
-            problem, verdict, reason = error, Verdict.NO, str(error)
+            # Refused, but nobody's fault: servers aren't stopped for a table that can't be read.
+            unknown = isinstance(error, UnknownOwnerError)
+            problem, verdict, reason = error, Verdict.CANT_SAY if unknown else Verdict.NO, str(error)
         log.warning("Membership of %s: %s", inquiry.user.name, problem)
         now, due_at = self._clock(), inquiry.due_at
         return Standing(verdict, now, reason, last_yes, session.id, our_fault=our_fault, due_at=due_at)

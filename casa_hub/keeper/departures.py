@@ -278,6 +278,7 @@ class Departures:
 
         spawner._stop_pending = True  # noqa: SLF001 - JupyterHub's own marks; others wait for them
         spawner._stop_future = asyncio.ensure_future(stop())  # noqa: SLF001
+        spawner._stop_future.add_done_callback(lambda done: done.cancelled() or done.exception())  # noqa: SLF001
         try:
             # Not cancelled with us: a stop that is broken off leaves JupyterHub with half a server.
             await asyncio.shield(spawner._stop_future)  # noqa: SLF001

@@ -172,6 +172,9 @@ class Gate:
         names = self._holdback.hold(self._now())
         for name in names:
             tell(self._app.tornado_settings, Event(Action.HELD_BACK, name, reason=self._reason(name)))
+            user = self._app.users.get(name)
+            if user is not None:  # what came with the "no" was not handed out
+                self._task(self._app.authenticator.hand_out_token(user), f"token of {name}, who is held back")
         level = logging.CRITICAL if first else logging.WARNING
         log.log(
             level,

@@ -85,7 +85,9 @@ class Rounds:
         self._noticed = {name: at for name, at in self._noticed.items() if name in people}
         now = self._now()
         # After a long pause (a machine that slept) those who missed their turn would all come at once.
-        since = self._until if now - self._until < max(self._length / 10, 2 * self._pause) else now
+        # And the other way round, a clock that was put back must not leave nobody asked.
+        late = now - self._until
+        since = self._until if -2 * self._pause < late < max(self._length / 10, 2 * self._pause) else now
         self._until = now + self._pause
         unread = []
         for name, has_server in people.items():

@@ -1,0 +1,261 @@
+"""Whose word counts when: an explicit "no" against silence, age and a log-in in between.
+
+The provider is what a test lets it say; how real ones say it is in tests/hub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from casa_hub.identity.bindings import IdentityError, UnknownOwnerError
+from casa_hub.identity.membership import Allowed, Refused
+from casa_hub.identity.oidc import OIDCError, Tokens
+from casa_hub.identity.session import Session
+from casa_hub.identity.standing import Standing, Standings
+from casa_hub.identity.verdicts import Answer, Verdict
+from casa_hub.keeper.times import Keeper
+
+ISSUER = "https://idp.example.org/"
+NOW = 1_700_000_000.0
+YES = Allowed(groups=frozenset({"/cms"}), matched=frozenset({"/cms"}), admin=False)
+NO = Refused(reason="not in /cms", missing=frozenset({"/cms"}), found=frozenset(), claim_missing=False)
+
+
+@dataclass
+class User:
+    """As much of JupyterHub's as standings need."""
+
+    name: str = "alice"
+    state: dict[str, Any] | None = None
+
+    async def get_auth_state(self) -> dict[str, Any] | None:
+        await asyncio.sleep(0)
+        return self.state
+
+    async def save_auth_state(self, state: dict[str, Any] | None) -> None:
+        await asyncio.sleep(0)
+        self.state = state
+
+    @property
+    def session(self) -> Session | None:
+        return Session.from_auth_state(self.state)
+
+
+@dataclass
+class World:
+    """A user, a provider, and the standings between them."""
+
+    live: bool = False
+    refresh_token: str = "first"
+    now: float = NOW
+    #: What the provider makes of a refresh and of the membership; an exception is raised.
+    says: Any = None
+    decision: Allowed | Refused = YES
+    binding: Exception | None = None
+    told: list[tuple[Verdict, str]] = field(default_factory=list)
+    tokens: list[Verdict] = field(default_factory=list)
+    gate: asyncio.Event | None = None
+    client: Any = None
+
+    def __post_init__(self) -> None:
+        self.client = type("Client", (), {"issuer": ISSUER})()
+        self.user = User()
+        self.standings = self.restarted()
+        self.log_in()
+
+    def restarted(self) -> Standings:
+        """Standings of a hub that knows no more than its database."""
+        self.standings = Standings(
+            self,  # type: ignore[arg-type]
+            self,  # type: ignore[arg-type]
+            Keeper(),
+            lambda *_: self.decision,
+            groups_live=self.live,
+            clock=lambda: self.now,
+            on_yes=lambda *_: None,
+            on_tokens=self._new_tokens,
+            on_verdict=lambda name, standing: self.told.append((standing.verdict, standing.reason)),
+        )
+        return self.standings
+
+    async def _new_tokens(self, user: Any, standing: Standing) -> None:
+        self.tokens.append(standing.verdict)
+
+    def log_in(self, session_id: str = "one") -> None:
+        session = Session(
+            id=session_id,
+            issuer=ISSUER,
+            sub="sub",
+            access_token="token",
+            refresh_token=self.refresh_token,
+            expires_at=self.now + 3600,
+            obtained_at=self.now,
+            scope=None,
+            last_yes=self.now,
+            claims={},
+        )
+        self.user.state = session.to_auth_state()
+        self.standings.logged_in(self.user.name, session, YES)
+
+    async def ask(self, *, later: float = 300.0, **more: Any) -> Standing:
+        self.now += later
+        return await self.standings.of(self.user, max_age=100, **more)
+
+    # -- the provider and the bindings
+
+    async def refresh(self, token: str, *, sub: str) -> Tokens:
+        if self.gate is not None:
+            await self.gate.wait()
+        if isinstance(self.says, Exception):
+            raise self.says
+        return Tokens("newer", token + "+", "", self.now + 3600, self.now, None)
+
+    async def userinfo(self, token: str, *, sub: str) -> dict[str, Any]:
+        return {"sub": sub}
+
+    def check(self, username: str, **_: str) -> None:
+        if self.binding is not None:
+            raise self.binding
+
+
+def error(verdict: Verdict, *, our_fault: bool = False) -> OIDCError:
+    return OIDCError("the token end point", Answer(verdict, f"says {verdict}", our_fault))
+
+
+CANT_SAY, LOG_IN_AGAIN = error(Verdict.CANT_SAY), error(Verdict.LOG_IN_AGAIN)
+
+
+@pytest.mark.parametrize("silence", [CANT_SAY, LOG_IN_AGAIN], ids=["no answer", "the session is dead"])
+async def test_an_explicit_no_isn_t_taken_back_by_silence(silence: OIDCError) -> None:
+    world = World()
+    world.decision = NO
+    assert (await world.ask()).verdict is Verdict.NO
+    world.says = silence
+    for _ in range(3):
+        standing = await world.ask()
+        assert (standing.verdict, standing.reason, standing.last_yes) == (Verdict.NO, NO.reason, NOW)
+    world.says, world.decision = None, YES
+    assert (await world.ask()).verdict is Verdict.YES
+
+
+async def test_a_provider_that_is_slow_doesn_t_excuse_an_explicit_no() -> None:
+    world = World()
+    world.decision = NO
+    await world.ask()
+    world.gate = asyncio.Event()
+    assert (await world.ask(patience=0.01)).verdict is Verdict.NO
+    world.gate.set()
+    await world.standings.settled("alice")
+
+
+async def test_a_no_remembers_the_last_yes_though_not_every_one_is_stored() -> None:
+    """It decides when the grace ends of somebody who is held back."""
+    world = World()
+    assert (await world.ask()).last_yes == NOW + 300
+    assert world.user.session is not None
+    assert world.user.session.last_yes == NOW  # not worth a commit yet
+    world.decision = NO
+    assert (await world.ask()).last_yes == NOW + 300
+
+
+async def test_a_refused_log_in_ends_a_log_in_that_counts_by_its_age_also_after_a_restart() -> None:
+    world = World(refresh_token="")
+    assert (await world.ask()).aged
+    await world.standings.refused(world.user, NO.reason, NO)
+    assert world.told[-1] == (Verdict.NO, NO.reason)
+    for _ in range(2):
+        standing = await world.ask()
+        assert (standing.verdict, standing.reason) == (Verdict.NO, NO.reason)
+        world.restarted()
+    world.log_in("two")
+    assert (await world.ask()).verdict is Verdict.YES
+
+
+async def test_a_refused_log_in_wins_over_an_asking_that_began_before_it() -> None:
+    world = World()
+    world.gate = asyncio.Event()
+    asking = asyncio.create_task(world.ask())
+    await asyncio.sleep(0.01)
+    await world.standings.refused(world.user, NO.reason, NO)
+    world.gate.set()
+    assert (await asking).verdict is Verdict.NO
+    # But where the provider can be asked, its newer word counts.
+    assert (await world.ask()).verdict is Verdict.YES
+    assert world.user.session is not None
+    assert world.user.session.refused == ""
+
+
+async def test_a_log_in_wins_over_a_no_that_was_asked_for_before_it() -> None:
+    world = World()
+    world.gate = asyncio.Event()
+    asking = asyncio.create_task(world.ask())
+    await asyncio.sleep(0.01)
+    world.log_in("two")
+    world.decision = NO
+    world.gate.set()
+    assert (await asking).verdict is Verdict.YES
+    assert world.user.session is not None
+    assert world.user.session.refresh_token == "first"
+
+
+async def test_forgetting_a_log_in_leaves_a_later_one_alone() -> None:
+    world = World()
+    world.log_in("two")
+    await world.standings.forget(world.user, "one")
+    assert world.user.session is not None
+    assert (await world.ask(later=1)).verdict is Verdict.YES
+    await world.standings.forget(world.user, "two")
+    assert world.user.session is None
+    standing = await world.ask()
+    assert (standing.verdict, standing.last_yes) == (Verdict.LOG_IN_AGAIN, 0.0)
+
+
+async def test_a_name_of_another_owner_is_a_no_and_a_table_that_can_t_be_read_isn_t() -> None:
+    world = World()
+    world.binding = UnknownOwnerError("name", "can't say", "")
+    assert (await world.ask()).verdict is Verdict.CANT_SAY
+    world.binding = IdentityError("name", "somebody else's", "")
+    assert (await world.ask()).verdict is Verdict.NO
+
+
+async def test_what_is_our_own_fault_is_told_apart() -> None:
+    world = World()
+    world.says = error(Verdict.CANT_SAY, our_fault=True)
+    standing = await world.ask()
+    assert (standing.verdict, standing.our_fault) == (Verdict.CANT_SAY, True)
+    world.says = None
+    assert not (await world.ask()).our_fault
+    world.decision = replace(NO, claim_withheld=True)
+    standing = await world.ask()
+    assert (standing.verdict, standing.our_fault) == (Verdict.CANT_SAY, True)
+
+
+async def test_a_server_s_token_is_replaced_when_two_thirds_of_its_life_are_gone() -> None:
+    world = World(live=True)  # userinfo needs no new token
+    standing = await world.ask(later=50)
+    assert standing.due_at == NOW + 2400
+    world.now = NOW + 2390
+    assert (await world.ask(later=0)).due_at == NOW + 2400
+    assert (await world.ask(later=20)).due_at == NOW + 2400  # fresh enough for a page
+    assert world.tokens == []
+    assert (await world.ask(later=0, for_server=True)).due_at == NOW + 2410 + 2400
+    assert world.tokens == [Verdict.YES]
+    assert (await world.ask(later=0, for_server=True)).due_at == NOW + 2410 + 2400  # once
+
+
+async def test_after_a_restart_it_is_known_without_asking_when_a_token_is_due() -> None:
+    world = World()
+    known = await world.restarted().known(world.user)
+    assert (known.verdict, known.last_yes, known.due_at) == (Verdict.CANT_SAY, NOW, NOW + 2400)
+    assert world.told == [(Verdict.YES, "")]  # that of the log-in: nobody was asked
+
+
+async def test_new_tokens_that_came_with_a_no_are_told_with_it() -> None:
+    world = World()
+    world.decision = NO
+    await world.ask()
+    assert world.tokens == [Verdict.NO]

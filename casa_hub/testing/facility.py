@@ -1,0 +1,212 @@
+"""A facility's own hub on this machine: its configuration as it is, but for what a test can't have.
+
+Who comes in and what a server holds is the facility's. The identity provider is the tests', keys are made for the
+test, and servers are processes of this machine instead of pods.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from casa_hub.delivery.base import Route
+from casa_hub.delivery.local.delivery import Delivered
+from casa_hub.processes import Process, signed_in
+from casa_hub.testing.hub import Hub
+
+#: Seconds until a server must be there.
+_START = 60
+#: A file's content of so many characters is looked for in the log; a shorter one is there by chance, too.
+_TELLING = 16
+
+#: Where a hub listens is the test's affair, and a setting of each of these would change it.
+_PLACES = ("base_url", "ip", "port", "ssl_key", "ssl_cert", "internal_ssl", "subdomain_host")
+_HUB_PLACES = ("hub_ip", "hub_bind_url", "hub_connect_ip", "hub_connect_url", "hub_connect_port")
+
+#: After the facility's configuration, which it overrules.
+LOCAL = """
+for _name in {places!r}:
+    c.JupyterHub.pop(_name, None)
+c.JupyterHub.setdefault("authenticator_class", "casa")
+c.JupyterHub.cleanup_servers = True
+c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0}}
+c.CasaOAuthenticator.update({{
+    "issuer": {issuer!r},
+    "client_id": "casa-hub-tests",
+    "client_secret": {client_secret!r},
+    "oauth_callback_url": {callback!r},
+    "ca_file": "",
+    "http_proxy": "",
+}})
+
+# Servers are JupyterHub's own small one: as good as a notebook's for what it is given, and there at once.
+c.JupyterHub.spawner_class = "casa-local"
+c.CasaLocalSpawner.cmd = [sys.executable, "-m", "jupyterhub.tests.mocksu"]
+c.CasaLocalSpawner.args = []
+c.CasaLocalSpawner.poll_interval = 1
+c.LocalDelivery.directory = os.path.abspath("servers")
+c.TraefikRoutes.directory = os.path.abspath("routes")
+
+# Never the facility's own keys.
+c.XCache.key_file = os.path.abspath("keys/xcache")
+c.HTCondor.key_file = os.path.abspath("keys/htcondor")
+c.Dask.secret_file = os.path.abspath("keys/dask")
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a running server was given."""
+
+    #: Where its secret files are.
+    directory: Path
+    #: Path below `directory` -> content.
+    files: Mapping[str, bytes] = field(repr=False)
+    #: The variables that its process was started with.
+    environment: Mapping[str, str] = field(repr=False)
+    #: Name of a credential -> ``issued_at``, ``expires_at``, ``identifiers`` and ``files``, as the hub remembers them.
+    credentials: Mapping[str, Mapping[str, Any]]
+    #: Name of a credential that could not be minted -> why.
+    missing: Mapping[str, str]
+    #: How it is to be reached from outside.
+    routes: tuple[Route, ...]
+    #: What its spawn page said.
+    messages: tuple[str, ...]
+
+
+class FacilityHub(Hub):
+    """A facility's hub, whose users log in at the identity provider of the tests.
+
+    Args:
+        directory: an empty one.
+        facility: its configuration: the file, the text of one, or ``hub.config`` of Zero to JupyterHub's values.
+        issuer: URL of the tests' identity provider.
+        overrides: configuration (Python text) after all else, such as the key file of a credential of the site's own.
+        environment: more variables for the hub's process.
+        proxy: as in `Hub`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        facility: Path | str | Mapping[str, Any],
+        issuer: str,
+        *,
+        overrides: str = "",
+        environment: Mapping[str, str] | None = None,
+        proxy: bool = False,
+    ) -> None:
+        self.client_secret = secrets.token_urlsafe(24)
+        self._seen: set[str] = set()
+        self._processes: list[Process] = []
+        for name in ("keys", "routes"):
+            (directory / name).mkdir(mode=0o700)
+        for name, content in {
+            "xcache": base64.b64encode(secrets.token_bytes(64)) + b"\n",
+            "htcondor": secrets.token_bytes(64),
+            "dask": base64.b64encode(secrets.token_bytes(48)) + b"\n",
+        }.items():
+            path = directory / "keys" / name
+            path.touch(mode=0o600)
+            path.write_bytes(content)
+        super().__init__(directory, "", first=_loaded(facility, directory), environment=environment, proxy=proxy)
+        local = LOCAL.format(
+            places=_PLACES + _HUB_PLACES,
+            issuer=issuer,
+            client_secret=self.client_secret,
+            callback=f"{self.url}/hub/oauth_callback",
+        )
+        with (directory / "jupyterhub_config.py").open("a") as file:
+            file.write(local + overrides)
+
+    def given(self, username: str, name: str = "") -> Given:
+        """Wait until a server that starts is ready, and see what it was given.
+
+        Fails with what the spawn page says if it doesn't start.
+        """
+        messages = self._wait_for_start(username, name)
+        one, directory = self._delivered(username, name)
+        record = one.record or {}
+        paths = [path for entry in record["credentials"].values() for path in entry["files"]]
+        files = {path: (directory / path).read_bytes() for path in paths}
+        self._seen |= {text for text in map(_secret_text, files.values()) if len(text) >= _TELLING}
+        process = signed_in(directory / "process")
+        assert process is not None, f"the server of {username} has no process"
+        self._processes.append(process)
+        environment = process.environment()
+        return Given(directory, files, environment, record["credentials"], record["missing"], one.routes, messages)
+
+    def _wait_for_start(self, username: str, name: str) -> tuple[str, ...]:
+        """What the spawn page says until the server is ready."""
+        path = f"/users/{quote(username, safe='')}/" + (f"servers/{quote(name, safe='')}" if name else "server")
+        messages: list[str] = []
+        with self.api("GET", f"{path}/progress", stream=True) as answer:
+            assert answer.ok, f"there is no server of {username}: {answer.text}"
+            for line in answer.iter_lines():
+                if line.startswith(b"data:"):
+                    event = json.loads(line.removeprefix(b"data:"))
+                    messages.append(event.get("message", ""))
+                    assert not event.get("failed"), f"the server of {username} did not start: " + " / ".join(messages)
+                    if event.get("ready"):
+                        return tuple(messages)
+        raise AssertionError(f"the server of {username} is not ready: " + " / ".join(messages))
+
+    def _delivered(self, username: str, name: str) -> tuple[Delivered, Path]:
+        for path in (self.directory / "servers").glob("[!.]*/state.json"):
+            one = Delivered.from_json(path.read_bytes())
+            if (one.server.username, one.server.name) == (username, name):
+                return one, path.parent
+        raise AssertionError(f"nothing was delivered for the server of {username}")
+
+    def close(self) -> None:
+        """End the hub and its servers, whatever state they are in."""
+        try:
+            self.stop()
+        finally:
+            if self.process is not None and self.process.poll() is None:
+                self.process.kill()
+            signed = [signed_in(path) for path in (self.directory / "servers").glob("[!.]*/process")]
+            for process in [*self._processes, *filter(None, signed)]:
+                if process.alive:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    def assert_no_secret_in_log(self, given_out: set[str]) -> None:
+        """Nothing that somebody could use is in its log, at level DEBUG.
+
+        Args:
+            given_out: by the identity provider (`IdP.secrets`); files of servers that were looked at are known.
+        """
+        wanted, log = given_out | self._seen | {self.client_secret, self.api_token}, self.log
+        # Which one is not said: it would be in the log of the tests then.
+        found = [secret for secret in wanted if secret in log]
+        assert not found, f"{len(found)} secrets are in the hub's log, the first at character {log.index(found[0])}"
+
+
+def _loaded(facility: Path | str | Mapping[str, Any], directory: Path) -> str:
+    """Configuration text that loads the facility's; a file is loaded from where it is, as it may look beside itself."""
+    if isinstance(facility, Mapping):
+        (directory / "values.json").write_text(json.dumps(facility))
+        # As the chart does, setting by setting.
+        return (
+            "import json\nc = get_config()\n"
+            "for _section, _settings in json.load(open('values.json')).items():\n    c[_section].update(_settings)\n"
+        )
+    if isinstance(facility, str):
+        path = directory / "facility_config.py"
+        path.write_text(facility)
+    else:
+        path = facility.resolve()
+        assert path.is_file(), f"{path} is no file"
+    return f"c = get_config()\nload_subconfig({path.name!r}, path={str(path.parent)!r})\n"
+
+
+def _secret_text(content: bytes) -> str:
+    return "" if content.lstrip().startswith(b"-----BEGIN CERT") else content.decode(errors="replace").strip()

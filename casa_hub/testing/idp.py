@@ -1,0 +1,267 @@
+"""An identity provider for tests: oidc-provider-mock, a kept one, and on top of it what real ones do besides.
+
+It runs in a thread of the test, on loopback, and believes everybody: whoever says to be somebody is. What the kept mock
+leaves out is added around it, not inside: PKCE is verified, refresh tokens can rotate, the groups can be frozen in the
+access token as INDIGO IAM does, and any answer can be replaced by a recorded one.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import secrets
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+import werkzeug.serving
+
+with warnings.catch_warnings(record=True):  # what it uses of others is its own affair
+    import oidc_provider_mock
+    from oidc_provider_mock._storage import User, storage
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+#: What of the token endpoint's answers (RFC 6749, 5.1) and requests is a secret.
+_TOKENS = frozenset({"access_token", "refresh_token", "id_token"})
+_REDEEMABLE = ("code", "code_verifier", "refresh_token")
+
+
+class IdP:
+    """The identity provider; attributes change its behaviour while it runs."""
+
+    def __init__(self) -> None:
+        self.app = oidc_provider_mock.app(access_token_max_age=timedelta(seconds=3600))
+        self.requests: Counter[str] = Counter()
+        #: path -> (status, body as JSON value or text) or a WSGI application, instead of the provider's own answer.
+        self.answers: dict[str, Any] = {}
+        #: Refusals of the refresh grant only: (status, body).
+        self.refresh_answer: tuple[int, Any] | None = None
+        #: The same, and answers of userinfo, for one subject only.
+        self.refresh_answers: dict[str, tuple[int, Any]] = {}
+        self.userinfo_answers: dict[str, Any] = {}
+        #: Refresh tokens that were ended by RFC 7009.
+        self.revoked: list[str] = []
+        #: Change what the token endpoint, userinfo, discovery or the key set say.
+        self.change: dict[str, Change] = {}
+        #: Refresh tokens are good for one use.
+        self.rotate = False
+        #: Userinfo shows the claims that were true when the access token was made.
+        self.frozen = False
+        #: Event on which requests to a path, or with a grant type, wait: to show time-outs and races.
+        self.hold: dict[str, threading.Event] = {}
+        #: Set when a held request has arrived.
+        self.arrived = threading.Event()
+        #: Redeemed with a wrong or missing PKCE verifier, counted.
+        self.pkce_failures = 0
+        self._challenges: dict[str, str] = {}
+        self._aliases: dict[str, str] = {}
+        self._snapshots: dict[str, dict[str, Any]] = {}
+        self._owners: dict[str, str] = {}
+        self._server: werkzeug.serving.BaseWSGIServer | None = None
+        self.authorization_requests: list[dict[str, str]] = []
+        self.token_requests: list[dict[str, str]] = []
+        self.token_answers: list[dict[str, Any]] = []
+        self._asked_scope = ""
+
+    def reset(self) -> None:
+        """Behave again as at first; tokens and users stay."""
+        for event in self.hold.values():
+            event.set()
+        self.answers.clear()
+        self.change.clear()
+        self.hold.clear()
+        self.requests.clear()
+        self.refresh_answers.clear()
+        self.userinfo_answers.clear()
+        self.arrived.clear()
+        self.refresh_answer, self.rotate, self.frozen, self.pkce_failures = None, False, False, 0
+
+    @contextlib.contextmanager
+    def holding(self, what: str) -> Iterator[threading.Event]:
+        """Requests to a path or with a grant type wait until the end of this, or until the event is set."""
+        self.arrived.clear()
+        event = self.hold[what] = threading.Event()
+        try:
+            yield event
+        finally:
+            event.set()
+            self.hold.pop(what, None)
+
+    @property
+    def issuer(self) -> str:
+        """Its URL, for the hub's configuration; it is known only while it runs."""
+        assert self._server is not None, "the identity provider doesn't run"
+        return f"http://localhost:{self._server.server_port}"
+
+    def put_user(self, sub: str, **claims: Any) -> None:
+        """Somebody who can log in; from now on userinfo and ID tokens say `claims` of `sub`.
+
+        For claims whose names aren't Python's: ``put_user("1234", **{"wlcg.groups": ["/cms"]})``.
+        """
+        # Not by its own address for it, which takes no slash; CILogon's subjects are URIs.
+        with self.app.test_request_context():
+            self.app.preprocess_request()
+            storage.store_user(User(sub=sub, claims=claims))
+
+    def owner(self, token: str) -> str:
+        """The subject of an access or a refresh token."""
+        return str(self._snapshots[token]["sub"]) if token in self._snapshots else self._owners.get(token, "")
+
+    def revoke(self, sub: str) -> None:
+        """End this user's session: all tokens are dead."""
+        with self.app.test_client() as client:
+            client.post(f"/users/{sub}/revoke-tokens")
+
+    def secrets(self) -> set[str]:
+        """All that it gave to a hub, or got from one, and that somebody could use."""
+        found = {str(value) for answer in self.token_answers for name, value in answer.items() if name in _TOKENS}
+        return found | {form[name] for form in self.token_requests for name in _REDEEMABLE if form.get(name)}
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[IdP]:
+        """Listens on a free port of loopback until the end of this."""
+        for chatty in ("werkzeug", "oidc_provider_mock"):
+            logging.getLogger(chatty).setLevel(logging.ERROR)
+        self._server = werkzeug.serving.make_server("localhost", 0, self._wsgi, threaded=True)
+        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            for event in self.hold.values():
+                event.set()
+            self._server.shutdown()
+            thread.join(10)
+            self._server.server_close()
+
+    # -- around the mock ----------------------------------------------------------------------------------------
+
+    def _wsgi(self, environ: dict[str, Any], start_response: Any) -> Any:
+        path = environ["PATH_INFO"]
+        self.requests[path] += 1
+        query = _flat(environ.get("QUERY_STRING", ""))
+        form: dict[str, str] = {}
+        if environ["REQUEST_METHOD"] == "POST":
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            form = _flat(body.decode())
+            environ["wsgi.input"] = io.BytesIO(body)
+        for event in (self.hold.get(path), self.hold.get(form.get("grant_type", ""))):
+            if event is not None:
+                self.arrived.set()
+                event.wait(30)
+        if path == "/oauth2/token":
+            self.token_requests.append(dict(form))
+            self.requests[form.get("grant_type", "")] += 1
+            refusal = self._refusal(form)
+            if refusal is not None:
+                return _reply(start_response, *refusal)
+            _replace_form(environ, form)
+        answer = self.answers.get(path)
+        if path == "/oauth2/revoke" and answer is None:
+            self.revoked.append(form["token"])
+            return _reply(start_response, 200, {})
+        if path == "/userinfo":
+            owner = self.owner(environ.get("HTTP_AUTHORIZATION", "").removeprefix("Bearer "))
+            answer = self.userinfo_answers.get(owner, answer)
+        if answer is not None:
+            return answer(environ, start_response) if callable(answer) else _reply(start_response, *answer)
+        if path == "/oauth2/authorize":
+            self.authorization_requests.append(query)
+            self._asked_scope = query.get("scope", "")
+        return self._pass_on(environ, start_response, path, query, form)
+
+    def _refusal(self, form: dict[str, str]) -> tuple[int, Any] | None:
+        """What real providers refuse; puts the mock's own refresh token into the form."""
+        if form.get("grant_type") != "refresh_token":
+            if self._pkce_holds(form):
+                return None
+            self.pkce_failures += 1
+            return 400, {"error": "invalid_grant", "error_description": "PKCE"}
+        if form["refresh_token"] in self.revoked:
+            return 400, {"error": "invalid_grant", "error_description": "revoked"}
+        answer = self.refresh_answers.get(self.owner(form["refresh_token"]))
+        if answer is not None:
+            return answer
+        if self.refresh_answer is None and (self.rotate or form["refresh_token"] in self._aliases):
+            real = self._aliases.pop(form["refresh_token"], None)
+            if real is None:
+                return 400, {"error": "invalid_grant", "error_description": "used twice"}
+            form["refresh_token"] = real
+        return self.refresh_answer
+
+    def _pkce_holds(self, form: dict[str, str]) -> bool:
+        digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
+        challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+        return self._challenges.pop(form.get("code", ""), None) == challenge
+
+    def _pass_on(
+        self, environ: dict[str, Any], start_response: Any, path: str, query: dict[str, str], form: dict[str, str]
+    ) -> Any:
+        caught: dict[str, Any] = {}
+
+        def catch(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:  # noqa: ARG001 - WSGI's
+            caught.update(status=status, headers=headers)
+
+        result = self.app.wsgi_app(environ, catch)
+        body = b"".join(result)
+        headers = caught["headers"]
+        if path == "/oauth2/authorize" and caught["status"].startswith("302"):
+            location = dict(headers)["Location"]
+            code = _flat(location.partition("?")[2]).get("code", "")
+            self._challenges[code] = query.get("code_challenge", "")
+        if caught["status"].startswith("200") and dict(headers).get("Content-Type", "").startswith("application/json"):
+            document = json.loads(body)
+            if path == "/.well-known/openid-configuration":
+                document["revocation_endpoint"] = f"{self.issuer}/oauth2/revoke"
+            if path == "/oauth2/token":
+                self._made(document, form)
+            if path == "/userinfo" and self.frozen:
+                token = environ["HTTP_AUTHORIZATION"].removeprefix("Bearer ")
+                document = self._snapshots[token]
+            if path in self.change:
+                document = self.change[path](document)
+            if path == "/oauth2/token":
+                self.token_answers.append(document)
+            return _reply(start_response, 200, document)
+        start_response(caught["status"], headers)
+        return [body]
+
+    def _made(self, document: dict[str, Any], form: dict[str, str]) -> None:
+        """Take note of new tokens. All scopes are granted, also those that the mock has never heard of."""
+        document["scope"] = self._asked_scope
+        if self.rotate:
+            real = document.get("refresh_token") or form["refresh_token"]
+            alias = secrets.token_urlsafe(16)
+            self._aliases[alias] = real
+            document["refresh_token"] = alias
+        with self.app.test_client() as client:
+            answer = client.get("/userinfo", headers={"Authorization": f"Bearer {document['access_token']}"})
+            self._snapshots[document["access_token"]] = answer.get_json()
+        if document.get("refresh_token"):
+            self._owners[document["refresh_token"]] = answer.get_json()["sub"]
+
+
+def _flat(text: str) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(text, keep_blank_values=True).items()}
+
+
+def _replace_form(environ: dict[str, Any], form: dict[str, str]) -> None:
+    body = urlencode(form).encode()
+    environ["wsgi.input"] = io.BytesIO(body)
+    environ["CONTENT_LENGTH"] = str(len(body))
+
+
+def _reply(start_response: Any, status: int, body: Any) -> list[bytes]:
+    text = body if isinstance(body, str) else json.dumps(body)
+    kind = "text/html" if text.startswith("<") else "application/jwt" if text.startswith("eyJ") else "application/json"
+    start_response(f"{status} Recorded", [("Content-Type", kind), ("Content-Length", str(len(text.encode())))])
+    return [text.encode()]

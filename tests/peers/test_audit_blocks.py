@@ -28,7 +28,6 @@ class Hub:
     """A facility, and the lines of its audit."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture, **sections: dict[str, Any]) -> None:
-        caplog.set_level(logging.INFO, logger=LOGGER)
         self._caplog = caplog
         config = Config({"Facility": {"credentials": [name.lower() for name in sections]}, **sections})
         self.facility = Facility.in_settings({}, config)
@@ -44,6 +43,13 @@ class Hub:
         """The audit, as whoever collects the log reads it."""
         lines = [record.getMessage() for record in self._caplog.records if record.name == LOGGER]
         return [json.loads(line.removeprefix(PREFIX)) for line in lines]
+
+
+@pytest.fixture(autouse=True)
+def _audit_is_heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever hub of another test has been the logger's parent."""
+    caplog.set_level(logging.INFO, logger=LOGGER)
+    monkeypatch.setattr(logging.getLogger(LOGGER), "parent", logging.root)
 
 
 def test_tokens_of_a_user_are_blocked_at_the_pool_by_what_the_audit_told(

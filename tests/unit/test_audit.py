@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,6 +49,15 @@ class Hub:
         lines = self.lines.getvalue().splitlines()
         assert all(line.startswith(PREFIX) for line in lines)
         return [json.loads(line.removeprefix(PREFIX)) for line in lines]
+
+
+@pytest.fixture(autouse=True)
+def _logger_is_given_back() -> Iterator[None]:
+    """A logger is the process's, and its parent the last hub's."""
+    logger = logging.getLogger(audit.LOGGER)
+    parent = logger.parent
+    yield
+    logger.parent = parent
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ LIFE = 9
 CONFIG = f"""
 import asyncio
 c.XCache.lifetime = {LIFE}
-c.JupyterHub.authenticate_prometheus = False
+c.TraefikRoutes.network_policy_peers = [{{"podSelector": {{"matchLabels": {{"app": "traefik"}}}}}}]
 
 async def follow(app):
     calls = Path("calls")
@@ -238,6 +238,9 @@ def test_a_withdrawn_server_has_nothing_any_more_and_stops_as_ever(site: Faulty,
     call(site, "withdraw")  # to the same effect
     start_id = site.pod("ada")["metadata"]["labels"]["casa-hub/start-id"]
     assert site.ours(start_id) == NONE
+    # It still runs: without its policy, more than Traefik could reach it.
+    policies = f"/apis/networking.k8s.io/v1/namespaces/{site.namespace}/networkpolicies"
+    assert len(site.plane.request("GET", f"{policies}?labelSelector=casa-hub/start-id={start_id}")["items"]) == 1
     since = len(site.hub.log)
     if restarted:
         site.restart()

@@ -316,7 +316,11 @@ class Renewals:
             if holding is None or holding.start_id != server.start_id:
                 self._end(server)
                 return
+            quiet = [name for name, one in server.credentials.items() if one.quiet]
             self._update(server, holding)
+            for name in quiet:  # still to be looked for, also where an earlier hub has brought one since the start
+                if name in server.credentials:
+                    server.credentials[name].at, server.credentials[name].quiet = self._clock(), True
             due = self._due_of(server)
             whatever = [name for name in due if server.credentials[name].anyhow]
             for names in (whatever, [name for name in due if name not in whatever]):

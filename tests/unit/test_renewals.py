@@ -420,6 +420,17 @@ async def test_a_token_that_an_earlier_hub_did_not_live_to_deliver_is_delivered(
     assert told(caplog) == []
 
 
+async def test_it_is_delivered_also_where_the_earlier_hub_has_brought_others_before(make: Callable[..., Hub]) -> None:
+    """What a server held at its start, which is all that is known at first, tells of an older one."""
+    hub = make("own")
+    kept = Kept(hub.facility, Server("", "ada"), "1" * 32, token(60))
+    kept.token = token(120)
+    await kept.renew(["own"])
+    kept.token = token()
+    hub.app.add(kept)
+    await until(lambda: order(kept) == 2)
+
+
 # -- on request
 
 

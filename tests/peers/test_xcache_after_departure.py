@@ -133,7 +133,7 @@ def test_a_copied_macaroon_is_good_until_it_expires_and_no_longer(
     others = {way: round(moment - expiry(copy), 1) for way, moment in seen.items()}
     with capsys.disabled():
         print(
-            f"\nfile gone {after:.1f} s after the change at the provider; its copy, minted for {LIFE} s, was accepted then"
+            f"\nfile gone {after:.1f} s after the change at the provider; a copy minted for {LIFE} s was accepted then"
             f" and refused {expiry(copy) - begin:.1f} s after the change, at its expiry (seen so much later: {others})"
         )
     assert after <= RECHECK + 30

@@ -199,7 +199,7 @@ def _departed(answer: Mapping[str, Any]) -> int:
     stopped = ", ".join(servers) or "nothing"
     _say(f"{answer['user']}: access ended; stopped: {stopped}; tokens deleted: {answer['tokens']}.")
     for sentence in answer["still"]:
-        _say(f"Not yet, the hub goes on trying: {sentence}")
+        _say(f"Not yet: {sentence}")
     return 1 if answer["still"] else 0
 
 
@@ -225,7 +225,8 @@ def status(hub: Hub, _: argparse.Namespace) -> int:
     if answer["held_back"]:
         _say("If these are true, end their access: casa-hub confirm")
     for overdue in answer["overdue"]:
-        _say(f"Not renewed in time: {overdue['credential']} of {overdue['server']}, until {overdue['expires_at']}")
+        until = f", which is valid until {overdue['until']}" if overdue["until"] else ""
+        _say(f"Not renewed: {overdue['credential']} of {overdue['server']}{until}: {overdue['why']}")
     for server in answer["unkept"]:
         _say(f"Nothing is known of server {server}, so nothing of it is renewed; it was started without casa_hub.")
     for server, why in sorted(answer["unsure"].items()):

@@ -49,6 +49,18 @@ class Report:
     failed: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A credential of a running server whose renewal fails."""
+
+    #: Identity.
+    server: str
+    credential: str
+    #: For people; "" for one that doesn't expire, or was never there.
+    until: str
+    why: str
+
+
 @dataclass(slots=True)
 class _Credential:
     """Times of what a server holds (epoch seconds)."""
@@ -223,6 +235,14 @@ class Renewals:
         for name, part in life_left.items():
             LIFE_LEFT.labels(name).set(part)
         UNKEPT.set(sum(server.unknown for server in self._servers.values()))
+
+    def overdue(self) -> list[Overdue]:
+        """What could not be renewed so far, for the operator."""
+        return [
+            Overdue(server.identity, name, "" if one.expires is None else _moment(one.expires), one.why)
+            for server, name, one in self._credentials()
+            if one.failures
+        ]
 
     def _credentials(self) -> Iterator[tuple[_Server, str, _Credential]]:
         for server in list(self._servers.values()):

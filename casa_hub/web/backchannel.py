@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 
 from jupyterhub import orm
 from jupyterhub.apihandlers.base import APIHandler
+from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 
 from casa_hub import audit
@@ -73,9 +74,15 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
         except ValueError:
             self._refuse("there must be one logout_token in a form")
             return
-        # Somebody whom nobody knows here, or who isn't logged in, is logged out (2.7).
-        for user in await self._users(said):
-            await self._end(user, said)
+        try:
+            # Somebody whom nobody knows here, or who isn't logged in, is logged out (2.7).
+            for user in await self._users(said):
+                await self._end(user, said)
+        except SQLAlchemyError as error:
+            self.db.rollback()
+            self.log.error("A log-out by the identity provider failed (%s)", type(error).__name__)  # noqa: TRY400
+            self._refuse("the hub's database failed; send another one")
+            return
         self.set_status(HTTPStatus.OK)
         self.finish()
 

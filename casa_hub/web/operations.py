@@ -17,6 +17,7 @@ it to a service, in ``jupyterhub_config.py``::
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -145,6 +146,8 @@ class RebindHandler(_Operation):
         if user is not None:
             reason = "The operator of this hub gives the name to another identity."
             answer |= _departed(await self.upkeep.departures.end(user, reason, why="operator", by=self.by))
+            if not answer["still"] and self.upkeep.departures.has_any(user):
+                answer["still"] = ["the owner has logged in again meanwhile."]
         # While a server of the owner's may still run, nobody else must be led to it.
         if not answer["still"]:
             answer["rebound"] = self.authenticator.identities.release(name)
@@ -186,12 +189,12 @@ class StatusHandler(_Operation):
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def get(self) -> None:
-        found = await survey(self.app, self.facility, datetime.now(UTC))
+        found = await survey(self.app, self.facility)
         held = [
             {"user": name, "reason": reason, "since": datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")}
             for name, reason, since in self.upkeep.holdback.held()
         ]
-        overdue = [{"server": server, "credential": name, "expires_at": at} for server, name, at in found.overdue]
+        overdue = [asdict(one) | {"server": _shown(one.server)} for one in self.upkeep.renewals.overdue()]
         self.write(
             {
                 "held_back": held,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import socket
+import sqlite3
 import time
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -260,6 +261,21 @@ def test_a_browser_can_t_be_made_to_ask_for_anything_here(online: Hub, idp: IdP)
     assert not answer.cookies
     assert requests.get(f"{online.url}/hub/backchannel-logout", timeout=30).status_code == 405
     assert idp.requests["/userinfo"] == asked
+
+
+def test_a_log_out_that_fails_says_so(make_hub: MakeHub, idp: IdP) -> None:
+    hub = make_hub(provider="keycloak", scope=["openid", "profile"], groups_claim="groups")
+    with hub.running():
+        person = Person(hub, idp)
+        with sqlite3.connect(hub.directory / "hub.sqlite") as db:
+            db.execute("ALTER TABLE casa_hub_identities RENAME TO away")
+        answer = post(hub, token(idp, sub=person.sub))
+        assert answer.status_code == 400
+        assert "the hub's database failed" in answer.json()["error_description"]
+        with sqlite3.connect(hub.directory / "hub.sqlite") as db:
+            db.execute("ALTER TABLE away RENAME TO casa_hub_identities")
+        assert post(hub, token(idp, sub=person.sub)).status_code == 200
+        assert not person.browser.is_in()
 
 
 def test_a_provider_whose_keys_are_away_has_not_said_it(make_hub: MakeHub, idp: IdP) -> None:

@@ -97,6 +97,7 @@ class Spawner:
 
     def __init__(self, kept: Kept) -> None:
         self.casa_kept = kept
+        self.name = kept.server.name
         self.ready = True
         self.pending = False
 

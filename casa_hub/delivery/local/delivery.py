@@ -414,8 +414,13 @@ class LocalDelivery(Delivery):
     def _directories(self, min_age: float) -> list[Path]:
         """All in our directory; those with a dot, which are on their way there or gone, only if that took too long."""
         before = time.time() - min_age
-        entries = [entry for entry in sorted(self.root.iterdir()) if entry.is_symlink() or entry.is_dir()]
-        return [one for one in entries if not one.name.startswith(".") or one.lstat().st_ctime < before]
+        found = []
+        for entry in sorted(self.root.iterdir()):
+            if entry.is_symlink() or entry.is_dir():
+                with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                    if not entry.name.startswith(".") or entry.lstat().st_ctime < before:
+                        found.append(entry)
+        return found
 
     def _remove(self, directory: Path) -> None:
         old = self.root / f".old.{secrets.token_hex(8)}"

@@ -12,6 +12,8 @@ import logging
 import math
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from casa_hub.identity.standing import FRESH, Standing
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.departures import Departures
@@ -69,7 +71,10 @@ class Rounds:
 
     async def _go(self) -> None:
         await asyncio.shield(self._app._start_future)  # noqa: SLF001 - users and servers are known then
-        self._departures.resume()
+        try:
+            self._departures.resume()
+        except SQLAlchemyError:
+            log.exception("What an earlier hub has begun to end can't be gone on with; checks are made all the same")
         if not hasattr(self._app.authenticator, "standings"):
             return  # another authenticator knows of no memberships
         while True:

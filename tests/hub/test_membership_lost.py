@@ -487,13 +487,15 @@ c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0}}
 
 def test_an_administrator_s_removal_of_a_user_ends_all_servers_and_the_refresh_token(iam: Hub, idp: IdP) -> None:
     user = User(iam, idp)
-    user.starts("named").starts()
-    named = [signed_in(path) for path in iam.directory.glob("servers/*/process")]
+    servers = []
+    for name in ("named", ""):
+        user.starts(name)
+        servers.append((user.server, user.process))
     token = user.stored()["refresh_token"]
     answer = iam.api("DELETE", f"/users/{user.name}")
     assert answer.status_code == 204, answer.text
-    assert not any(process.alive for process in named)
-    assert not list(iam.directory.glob("servers/*/access_token"))
+    assert not any(process.alive for _, process in servers)
+    assert not any((server / "access_token").exists() for server, _ in servers)
     assert user.access() == (False, False)
     assert idp.revoked[-1] == token or idp.owner(idp.revoked[-1]) == user.sub
     assert ended(user)["by"] == "an administrator of the hub"

@@ -216,10 +216,15 @@ def test_renew_replaces_what_servers_have(hub: Hub, idp: IdP) -> None:
 
     secret = (hub.directory / "dask.secret").read_bytes()
     (hub.directory / "dask.secret").write_bytes(b"")
-    done = operate(hub, "renew", user.name)
+    done, told = operate(hub, "renew", user.name), operate(hub, "status")
     (hub.directory / "dask.secret").write_bytes(secret)
     assert done.returncode == 1
     assert f"{user.name}: dask: " in done.stdout
+    assert told.returncode == 1
+    assert f"Not renewed: dask of {user.name}, which is valid until " in told.stdout
+    assert "All is well" not in told.stdout
+    assert operate(hub, "renew").returncode == 0
+    assert "All is well" in operate(hub, "status").stdout
     for one in (user, other):
         one.stops()
 

@@ -35,6 +35,8 @@ c.JupyterHub.load_roles.append({"name": "operator", "services": ["tests"], "scop
 """
 
 Event = dict[str, Any]
+#: By kind.
+Objects = dict[str, list[dict[str, Any]]]
 
 
 @dataclass
@@ -139,7 +141,7 @@ class Site:
         ]
         return items
 
-    def ours(self, start_id: str = "") -> dict[str, list[dict[str, Any]]]:
+    def ours(self, start_id: str = "") -> Objects:
         """What casa_hub has made, by kind; of one start, or of all."""
         selector = "app.kubernetes.io/managed-by=casa-hub" + (f",casa-hub/start-id={start_id}" if start_id else "")
         return {

@@ -253,7 +253,10 @@ class Renewals:
         """Begin with the server that is due first; whether there is one, and room for it."""
         while self._due and not self._room.locked() and self._due[0][0] <= self._clock():
             when, _, server = heapq.heappop(self._due)
-            if server.at != when or server.busy or self._servers.get(server.spawner) is not server:
+            if server.at != when or self._servers.get(server.spawner) is not server:
+                continue
+            server.at = None
+            if server.busy:  # what comes next is planned at its end
                 continue
             server.busy = True
             await self._room.acquire()  # at once: there is room
@@ -323,10 +326,11 @@ class Renewals:
 
     def _plan(self, server: _Server) -> None:
         """Note when there is something to do for it next."""
-        server.at = min((one.at for one in server.credentials.values() if one.at is not None), default=None)
-        if server.at is not None:
-            heapq.heappush(self._due, (server.at, next(self._numbers), server))
+        at = min((one.at for one in server.credentials.values() if one.at is not None), default=None)
+        if at != server.at and at is not None:
+            heapq.heappush(self._due, (at, next(self._numbers), server))
             self._wake.set()
+        server.at = at
 
     async def _attend(self, server: _Server) -> None:
         """Renew what is due of a server; the room for it is had."""
@@ -414,9 +418,8 @@ class Renewals:
             one.at = None if by_itself and not retry else schedule.again(one.expires, now, one.failures)
             if one.failures == 1:
                 until = "" if one.expires is None else f", which is valid until {_moment(one.expires)}"
-                self._app.log.warning(
-                    "No new %s for %s, it keeps the one it has%s: %s", name, server.identity, until, why
-                )
+                keeps = "it runs without" if one.order < 0 else f"it keeps the one it has{until}"
+                self._app.log.warning("No new %s for %s, %s: %s", name, server.identity, keeps, why)
             self._tell_if_late(server, name, one, now)
 
     def _tell_if_late(self, server: _Server, name: str, one: _Credential, now: float) -> None:

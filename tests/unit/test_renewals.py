@@ -377,6 +377,17 @@ async def test_a_new_token_is_brought_though_it_lives_shorter(make: Callable[...
     assert len(earlier) == 1, "the one before is still valid, and may have to be blocked"
 
 
+async def test_tokens_that_come_again_and_again_leave_nothing_behind(make: Callable[..., Hub]) -> None:
+    hub = make("pass", "own")
+    hub.minter("pass").lifetime = 3600
+    spawner, kept = hub.add(token=token())
+    hub.renewals.started(spawner)
+    for _ in range(20):
+        await hub.renewals.bring(spawner, ["own"])
+    assert order(kept) == 20
+    assert len(hub.renewals._due) == 1
+
+
 async def test_a_token_that_could_not_be_delivered_is_delivered_later(make: Callable[..., Hub]) -> None:
     hub = make("own")
     spawner, kept = hub.add(token=token(1))

@@ -314,7 +314,7 @@ def test_a_renewal_that_is_not_allowed_is_named_and_the_server_goes_on(traefik: 
     since = len(site.hub.log)
     account.take(right)
     try:
-        ask_until(site, lambda: "could not be renewed" in site.hub.log[since:])
+        ask_until(site, lambda: "No new bearer for" in site.hub.log[since:])
         assert "may not patch secrets there" in site.hub.log[since:]
         assert site.hub.api("GET", "/users/ada").json()["servers"][""]["ready"]
     finally:

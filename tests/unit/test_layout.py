@@ -94,6 +94,15 @@ def test_links_that_a_crash_left_do_not_stay(tmp_path: Path) -> None:
     assert names(tmp_path) == {"xcache_token", "ca.pem", ".servicex", "condor_tokens.d"}
 
 
+def test_a_file_that_a_killed_hub_left_without_its_name_is_removed(tmp_path: Path) -> None:
+    layout.write_set(tmp_path, {**FILES, ".mine.0badc0de.new": b"a credential's"}, NOW)
+    before = names(tmp_path)
+    (tmp_path / ".state.0badc0de.new").write_text("{")
+    layout.remove_old_sets(tmp_path)
+    assert names(tmp_path) == before
+    assert ".mine.0badc0de.new" in before
+
+
 @pytest.mark.parametrize(
     "path",
     [

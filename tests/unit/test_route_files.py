@@ -146,6 +146,18 @@ def test_what_is_no_plain_file_is_left_alone(kind: str, tmp_path: Path) -> None:
     assert path.lstat().st_ino == before
 
 
+def test_the_sweep_takes_documents_that_a_killed_hub_did_not_come_to_name(tmp_path: Path) -> None:
+    routes(tmp_path).publish(ALICE, "1", ROUTES, "127.77.0.5")
+    [document_] = tmp_path.iterdir()
+    unnamed = tmp_path / f".{document_.stem}.0badc0de.new"
+    unnamed.write_text(document_.read_text())
+    others = [tmp_path / ".somebody.0badc0de.new", tmp_path / ".x.new"]
+    for other in others:
+        other.write_text("not ours")
+    routes(tmp_path).sweep("", {(ALICE.identity, "1")})
+    assert sorted(tmp_path.iterdir()) == sorted([document_, *others])
+
+
 def test_the_sweep_takes_what_this_hub_left_only(tmp_path: Path) -> None:
     traefik, other = routes(tmp_path), Server("other-hub", "carol")
     for number, server in enumerate((ALICE, Server("", "bob"), other)):

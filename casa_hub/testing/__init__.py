@@ -7,8 +7,8 @@ Install ``casa_hub[testing]``, and say ``pytest_plugins = ["casa_hub.testing"]``
         hub = casa_hub_factory(Path("jupyterhub_config.py")).start()
         casa_idp.put_user("sub-of-ada", preferred_username="ada", **{"wlcg.groups": ["/cms/uscms"]})
         browser = hub.browser()
-        assert browser.log_in("sub-of-ada").status_code == 200
-        assert browser.spawn().status_code == 202
+        assert browser.log_in("sub-of-ada").ok
+        assert browser.spawn().ok
         assert "xcache_token" in hub.given("ada").files
 
 ``casa_idp`` is an `IdP`: whom it knows, what it says of them, and how it misbehaves. ``casa_hub_factory`` makes a
@@ -16,18 +16,26 @@ Install ``casa_hub[testing]``, and say ``pytest_plugins = ["casa_hub.testing"]``
 servers run on this machine (Linux) as its user's processes, with keys made for the test; see docs/testing.md.
 """
 
-try:
-    import oidc_provider_mock  # noqa: F401
-    import pytest  # noqa: F401
-except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(
-        f"casa_hub.testing needs {missing.name}. Install it: pip install 'casa_hub[testing]'", name=missing.name
-    ) from None
+from importlib.util import find_spec
+
+for _name in ("oidc_provider_mock", "pytest", "requests"):
+    if find_spec(_name) is None:
+        raise ModuleNotFoundError(f"casa_hub.testing needs {_name}: pip install 'casa_hub[testing]'", name=_name)
 
 from casa_hub.testing.browser import Browser
 from casa_hub.testing.facility import FacilityHub, Given
-from casa_hub.testing.fixtures import MakeHub, casa_hub_factory, casa_idp
+from casa_hub.testing.fixtures import MakeHub, casa_hub_factory, casa_idp, pytest_configure
 from casa_hub.testing.hub import Hub
 from casa_hub.testing.idp import IdP
 
-__all__ = ["Browser", "FacilityHub", "Given", "Hub", "IdP", "MakeHub", "casa_hub_factory", "casa_idp"]
+__all__ = [
+    "Browser",
+    "FacilityHub",
+    "Given",
+    "Hub",
+    "IdP",
+    "MakeHub",
+    "casa_hub_factory",
+    "casa_idp",
+    "pytest_configure",
+]

@@ -47,9 +47,9 @@ class Browser(requests.Session):
         return str(answer.json()["token"])
 
     def spawn(self, name: str = "") -> requests.Response:
-        """Ask for a server as the page does, with the form's token against forgery.
+        """Start a server as the page does, with the form's token against forgery.
 
-        201: it is ready, 202: it starts (`casa_hub.testing.FacilityHub.given` waits for it), 403: not allowed.
+        201: it is ready; 202: it takes longer (`FacilityHub.given` waits for it); 403 and others: why it doesn't start.
         """
         self.page("/hub/home")
         user = quote(self.user())

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,10 @@ from urllib.parse import quote
 
 from casa_hub.delivery.base import Route
 from casa_hub.delivery.local.delivery import Delivered
+from casa_hub.naming import Server
 from casa_hub.processes import Process, signed_in
-from casa_hub.testing.hub import Hub
+from casa_hub.testing.hub import LATER, Hub
 
-#: Seconds until a server must be there.
-_START = 60
 #: A file's content of so many characters is looked for in the log; a shorter one is there by chance, too.
 _TELLING = 16
 
@@ -37,7 +37,7 @@ for _name in {places!r}:
     c.JupyterHub.pop(_name, None)
 c.JupyterHub.setdefault("authenticator_class", "casa")
 c.JupyterHub.cleanup_servers = True
-c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0}}
+c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 30}}
 c.CasaOAuthenticator.update({{
     "issuer": {issuer!r},
     "client_id": "casa-hub-tests",
@@ -66,6 +66,7 @@ c.Dask.secret_file = os.path.abspath("keys/dask")
 class Given:
     """What a running server was given."""
 
+    server: Server
     #: Where its secret files are.
     directory: Path
     #: Path below `directory` -> content.
@@ -78,8 +79,6 @@ class Given:
     missing: Mapping[str, str]
     #: How it is to be reached from outside.
     routes: tuple[Route, ...]
-    #: What its spawn page said.
-    messages: tuple[str, ...]
 
 
 class FacilityHub(Hub):
@@ -125,14 +124,14 @@ class FacilityHub(Hub):
             callback=f"{self.url}/hub/oauth_callback",
         )
         with (directory / "jupyterhub_config.py").open("a") as file:
-            file.write(local + overrides)
+            file.write(LATER + local + overrides)
 
     def given(self, username: str, name: str = "") -> Given:
         """Wait until a server that starts is ready, and see what it was given.
 
         Fails with what the spawn page says if it doesn't start.
         """
-        messages = self._wait_for_start(username, name)
+        self._wait_for_start(username, name)
         one, directory = self._delivered(username, name)
         record = one.record or {}
         paths = [path for entry in record["credentials"].values() for path in entry["files"]]
@@ -142,22 +141,38 @@ class FacilityHub(Hub):
         assert process is not None, f"the server of {username} has no process"
         self._processes.append(process)
         environment = process.environment()
-        return Given(directory, files, environment, record["credentials"], record["missing"], one.routes, messages)
+        credentials, missing = record["credentials"], record["missing"]
+        return Given(one.server, directory, files, environment, credentials, missing, one.routes)
 
-    def _wait_for_start(self, username: str, name: str) -> tuple[str, ...]:
-        """What the spawn page says until the server is ready."""
+    def renewed(self, before: Given, credential: str, *, timeout: float = 60) -> Given:
+        """Wait until a running server has a newer one of a credential than it had `before`, and see what it has then.
+
+        Args:
+            before: of the same start of the server.
+            credential: its name; its lifetime, a setting of the test's, is best a few seconds.
+            timeout: seconds.
+        """
+        username, name = before.server.username, before.server.name
+        order = before.credentials[credential]["order"]
+        deadline = time.monotonic() + timeout
+        while True:
+            one, _ = self._delivered(username, name)
+            if one.record is not None and one.record["credentials"][credential]["order"] > order:
+                return self.given(username, name)
+            assert time.monotonic() < deadline, f"no new {credential} within {timeout} s:\n{self.log[-6000:]}"
+            time.sleep(0.05)  # the hub says nothing of what goes well
+
+    def _wait_for_start(self, username: str, name: str) -> None:
         path = f"/users/{quote(username, safe='')}/" + (f"servers/{quote(name, safe='')}" if name else "server")
-        messages: list[str] = []
+        said: list[str] = []
         with self.api("GET", f"{path}/progress", stream=True) as answer:
             assert answer.ok, f"there is no server of {username}: {answer.text}"
             for line in answer.iter_lines():
-                if line.startswith(b"data:"):
-                    event = json.loads(line.removeprefix(b"data:"))
-                    messages.append(event.get("message", ""))
-                    assert not event.get("failed"), f"the server of {username} did not start: " + " / ".join(messages)
-                    if event.get("ready"):
-                        return tuple(messages)
-        raise AssertionError(f"the server of {username} is not ready: " + " / ".join(messages))
+                event = json.loads(line.removeprefix(b"data:")) if line.startswith(b"data:") else {}
+                said += [event["message"]] if "message" in event else []
+                if event.get("ready"):
+                    return
+        raise AssertionError(f"the server of {username} did not start: " + " / ".join(said))
 
     def _delivered(self, username: str, name: str) -> tuple[Delivered, Path]:
         for path in (self.directory / "servers").glob("[!.]*/state.json"):

@@ -26,6 +26,11 @@ class MakeHub(Protocol):
     ) -> FacilityHub: ...
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What the mock uses of others that is to be another one soon is not the facility's affair."""
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:authlib.*")
+
+
 @pytest.fixture(scope="module")
 def casa_idp() -> Iterator[IdP]:
     """An identity provider that runs as long as the tests of a module."""

@@ -59,6 +59,14 @@ class NoProxy(Proxy):
 c.JupyterHub.proxy_class = NoProxy
 """
 
+#: Lets a test put the authenticator's clock forward (`Hub.put_forward`), also that of a site's own subclass.
+LATER = """
+import time
+from pathlib import Path
+from casa_hub.authenticator import CasaOAuthenticator
+CasaOAuthenticator.clock = staticmethod(lambda: time.time() + float(Path("ahead").read_text()))
+"""
+
 
 def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that nobody listens on now."""
@@ -112,10 +120,18 @@ class Hub:
             "JUPYTERHUB_CRYPT_KEY": secrets.token_hex(32),
             **(environment or {}),
         }
+        self.ahead = 0.0
+        self.put_forward(0)
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self.process: subprocess.Popen[str] | None = None
         self._told: subprocess.Popen[str] | None = None
+
+    def put_forward(self, seconds: float) -> None:
+        """Let the authenticator think that it is so much later, with `LATER` in the configuration."""
+        self.ahead += seconds
+        (self.directory / "ahead.new").write_text(str(self.ahead))
+        (self.directory / "ahead.new").replace(self.directory / "ahead")
 
     @property
     def log(self) -> str:

@@ -21,7 +21,8 @@ from casa_hub.processes import Process, signed_in
 from tests.support.hub import Hub
 
 SECRET = "SECRET-OF-THE-HUB"
-SITE = Path(__file__).parent / "site_credential"
+#: The example for facilities is the third party's package of the tests.
+SITE = Path(__file__).parents[2] / "examples" / "site-credential"
 
 CONFIG = """
 from pathlib import Path
@@ -66,8 +67,10 @@ c.Dask.secret_file = "dask.secret"
 c.Dask.domain = "example.org"
 c.TraefikRoutes.directory = "traefik"
 c.LocalDelivery.network = "127.78.0.0/16"
+c.Site.key_file = "site.key"
+c.Site.host = "badge.example.org"
 c.Site.lifetime = 600
-c.Site.barred = "barred"
+c.Site.barred = {"barred"}
 """
 
 
@@ -96,7 +99,7 @@ class LocalHub(Hub):
         self.servers = directory / "casa-hub-servers"
         self.processes: list[Process] = []
         (directory / "traefik").mkdir()
-        for name in ("xcache.key", "dask.secret"):
+        for name in ("xcache.key", "dask.secret", "site.key"):
             encoded = subprocess.run(["openssl", "rand", "-base64", "64"], check=True, capture_output=True).stdout
             (directory / name).write_bytes(encoded.replace(b"\n", b"") + b"\n")
             (directory / name).chmod(0o600)

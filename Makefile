@@ -7,7 +7,7 @@ VENV := .venv
 VENV_HUB5 := .venv-hub5
 LOCK := tests/lock
 
-.PHONY: help demo demo-check demo-kubernetes demo-kubernetes-check test test-hub5 kubernetes lint bench lock image clean
+.PHONY: help demo demo-check demo-kubernetes demo-kubernetes-check test test-hub5 kubernetes lint docs bench lock image clean
 
 help:
 	@echo "make demo        a whole facility on this machine; open it in a browser"
@@ -18,6 +18,7 @@ help:
 	@echo "make test        all tests, with JupyterHub 6 and 5.5"
 	@echo "make kubernetes  only builds the Kubernetes that tests run on: eight minutes, once; make test does it too"
 	@echo "make lint        ruff and mypy --strict"
+	@echo "make docs        the documentation as a site (build/site), every link checked; renews the settings' reference"
 	@echo "make bench       what a mint costs, a thousand servers to keep fresh, and a hundred starts at once"
 	@echo "make lock        resolve the versions that the tests run with anew"
 	@echo "make image       a hub's image for Kubernetes, from a wheel of this source (IMAGE=registry.example.org/name:tag)"
@@ -50,6 +51,11 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(VENV)/.test
+	$(VENV)/bin/python docs/make_reference.py
+	$(VENV)/bin/python -m sphinx -c docs -b html -q -W --keep-going . build/site
+	@echo "Open build/site/index.html"
+
 bench: $(VENV)/.test
 	$(VENV)/bin/python bench/bench.py
 	$(VENV)/bin/python bench/keeper.py
@@ -58,7 +64,7 @@ bench: $(VENV)/.test
 
 lock: $(VENV)/.test
 	$(VENV)/bin/uv pip compile --quiet --universal --no-annotate --no-header --python-version 3.11 --upgrade \
-	    --extra demo --group test --group lint pyproject.toml --output-file $(LOCK)/hub6.txt
+	    --extra demo --group test --group lint --group docs pyproject.toml --output-file $(LOCK)/hub6.txt
 	echo 'jupyterhub==5.5.*' | $(VENV)/bin/uv pip compile --quiet --universal --no-annotate --no-header \
 	    --python-version 3.11 --upgrade --extra demo --group test pyproject.toml - --output-file $(LOCK)/hub5.txt
 
@@ -92,7 +98,8 @@ $(VENV)/.demo: pyproject.toml $(LOCK)/hub6.txt | $(VENV)/bin/python
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo "Installing what the tests need (once) ..."
-	@$(VENV)/bin/python -m pip install --quiet --group test --group lint --constraint $(LOCK)/hub6.txt
+	@$(VENV)/bin/python -m pip install --quiet --group test --group lint --group docs \
+	    --constraint $(LOCK)/hub6.txt
 	@touch $@
 
 $(VENV_HUB5)/.test: pyproject.toml $(LOCK)/hub5.txt | $(VENV_HUB5)/bin/python

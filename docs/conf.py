@@ -18,7 +18,6 @@ exclude_patterns = [".*", "**/.*", "build", "dist", "tests"]
 
 myst_heading_anchors = 3
 nitpicky = True
-suppress_warnings = ["toc.empty_glob"]  # docs/index.md ends with all pages that it does not name, if any
 highlight_language = "none"  # what a block doesn't say of itself isn't guessed
 
 html_theme = "furo"

@@ -193,6 +193,22 @@ async def test_old_sets_are_removed_a_while_after_they_were_replaced(
     assert layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
 
 
+async def test_a_set_that_was_replaced_just_now_stays_whatever_was_replaced_before(
+    delivery: LocalDelivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_GRACE", 0.3)
+    await delivery.deliver(parcel(ALICE))
+    await delivery.renew(parcel(ALICE))
+    [first] = delivery._tasks
+    await asyncio.sleep(0.2)
+    old = (delivery.path(ALICE) / "..data").resolve()
+    await delivery.renew(parcel(ALICE))
+    await first
+    assert old.exists()
+    await asyncio.gather(*delivery._tasks)
+    assert not old.exists()
+
+
 async def test_a_cancelled_delivery_is_followed_by_its_withdrawal(
     delivery: LocalDelivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -320,7 +320,7 @@ class LocalDelivery(Delivery):
         except (OSError, ValueError) as error:
             raise _translated(error, self.path(server), "the old files stay") from error
         self._delivered[server.slug] = one
-        self._in_background(self._forget_old_sets(server, parcel.start_id))
+        self._in_background(self._forget_old_sets(one))
 
     async def _empty(self, server: Server, start_id: str) -> None:
         before = self.delivered(server)
@@ -343,15 +343,15 @@ class LocalDelivery(Delivery):
         except OSError as error:
             raise _translated(error, self.path(server), "not all of it was removed") from error
 
-    async def _forget_old_sets(self, server: Server, start_id: str) -> None:
+    async def _forget_old_sets(self, one: Delivered) -> None:
         await asyncio.sleep(_GRACE)
 
         async def forget() -> None:
-            one = self.delivered(server)
-            if one is not None and one.start_id == start_id:
-                await asyncio.to_thread(layout.remove_old_sets, self.path(server))
+            # Else a later renewal has replaced a set just now, and does this when its own time has come.
+            if self.delivered(one.server) is one:
+                await asyncio.to_thread(layout.remove_old_sets, self.path(one.server))
 
-        await self._in_turn(server, forget)
+        await self._in_turn(one.server, forget)
 
     # -- order: one at a time for each server, and whoever gives up waiting doesn't let the next one in too early
 

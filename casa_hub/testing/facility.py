@@ -189,9 +189,13 @@ class FacilityHub(Hub):
             if self.process is not None and self.process.poll() is None:
                 self.process.kill()
             signed = [signed_in(path) for path in (self.directory / "servers").glob("[!.]*/process")]
-            for process in [*self._processes, *filter(None, signed)]:
-                if process.alive:
-                    os.killpg(process.pid, signal.SIGKILL)
+            left = [process for process in [*self._processes, *filter(None, signed)] if process.alive]
+            for process in left:
+                os.killpg(process.pid, signal.SIGKILL)
+            deadline = time.monotonic() + 10
+            while any(process.alive for process in left):  # not our children: nobody tells us
+                assert time.monotonic() < deadline, f"servers can't be ended: {left}"
+                time.sleep(0.05)
 
     def assert_no_secret_in_log(self, given_out: set[str]) -> None:
         """Nothing that somebody could use is in its log, at level DEBUG.

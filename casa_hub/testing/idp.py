@@ -31,7 +31,7 @@ with warnings.catch_warnings(record=True):  # what it uses of others is its own 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 #: What of the token endpoint's answers (RFC 6749, 5.1) and requests is a secret.
-_TOKENS = frozenset({"access_token", "refresh_token", "id_token"})
+_TOKENS = ("access_token", "refresh_token", "id_token")
 _REDEEMABLE = ("code", "code_verifier", "refresh_token")
 
 
@@ -123,7 +123,7 @@ class IdP:
 
     def secrets(self) -> set[str]:
         """All that it gave to a hub, or got from one, and that somebody could use."""
-        found = {str(value) for answer in self.token_answers for name, value in answer.items() if name in _TOKENS}
+        found = {str(answer[name]) for answer in self.token_answers for name in _TOKENS if answer.get(name)}
         return found | {form[name] for form in self.token_requests for name in _REDEEMABLE if form.get(name)}
 
     @contextlib.contextmanager

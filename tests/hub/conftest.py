@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from casa_hub.testing import casa_hub_factory, casa_idp  # noqa: F401 - fixtures
 from tests.support.hub import CLIENT_SECRET, Hub, casa_config
 from tests.support.idp import IdP
 from tests.support.local_hub import LocalHub, build_site_package
@@ -17,9 +18,8 @@ MakeHub = Callable[..., Hub]
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[IdP]:
-    with IdP().running() as idp:
-        yield idp
+def provider(casa_idp: IdP) -> IdP:  # noqa: F811
+    return casa_idp
 
 
 @pytest.fixture
@@ -38,11 +38,7 @@ def claims_of() -> Callable[[str], dict[str, Any]]:
 
 def assert_no_secret(log: str, idp: IdP) -> None:
     """Nothing that somebody could use is in a hub's log."""
-    secrets = {CLIENT_SECRET}
-    for answer in idp.token_answers:
-        secrets |= {str(value) for name, value in answer.items() if name.endswith("_token") and value}
-    for form in idp.token_requests:
-        secrets |= {form[name] for name in ("code", "code_verifier", "refresh_token") if form.get(name)}
+    secrets = {CLIENT_SECRET} | idp.secrets()
     found = [line for line in log.splitlines() if any(secret in line for secret in secrets)]
     assert not found, f"{len(found)} lines of the log hold a secret, the first: {found[0][:400]}"
 

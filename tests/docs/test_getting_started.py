@@ -24,12 +24,11 @@ def one(language: str, holds: str) -> Block:
 
 @pytest.fixture
 def follow(tmp_path: Path) -> str:
-    """Steps 2, 4 and 5 as a script, in a directory in the place of /etc."""
+    """Steps 2 to 5 as a script, in a directory in the place of /etc."""
     if not shutil.which("openssl"):
         pytest.skip("the commands need openssl(1)")
-    keys = commands(one("", "openssl rand -out"))
+    keys = [*commands(one("", "openssl rand -out")), *commands(one("", "/etc/traefik"))]
     hub = [command for command in commands(one("", "jupyterhub -f")) if not command.startswith("jupyterhub")]
-    (tmp_path / "traefik" / "casa-hub").mkdir(parents=True)
     config = one("python", "casa-local").content.replace("/etc/", f"{tmp_path}/")
     (tmp_path / "jupyterhub_config.py").write_text(config)
     secret = "echo of-the-client > /etc/casa-hub/client-secret; chmod 400 /etc/casa-hub/client-secret"
@@ -47,7 +46,13 @@ def test_a_hub_of_your_own_is_sound(follow: str, tmp_path: Path) -> None:
     done = run(follow, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "error" not in done.stdout
-    assert {path.name for path in (tmp_path / "casa-hub").iterdir()} == {"xcache", "POOL", "dask", "client-secret"}
+    assert {path.name for path in (tmp_path / "casa-hub").iterdir()} == {
+        "xcache",
+        "POOL",
+        "dask",
+        "crypt-key",
+        "client-secret",
+    }
 
 
 def test_a_step_left_out_is_told(follow: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from traitlets.config import Config
 
 from casa_hub import audit, metrics
 from casa_hub.errors import CasaError, ConfigurationError
+from casa_hub.facility import Facility
 from casa_hub.identity import oidc
 from casa_hub.identity.bindings import Identities
 from casa_hub.identity.logout import LogoutTokens
@@ -611,11 +612,13 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
 
     async def hand_out_token(self, user: Any) -> None:
         """Give the newest token to the running servers: the old one may be dead (IAM: clearAccessTokensOnRefresh)."""
+        minters = Facility.in_settings(user.settings, user.settings["config"]).minters
+        names = [name for name, minter in minters.items() if minter.renewal == "token"]
         for spawner in list(user.spawners.values()):
             renew = getattr(spawner, "renew_credentials", None)
-            if renew is not None and spawner.active and not spawner.pending:
+            if names and renew is not None and spawner.active and not spawner.pending:
                 try:
-                    await renew(("bearer",))
+                    await renew(names)
                 except CasaError as error:
                     self.log.error("Token of %s for server %r: %s", user.name, spawner.name, error)  # noqa: TRY400
 

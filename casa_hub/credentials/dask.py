@@ -157,7 +157,7 @@ class Authority:
         )
         return builder.sign(self._key, self._hash).public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, common_name: str, now: datetime, *, hosts: Sequence[str] = ()) -> bytes:
+    def issue(self, common_name: str, now: datetime, serial: int, *, hosts: Sequence[str] = ()) -> bytes:
         """A new key and its certificate, in one PEM: for the names in `hosts` and as a client, or only as a client."""
         key = _KEY_TYPES[self._start.key_type]()
         usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -168,7 +168,7 @@ class Authority:
                 max(now - CLOCK_SKEW, self._start.not_before),
             )
             .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
+            .serial_number(serial)
             .add_extension(self._authority, critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(ca=False), critical=True)
@@ -359,17 +359,19 @@ class Dask(Minter):
             )
         authority = Authority(start, secret)
         slug = request.server.slug
+        host_serial, user_serial = x509.random_serial_number(), x509.random_serial_number()
         return Credential(
             name=self.name,
             files={
                 "ca.pem": authority.certificate(),
                 # Scheduler, worker and client in one: today's images use it for every role.
-                "hostcert.pem": authority.issue(slug, request.now, hosts=list(dict.fromkeys(hosts))),
-                "usercert.pem": authority.issue(f"{slug} client", request.now),
+                "hostcert.pem": authority.issue(slug, request.now, host_serial, hosts=list(dict.fromkeys(hosts))),
+                "usercert.pem": authority.issue(f"{slug} client", request.now, user_serial),
             },
             issued_at=request.now,
             expires_at=start.not_after,
-            identifiers={"ca": authority.fingerprint},
+            # As `openssl x509 -serial` prints them, but for its capitals.
+            identifiers={"ca": authority.fingerprint, "host": f"{host_serial:x}", "user": f"{user_serial:x}"},
             summary=f"scheduler {hosts[0]}, worker {hosts[1]}",
             state=start.state(),
         )

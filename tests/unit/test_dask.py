@@ -441,3 +441,12 @@ def test_what_an_image_could_not_write_into_its_configuration_is_refused(setting
 def test_a_lifetime_is_positive(lifetime: int) -> None:
     with pytest.raises(TraitError, match="at least one second"):
         Dask(lifetime=lifetime)
+
+
+def test_the_identifiers_are_what_the_certificates_say(dask: Dask) -> None:
+    credential = mint(dask)
+    serials = {role: f"{certificate(credential, f'{role}cert.pem').serial_number:x}" for role in ("host", "user")}
+    authority = certificate(credential, "hostcert.pem").extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+    key_identifier = authority.value.key_identifier
+    assert key_identifier is not None
+    assert credential.identifiers == {"ca": key_identifier.hex(), **serials}

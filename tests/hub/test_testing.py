@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,9 @@ def test_a_secret_in_the_log_is_found_and_not_told(tmp_path: Path) -> None:
         with pytest.raises(AssertionError, match=r"1 secrets? .* character 14") as found:
             hub.assert_no_secret_in_log({"refresh-token-of-ada"})
         assert secret not in str(found.value).partition("\n")[0]
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    program = "import sys; sys.modules['oidc_provider_mock'] = None; import casa_hub.testing"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "needs oidc_provider_mock: pip install 'casa_hub[testing]'" in done.stderr

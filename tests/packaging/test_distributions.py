@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -131,3 +132,18 @@ def test_every_entry_point_can_be_loaded(installed: Path, tmp_path: Path) -> Non
 def test_nothing_is_imported_from_this_checkout(installed: Path, tmp_path: Path) -> None:
     where = run(installed / "python", "-c", "import casa_hub; print(casa_hub.__file__)", cwd=tmp_path)
     assert where.startswith(str(installed.parent))
+
+
+def test_the_extra_for_tests_is_enough_for_the_examples(wheel: Path, tmp_path: Path) -> None:
+    """The commands of the examples' pages: nothing else has to be installed."""
+    python = tmp_path / "venv" / "bin" / "python"
+    done = uv("venv", "--quiet", "--python", sys.executable, str(tmp_path / "venv"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for example in ("facility-tests", "site-credential"):
+        shutil.copytree(ROOT / "examples" / example, tmp_path / "examples" / example)
+    wanted = [f"casa_hub[testing] @ {wheel.as_uri()}", "./examples/site-credential[test]"]
+    done = uv("pip", "install", "--quiet", "--python", str(python), *wanted, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    pytest_of_it = python.with_name("pytest")
+    assert " 3 passed" in run(pytest_of_it, "examples/facility-tests", cwd=tmp_path)
+    assert " 9 passed" in run(pytest_of_it, "-p", "casa_hub.testing", "examples/site-credential", cwd=tmp_path)

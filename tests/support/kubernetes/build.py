@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,12 +35,22 @@ from tests.support.kubernetes.image import make_image
 HERE = Path(__file__).parent
 GO = HERE / "go"
 LOCK = HERE.parents[1] / "lock" / "hub6.txt"
+PROJECT = HERE.parents[2] / "pyproject.toml"
 #: What a node runs beside Kubernetes.
 SYSTEM = ("runc", "containernetworking-plugins", "nftables", "iproute2")
 #: What the image of the pods is made of; libstdc++ for pyzmq.
 IMAGE = "casa-hub.test/singleuser:1"
 IMAGE_PACKAGES = ("bash", "coreutils", "dash", "findutils", "grep", "procps", "sed", "libstdc++6", "python3")
 IMAGE_REQUIREMENTS = ("jupyterhub", "jupyterlab", "ipykernel", "distributed", "htcondor", "xrootd")
+#: What a hub's pods run, but for casa_hub: JupyterHub, its proxy, and an identity provider. A test adds the wheel.
+HUB_IMAGE = "casa-hub.test/hub-without-casa:1"
+HUB_PACKAGES = ("bash", "coreutils", "dash", "libstdc++6", "python3", "node-configurable-http-proxy")
+#: pycurl is what the chart's own configuration has the hub speak HTTP with.
+HUB_REQUIREMENTS = (
+    *tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"],
+    "oidc-provider-mock",
+    "pycurl",
+)
 
 
 def version_of(module: str, source: str) -> str:
@@ -101,6 +112,7 @@ def node() -> list[Piece]:
     images = [
         Piece("images/pause.tar", recipe(GO / "pause" / "main.go", HERE / "image.py"), 2, _make_pause),
         Piece("images/singleuser.tar", recipe(HERE / "image.py", LOCK, *_SINGLEUSER), 60, _make_singleuser),
+        Piece("images/hub.tar", recipe(HERE / "image.py", LOCK, *_HUB), 45, _make_hub),
     ]
     return [
         *(
@@ -194,19 +206,7 @@ def _make_singleuser(output: Path) -> None:
         root = Path(scratch, "root")
         root.mkdir()
         file_system(root, IMAGE_PACKAGES)
-        python = next(path.name for path in sorted((root / "usr/bin").glob("python3.*")))
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
-        # Wheels for the interpreter in the image, whichever runs pip here.
-        pip += ["--only-binary=:all:", f"--python-version={python.removeprefix('python')}", f"--constraint={LOCK}"]
-        run([*pip, f"--target={root}/opt/jupyter", *IMAGE_REQUIREMENTS], "fetching JupyterLab")
-        for script in (root / "opt/jupyter/bin").iterdir():
-            _, newline, rest = script.read_bytes().partition(b"\n")
-            script.write_bytes(b"#!/usr/bin/python3" + newline + rest)
-        (root / "dev/shm").mkdir(parents=True, exist_ok=True)  # for the locks of several processes
-        # Unpacked packages bring no compiled files, and the archive keeps no times to tell old ones by.
-        compiler = ["/usr/bin/python3", "-m", "compileall", "-q", "-j0", "--invalidation-mode=unchecked-hash"]
-        compiler += ["/opt/jupyter", f"/usr/lib/{python}", "/usr/lib/python3"]
-        run(["chroot", str(root), *compiler], "compiling JupyterLab")
+        _install(root, "opt/jupyter", IMAGE_REQUIREMENTS)
         (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\njovyan:x:1000:1000::/home/jovyan:/bin/bash\n")
         (root / "etc/group").write_text("root:x:0:\njovyan:x:1000:\n")
         (root / "home/jovyan").mkdir(parents=True)
@@ -220,13 +220,48 @@ def _make_singleuser(output: Path) -> None:
         make_image(IMAGE, root, output, user="1000:1000", workdir="/home/jovyan", env=env, command=command)
 
 
+def _make_hub(output: Path) -> None:
+    """As the chart's own images are: any user's, with a directory for the hub to be in."""
+    with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+        root = Path(scratch, "root")
+        root.mkdir()
+        file_system(root, HUB_PACKAGES)
+        _install(root, "opt/hub", HUB_REQUIREMENTS)
+        (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\njovyan:x:1000:1000::/home/jovyan:/bin/bash\n")
+        (root / "etc/group").write_text("root:x:0:\njovyan:x:1000:\n")
+        for directory in (root / "srv/jupyterhub", root / "home/jovyan"):
+            directory.mkdir(parents=True)
+            os.chown(directory, 1000, 1000)
+        env = {"HOME": "/home/jovyan", "PYTHONPATH": "/opt/hub", "PATH": "/opt/hub/bin:/usr/bin", "LANG": "C.UTF-8"}
+        command = ["jupyterhub", "--config", "/usr/local/etc/jupyterhub/jupyterhub_config.py"]
+        make_image(HUB_IMAGE, root, output, user="1000:1000", workdir="/srv/jupyterhub", env=env, command=command)
+
+
+def _install(root: Path, target: str, requirements: Sequence[str]) -> None:
+    """Packages in the versions that the tests run with, for the Python of a file system."""
+    python = next(path.name for path in sorted((root / "usr/bin").glob("python3.*")))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+    # Wheels for the interpreter in the image, whichever runs pip here.
+    pip += ["--only-binary=:all:", f"--python-version={python.removeprefix('python')}", f"--constraint={LOCK}"]
+    run([*pip, f"--target={root / target}", *requirements], f"fetching {', '.join(requirements)}")
+    for script in (root / target / "bin").iterdir():
+        _, newline, rest = script.read_bytes().partition(b"\n")
+        script.write_bytes(b"#!/usr/bin/python3" + newline + rest)
+    (root / "dev/shm").mkdir(parents=True, exist_ok=True)  # for the locks of several processes
+    # Unpacked packages bring no compiled files, and the archive keeps no times to tell old ones by.
+    compiler = ["/usr/bin/python3", "-m", "compileall", "-q", "-j0", "--invalidation-mode=unchecked-hash"]
+    compiler += [f"/{target}", f"/usr/lib/{python}", "/usr/lib/python3"]
+    run(["chroot", str(root), *compiler], f"compiling {target}")
+
+
 def _make_store(output: Path) -> None:
     images = sorted((directory() / "images").glob("*.tar"))
     Cluster(directory() / "bin", output.with_name("cluster"), system=system(), images=images).save_store(output)
 
 
-#: What the image is made of and how: that function is its recipe.
-_SINGLEUSER = (*IMAGE_PACKAGES, *IMAGE_REQUIREMENTS, inspect.getsource(_make_singleuser))
+#: What the images are made of and how: these functions are their recipes.
+_SINGLEUSER = (*IMAGE_PACKAGES, *IMAGE_REQUIREMENTS, inspect.getsource(_make_singleuser), inspect.getsource(_install))
+_HUB = (*HUB_PACKAGES, *HUB_REQUIREMENTS, inspect.getsource(_make_hub), inspect.getsource(_install))
 
 
 def run(command: Sequence[str], what: str, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
@@ -273,7 +308,7 @@ def build(pieces: Sequence[Piece], tell: Progress) -> None:
                 _make(piece)
                 tell(f"built {piece.name} in {_time(time.monotonic() - begin)}")
     except (OSError, subprocess.SubprocessError) as error:
-        remedy = "Point CASA_HUB_CACHE at a directory that you can write, with 3 GB to spare."
+        remedy = "Point CASA_HUB_CACHE at a directory that you can write, with 4 GB to spare."
         raise Unavailable(str(directory()), f"can't be filled: {error}", remedy) from error
 
 

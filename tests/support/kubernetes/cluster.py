@@ -177,7 +177,7 @@ class Cluster:
         with self.network():
             linked = self._link_store()
             self._start_containerd()
-            imports = [] if linked else self._import_images()
+            imports = [] if linked else self._import_images(self.images)
             self.plane.start()
             kubelet = self._start_node()
             kubelet.wait_until("the node is ready", self._node_ready, timeout=60)
@@ -188,10 +188,14 @@ class Cluster:
         try:
             self._make_namespaces()
             self._start_containerd()
-            self._finish(self._import_images())
+            self._finish(self._import_images(self.images))
         finally:
             self.stop()
         shutil.move(self.work_dir / "containerd", store)
+
+    def add_image(self, image: Path) -> None:
+        """One more archive, which may lack what images here have already."""
+        self._finish(self._import_images([image]))
 
     def stop(self) -> None:
         self.plane.stop()
@@ -299,9 +303,9 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
             own.replace(database)
         return True
 
-    def _import_images(self) -> list[Process]:
+    def _import_images(self, images: Sequence[Path]) -> list[Process]:
         ctr = self.inside(self.programs / "ctr", "--namespace=k8s.io", "images", "import", "--local")
-        return [self._run(f"import-{image.stem}", [*ctr, str(image)]) for image in self.images]
+        return [self._run(f"import-{image.stem}", [*ctr, str(image)]) for image in images]
 
     def _finish(self, imports: Sequence[Process]) -> None:
         for process in imports:

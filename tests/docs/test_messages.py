@@ -54,3 +54,8 @@ def test_the_hub_says_so(text: str) -> None:
 
 def test_there_are_many() -> None:
     assert len(quoted()) > 25
+
+
+def test_what_nobody_says_would_be_seen() -> None:
+    with pytest.raises(AssertionError):
+        test_the_hub_says_so("is not set ... by anybody whom we know")

@@ -37,7 +37,7 @@ for _name in {places!r}:
     c.JupyterHub.pop(_name, None)
 c.JupyterHub.setdefault("authenticator_class", "casa")
 c.JupyterHub.cleanup_servers = True
-c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 30}}
+c.JupyterHub.tornado_settings.update({{"slow_spawn_timeout": 30}})
 c.CasaOAuthenticator.update({{
     "issuer": {issuer!r},
     "client_id": "casa-hub-tests",

@@ -42,6 +42,9 @@ c.XCache.host = "xcache.example.org"
 c.KubeSpawner.image = "registry.example.org/analysis:1"
 c.CasaSpawner.cpu_limit = 4
 c.KubernetesDelivery.files = "mount"
+c.JupyterHub.tornado_settings = {"headers": {"X-Facility": "yes"}}
+import casa_hub.hooks
+casa_hub.hooks.install(c)
 """
 
 
@@ -59,6 +62,7 @@ def test_a_configuration_for_production_is_overruled_where_a_test_cannot_follow(
     assert browser.spawn().ok
     assert production.given("ada").environment["XCACHE_HOST"] == "xcache.example.org"
     # And not where it can.
+    assert browser.page("/hub/home").headers["X-Facility"] == "yes"
     assert production.api("GET", "/users", token="token-of-the-monitor").ok
     assert production.browser().log_in("s1").url.startswith(production.url)
 

@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from casa_hub.identity.bindings import Identities, IdentityError, UnknownOwnerError
 from casa_hub.identity.membership import Allowed, MalformedClaim, Refused
 from casa_hub.identity.oidc import Issuer, OIDCError, RefreshedTokenError
@@ -110,6 +112,8 @@ class Standings:
         self._known: dict[str, Standing] = {}
         self._asking: dict[str, tuple[_Inquiry, asyncio.Task[Standing]]] = {}
         self._saving: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        #: What the hub's database didn't take: a rotated refresh token is nowhere else.
+        self._unsaved: dict[str, Session] = {}
 
     def saving(self, username: str) -> asyncio.Lock:
         """Whoever reads or writes a user's auth state holds this: a log-in and a refresh at the same moment take
@@ -120,7 +124,9 @@ class Standings:
     async def session(self, user: Any) -> Session | None:
         """What is stored of a user's last log-in."""
         async with self.saving(user.name):
-            return Session.from_auth_state(await user.get_auth_state())
+            stored = Session.from_auth_state(await user.get_auth_state())
+        unsaved = self._unsaved.get(user.name)
+        return unsaved if unsaved is not None and stored is not None and unsaved.id == stored.id else stored
 
     def logged_in(self, username: str, session: Session, decision: Allowed) -> None:
         """A log-in is a "yes" of its own."""
@@ -145,9 +151,11 @@ class Standings:
             session = Session.from_auth_state(await user.get_auth_state())
             if session is None or session.id == session_id:
                 await user.save_auth_state(None)
-        known = self._known.get(user.name)
+        known, unsaved = self._known.get(user.name), self._unsaved.get(user.name)
         if known is not None and known.session_id == session_id:
             del self._known[user.name]
+        if unsaved is not None and unsaved.id == session_id:
+            del self._unsaved[user.name]
 
     def last(self, username: str) -> Standing | None:
         """The last verdict, however old; None if nobody asked since the hub's start."""
@@ -216,7 +224,8 @@ class Standings:
         # A dead refresh token doesn't come to life again: only the next log-in changes that verdict.
         if known.verdict is Verdict.LOG_IN_AGAIN:
             return True
-        return self._clock() - known.at < (max_age if known.verdict is Verdict.YES else min(FRESH, max_age))
+        # One of the future is of a clock that was put back since, and may be of long ago.
+        return 0 <= self._clock() - known.at < (max_age if known.verdict is Verdict.YES else min(FRESH, max_age))
 
     def _inquire(self, user: Any, known: Standing) -> tuple[_Inquiry, asyncio.Task[Standing]]:
         """The asking that is under way, or a new one."""
@@ -231,13 +240,17 @@ class Standings:
         user = inquiry.user
         try:
             standing = await self._ask_or_excuse(inquiry)
-            newer = self._known[user.name]
+            newer = self._known.get(user.name)
+            if newer is None:
+                return self._no_log_in()  # its end was gone through while we asked
             if newer.session_id not in (inquiry.before.session_id, standing.session_id):
                 return newer  # somebody logged in while we asked about the log-in before
             if newer is not inquiry.before and newer.verdict is Verdict.NO:
                 return newer  # or tried to, and was refused
-            if newer.verdict is Verdict.NO and standing.verdict in (Verdict.CANT_SAY, Verdict.LOG_IN_AGAIN):
-                # An explicit word on this person isn't taken back by silence: a disabled account's session ends, too.
+            silence = standing.aged or standing.verdict in (Verdict.CANT_SAY, Verdict.LOG_IN_AGAIN)
+            if newer.verdict is Verdict.NO and silence:
+                # An explicit word on this person isn't taken back by silence: a disabled account's session ends, too,
+                # and the provider's log-out takes the refresh token with which one could ask.
                 standing = replace(newer, at=self._clock())
             self._learn(user.name, standing)
             if isinstance(standing.decision, Allowed):
@@ -247,7 +260,9 @@ class Standings:
         except Exception:
             # Whatever this is, it isn't a "yes", and it isn't the user's fault either.
             log.exception("Membership of %s could not be found out", user.name)
-            known = self._known[user.name]
+            known = self._known.get(user.name)
+            if known is None:
+                return self._no_log_in()
             standing = replace(
                 known, verdict=Verdict.CANT_SAY, at=self._clock(), reason="an error of the hub", decision=None
             )
@@ -258,10 +273,13 @@ class Standings:
         """What the provider says, or which verdict follows from its not saying it."""
         session = await self.session(inquiry.user)
         if session is None:
-            return Standing(Verdict.LOG_IN_AGAIN, self._clock(), "no log-in of this user is stored", 0.0)
+            return self._no_log_in()
+        if inquiry.user.name in self._unsaved:
+            await self._save(inquiry.user, session)
         last_yes = session.last_yes
         if inquiry.before.session_id == session.id:
             last_yes = max(last_yes, inquiry.before.last_yes)  # not every "yes" is stored
+        last_yes = min(last_yes, self._clock())  # see _counts
         inquiry.last_yes, inquiry.due_at = last_yes, _due_at(session)
         if session.issuer.rstrip("/") != self._issuer.client.issuer.rstrip("/"):
             # Its tokens are nothing that the present provider may see.
@@ -311,9 +329,12 @@ class Standings:
         if isinstance(decision, Refused):
             log.warning("Membership of %s: refused, %s", user.name, decision.reason)
             return Standing(Verdict.NO, now, decision.reason, inquiry.last_yes, session.id, decision)
-        if session.refused or now - session.last_yes > min(LAST_YES_SAVED, self._keeper.outage_grace / 10):
+        if session.refused or not 0 <= now - session.last_yes <= min(LAST_YES_SAVED, self._keeper.outage_grace / 10):
             await self._save(user, replace(session, last_yes=now, claims=claims, refused=""))
         return Standing(Verdict.YES, now, "", now, session.id, decision, due_at=inquiry.due_at)
+
+    def _no_log_in(self) -> Standing:
+        return Standing(Verdict.LOG_IN_AGAIN, self._clock(), "no log-in of this user is stored", 0.0)
 
     def _aged(self, inquiry: _Inquiry, session: Session, now: float) -> Standing:
         """Where the provider can't be asked, the log-in's "yes" counts for a time, or until a "no" at a later one."""
@@ -345,12 +366,18 @@ class Standings:
         return session
 
     async def _save(self, user: Any, session: Session) -> None:
-        async with self.saving(user.name):
-            stored = Session.from_auth_state(await user.get_auth_state())
-            if stored is not None and stored.id == session.id:
-                await user.save_auth_state(session.to_auth_state())
-            else:
-                log.info("Tokens of an earlier log-in of %s are dropped: there is a newer one", user.name)
+        try:
+            async with self.saving(user.name):
+                stored = Session.from_auth_state(await user.get_auth_state())
+                if stored is not None and stored.id == session.id:
+                    await user.save_auth_state(session.to_auth_state())
+                else:
+                    log.info("Tokens of an earlier log-in of %s are dropped: there is a newer one", user.name)
+        except SQLAlchemyError:
+            user.db.rollback()  # or else nobody could use the hub's session any more
+            self._unsaved[user.name] = session
+            raise
+        self._unsaved.pop(user.name, None)
 
 
 def _due_at(session: Session) -> float:

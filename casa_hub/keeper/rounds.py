@@ -80,8 +80,10 @@ class Rounds:
         while True:
             try:
                 await self._look()
-            except Exception:
+            except Exception as error:
                 log.exception("Memberships could not be looked at")
+                if isinstance(error, SQLAlchemyError):
+                    self._app.db.rollback()  # or else the next look fails as well, until a page has failed
             await asyncio.sleep(self._pause)
 
     async def _look(self) -> None:

@@ -22,6 +22,7 @@ from casa_hub import audit
 from casa_hub.identity.logout import LoggedOut, LogoutTokens
 from casa_hub.identity.oidc import OIDCError
 from casa_hub.identity.session import Session
+from casa_hub.identity.verdicts import Verdict
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
@@ -134,7 +135,10 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
             session = Session.from_auth_state(await user.get_auth_state())
             if session is None or not session.refresh_token or self._is_offline(session) or not _means(said, session):
                 return False
-            await user.save_auth_state(replace(session, refresh_token="").to_auth_state())
+            # A "no" that is held back must outlive a restart, after which nobody can be asked any more.
+            last = standings.last(user.name)
+            refused = last.reason if last is not None and last.verdict is Verdict.NO else session.refused
+            await user.save_auth_state(replace(session, refresh_token="", refused=refused).to_auth_state())
         standings.doubt(user.name)
         return True
 

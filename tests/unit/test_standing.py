@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from casa_hub.identity.bindings import IdentityError, UnknownOwnerError
 from casa_hub.identity.membership import Allowed, Refused
@@ -31,6 +32,7 @@ class User:
 
     name: str = "alice"
     state: dict[str, Any] | None = None
+    db: Any = None
 
     async def get_auth_state(self) -> dict[str, Any] | None:
         await asyncio.sleep(0)
@@ -259,3 +261,54 @@ async def test_new_tokens_that_came_with_a_no_are_told_with_it() -> None:
     world.decision = NO
     await world.ask()
     assert world.tokens == [Verdict.NO]
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["log-out at the provider", "expired access token"])
+async def test_an_explicit_no_isn_t_taken_back_by_a_log_in_that_counts_by_its_age(live: bool) -> None:
+    """Who can't be asked any more would be a member again, for as long as a log-in counts."""
+    world = World(live=live, refresh_token="" if live else "first")
+    world.decision = NO
+    assert (await world.ask()).verdict is Verdict.NO
+    if not live:  # as the back-channel does
+        assert world.user.session is not None
+        world.user.state = replace(world.user.session, refresh_token="").to_auth_state()
+        world.standings.doubt("alice")
+    standing = await world.ask(later=3600)
+    assert (standing.verdict, standing.reason, standing.aged) == (Verdict.NO, NO.reason, False)
+
+
+async def test_a_clock_that_was_put_back_makes_no_verdict_last() -> None:
+    world = World()
+    assert (await world.ask()).verdict is Verdict.YES
+    world.decision = NO
+    assert (await world.ask(later=-86400)).verdict is Verdict.NO
+    world.says = CANT_SAY
+    assert (await world.ask(later=60)).last_yes <= world.now  # else the grace would be longer by a day
+
+
+async def test_a_rotated_refresh_token_survives_a_database_that_is_locked() -> None:
+    world = World()
+    store, rolled_back = world.user.save_auth_state, []
+
+    async def locked(state: dict[str, Any] | None) -> None:
+        raise OperationalError("UPDATE", {}, Exception("database is locked"))
+
+    world.user.db = type("Database", (), {"rollback": lambda _: rolled_back.append(True)})()
+    world.user.save_auth_state = locked  # type: ignore[method-assign]
+    assert (await world.ask()).verdict is Verdict.CANT_SAY
+    assert rolled_back
+    world.user.save_auth_state = store  # type: ignore[method-assign]
+    assert (await world.ask()).verdict is Verdict.YES
+    assert world.user.session is not None
+    assert world.user.session.refresh_token == "first++"  # of the second refresh, by the first one's
+
+
+async def test_a_log_in_that_is_forgotten_while_it_is_asked_about_is_none() -> None:
+    world = World(gate=asyncio.Event())
+    asking = asyncio.create_task(world.ask())
+    await asyncio.sleep(0.01)
+    await world.standings.forget(world.user, "one")
+    assert world.gate is not None
+    world.gate.set()
+    assert (await asking).verdict is Verdict.LOG_IN_AGAIN
+    assert world.standings.last("alice") is None

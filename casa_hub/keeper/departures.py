@@ -253,13 +253,13 @@ class Departures:
                     await self._tell_what_it_holds(departure, user, name, kept)
                     try:
                         await kept.withdraw()
-                    except CasaError as error:
-                        problem = error  # stopped all the same
+                    except Exception as error:  # noqa: BLE001 - whatever it is, it is stopped all the same
+                        problem = error
                 if not spawner.pending:
                     break
                 await self._not_pending(spawner)
             if spawner.active:
-                await self._stop(user, name, spawner)
+                await self._stop(departure, user, name, spawner)
             departure.stopped.add(name)
         if problem is not None and kept is not None:
             await kept.withdraw()
@@ -268,7 +268,7 @@ class Departures:
         while spawner.pending:  # noqa: ASYNC110 - nobody has an event of it
             await asyncio.sleep(_LOOK)
 
-    async def _stop(self, user: Any, name: str, spawner: Any) -> None:
+    async def _stop(self, departure: _Departure, user: Any, name: str, spawner: Any) -> None:
         """As JupyterHub's own handler does, whose method needs a request."""
 
         async def stop() -> None:
@@ -276,6 +276,9 @@ class Departures:
                 await self._app.proxy.delete_user(user, name)
             finally:
                 await user.stop(name)
+            # Also when nobody waits for it any more: what has this name next was started by leave of a new log-in.
+            departure.servers.discard(name)
+            departure.stopped.add(name)
 
         spawner._stop_pending = True  # noqa: SLF001 - JupyterHub's own marks; others wait for them
         spawner._stop_future = asyncio.ensure_future(stop())  # noqa: SLF001
@@ -305,7 +308,7 @@ class Departures:
         for credential, entry in holding.record.get("credentials", {}).items():
             for one in [*entry.get("earlier", ()), entry]:
                 expires_at = one.get("expires_at")
-                if expires_at is not None and datetime.fromisoformat(expires_at) <= now:
+                if _has_expired(expires_at, now):
                     continue
                 event = Event(
                     Action.REVOKED,
@@ -369,6 +372,14 @@ class Departures:
 
     def _user(self, username: str) -> Any:
         return self._app.users.get(username)
+
+
+def _has_expired(expires_at: Any, now: datetime) -> bool:
+    """Not if that can't be read: somebody has edited the record, and the others in it must be told as well."""
+    try:
+        return expires_at is not None and datetime.fromisoformat(expires_at) <= now
+    except (TypeError, ValueError):
+        return False
 
 
 def _text(error: BaseException) -> str:

@@ -160,17 +160,18 @@ class Hub:
         notes = [each["metadata"].get("annotations", {}).get(SERVER, "[]") for each in found]
         return [each for each, whose in zip(found, notes, strict=True) if json.loads(whose)[1:] == ["ada", ""]]
 
-    def users(self) -> dict[str, int]:
-        """Whom the processes of all containers are: container -> uid."""
+    def processes(self) -> dict[str, dict[str, str]]:
+        """Of each container's first process, ``status`` (man 5 proc)."""
         pods = self.cluster.plane.request("GET", f"/api/v1/namespaces/{self.namespace}/pods")["items"]
-        return {
-            container["name"]: int(self._exec(pod["metadata"]["name"], container["name"], "id", "-u"))
-            for pod in pods
-            for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
-        }
-
-    def _exec(self, pod: str, container: str, *command: str) -> str:
-        return self.cluster.exec(self.namespace, pod, *command, container=container)
+        found = {}
+        for pod in pods:
+            for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
+                name, command = container["name"], ("cat", "/proc/1/status")
+                text = self.cluster.exec(self.namespace, pod["metadata"]["name"], *command, container=name)
+                found[name] = {
+                    key: value.strip() for key, _, value in (line.partition(":") for line in text.split("\n"))
+                }
+        return found
 
     def log(self) -> str:
         return self.cluster.plane.kubectl("logs", "--namespace", self.namespace, "deployment/hub", "--tail=-1")
@@ -290,7 +291,12 @@ def use(hub: Hub, variant: Variant, scratch: Path) -> None:
     assert ada.log_in("ada").status_code == 200
     ada.spawn("ada")
     assert [len(hub.of_ada(kind)) for kind in KINDS] == [1] * len(KINDS)
-    assert hub.users() == variant.users
+    processes = hub.processes()
+    assert {name: set(map(int, status["Uid"].split())) for name, status in processes.items()} == {
+        name: {uid} for name, uid in variant.users.items()
+    }
+    # None may ever be more than it is.
+    assert {(status["NoNewPrivs"], int(status["CapBnd"], 16)) for status in processes.values()} == {("1", 0)}
 
     kernel = Kernel(ada, "ada")
     seen = json.loads(kernel.run(LOOK))

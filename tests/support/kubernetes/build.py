@@ -35,6 +35,8 @@ from tests.support.kubernetes.image import make_image
 HERE = Path(__file__).parent
 GO = HERE / "go"
 LOCK = HERE.parents[1] / "lock" / "hub6.txt"
+#: JupyterHub 5.5, as the chart's own hub has it.
+HUB_LOCK = LOCK.with_name("hub5.txt")
 PROJECT = HERE.parents[2] / "pyproject.toml"
 #: What a node runs beside Kubernetes.
 SYSTEM = ("runc", "containernetworking-plugins", "nftables", "iproute2")
@@ -112,7 +114,7 @@ def node() -> list[Piece]:
     images = [
         Piece("images/pause.tar", recipe(GO / "pause" / "main.go", HERE / "image.py"), 2, _make_pause),
         Piece("images/singleuser.tar", recipe(HERE / "image.py", LOCK, *_SINGLEUSER), 60, _make_singleuser),
-        Piece("images/hub.tar", recipe(HERE / "image.py", LOCK, *_HUB), 45, _make_hub),
+        Piece("images/hub.tar", recipe(HERE / "image.py", HUB_LOCK, *_HUB), 45, _make_hub),
     ]
     return [
         *(
@@ -206,7 +208,7 @@ def _make_singleuser(output: Path) -> None:
         root = Path(scratch, "root")
         root.mkdir()
         file_system(root, IMAGE_PACKAGES)
-        _install(root, "opt/jupyter", IMAGE_REQUIREMENTS)
+        _install(root, "opt/jupyter", IMAGE_REQUIREMENTS, LOCK)
         (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\njovyan:x:1000:1000::/home/jovyan:/bin/bash\n")
         (root / "etc/group").write_text("root:x:0:\njovyan:x:1000:\n")
         (root / "home/jovyan").mkdir(parents=True)
@@ -226,7 +228,7 @@ def _make_hub(output: Path) -> None:
         root = Path(scratch, "root")
         root.mkdir()
         file_system(root, HUB_PACKAGES)
-        _install(root, "opt/hub", HUB_REQUIREMENTS)
+        _install(root, "opt/hub", HUB_REQUIREMENTS, HUB_LOCK)
         (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\njovyan:x:1000:1000::/home/jovyan:/bin/bash\n")
         (root / "etc/group").write_text("root:x:0:\njovyan:x:1000:\n")
         for directory in (root / "srv/jupyterhub", root / "home/jovyan"):
@@ -237,12 +239,12 @@ def _make_hub(output: Path) -> None:
         make_image(HUB_IMAGE, root, output, user="1000:1000", workdir="/srv/jupyterhub", env=env, command=command)
 
 
-def _install(root: Path, target: str, requirements: Sequence[str]) -> None:
-    """Packages in the versions that the tests run with, for the Python of a file system."""
+def _install(root: Path, target: str, requirements: Sequence[str], lock: Path) -> None:
+    """Packages in the versions of a lock, for the Python of a file system."""
     python = next(path.name for path in sorted((root / "usr/bin").glob("python3.*")))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
     # Wheels for the interpreter in the image, whichever runs pip here.
-    pip += ["--only-binary=:all:", f"--python-version={python.removeprefix('python')}", f"--constraint={LOCK}"]
+    pip += ["--only-binary=:all:", f"--python-version={python.removeprefix('python')}", f"--constraint={lock}"]
     run([*pip, f"--target={root / target}", *requirements], f"fetching {', '.join(requirements)}")
     for script in (root / target / "bin").iterdir():
         _, newline, rest = script.read_bytes().partition(b"\n")

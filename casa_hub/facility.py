@@ -161,13 +161,14 @@ class Facility(LoggingConfigurable):
 
     def check_minters(self) -> list[Problem]:
         """What each credential finds wrong with its settings and keys."""
-        problems: list[Problem] = []
-        for name, minter in self.minters.items():
-            try:
-                problems += minter.check()
-            except Exception as error:  # noqa: BLE001 - a third party's
-                problems.append(_broken(name, "check", error))
-        return problems
+        return [problem for name, minter in self.minters.items() for problem in self.check_minter(name, minter)]
+
+    def check_minter(self, name: str, minter: Minter) -> list[Problem]:
+        """What one credential finds wrong with its settings and keys."""
+        try:
+            return list(minter.check())
+        except Exception as error:  # noqa: BLE001 - a third party's
+            return [_broken(name, "check", error)]
 
     def check_settings(self) -> list[Problem]:
         """The facility's own settings only: an ERROR among them lets no server start whatever the keys are."""
@@ -351,9 +352,9 @@ class Facility(LoggingConfigurable):
         for name, minter in minters.items():
             try:
                 credential = minter.mint(replace(request, state=states.get(name, {})))
-                bad = next(filter(bad_path, credential.files), None)
-                if bad is not None:
-                    missing[name] = CredentialError(name, f"its file can't be called {bad!r}", _ASK_OPERATOR)
+                problem = _malformed(credential, request.now)
+                if problem:
+                    missing[name] = CredentialError(name, problem, _ASK_OPERATOR)
                     continue
                 credentials[name] = credential, tuple(minter.routes(request.server))
             except CredentialError as error:
@@ -424,6 +425,23 @@ class Facility(LoggingConfigurable):
                 "missing": still | {name: why for name, why in reasons.items() if name not in known},
             },
         )
+
+
+def _malformed(one: Credential, now: datetime) -> str:
+    """Why a minted credential can't be used, "" if it can: a third party's must not spoil those beside it."""
+    bad = next(filter(bad_path, one.files), None)
+    if bad is not None:
+        return f"its file can't be called {bad!r}"
+    if not all(isinstance(content, bytes) for content in one.files.values()):
+        return "its files are not bytes"
+    if one.issued_at.utcoffset() is None or (one.expires_at is not None and one.expires_at.utcoffset() is None):
+        return "its times have no time zone"
+    if one.expires_at is not None and one.expires_at <= now:
+        return f"what was minted expired at {_iso(one.expires_at)}"
+    for texts in (one.identifiers, one.state):
+        if not all(isinstance(text, str) for pair in texts.items() for text in pair):
+            return "its identifiers or its state are not strings"
+    return ""
 
 
 def _entry(credential: Credential) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from traitlets.config import LoggingConfigurable
@@ -39,7 +40,31 @@ def read_record(document: Any) -> dict[str, Any] | None:
 
 
 def _are(credentials: Mapping[str, Any], keys: set[str]) -> bool:
-    return all(isinstance(entry, dict) and keys <= entry.keys() for entry in credentials.values())
+    """Whether all can be read. Whoever may change a server's objects may have edited it, too."""
+    return all(isinstance(entry, dict) and keys <= entry.keys() and _is(entry) for entry in credentials.values())
+
+
+def _is(entry: Mapping[str, Any]) -> bool:
+    match entry:
+        case {"identifiers": dict(), "state": dict(), "files": list()}:
+            earlier, order = entry.get("earlier", []), entry.get("order", 0)
+        case _:
+            return False
+    ends = [entry["expires_at"]]
+    for one in earlier if isinstance(earlier, list) else [None]:
+        match one:
+            case {"identifiers": dict(), "expires_at": end}:
+                ends.append(end)
+            case _:
+                return False
+    return isinstance(order, int) and _is_time(entry["issued_at"]) and all(end is None or _is_time(end) for end in ends)
+
+
+def _is_time(text: Any) -> bool:
+    try:
+        return datetime.fromisoformat(text).utcoffset() is not None
+    except (TypeError, ValueError):
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class Kept(Protocol):
         """What it held when it started, or later, as far as that is known without asking anybody.
 
         No credential expires sooner than that says. None if it doesn't run, or if what it holds is not known: it was
-        started without this package, by a later version of it, or under another name.
+        started without this package, by a later version of it, or under another name, or its record was changed.
         """
 
     async def holding(self) -> Holding | None:

@@ -34,8 +34,8 @@ _IN_ONE_TURN = 50
 T = TypeVar("T")
 
 _UNKNOWN = (
-    "it was started without casa_hub, by a later version of it, or under another name. It runs on, but nothing of it "
-    "is renewed until it is restarted"
+    "it was started without casa_hub, by a later version of it, or under another name, or its record (in Kubernetes: "
+    "its Secret) was changed or removed. It runs on, but nothing of it is renewed until it is restarted"
 )
 
 
@@ -393,8 +393,14 @@ class Renewals:
         return failed
 
     def _end(self, server: _Server) -> None:
-        """It has stopped, or its credentials were withdrawn: there is nothing more to do for this start."""
+        """It has stopped, or its credentials were withdrawn: there is nothing more to do for this start.
+
+        If it runs all the same, somebody has taken its record away, and the operator must know.
+        """
         server.credentials = {}
+        if not server.unknown and not server.spawner.pending and server.kept.running_start == server.start_id:
+            server.unknown = True
+            self._app.log.error("Nothing is known of what the server %s holds: %s", server.identity, _UNKNOWN)
 
     # -- failures
 

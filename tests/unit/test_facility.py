@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint
 from pathlib import PurePosixPath
@@ -105,7 +106,17 @@ class BadEnvironment(Token):
         raise ValueError("SECRET")
 
 
-ALL = (XCache, Bearer, ServiceX, Dask, Clash, Broken, BadPath, BadEnvironment)
+class Odd(Token):
+    """A third party's, which forgets what a credential is."""
+
+    name, path = "odd", "odd"
+    change: ClassVar[dict[str, Any]] = {}
+
+    def mint(self, request: Request) -> Credential:
+        return replace(super().mint(request), **self.change)
+
+
+ALL = (XCache, Bearer, ServiceX, Dask, Clash, Broken, BadPath, BadEnvironment, Odd)
 
 
 @pytest.fixture(autouse=True)
@@ -275,6 +286,50 @@ def test_a_third_party_s_fault_does_not_take_the_others_along(caplog: pytest.Log
     assert "can't be called '../../.bashrc'" in minted.missing["badpath"]
     assert "KeyError at" in caplog.text
     assert "SECRET" not in caplog.text + str(minted.missing)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"expires_at": datetime(2100, 1, 1)}, "its times have no time zone"),  # noqa: DTZ001
+        ({"issued_at": None}, "AttributeError"),
+        ({"expires_at": NOW}, "expired at"),
+        ({"files": {"odd": "text"}}, "its files are not bytes"),
+        ({"identifiers": {"jti": 1}}, "are not strings"),
+        ({"state": {"key": b"k"}}, "are not strings"),
+    ],
+)
+def test_a_renewal_that_is_no_credential_does_not_take_the_others_along(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], why: str
+) -> None:
+    one = facility("xcache", "odd")
+    first = one.mint(request())
+    monkeypatch.setattr(Odd, "change", change)
+    second = one.renew(Request(ALICE, "0" * 32, NOW + timedelta(seconds=40)), ["xcache", "odd"], first.record)
+    assert list(second.credentials) == ["xcache"]
+    assert why in second.missing["odd"]
+    json.dumps(second.record)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"issued_at": None},
+        {"issued_at": "2026-11-21"},
+        {"expires_at": "never"},
+        {"expires_at": 7},
+        {"order": "1"},
+        {"earlier": [{}]},
+        {"earlier": None},
+        {"identifiers": "1"},
+        {"state": []},
+    ],
+    ids=str,
+)
+def test_a_record_that_somebody_edited_is_none(edit: dict[str, Any]) -> None:
+    record = facility("xcache").mint(request()).record
+    assert read_record(record) == record
+    assert read_record({**record, "credentials": {"xcache": {**record["credentials"]["xcache"], **edit}}}) is None
 
 
 # -- environment and routes

@@ -162,7 +162,8 @@ async def test_a_server_with_another_versions_record_is_kept(
     await delivery.deliver(parcel(ALICE))
     state = tmp_path / "servers" / "alice" / "state.json"
     document = json.loads(state.read_text())
-    entry = {"issued_at": "", "expires_at": None, "identifiers": {}, "state": {}, "files": ["token"]}
+    issued_at = "2026-11-21T04:00:00+00:00"
+    entry = {"issued_at": issued_at, "expires_at": None, "identifiers": {}, "state": {}, "files": ["token"]}
     document["record"] = {"version": version, "credentials": {"ours": entry}, "missing": {}}
     del document["withdrawn"]  # which the first version didn't know
     state.write_text(json.dumps(document))

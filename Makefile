@@ -16,7 +16,7 @@ help:
 	@echo "make demo-kubernetes, make demo-kubernetes-check"
 	@echo "                 both with servers on a Kubernetes of one node (as root; builds Kubernetes first, once)"
 	@echo "make test        all tests, with JupyterHub 6 and 5.5"
-	@echo "make kubernetes  only builds the Kubernetes that tests run on: eight minutes, once; make test does it too"
+	@echo "make kubernetes  only builds the Kubernetes that tests run on: nine minutes, once; make test does it too"
 	@echo "make lint        ruff and mypy --strict"
 	@echo "make docs        the documentation as a site (build/site), every link checked; renews the settings' reference"
 	@echo "make bench       what a mint costs, a thousand servers to keep fresh, and a hundred starts at once"

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import json
 import os
+import random
 import secrets
 import socket
 import ssl
@@ -49,7 +50,7 @@ IDP_PORT = 9400
 CLIENT_SECRET = "of the client, in no file of the release"
 XCACHE_KEY = os.urandom(64)
 #: As OKD gives one to a namespace, by this label here.
-UID, ASSIGNED = 1000660000, "casa-hub.test/assigned-user"
+UID, ASSIGNED = random.randrange(10**9, 2**31), "casa-hub.test/assigned-user"
 #: Of each of these a running server has one.
 KINDS = (
     "/api/v1/namespaces/{}/pods",

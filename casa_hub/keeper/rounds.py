@@ -30,6 +30,9 @@ _LOOK = 10.0
 #: Askings at the same time, and users whose log-in is read in a second.
 _AT_ONCE = 20
 _READ_RATE = 25.0
+#: Seconds of silence that this hub has met itself before it ends an access for silence, and of the grace at most the
+#: part: after a sleep, or when the hub was away, the first time-out would be everybody's end.
+_SILENCE, _SILENCE_PART = 60.0, 1 / 4
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,8 @@ class Rounds:
         self._until = -math.inf
         #: Since when users are known of whose log-in isn't.
         self._noticed: dict[str, float] = {}
+        #: Since when the provider can't say anything of a user.
+        self._silent: dict[str, float] = {}
 
     def begin(self) -> None:
         """As long as the hub: at its end JupyterHub cancels what runs."""
@@ -90,6 +95,7 @@ class Rounds:
         """Have all asked whose turn comes before the next look."""
         people = dict.fromkeys(self._gate.open_cases, False) | watched(self._app.db)
         self._noticed = {name: at for name, at in self._noticed.items() if name in people}
+        self._silent = {name: at for name, at in self._silent.items() if name in people}
         now = self._now()
         # After a long pause (a machine that slept) those who missed their turn would all come at once.
         # And the other way round, a clock that was put back must not leave nobody asked.
@@ -168,6 +174,7 @@ class Rounds:
         last_yes = standing.last_yes
         if verdict is Verdict.LOG_IN_AGAIN and not last_yes:
             last_yes = self._noticed.setdefault(name, now)
+        silent = self._is_silent(name, standing, now)
         if self._keeper.access(verdict, last_yes, now) is not Access.OFF:
             return
         if not self._departures.has_any(user) or self._departures.ending(name, standing.session_id):
@@ -176,6 +183,8 @@ class Rounds:
         if verdict is Verdict.NO:
             self._gate.heard(name, standing)
         elif verdict is Verdict.CANT_SAY:
+            if not silent and standing.verdict is Verdict.CANT_SAY:
+                return  # pages refuse; it is asked again soon
             why = "no" if standing.verdict is Verdict.NO else "outage"
             reason = f"The identity provider has not confirmed the membership since {when(last_yes)}: {standing.reason}"
             self._gate.release(name)
@@ -185,6 +194,16 @@ class Rounds:
             if not standing.last_yes:
                 reason = f"No log-in in time: {standing.reason}"
             await self._departures.end(user, reason, why="age")
+
+    def _is_silent(self, name: str, standing: Standing, now: float) -> bool:
+        """Whether the provider has been silent for long enough, by this hub's own asking."""
+        if standing.verdict is not Verdict.CANT_SAY:
+            self._silent.pop(name, None)
+            return False
+        since = self._silent.get(name)
+        if since is None or not standing.last_yes < since <= now:
+            since = self._silent[name] = now
+        return now - since >= min(_SILENCE, self._keeper.outage_grace * _SILENCE_PART)
 
     @property
     def _standings(self) -> Any:

@@ -1,13 +1,18 @@
-"""When somebody's turn is: evenly spread, at the same place in each round, however many they are."""
+"""When somebody's turn is: evenly spread, at the same place in each round, however many they are; and its end."""
 
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casa_hub.keeper.rounds import turn
+from casa_hub.identity.standing import Standing
+from casa_hub.identity.verdicts import Verdict
+from casa_hub.keeper.rounds import Rounds, turn
+from casa_hub.keeper.times import Keeper
 
 TIMES = st.floats(1.6e9, 2e9)
 LENGTHS = st.floats(0.5, 1e5)
@@ -38,3 +43,48 @@ def test_five_hundred_users_are_asked_evenly() -> None:
     assert max(seconds.values()) <= 10  # 2.2 on average
     tens = Counter(int(turn(f"user-{number}", 1.7e9, length) - 1.7e9) // 25 for number in range(500))
     assert min(tens.values()) >= 30  # of 55 on average
+
+
+class Hub:
+    """As much of a hub as rounds need to end somebody's access, or not to."""
+
+    def __init__(self) -> None:
+        self.now = 1.7e9
+        self.ended: list[str] = []
+        self.keeper = Keeper()
+        self.authenticator = SimpleNamespace(clock=lambda: self.now)
+        gate: Any = SimpleNamespace(effective=lambda _, standing: standing.verdict, release=lambda _: None)
+        departures: Any = SimpleNamespace(has_any=lambda _: True, ending=lambda *_: "", end=self.end)
+        self.rounds = Rounds(self, self.keeper, departures, gate)
+
+    async def end(self, user: Any, reason: str, *, why: str) -> None:
+        self.ended.append(why)
+
+    async def hear(self, verdict: Verdict, last_yes: float, *, later: float) -> list[str]:
+        self.now += later
+        await self.rounds._follow(SimpleNamespace(name="alice"), Standing(verdict, self.now, "no answer", last_yes))
+        return self.ended
+
+
+async def test_after_a_sleep_the_first_time_out_ends_nobody_s_access() -> None:
+    """The last "yes" is older than the grace because nobody asked: the network may come up a second later."""
+    hub = Hub()
+    last_yes = hub.now - hub.keeper.outage_grace - 3600
+    assert await hub.hear(Verdict.CANT_SAY, last_yes, later=0) == []
+    assert await hub.hear(Verdict.CANT_SAY, last_yes, later=30) == []
+    assert await hub.hear(Verdict.CANT_SAY, last_yes, later=31) == ["outage"]
+
+
+async def test_an_answer_ends_a_silence() -> None:
+    hub = Hub()
+    last_yes = hub.now - hub.keeper.outage_grace - 3600
+    assert await hub.hear(Verdict.CANT_SAY, last_yes, later=0) == []
+    assert await hub.hear(Verdict.YES, hub.now + 50, later=50) == []
+    assert await hub.hear(Verdict.CANT_SAY, last_yes, later=50) == []
+
+
+async def test_a_silence_of_the_whole_grace_ends_the_access_with_it() -> None:
+    hub = Hub()
+    last_yes = hub.now
+    assert await hub.hear(Verdict.CANT_SAY, last_yes, later=300) == []
+    assert await hub.hear(Verdict.CANT_SAY, last_yes, later=hub.keeper.outage_grace - 300) == ["outage"]

@@ -59,6 +59,10 @@ class _Departure:
     """One that is under way."""
 
     entry: Entry
+    #: JupyterHub's user, who may get another name or be deleted meanwhile.
+    user: Any = field(repr=False)
+    #: Kept, since a user that was deleted may not tell it any more.
+    user_id: int
     #: Names of servers that are still to be ended, and of those that were.
     servers: set[str]
     stopped: set[str] = field(default_factory=set)
@@ -109,7 +113,7 @@ class Departures:
                 for name, spawner in user.spawners.items()
                 if spawner.active and (spawner.orm_spawner.started is None or spawner.orm_spawner.started < began)
             }
-            self._start(_Departure(entry, servers))
+            self._start(_Departure(entry, user, user.id, servers))
 
     async def end(self, user: Any, reason: str, *, why: str, by: str = "") -> Departed:
         """End all access of one of the hub's users: servers, their credentials and routes, tokens, cookies, sessions.
@@ -169,7 +173,7 @@ class Departures:
             raise
         log.warning("The access of %s ends: %s", user.name, entry.reason)
         servers = {name for name, spawner in user.spawners.items() if spawner.active}
-        departure = _Departure(entry, servers, tokens=tokens)
+        departure = _Departure(entry, user, user.id, servers, tokens=tokens)
         self._start(departure)
         return departure
 
@@ -206,8 +210,9 @@ class Departures:
 
     async def _try(self, departure: _Departure) -> tuple[str, ...]:
         """One try of all that is left. Returns what still is, as sentences."""
-        entry = departure.entry
-        user = self._user(entry.username)
+        # Not by the name, which somebody else may have by now; nor by the number, which databases give again.
+        there = self._app.users.get(departure.user_id)
+        user = departure.user if there is departure.user else None
         if user is not None:
             names = sorted(departure.servers)
             ends = [self._end_server(departure, user, name) for name in names]

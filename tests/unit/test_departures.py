@@ -69,7 +69,7 @@ def hub(kept: Kept) -> tuple[User, Departures]:
     db = orm.new_session_factory("sqlite:///:memory:")()
     user = User(db, kept)
     app = SimpleNamespace(
-        db=db, users={"alice": user}, authenticator=SimpleNamespace(), tornado_settings={}, proxy=Proxy()
+        db=db, users={user.id: user}, authenticator=SimpleNamespace(), tornado_settings={}, proxy=Proxy()
     )
     return user, Departures(app, Keeper())
 
@@ -107,3 +107,15 @@ async def test_a_server_of_a_new_log_in_is_not_taken_for_one_whose_stop_was_slow
         await asyncio.sleep(0)
     assert user.spawners[""].active
     assert not new.withdrawn
+
+
+async def test_another_name_saves_nobody() -> None:
+    """An administrator may rename a user while a start of theirs holds up the end."""
+    user, departures = hub(Kept())
+    user.may.clear()
+    ending = asyncio.create_task(departures.end(user, "out", why="no"))
+    await asyncio.sleep(0)
+    user.name = "alicia"
+    user.may.set()
+    assert (await ending).servers == ("",)
+    assert not user.spawners[""].active

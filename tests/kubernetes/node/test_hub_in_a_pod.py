@@ -19,6 +19,7 @@ import random
 import secrets
 import socket
 import ssl
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,6 @@ from tests.support.kubernetes.api import eventually
 from tests.support.kubernetes.cluster import Cluster
 from tests.support.kubernetes.hub_image import NAME, TAG, add_hub_image
 from tests.support.kubernetes.release import Object, merged
-from tests.support.peers import require
 
 VALUES = ROOT / "helm-values"
 SNIPPET = ROOT / "jupyterhub_config.d" / "casa_hub.py"
@@ -184,7 +184,7 @@ class Hub:
             self.cluster.plane.kubectl(*command)
         # The node's packet filter hears of ready pods a little later.
         for url in (f"{self.url}/hub/health", f"{self.issuer}/.well-known/openid-configuration"):
-            eventually(lambda url=url: answers(url))  # type: ignore[misc]
+            eventually(lambda url=url: answers(url), 30)  # type: ignore[misc]
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
@@ -192,17 +192,19 @@ class Hub:
         try:
             yield
         except BaseException as error:
-            error.add_note(self.cluster.plane.kubectl("describe", "pods", "--namespace", self.namespace)[-6000:])
-            error.add_note(self.log()[-6000:])
+            for command in (["describe", "pods"], ["logs", "deployment/hub"]):
+                options = {"check": False, "stderr": subprocess.STDOUT}
+                told = self.cluster.plane.kubectl(*command, "--namespace", self.namespace, **options)
+                error.add_note(told[-6000:])
             raise
 
 
 @pytest.fixture(scope="module", params=["the chart", "a loader of our own in place of the chart"])
 def objects_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Object]]:
     """What is applied for values in a namespace."""
-    require(helm)
     scratch = tmp_path_factory.mktemp("chart")
     try:
+        helm()
         found = chart(scratch)
     except Unavailable as missing:
         if request.param == "the chart":
@@ -226,8 +228,10 @@ def hubs(
         provider["providers.kubernetesCRD.namespaces"] = ",".join(hub.namespace for hub in made.values())
         environment = {"KUBECONFIG": str(cluster.plane.kubeconfig)}
         where = tmp_path_factory.mktemp("traefik")
-        with Traefik(where, address="127.0.0.1", provider=provider, environment=environment):
-            yield made
+        traefik = Traefik(where, address="127.0.0.1", provider=provider, environment=environment).start()
+    yield made
+    traefik.stop()
+    with cluster.network():
         for hub in made.values():
             cluster.plane.delete_namespace(hub.namespace)
 
@@ -242,7 +246,7 @@ def install(cluster: Cluster, variant: Variant, objects_of: Callable[..., list[O
     namespace = cluster.plane.make_namespace(variant.labels)
     keys = {
         "xcache": base64.b64encode(XCACHE_KEY) + b"\n",
-        "condor": os.urandom(64),
+        "condor": os.urandom(64).replace(b"\0", b"\1"),
         "dask": base64.b64encode(os.urandom(48)) + b"\n",
     }
     own = {
@@ -322,6 +326,7 @@ def use(hub: Hub, variant: Variant, scratch: Path) -> None:
     for kind in KINDS:
         eventually(lambda kind=kind: not hub.of_ada(kind), timeout=30)  # type: ignore[misc]
     log = hub.log()
+    assert "JupyterHub is now running" in log
     assert "Traceback" not in log
     assert not [text for text in (CLIENT_SECRET, *files.values()) if text.strip() in log]
 

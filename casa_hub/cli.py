@@ -30,10 +30,20 @@ def main(arguments: list[str] | None = None) -> int:
     check = commands.add_parser(
         "check",
         help="what is wrong with a hub's configuration",
-        description="Say what is wrong with a hub's configuration, before or while it runs; and which of several Dask "
-        "secrets isn't needed any more, if the running hub can be asked.",
+        description="Say what is wrong with a facility, before or while its hub runs: the configuration and the keys, "
+        "and whether identity provider, cluster, Traefik, XCache, HTCondor and ServiceX are as it has them; and which "
+        "of several Dask secrets isn't needed any more. It changes nothing. Exit code 0: sound; 1: an error; 2: "
+        "something couldn't be looked at.",
     )
     check.add_argument("-f", dest="config_file", type=Path, metavar="FILE", required=True, help="jupyterhub_config.py")
+    check.add_argument("--json", action="store_true", help="print the findings as JSON; progress goes to stderr")
+    scope = check.add_mutually_exclusive_group()
+    scope.add_argument("--local", action="store_true", help="ask nobody but the hub that runs beside it")
+    scope.add_argument(
+        "--probe",
+        action="store_true",
+        help="also make a Secret, a Service and routes in the cluster for a moment, and remove them",
+    )
     operate.add_commands(commands)
     options = parser.parse_args(arguments)
     try:
@@ -52,9 +62,9 @@ def _run(options: argparse.Namespace) -> int:
         case "demo":
             return _demo(options)
         case "check":
-            from casa_hub.check import check  # noqa: PLC0415 - JupyterHub takes a while to load
+            from casa_hub.checks.runner import check  # noqa: PLC0415 - JupyterHub takes a while to load
 
-            return check(options.config_file)
+            return check(options.config_file, local=options.local, probing=options.probe, as_json=options.json)
     return operate.COMMANDS[options.command](operate.Hub.find(options.config_file, os.environ), options)
 
 

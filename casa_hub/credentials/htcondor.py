@@ -201,7 +201,7 @@ class HTCondor(Minter):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # The derived key is what is kept for each version of the file: HKDF costs as much as the rest of a mint.
-        self._key = KeyFile("HTCondor.key_file", self._parse_key, _MAKE_KEY)
+        self._key = KeyFile("HTCondor.key_file", self.parse_key, _MAKE_KEY)
 
     @validate("scopes")
     def _valid_scopes(self, proposal: Any) -> list[str]:
@@ -350,7 +350,7 @@ class HTCondor(Minter):
             )
         return local_part
 
-    def _parse_key(self, content: bytes) -> SigningKey:
+    def parse_key(self, content: bytes) -> SigningKey:
         if len(content) < MIN_KEY_BYTES:
             raise BadKeyError(
                 f"holds {len(content)} bytes; below {MIN_KEY_BYTES} whoever has a token can guess the key", _MAKE_KEY

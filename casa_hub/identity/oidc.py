@@ -166,7 +166,7 @@ class Issuer:
         Raises:
             OIDCError: nothing is known and the issuer can't be asked, or its document can't be used.
         """
-        if self._metadata is None or self._clock() >= self._metadata_until:
+        if self._metadata is None or not 0 < self._metadata_until - self._clock() <= METADATA_AGE:
             try:
                 await self._once("discovery", self._load_metadata)
             except OIDCError as error:
@@ -239,7 +239,9 @@ class Issuer:
     def _wanted(self, kid: str | None, header: Mapping[str, Any]) -> bool:
         """Whether keys should be read: never read, too old, or unknown and not asked for a moment ago."""
         age = self._clock() - self._keys_at
-        return age >= METADATA_AGE or (age >= KEYS_RETRY and not self._usable(kid, header))
+        if not 0 <= age < METADATA_AGE:  # also after the clock was put back
+            return True
+        return age >= KEYS_RETRY and not self._usable(kid, header)
 
     def _usable(self, kid: str | None, header: Mapping[str, Any]) -> list[jwt.PyJWK]:
         candidates = self._keys.get(kid, []) if kid is not None else [k for keys in self._keys.values() for k in keys]
@@ -265,6 +267,17 @@ class Issuer:
                 continue
             keys.setdefault(kid, []).append(key)
         self._keys, self._keys_at = keys, self._clock()
+
+    async def count_keys(self) -> int:
+        """How many published keys can verify a token of this issuer; read anew.
+
+        Raises:
+            OIDCError: there is no key set.
+        """
+        await self._once("keys", self._load_keys)
+        algorithms = (await self.metadata()).algorithms
+        keys = [key for some in self._keys.values() for key in some]
+        return sum(any(_fits(key, algorithm) for algorithm in algorithms) for key in keys)
 
     # -- token requests ------------------------------------------------------------------------------------------
 
@@ -473,7 +486,7 @@ class Issuer:
         """One request: status, and the body as JSON value, as text of a JWT, or None. Never follows a redirect."""
         try:
             async with asyncio.timeout(self.client.timeout):
-                async with (await self._http()).request(
+                async with (await self.session()).request(
                     method, url, headers=headers, data=data, proxy=self.client.proxy or None, allow_redirects=False
                 ) as response:
                     body = await response.content.read(limit + 1)
@@ -494,7 +507,7 @@ class Issuer:
         except (ValueError, RecursionError):
             return status, None
 
-    async def _http(self) -> aiohttp.ClientSession:
+    async def session(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
             if self.client.ca_file:
                 try:

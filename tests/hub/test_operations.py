@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 import os
 import signal
 import subprocess
@@ -182,6 +183,15 @@ def test_revoke_ends_all_access_until_the_next_log_in(hub: Hub, idp: IdP) -> Non
     assert user.browser.is_in()
 
 
+def test_revoke_names_the_same_person_s_other_names(hub: Hub, idp: IdP) -> None:
+    """A provider that gave somebody a new name: who blocks the one must know of the other."""
+    user, later = User(hub, idp), f"later-{secrets.token_hex(4)}"
+    idp.put_user(user.sub, preferred_username=later, **{"wlcg.groups": ["/cms/uscms"]})
+    assert Browser(hub).log_in(user.sub).status_code == 200
+    done = operate(hub, "revoke", user.name)
+    assert f"The same person has other names here, whose access goes on: {later}\n" in done.stdout
+
+
 def test_who_isn_t_a_user_can_t_be_revoked(hub: Hub) -> None:
     done = operate(hub, "revoke", "nobody")
     assert (done.returncode, done.stdout) == (2, "")
@@ -286,13 +296,13 @@ def test_check_says_which_dask_secret_may_go(hub: Hub, idp: IdP) -> None:
 
     done = operate(hub, "status")
     assert (done.returncode, done.stdout) == (0, f"Dask secret {first.id}: in use by 1 servers.\nAll is well.\n")
-    done = operate(hub, "check")
+    done = operate(hub, "check", "--local")
     assert done.returncode == 0, done
     assert f"Dask secret {second.id}: for new servers; in use by 0." in done.stdout
     assert f"Dask secret {first.id}: in use by 1 running servers, it must stay." in done.stdout
     user.stops()
     user.starts()
-    done = operate(hub, "check")
+    done = operate(hub, "check", "--local")
     assert f"Dask secret {second.id}: for new servers; in use by 1." in done.stdout
     assert f"Dask secret {first.id}: in use by no running server, it may go." in done.stdout
     assert base64.b64encode(new).decode() not in done.stdout + done.stderr

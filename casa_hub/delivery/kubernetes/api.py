@@ -33,7 +33,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 #: Seconds below which a try would say no more than that there was no time.
 _LEAST = 0.1
 
-_APPLY = "application/apply-patch+yaml"
+APPLY = "application/apply-patch+yaml"
 _JSON_PATCH = "application/json-patch+json"
 #: Asks for an object, or a list, without its contents: a Secret's stay where they are.
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -146,7 +146,7 @@ class KubernetesAPI:
     async def apply(self, body: Object, deadline: Deadline) -> Object:
         """Server-side apply, without taking fields from other managers (409). Raises KubernetesError."""
         where = f"{path(body)}?fieldManager={MANAGER}"
-        return await self._request(_Call("PATCH", where, body, body, {"Content-Type": _APPLY}), deadline)
+        return await self._request(_Call("PATCH", where, body, body, {"Content-Type": APPLY}), deadline)
 
     async def patch(self, what: Object, patch: list[Object], deadline: Deadline) -> Object:
         """JSON Patch; the answer is the metadata only. Raises KubernetesError, 422 for a test that failed."""

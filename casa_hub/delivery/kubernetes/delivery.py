@@ -82,7 +82,7 @@ class KubernetesDelivery(LoggingConfigurable):
         super().__init__(**kwargs)
         self.routes = TraefikRoutes(parent=self)
         self._connection = dict(connection)
-        self._api = KubernetesAPI(self._connect, request_timeout)
+        self._api = KubernetesAPI(self.connect, request_timeout)
         self._courier = Courier(self._api, self.log)
         self._leftovers: Leftovers | None = None
         #: See `Start.instance`.
@@ -106,7 +106,8 @@ class KubernetesDelivery(LoggingConfigurable):
         delivery: KubernetesDelivery = settings["casa_kubernetes_delivery"]
         return delivery
 
-    def _connect(self) -> ApiClient:
+    def connect(self) -> ApiClient:
+        """A client of the API server, as KubeSpawner would have it."""
         load_config(**self._connection)
         return ApiClient()
 

@@ -1,0 +1,265 @@
+"""The cluster: version, kinds, clock, the hub's rights, and the other hubs that share the namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from casa_hub.checks.findings import Finding, error, ok, unseen, warning
+from casa_hub.checks.kube import Kube, kube, message
+from casa_hub.checks.rights import ROUTES, Right, needed
+from casa_hub.checks.site import Site
+from casa_hub.checks.web import NoAnswerError, clock
+from casa_hub.configuration import value_of
+from casa_hub.delivery.kubernetes.delivery import own_namespace
+from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, INSTANCE
+
+_API = "the Kubernetes API server"
+_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+#: Kubernetes since when native sidecars are on by default.
+_SIDECARS = (1, 29)
+
+
+async def look(site: Site) -> AsyncIterator[Finding]:
+    if site.kubernetes is None or site.facility is None or site.routes is None:
+        return
+    try:
+        async with kube(site.kubernetes) as api:
+            version = await api.ask("GET", "/version")
+            if version.status == HTTPStatus.UNAUTHORIZED:
+                remedy = "The hub's ServiceAccount token must be mounted; a kubeconfig's may have expired."
+                yield error(_API, "it doesn't know this account", remedy)
+                return
+            for finding in clock(_API, version, version.at, fails="tokens of accounts are refused"):
+                yield finding
+            yield read_version(version.document, sidecar=site.kubernetes.files == "sidecar")
+            kind = site.routes.kind if site.facility.wants_routes else "none"
+            if kind in ROUTES:
+                yield await _kinds(api, kind)
+            namespace = namespace_of(site)
+            async for finding in _rights(site, api, kind, namespace):
+                yield finding
+            async for finding in _others(site, api, kind, namespace):
+                yield finding
+    except NoAnswerError as problem:
+        remedy = "Run this in the hub's pod, or with KUBECONFIG."
+        yield error(_API, str(problem), remedy)
+
+
+def namespace_of(site: Site) -> str:
+    """Of the servers; "" where each user has one."""
+    cls, config = site.app.spawner_class, site.app.config
+    if value_of(config, cls, "enable_user_namespaces"):
+        return ""
+    return value_of(config, cls, "namespace") or own_namespace()
+
+
+# -- version and kinds -------------------------------------------------------------------------------------------------
+
+
+def read_version(document: Mapping[str, Any], *, sidecar: bool) -> Finding:
+    """Whether the API server's version is new enough."""
+    found = re.match(r"v(\d+)\.(\d+)", str(document.get("gitVersion", "")))
+    if found is None:
+        return unseen(_API, "it doesn't tell its version", "Give the hub's ServiceAccount the group of all accounts.")
+    version = int(found[1]), int(found[2])
+    if sidecar and version < _SIDECARS:
+        remedy = "Upgrade it, or set KubernetesDelivery.files to mount."
+        return error(_API, f"version {found[0]} has no native sidecars, which came with 1.29", remedy)
+    return ok(_API, f"version {found[0]}")
+
+
+async def _kinds(api: Kube, kind: str) -> Finding:
+    group, version, plural = ROUTES[kind]
+    served = await api.ask("GET", f"/apis/{group}/{version}")
+    known = [str(each.get("name")) for each in served.document.get("resources", [])]
+    versions: list[str] = []
+    if plural not in known:
+        answer = await api.ask("GET", f"/apis/{group}")
+        versions = [str(each.get("version")) for each in answer.document.get("versions", [])]
+    return read_kinds(kind, known, versions)
+
+
+def read_kinds(kind: str, known: Collection[str], versions: Collection[str]) -> Finding:
+    """Whether the cluster has the kind of routes that is set.
+
+    Args:
+        kind: `TraefikRoutes.kind`.
+        known: plurals that its group has in the version that we write.
+        versions: of the group, if that isn't among them.
+    """
+    group, version, plural = ROUTES[kind]
+    thing = f"{plural}.{group}/{version}"
+    if plural in known:
+        return ok(thing, "the cluster has it")
+    there = f"of {group} it serves {', '.join(versions)}" if versions else f"nothing of {group} is installed"
+    return error(
+        thing,
+        f"the cluster doesn't have it, which TraefikRoutes.kind = {kind} needs: {there}",
+        "Install the CustomResourceDefinitions of your Traefik (or Gateway API), or set TraefikRoutes.kind to what is "
+        "there.",
+    )
+
+
+# -- rights ------------------------------------------------------------------------------------------------------------
+
+
+async def _rights(site: Site, api: Kube, kind: str, namespace: str) -> AsyncIterator[Finding]:
+    policies = kind != "none" and bool(site.routes and site.routes.network_policy_peers)
+    claims = bool(value_of(site.app.config, site.app.spawner_class, "storage_pvc_ensure"))
+    wanted = needed(kind, policies=policies, claims=claims)
+    answers = await asyncio.gather(*(_may(api, right, namespace) for right in wanted))
+    for finding in read_rights(dict(zip(wanted, answers, strict=True)), namespace):
+        yield finding
+
+
+async def _may(api: Kube, right: Right, namespace: str) -> bool | None:
+    attributes = {**right._asdict(), **({"namespace": namespace} if namespace else {})}
+    body = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": attributes},
+    }
+    answer = await api.ask("POST", _REVIEWS, body)
+    if answer.status not in {HTTPStatus.OK, HTTPStatus.CREATED}:
+        return None
+    return bool(answer.document.get("status", {}).get("allowed"))
+
+
+def read_rights(answers: Mapping[Right, bool | None], namespace: str) -> list[Finding]:
+    """Findings of what the API server said to each right; None: it didn't say."""
+    where = f"in namespace {namespace}" if namespace else "in all namespaces"
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for right, allowed in answers.items():
+        if allowed is False:
+            lacking.setdefault((right.group, right.resource), []).append(right.verb)
+    found = [
+        error(
+            f"the hub's right to {resource}" + (f".{group}" if group else ""),
+            f"its account may not {', '.join(verbs)} them {where}",
+            "Apply casa_hub's helm-values/role.yaml there, beside the Role of Zero to JupyterHub.",
+        )
+        for (group, resource), verbs in lacking.items()
+    ]
+    unknown = sum(allowed is None for allowed in answers.values())
+    if unknown:
+        remedy = "Is the account of KUBECONFIG, or of the pod, still known to the cluster?"
+        found.append(unseen("the hub's rights", f"the API server doesn't say {unknown} of them", remedy))
+    return found or [ok("the hub's rights", f"it has all {len(answers)} of them {where}")]
+
+
+# -- other hubs --------------------------------------------------------------------------------------------------------
+
+
+async def _others(site: Site, api: Kube, kind: str, namespace: str) -> AsyncIterator[Finding]:
+    if not namespace or site.facility is None:
+        return
+    pods = await api.ask(
+        "GET", f"/api/v1/namespaces/{namespace}/pods?{urlencode({'labelSelector': HUB, 'limit': 500})}"
+    )
+    if pods.status != HTTPStatus.OK:
+        if pods.status != HTTPStatus.FORBIDDEN:  # which is told among the rights
+            yield unseen(f"pods in namespace {namespace}", message(pods), "Try again in a minute.")
+        return
+    seen = {_labels(each) for each in pods.document.get("items", [])}
+    own = (site.facility.server("").hub_label, own_namespace(), await asyncio.to_thread(_instance, site))
+    for finding in read_hubs(own, seen):
+        yield finding
+    if kind not in ROUTES or site.dask is None:
+        return
+    group, version, plural = ROUTES[kind]
+    query = urlencode({"labelSelector": HUB, "limit": 500})
+    routes = await api.ask("GET", f"/apis/{group}/{version}/namespaces/{namespace}/{plural}?{query}")
+    labels = (site.dask.scheduler_label, site.dask.worker_label)
+    suffixes = tuple(f".{label}.{site.dask.domain}" for label in labels)
+    for finding in read_routes(own[0], own[1], routes.document.get("items", []), suffixes):
+        yield finding
+
+
+#: Labels of a pod: hub id, the hub's namespace, installation.
+_Labels = tuple[str, str, str]
+
+
+def _labels(described: Mapping[str, Any]) -> _Labels:
+    labels = described["metadata"].get("labels") or {}
+    return labels.get(HUB, ""), labels.get(HUB_NAMESPACE, ""), labels.get(INSTANCE, "")
+
+
+def read_hubs(own: _Labels, seen: Iterable[_Labels]) -> list[Finding]:
+    """Which other hubs have pods in the namespace, and whether they can be told from this one.
+
+    Args:
+        own: labels that pods of this hub have; its installation may be "", unknown.
+        seen: labels of all pods.
+    """
+    found, others = [], set()
+    instances = {own[2]} - {""}
+    for hub, hub_namespace, instance in seen:
+        if (hub, hub_namespace) == own[:2]:
+            instances |= {instance} - {""}
+        else:
+            others.add((hub, hub_namespace))
+    called = f"hub_id {own[0]!a}" if own[0] else "no hub_id"
+    if len(instances) > 1:
+        found.append(
+            warning(
+                "Facility.hub_id",
+                f"another hub with {called} has servers in the same namespace, or this one had another cookie secret",
+                "Give each hub a Facility.hub_id of its own.",
+            )
+        )
+    if others and not own[0]:
+        found.append(
+            warning(
+                "Facility.hub_id",
+                f"it is not set, and other hubs have servers in the same namespace ({_named(others)})",
+                "Set it: credentials of this hub's servers can't be told from others' else.",
+            )
+        )
+    if not found:
+        seen_others = f"other hubs there: {_named(others)}" if others else "no other hub has servers there"
+        found.append(ok("Facility.hub_id", f"{called}; {seen_others}"))
+    return found
+
+
+def read_routes(
+    hub: str, hub_namespace: str, items: Iterable[Mapping[str, Any]], suffixes: tuple[str, ...]
+) -> list[Finding]:
+    """Whether another hub's servers have host names below this one's: who is called alike would meet there."""
+    clash = set()
+    for each in items:
+        other = _labels(each)[:2]
+        spec = each.get("spec") or {}
+        hosts = [*spec.get("hostnames", []), *re.findall(r"`([^`]+)`", str(spec.get("routes", "")))]
+        if other != (hub, hub_namespace) and any(host.endswith(suffixes) for host in hosts):
+            clash.add(other)
+    if not clash:
+        return []
+    return [
+        error(
+            "Dask.domain",
+            f"servers of another hub ({_named(clash)}) have host names below the same domain",
+            "Give each hub a Dask.domain of its own: a user's servers at both hubs have the same names else.",
+        )
+    ]
+
+
+def _named(hubs: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{hub or 'without hub_id'} of namespace {namespace}" for hub, namespace in sorted(hubs))
+
+
+def _instance(site: Site) -> str:
+    """As `Start.instance`; "" if the hub has not been started here and its cookie secret is nowhere to be read."""
+    secret = site.app.cookie_secret
+    if not secret:
+        try:
+            secret = bytes.fromhex(Path(site.app.cookie_secret_file).read_text(encoding="ascii").strip())
+        except (OSError, ValueError):
+            return ""
+    return hashlib.sha256(b"casa_hub instance " + secret).hexdigest()[:12]

@@ -1,0 +1,80 @@
+"""What the running hub says, if it runs: what to look at, and which Dask secret isn't needed any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from casa_hub import operate
+from casa_hub.checks.findings import Finding, ok, warning
+from casa_hub.checks.site import Site
+from casa_hub.credentials.dask import parse_secrets
+from casa_hub.errors import CasaError, ConfigurationError
+from casa_hub.keys import BadKeyError
+
+
+async def look(site: Site) -> AsyncIterator[Finding]:
+    secrets = _dask_secrets(site)
+    try:
+        answer = await asyncio.to_thread(operate.ask, operate.Hub.of(site.app), "GET", "status")
+    except CasaError as error:
+        # Before its first start there is none to ask, which is nothing wrong.
+        text = str(error).rstrip(".") if not isinstance(error, ConfigurationError) or len(secrets) > 1 else ""
+        if text:
+            yield ok("the running hub", f"it isn't asked. {text}")
+        if len(secrets) > 1:
+            dask = site.dask
+            named = dask.secret_file if dask else ""
+            yield ok(
+                "Dask.secret_file", f"Whether an older secret of {named} is still in use, the running hub must say"
+            )
+        return
+    for finding in read(answer):
+        yield finding
+    for finding in read_secrets(secrets, answer):
+        yield finding
+
+
+def read(answer: Mapping[str, Any]) -> list[Finding]:
+    """Findings of what `casa-hub status` tells."""
+    texts = {
+        "held_back": "users have lost their membership, so many at once that it is held back",
+        "overdue": "credentials were not renewed in time",
+        "unkept": "servers run of which nothing is known",
+        "unsure": "servers run of which can't be said now what they have",
+    }
+    found = [
+        warning("the running hub", f"{len(answer[name])} {text}", "casa-hub status tells which.")
+        for name, text in texts.items()
+        if answer.get(name)
+    ]
+    return found or [ok("the running hub", "all is well")]
+
+
+def read_secrets(ids: list[str], answer: Mapping[str, Any]) -> list[Finding]:
+    """Of several secrets (public ids, the newest first), which are used by running servers."""
+    if len(ids) < 2:  # noqa: PLR2004 - the one that mints
+        return []
+    used = answer["dask_secrets"]
+    found = [ok(f"Dask secret {ids[0]}", f"for new servers; in use by {used.get(ids[0], 0)}")]
+    for name in ids[1:]:
+        count, unsure = used.get(name, 0), len(answer["unsure"]) + len(answer["unkept"])
+        if count:
+            verdict = f"in use by {count} running servers, it must stay"
+        elif unsure:
+            verdict = f"nobody knows whether one of {unsure} servers uses it (casa-hub status), it must stay"
+        else:
+            verdict = "in use by no running server, it may go"
+        found.append(ok(f"Dask secret {name}", verdict))
+    return found
+
+
+def _dask_secrets(site: Site) -> list[str]:
+    if site.dask is None:
+        return []
+    try:
+        return [secret.id for secret in parse_secrets(Path(site.dask.secret_file).read_bytes())]
+    except (OSError, BadKeyError):
+        return []  # told by the minter's own check

@@ -1,0 +1,184 @@
+"""The identity provider: discovery, keys, clock, and what can be seen of this hub's registration without a user.
+
+- The authorization end point is asked as a browser would be. A provider that knows the client and its redirect URI
+  shows its log-in; one that doesn't shows an error page, or sends the browser back with an error. Some (INDIGO IAM)
+  ask who it is before they look at anything: a redirect URI that nobody can have registered tells them apart.
+- The token end point is asked to refresh a token that is none: `invalid_grant` says that the client was believed,
+  `invalid_client` that it wasn't (RFC 6749, 5.2).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import aiohttp
+
+from casa_hub.authenticator import CasaOAuthenticator
+from casa_hub.checks.findings import Finding, error, ok, unseen, warning
+from casa_hub.checks.site import Site
+from casa_hub.checks.web import Answer, NoAnswerError, ask, clock
+from casa_hub.identity.oidc import Issuer, OIDCError
+from casa_hub.identity.verdicts import Verdict
+
+#: Never a redirect URI of anybody (RFC 6761).
+_NOBODYS = "https://casa-hub-check.invalid/oauth_callback"
+_REGISTRATION = "Compare the client's registration at the provider with CasaOAuthenticator.client_id"
+
+
+async def look(site: Site) -> AsyncIterator[Finding]:
+    authenticator = site.authenticator
+    if authenticator is None:
+        return
+    issuer = authenticator.provider_side
+    try:
+        metadata = await issuer.metadata()
+        yield ok(f"issuer {issuer.client.issuer}", "discovery is sound")
+        if await issuer.count_keys():
+            yield ok(metadata.jwks_uri, "it has keys")
+        else:
+            problem, remedy = "no key in it can verify a token", "Ask the provider's administrators."
+            yield error(metadata.jwks_uri, problem, remedy)
+        session = await issuer.session()
+        async for finding in _registration(authenticator, issuer, session):
+            yield finding
+        yield await _refresh(issuer)
+    except OIDCError as problem:
+        yield error(problem.thing, problem.problem, problem.remedy or "Ask the provider's administrators.")
+    finally:
+        await issuer.close()
+
+
+async def _registration(
+    authenticator: CasaOAuthenticator, issuer: Issuer, session: aiohttp.ClientSession
+) -> AsyncIterator[Finding]:
+    proxy = issuer.client.proxy or None
+    try:
+        url = issuer.client.issuer.rstrip("/") + "/.well-known/openid-configuration"
+        discovery = await ask(session, url, proxy=proxy)
+        fails = "tokens are refused, or believed for too long"
+        for finding in clock(f"issuer {issuer.client.issuer}", discovery, discovery.at, fails=fails):
+            yield finding
+        for finding in offered(discovery.document, tuple(authenticator.scope), basic_auth=issuer.client.basic_auth):
+            yield finding
+        callback = authenticator.oauth_callback_url
+        if not callback:
+            seen = "it isn't set, so the redirect URI is made of the address that browsers use; it isn't tried"
+            yield ok("CasaOAuthenticator.oauth_callback_url", seen)
+            return
+        end_point = (await issuer.metadata()).authorization_endpoint
+        own = await ask(session, _authorization(end_point, authenticator, callback), proxy=proxy)
+        nobodys = await ask(session, _authorization(end_point, authenticator, _NOBODYS), proxy=proxy)
+        yield authorization(own, nobodys, callback)
+    except NoAnswerError as problem:
+        yield unseen(f"issuer {issuer.client.issuer}", str(problem), "Try again; tell the provider's administrators.")
+
+
+def offered(document: Mapping[str, Any], scopes: tuple[str, ...], *, basic_auth: bool) -> list[Finding]:
+    """What of the discovery document (Discovery 3; RFC 8414, 2) doesn't go with the configuration."""
+    found = []
+    supported = document.get("scopes_supported")
+    if isinstance(supported, list):
+        missing = [scope for scope in scopes if scope not in supported]
+        found += [
+            warning(
+                "CasaOAuthenticator.scope",
+                f"the provider doesn't offer {scope}",
+                "Without it there may be no refresh token, and a membership can't be checked again."
+                if scope == "offline_access"
+                else "Remove it, or ask the provider's administrators: a claim may hang on it.",
+            )
+            for scope in missing
+        ]
+        if not missing:
+            found.append(ok("CasaOAuthenticator.scope", "the provider offers all of it"))
+    grants = document.get("grant_types_supported")
+    if isinstance(grants, list) and "refresh_token" not in grants:
+        found.append(
+            warning(
+                f"issuer {document.get('issuer')}",
+                "it has no refresh tokens (grant_types_supported)",
+                "Everybody has to log in again after Keeper.membership_max_age.",
+            )
+        )
+    # The default of the RFC, where the document says nothing, is basic.
+    methods = document.get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
+    method = "client_secret_basic" if basic_auth else "client_secret_post"
+    if method not in methods and {"client_secret_basic", "client_secret_post"} & set(methods):
+        remedy = f"Set it to {not basic_auth}."
+        found.append(error("CasaOAuthenticator.basic_auth", f"the provider doesn't take {method}", remedy))
+    return found
+
+
+def authorization(own: Answer, nobodys: Answer, callback: str) -> Finding:
+    """What the answers to an authorization request mean, with our redirect URI and with one of nobody's."""
+    thing = f"redirect URI {callback}"
+    if code := _sent_back(own, callback):
+        return error(
+            f"client at {urlsplit(callback).hostname}",
+            f"the provider refuses its authorization request: {code}",
+            f"{_REGISTRATION}: scopes, response type code, grant types.",
+        )
+    if own.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return unseen(thing, f"the provider fails with status {own.status}", "Tell the provider's administrators.")
+    if own.status >= HTTPStatus.BAD_REQUEST:
+        return error(
+            thing,
+            f"the provider shows an error page (status {own.status}) instead of its log-in",
+            f"{_REGISTRATION} and oauth_callback_url: this very redirect URI must be registered.",
+        )
+    if nobodys.status < HTTPStatus.BAD_REQUEST and not _sent_back(nobodys, _NOBODYS):
+        return ok(thing, "this provider says only after a log-in whether it is registered")
+    return ok(thing, "it is registered")
+
+
+def _sent_back(answer: Answer, callback: str) -> str:
+    """The error code with which the browser is sent back to the hub (RFC 6749, 4.1.2.1); "" if it isn't."""
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    location = headers.get("location", "")
+    if answer.status not in range(300, 400) or not location.startswith(callback):
+        return ""
+    code = parse_qs(urlsplit(location).query).get("error", [""])[0]
+    return "".join(letter for letter in code[:40] if letter.isalnum() or letter == "_")
+
+
+def _authorization(end_point: str, authenticator: CasaOAuthenticator, redirect_uri: str) -> str:
+    challenge = hashlib.sha256(secrets.token_bytes(32)).digest()
+    parameters = {
+        "response_type": "code",
+        "client_id": authenticator.client_id,
+        "redirect_uri": redirect_uri,
+        "scope": " ".join(authenticator.scope),
+        "state": secrets.token_urlsafe(16),
+        "nonce": secrets.token_urlsafe(16),
+        "code_challenge": base64.urlsafe_b64encode(challenge).rstrip(b"=").decode(),
+        "code_challenge_method": "S256",
+    }
+    return end_point + ("&" if "?" in end_point else "?") + urlencode(parameters)
+
+
+async def _refresh(issuer: Issuer) -> Finding:
+    thing = (await issuer.metadata()).token_endpoint
+    try:
+        await issuer.refresh(f"casa-hub-check-{int(time.time())}", sub="")
+    except OIDCError as answered:
+        answer = answered.answer
+        if answer.verdict is Verdict.LOG_IN_AGAIN:
+            return ok(thing, "it believes this hub's client id and secret")
+        if "invalid_client" in answer.reason:
+            return error(
+                thing,
+                answer.reason,
+                "CasaOAuthenticator.client_id and client_secret must be those of the registration, and basic_auth its "
+                "authentication method.",
+            )
+        if answer.our_fault:
+            return error(thing, answer.reason, f"{_REGISTRATION}: the grant type refresh_token must be allowed.")
+        return unseen(thing, answered.problem, "Tell the provider's administrators.")
+    return warning(thing, "it took a refresh token that is none", "Tell the provider's administrators.")

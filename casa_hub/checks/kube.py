@@ -1,0 +1,58 @@
+"""The API server, asked as the hub's account asks it; every answer is one, whatever its status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from kubernetes_asyncio.client import ApiClient
+from kubernetes_asyncio.config import ConfigException
+
+from casa_hub.checks.web import TIMEOUT, Answer, NoAnswerError
+from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
+
+
+class Kube:
+    """Requests to the API server."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    async def ask(self, method: str, path: str, body: Any = None, *, content_type: str = "application/json") -> Answer:
+        """One request. Raises NoAnswerError."""
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        client = self._client
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await client.update_params_for_auth(headers, [], ["BearerToken"])
+                answer = await client.rest_client.request(
+                    method, f"{client.configuration.host}{path}", headers=headers, body=body, _preload_content=False
+                )
+                content = await answer.read()
+        except TimeoutError:
+            raise NoAnswerError(f"no answer within {TIMEOUT:g} s") from None
+        except (aiohttp.ClientError, OSError, ConfigException) as problem:
+            raise NoAnswerError(f"can't be reached ({type(problem).__name__})") from None
+        return Answer(answer.status, dict(answer.headers), content, time.time())
+
+
+@asynccontextmanager
+async def kube(delivery: KubernetesDelivery) -> AsyncIterator[Kube]:
+    """Raises NoAnswerError: there is no cluster to ask."""
+    try:
+        client = delivery.connect()  # in this loop, to which the client will belong
+    except (ConfigException, OSError) as problem:
+        raise NoAnswerError(f"nothing says where it is ({type(problem).__name__})") from None
+    async with client:
+        yield Kube(client)
+
+
+def message(answer: Answer) -> str:
+    """What the API server says of a refusal: a status, and its own words, which quote no data of a Secret."""
+    said = json.dumps(str(answer.document.get("message", "")))[1:-1][:300]
+    return f"status {answer.status}" + (f": {said}" if said else "")

@@ -1,0 +1,101 @@
+"""`casa-hub check --probe`: a Secret, a Service and routes as a server's, made for a moment and removed again.
+
+First as a dry run of the API server, which asks admission and validation but nobody's quota; then really. They have no
+owner and lead to no pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+from casa_hub.checks.cluster import namespace_of
+from casa_hub.checks.findings import Finding, error, ok, warning
+from casa_hub.checks.kube import Kube, kube, message
+from casa_hub.checks.site import Site
+from casa_hub.checks.web import NoAnswerError
+from casa_hub.delivery.kubernetes import manifests
+from casa_hub.delivery.kubernetes.api import APPLY, described
+from casa_hub.delivery.kubernetes.delivery import own_namespace
+from casa_hub.delivery.kubernetes.manifests import MANAGER, Object, Pod, Start
+from casa_hub.delivery.kubernetes.routes import route_objects
+from casa_hub.naming import Server
+
+#: No server of a hub is called so, and no label says that the objects are a hub's: nobody else cares for them.
+_NOBODY = "casa-hub-check"
+
+
+async def look(site: Site) -> AsyncIterator[Finding]:
+    if site.kubernetes is None or site.facility is None or site.routes is None:
+        return
+    namespace = namespace_of(site)
+    if not namespace:
+        yield ok("the probe", "each user has a namespace, so there is none to try it in")
+        return
+    objects = _objects(site, namespace)
+    try:
+        async with kube(site.kubernetes) as api:
+            for finding in await _try(api, objects):
+                yield finding
+    except NoAnswerError as problem:
+        yield error("the Kubernetes API server", str(problem), "Run this in the hub's pod, or with KUBECONFIG.")
+
+
+async def _try(api: Kube, objects: list[Object]) -> list[Finding]:
+    dry = [finding for one in objects for finding in await _apply(api, one, "&dryRun=All")]
+    if dry:
+        return dry
+    found: list[Finding] = []
+    try:
+        for one in objects:
+            found += await _apply(api, one)
+    finally:
+        # Whoever ends this command now must not leave anything behind.
+        found += await asyncio.shield(_remove(api, objects))
+    return found or [ok(described(one), "it could be made, and was removed again") for one in objects]
+
+
+async def _apply(api: Kube, one: Object, options: str = "") -> list[Finding]:
+    path = f"{manifests.path(one)}?fieldManager={MANAGER}{options}"
+    answer = await api.ask("PATCH", path, one, content_type=APPLY)
+    if answer.status in {HTTPStatus.OK, HTTPStatus.CREATED}:
+        return []
+    remedy = "A server would start without it, or not at all. Correct the Role, the quota, the policy or the setting."
+    return [error(described(one), f"it can't be made ({message(answer)})", remedy)]
+
+
+async def _remove(api: Kube, objects: list[Object]) -> list[Finding]:
+    found = []
+    for one in objects:
+        try:
+            answer = await api.ask("DELETE", manifests.path(one))
+            gone, why = answer.status in {HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.NOT_FOUND}, message(answer)
+        except NoAnswerError as problem:
+            gone, why = False, str(problem)
+        if not gone:
+            remedy = (
+                f"Delete it: kubectl delete -n {one['metadata']['namespace']} {one['kind']} {one['metadata']['name']}"
+            )
+            found.append(warning(described(one), f"it could not be removed again ({why})", remedy))
+    return found
+
+
+def _objects(site: Site, namespace: str) -> list[Object]:
+    """As those of a server that starts, without owner and without the labels by which hubs know theirs."""
+    assert site.facility is not None  # noqa: S101 - for the type checker
+    assert site.routes is not None  # noqa: S101
+    server = Server(site.facility.hub_id, _NOBODY)
+    start = Start(server, secrets.token_hex(16), namespace, own_namespace(), {})
+    pod = Pod("none", "none", int(datetime.now(UTC).timestamp()))
+    objects = [manifests.secret(start, pod, {"casa-hub-check": b"nothing"}, {})]
+    routes = site.facility.routes(server) if site.routes.kind != "none" else []
+    if routes:
+        objects += [manifests.service(start, pod, routes), *route_objects(site.routes, start, pod, routes)]
+    for one in objects:
+        del one["metadata"]["ownerReferences"], one["metadata"]["annotations"][manifests.SERVER]
+        for label in (manifests.HUB, manifests.HUB_NAMESPACE):
+            del one["metadata"]["labels"][label]
+    return objects

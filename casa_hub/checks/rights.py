@@ -1,0 +1,48 @@
+"""Which rights the hub needs in Kubernetes: each verb that it uses, in one table."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Right(NamedTuple):
+    """One verb on one kind of objects in the servers' namespace."""
+
+    group: str
+    resource: str
+    verb: str
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.resource}" + (f".{self.group}" if self.group else "")
+
+
+#: The plural of route objects and their API group, by `TraefikRoutes.kind`; and the version that they are written in.
+ROUTES = {
+    "traefik": ("traefik.io", "v1alpha1", "ingressroutetcps"),
+    "traefik-v2": ("traefik.containo.us", "v1alpha1", "ingressroutetcps"),
+    "gateway": ("gateway.networking.k8s.io", "v1", "tlsroutes"),
+}
+
+_OBJECTS = ("get", "list", "create", "patch", "delete")
+
+
+def needed(kind: str, *, policies: bool, claims: bool = False) -> list[Right]:
+    """The rights that a hub uses.
+
+    Args:
+        kind: `TraefikRoutes.kind`; ``none`` also where no credential wants routes.
+        policies: whether each server has a NetworkPolicy.
+        claims: whether KubeSpawner makes volumes (``storage_pvc_ensure``).
+    """
+    rights = [Right("", "pods", verb) for verb in ("get", "list", "watch", "create", "delete")]
+    rights += [Right("", "events", verb) for verb in ("list", "watch")]  # KubeSpawner shows them on the spawn page
+    rights += [Right("", "secrets", verb) for verb in _OBJECTS]
+    if claims:
+        rights.append(Right("", "persistentvolumeclaims", "create"))
+    if kind in ROUTES:
+        group, _, plural = ROUTES[kind]
+        rights += [Right("", "services", verb) for verb in _OBJECTS]
+        rights += [Right(group, plural, verb) for verb in _OBJECTS]
+    if policies:
+        rights += [Right("networking.k8s.io", "networkpolicies", verb) for verb in _OBJECTS]
+    return rights

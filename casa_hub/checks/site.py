@@ -1,0 +1,87 @@
+"""What all checks look at: a configured hub, and its parts as far as they could be made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jupyterhub.crypto import CryptKeeper
+from traitlets import TraitError
+
+from casa_hub.authenticator import CasaOAuthenticator
+from casa_hub.checks.findings import Finding, of
+from casa_hub.configured import trait_problem
+from casa_hub.credentials.dask import Dask
+from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
+from casa_hub.delivery.traefik import TraefikRoutes
+from casa_hub.errors import ConfigurationError, Problem, Severity
+from casa_hub.facility import Facility
+from casa_hub.startup import home_of, problems
+
+
+@dataclass
+class Site:
+    """A hub as its configuration has it. What is None could not be made; `findings` say why."""
+
+    app: Any
+    home: Any = None
+    authenticator: CasaOAuthenticator | None = None
+    facility: Facility | None = None
+    #: None on one machine.
+    kubernetes: KubernetesDelivery | None = None
+    routes: TraefikRoutes | None = None
+    #: Credentials whose settings and keys are in order.
+    sound: set[str] = field(default_factory=set)
+    #: Of the configuration itself.
+    findings: list[Finding] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, app: Any) -> Site:
+        site = cls(app)
+        site._make_authenticator()
+        try:
+            site._make_facility()
+        except TraitError as error:
+            site.findings.append(of(trait_problem(error)))
+        return site
+
+    def minter(self, name: str) -> Any:
+        """The minter of this name, if the facility has it and nothing is wrong with it; else None."""
+        return self.facility.minters[name] if self.facility is not None and name in self.sound else None
+
+    @property
+    def dask(self) -> Dask | None:
+        """What says where Dask's host names are."""
+        minter = self.facility.minters.get("dask") if self.facility is not None else None
+        return minter if isinstance(minter, Dask) else None
+
+    def _make_authenticator(self) -> None:
+        """As the hub would, and what would keep it from starting."""
+        cls = self.app.authenticator_class
+        if not issubclass(cls, CasaOAuthenticator):
+            return
+        try:
+            CryptKeeper.instance(config=self.app.config)
+            self.authenticator = cls(config=self.app.config)  # without a parent, which is a hub that starts
+        except ConfigurationError as error:
+            self.findings.append(of(Problem.of(error)))
+        except TraitError as error:
+            self.findings.append(of(trait_problem(error)))
+
+    def _make_facility(self) -> None:
+        app = self.app
+        facility = Facility.in_settings(app.tornado_settings, app.config)
+        self.home = home_of(app)
+        self.findings += [of(problem) for problem in problems(app, facility, self.home)]
+        self.facility = facility
+        for name, minter in facility.minters.items():
+            found = facility.check_minter(name, minter)
+            self.findings += [of(problem) for problem in found]
+            if not any(problem.severity is Severity.ERROR for problem in found):
+                self.sound.add(name)
+        classes = getattr(self.home, "casa_classes", ())
+        if KubernetesDelivery in classes:
+            self.kubernetes = KubernetesDelivery.in_settings(app.tornado_settings, app.config, app.spawner_class)
+            self.routes = self.kubernetes.routes
+        elif TraefikRoutes in classes:
+            self.routes = TraefikRoutes(config=app.config)

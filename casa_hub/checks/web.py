@@ -1,0 +1,97 @@
+"""One request, with a time-out; and how far a server's clock is from ours."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+
+from casa_hub.checks.findings import Finding, error, ok, warning
+
+#: Seconds of one request.
+TIMEOUT = 5.0
+#: Bytes that are read of an answer.
+_LIMIT = 1024 * 1024
+
+#: Seconds that clocks may differ before anybody is told, and before something fails. HTTP's Date has whole seconds.
+_TOLD, _FAILS = 5.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server said."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+    #: By our clock, Unix time, when it came.
+    at: float
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The body, if it is a JSON object."""
+        try:
+            read = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return {}
+        return read if isinstance(read, dict) else {}
+
+
+class NoAnswerError(Exception):
+    """Nobody answered; the text says why in a few words, without the address."""
+
+    def __init__(self, why: str, *, tls: bool = False) -> None:
+        super().__init__(why)
+        #: Something listens there, but speaks another protocol: without TLS, perhaps.
+        self.tls = tls
+
+
+async def ask(session: aiohttp.ClientSession, url: str, *, method: str = "GET", **options: Any) -> Answer:
+    """One request, no redirect followed. Raises NoAnswerError."""
+    try:
+        async with (
+            asyncio.timeout(TIMEOUT),
+            session.request(method, url, allow_redirects=False, **options) as response,
+        ):
+            body = b""
+            while len(body) < _LIMIT and not response.content.at_eof():
+                body += await response.content.read(_LIMIT - len(body))
+            return Answer(response.status, dict(response.headers), body, time.time())
+    except TimeoutError:
+        raise NoAnswerError(f"no answer within {TIMEOUT:g} s") from None
+    except (aiohttp.ClientSSLError, aiohttp.ServerDisconnectedError) as problem:
+        raise NoAnswerError(f"there is another protocol ({type(problem).__name__})", tls=True) from None
+    except (aiohttp.ClientError, OSError, ValueError) as problem:
+        if getattr(problem, "errno", None) == errno.ECONNRESET:
+            raise NoAnswerError("the connection is reset", tls=True) from None
+        raise NoAnswerError(f"can't be reached ({type(problem).__name__})") from None
+
+
+def clock(whose: str, answer: Answer, now: float, *, fails: str) -> list[Finding]:
+    """What the difference of two clocks means; nothing where the server doesn't tell its time.
+
+    Args:
+        whose: the server, for people.
+        answer: of the server.
+        now: our time, as it was when the answer came.
+        fails: what goes wrong if the clocks differ too much.
+    """
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    try:
+        ahead = parsedate_to_datetime(headers["date"]).timestamp() - now
+    except (KeyError, ValueError):
+        return []
+    if abs(ahead) <= _TOLD:
+        return [ok(f"clock of {whose}", "agrees with this machine's")]
+    said = f"it is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+    remedy = "Let both machines take their time from NTP."
+    if abs(ahead) > _FAILS:
+        return [error(f"clock of {whose}", f"{said}: {fails}", remedy)]
+    return [warning(f"clock of {whose}", said, remedy)]

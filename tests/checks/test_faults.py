@@ -1,0 +1,573 @@
+"""One thing of a sound facility is broken at a time: `casa-hub check` names it, with the remedy."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from werkzeug.serving import WSGIRequestHandler
+
+from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, INSTANCE
+from tests.checks.conftest import DISCOVERY, SCOPES, Checked, Facility
+from tests.support.kubernetes.api import eventually
+from tests.support.kubernetes.control_plane import ControlPlane
+
+ERROR, WARNING, UNSEEN = "error", "warning", "couldn't look"
+CODES = {ERROR: 1, WARNING: 0, UNSEEN: 2}
+
+Break = Callable[[Facility], Any]
+
+
+@pytest.fixture(autouse=True)
+def _sound(facility: Facility) -> Iterator[None]:
+    facility.sound()
+    honest = WSGIRequestHandler.date_time_string
+    yield
+    WSGIRequestHandler.date_time_string = honest
+
+
+def told(facility: Facility, checked: Checked) -> Checked:
+    """The same, without a secret in it and with a remedy to each finding."""
+    for secret in facility.secrets():
+        assert secret not in checked.printed
+    for one in checked.bad:
+        assert one["remedy"], one
+    return checked
+
+
+def test_a_sound_facility_has_no_fault(facility: Facility) -> None:
+    checked = told(facility, facility.check())
+    assert (checked.code, checked.bad) == (0, []), checked.printed
+    looked = {one["check"] for one in checked.findings}
+    assert looked == {"configuration", "issuer", "kubernetes", "traefik", "xcache", "htcondor"}
+
+
+def test_the_probe_leaves_nothing_behind(facility: Facility) -> None:
+    def objects() -> list[str]:
+        root = f"namespaces/{facility.namespace}"
+        paths = (
+            f"/api/v1/{root}/secrets",
+            f"/api/v1/{root}/services",
+            f"/apis/traefik.io/v1alpha1/{root}/ingressroutetcps",
+        )
+        return [one["metadata"]["name"] for path in paths for one in facility.plane.request("GET", path)["items"]]
+
+    before = objects()
+    checked = told(facility, facility.check("", "--probe"))
+    assert (checked.code, checked.bad) == (0, []), checked.printed
+    made = [one["thing"].split()[0] for one in checked.findings if one["check"] == "probe"]
+    assert made == ["Secret", "Service", "IngressRouteTCP"]
+    assert objects() == before
+
+
+def test_a_servicex_that_answers_is_sound(facility: Facility) -> None:
+    checked = told(facility, facility.check(SERVICEX.format(url=facility.idp.issuer)))
+    # Its client and XRootD's want two things of one variable, which nobody can put right.
+    assert [one["thing"] for one in checked.bad] == ["Facility.bearer_token_file"]
+    assert [one["problem"] for one in checked.findings if one["check"] == "servicex"] == ["it answers"]
+
+
+SERVICEX = """
+c.Facility.credentials = ["xcache", "htcondor", "dask", "servicex"]
+c.ServiceX.endpoint = "{url}"
+c.ServiceX.type = "uproot"
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something broken, and what must be said of it."""
+
+    name: str
+    #: Breaks it; text that is returned is configuration.
+    broken: Break | str
+    check: str
+    #: Begins so.
+    thing: str
+    #: Part of problem and remedy.
+    words: str
+    status: str = ERROR
+    options: tuple[str, ...] = ()
+
+
+def changed(path: str, **change: Any) -> Break:
+    """A document of the identity provider's says something else; None: nothing."""
+
+    def broken(facility: Facility) -> None:
+        before = facility.idp.change.get(path, dict)
+        facility.idp.change[path] = lambda document: {
+            name: value for name, value in {**before(document), **change}.items() if value is not None
+        }
+
+    return broken
+
+
+def answered(path: str, status: int, body: Any) -> Break:
+    def broken(facility: Facility) -> None:
+        facility.idp.answers[path] = (status, body)
+
+    return broken
+
+
+def refreshed(status: int, code: str) -> Break:
+    def broken(facility: Facility) -> None:
+        facility.idp.refresh_answer = (status, {"error": code})
+
+    return broken
+
+
+def sent_back(facility: Facility) -> None:
+    def answer(environ: Any, start_response: Any) -> list[bytes]:
+        where = "https://hub.example.org/hub/oauth_callback?error=invalid_scope&state=x"
+        start_response("302 Found", [("Location", where), ("Content-Length", "0")])
+        return [b""]
+
+    facility.idp.answers["/oauth2/authorize"] = answer
+
+
+def late(facility: Facility) -> None:
+    WSGIRequestHandler.date_time_string = lambda self, timestamp=None: "Fri, 01 Mar 2024 12:00:00 GMT"
+
+
+def key(name: str, content: bytes, mode: int = 0o600) -> Callable[[Facility], str]:
+    """A key file of the facility's own, named by the setting `name`."""
+
+    def broken(facility: Facility) -> str:
+        file = facility.directory / "a-key"
+        file.unlink(missing_ok=True)
+        file.touch(mode=0o600)
+        file.write_bytes(content)
+        file.chmod(mode)
+        return f"c.{name} = {str(file)!r}\n"
+
+    return broken
+
+
+def nobody_there(facility: Facility) -> None:
+    facility.use_account(facility.kubeconfig.read_text().replace(facility.plane.url, f"https://{facility.nowhere}"))
+
+
+def unknown_account(facility: Facility) -> None:
+    document = json.loads(facility.kubeconfig.read_text())
+    document["users"][0]["user"]["token"] = "x" * 30
+    facility.use_account(json.dumps(document))
+
+
+def with_rules(*rules: dict[str, Any]) -> Break:
+    def broken(facility: Facility) -> None:
+        account = facility.plane.make_account("other-hub", facility.namespace, list(rules))
+        facility.use_account(account.read_text())
+
+    return broken
+
+
+def rule(group: str, *resources: str, verbs: str = "get list watch create patch delete") -> dict[str, Any]:
+    return {"apiGroups": [group], "resources": list(resources), "verbs": verbs.split()}
+
+
+PODS = rule("", "pods", "events", "services", "persistentvolumeclaims")
+ROUTES = rule("traefik.io", "ingressroutetcps")
+
+CONFIGURATION = [
+    Fault(
+        "a key that doesn't exist",
+        "c.XCache.sitename = 'x'",
+        "configuration",
+        "XCache.sitename",
+        "there is no such setting. Did you mean site_name?",
+    ),
+    Fault(
+        "a section that doesn't exist",
+        "c.Facilty.hub_id = 'x'",
+        "configuration",
+        "Facilty",
+        "Did you mean Facility?",
+    ),
+    Fault(
+        "a credential that doesn't exist",
+        "c.Facility.credentials = ['xcach']",
+        "configuration",
+        "Facility.credentials",
+        "Did you mean xcache?",
+    ),
+    Fault(
+        "a value of a wrong type",
+        "c.Facility.hub_id = 7",
+        "configuration",
+        "the configuration",
+        "'hub_id' trait",
+    ),
+    Fault(
+        "half of a pair",
+        "c.Facility.credentials = ['servicex']\nc.ServiceX.endpoint = 'https://servicex.invalid'",
+        "configuration",
+        "ServiceX.type",
+        "is not set",
+    ),
+    Fault(
+        "a required credential that isn't enabled",
+        "c.Facility.required = ['bearer']",
+        "configuration",
+        "Facility.required",
+        "Add it there.",
+    ),
+    Fault(
+        "no client secret",
+        "c.CasaOAuthenticator.client_secret = ''",
+        "configuration",
+        "CasaOAuthenticator.client_secret",
+        "is not set",
+    ),
+    Fault("no crypt key", "c.CryptKeeper.keys = []", "configuration", "CryptKeeper.keys", "openssl rand -hex 32"),
+    Fault(
+        "an issuer without https",
+        "c.CasaOAuthenticator.issuer = 'http://idp.example.org'",
+        "configuration",
+        "CasaOAuthenticator.issuer",
+        "is not https",
+    ),
+    Fault(
+        "a key file that isn't there",
+        "c.XCache.key_file = '/nowhere/xcache'",
+        "configuration",
+        "XCache.key_file (/nowhere/xcache)",
+        "does not exist. Put XRootD's macaroons.secretkey there",
+    ),
+    Fault(
+        "a key in a wrong alphabet",
+        key("XCache.key_file", base64.urlsafe_b64encode(b"\xff" * 60) + b"\n"),
+        "configuration",
+        "XCache.key_file",
+        "url-safe",
+    ),
+    Fault(
+        "a key that everybody can read",
+        key("Dask.secret_file", b"A" * 44 + b"\n", 0o644),
+        "configuration",
+        "Dask.secret_file",
+        "can be read by everybody",
+        WARNING,
+    ),
+]
+
+ISSUER = [
+    Fault(
+        "an issuer that isn't there",
+        lambda facility: f"c.CasaOAuthenticator.issuer = 'http://{facility.nowhere}'",
+        "issuer",
+        "http://127.0.0.1",
+        "can't be reached",
+    ),
+    Fault(
+        "an issuer of another name",
+        changed(DISCOVERY, issuer="http://localhost:1"),
+        "issuer",
+        "http://localhost",
+        "Set CasaOAuthenticator.issuer to what the provider calls itself",
+    ),
+    Fault(
+        "a provider without userinfo",
+        changed(DISCOVERY, userinfo_endpoint=None),
+        "issuer",
+        "http://localhost",
+        "the document has no userinfo_endpoint",
+    ),
+    Fault("no key set", answered("/jwks", 404, {}), "issuer", "http://localhost", "no key set (status 404)"),
+    Fault(
+        "a key set without a key", answered("/jwks", 200, {"keys": []}), "issuer", "http://localhost", "can verify a"
+    ),
+    Fault("another clock", late, "issuer", "clock of issuer", "behind this machine's"),
+    Fault(
+        "a redirect URI that isn't registered",
+        answered("/oauth2/authorize", 400, "<html>Invalid redirect URI"),
+        "issuer",
+        "redirect URI https://hub.example.org/hub/oauth_callback",
+        "this very redirect URI must be registered",
+    ),
+    Fault("a scope that isn't allowed", sent_back, "issuer", "client at hub.example.org", "invalid_scope"),
+    Fault(
+        "a scope that isn't offered",
+        changed(DISCOVERY, scopes_supported=SCOPES[:-1]),
+        "issuer",
+        "CasaOAuthenticator.scope",
+        "doesn't offer wlcg.groups",
+        WARNING,
+    ),
+    Fault(
+        "no offline access",
+        changed(DISCOVERY, scopes_supported=[one for one in SCOPES if one != "offline_access"]),
+        "issuer",
+        "CasaOAuthenticator.scope",
+        "may be no refresh token",
+        WARNING,
+    ),
+    Fault(
+        "no refresh tokens",
+        changed(DISCOVERY, grant_types_supported=["authorization_code"]),
+        "issuer",
+        "issuer http://localhost",
+        "it has no refresh tokens",
+        WARNING,
+    ),
+    Fault(
+        "client credentials sent in another way",
+        changed(DISCOVERY, token_endpoint_auth_methods_supported=["client_secret_post"]),
+        "issuer",
+        "CasaOAuthenticator.basic_auth",
+        "Set it to False",
+    ),
+    Fault(
+        "a wrong client secret",
+        refreshed(401, "invalid_client"),
+        "issuer",
+        "http://localhost",
+        "CasaOAuthenticator.client_id and client_secret must be those of the registration",
+    ),
+    Fault(
+        "a client without the refresh grant",
+        refreshed(400, "unauthorized_client"),
+        "issuer",
+        "http://localhost",
+        "the grant type refresh_token must be allowed",
+    ),
+    Fault(
+        "a token end point that fails",
+        answered("/oauth2/token", 500, {}),
+        "issuer",
+        "http://localhost",
+        "gave no usable answer (HTTP 500)",
+        UNSEEN,
+    ),
+]
+
+KUBERNETES = [
+    Fault("no API server", nobody_there, "kubernetes", "the Kubernetes API server", "can't be reached"),
+    Fault("an account that is gone", unknown_account, "kubernetes", "the Kubernetes API server", "doesn't know this"),
+    Fault(
+        "one verb that is missing",
+        with_rules(PODS, ROUTES, rule("", "secrets", verbs="get list create delete")),
+        "kubernetes",
+        "the hub's right to secrets",
+        "may not patch them",
+    ),
+    Fault(
+        "no right to routes",
+        with_rules(PODS, rule("", "secrets")),
+        "kubernetes",
+        "the hub's right to ingressroutetcps.traefik.io",
+        "may not get, list, create, patch, delete them",
+    ),
+    Fault(
+        "another version of Traefik",
+        "c.TraefikRoutes.kind = 'traefik-v2'",
+        "kubernetes",
+        "ingressroutetcps.traefik.containo.us/v1alpha1",
+        "nothing of traefik.containo.us is installed",
+    ),
+    Fault(
+        "no Gateway API",
+        "c.TraefikRoutes.kind = 'gateway'\nc.TraefikRoutes.gateway = 'a/b'",
+        "kubernetes",
+        "tlsroutes.gateway.networking.k8s.io/v1",
+        "Install the CustomResourceDefinitions",
+    ),
+]
+
+TRAEFIK = [
+    Fault(
+        "no wildcard",
+        "c.Dask.domain = 'none.test'",
+        "traefik",
+        "DNS name casa-hub-check.dask.none.test",
+        "Make a DNS record *.dask.none.test",
+    ),
+    Fault(
+        "no wildcard for workers",
+        "c.Dask.domain = 'half.test'",
+        "traefik",
+        "DNS name casa-hub-check.dask-worker.half.test",
+        "Make a DNS record *.dask-worker.half.test",
+    ),
+    Fault(
+        "no entry points",
+        "c.Dask.domain = 'closed.test'",
+        "traefik",
+        "Traefik at casa-hub-check.dask.closed.test:8786",
+        "needs the entry point dask at port 8786",
+    ),
+]
+
+XCACHE = [
+    Fault(
+        "another key",
+        key("XCache.key_file", base64.b64encode(os.urandom(48)) + b"\n"),
+        "xcache",
+        "XCache 127.0.0.1",
+        "it refuses this hub's macaroons (status 403). XCache.key_file must be its macaroons.secretkey",
+    ),
+    Fault("another site", "c.XCache.site_name = 'T3_XX'", "xcache", "XCache 127.0.0.1", "XCache.site_name (T3_XX)"),
+    Fault(
+        "no XCache",
+        lambda facility: f"c.XCache.port = {facility.nowhere.partition(':')[2]}",
+        "xcache",
+        "XCache 127.0.0.1",
+        "can't be reached",
+    ),
+    Fault(
+        "an XCache without HTTP",
+        lambda facility: f"c.XCache.port = {facility.xcache.origin.port}",
+        "xcache",
+        "XCache 127.0.0.1",
+        "Give the XCache an HTTP door",
+        UNSEEN,
+    ),
+    Fault(
+        "an XCache for everybody",
+        lambda facility: f"c.XCache.port = {facility.open_xrootd}",
+        "xcache",
+        "XCache 127.0.0.1",
+        "everybody can read",
+    ),
+    Fault(
+        "no right to read",
+        "c.XCache.activities = ['LIST']",
+        "xcache",
+        "XCache 127.0.0.1",
+        "DOWNLOAD must be in XCache.activities",
+    ),
+]
+
+HTCONDOR = [
+    Fault(
+        "another key",
+        key("HTCondor.key_file", os.urandom(64)),
+        "htcondor",
+        "HTCondor pool",
+        "doesn't take this hub's IDTOKENs. HTCondor.key_file must be the pool's key POOL byte by byte",
+    ),
+    Fault("a key id that isn't there", "c.HTCondor.key_id = 'other'", "htcondor", "HTCondor pool", "key other byte"),
+    Fault(
+        "another trust domain", "c.HTCondor.trust_domain = 'x.test'", "htcondor", "HTCondor pool", "(x.test) the pool's"
+    ),
+    Fault("another schedd", "c.HTCondor.schedd = 'x'", "htcondor", "HTCondor.schedd", "There is schedd@localhost"),
+    Fault(
+        "no pool",
+        lambda facility: f"c.HTCondor.collector = {facility.nowhere!r}",
+        "htcondor",
+        "HTCondor pool",
+        "can't be reached. Check HTCondor.collector",
+    ),
+]
+
+SERVICES = [
+    Fault(
+        "no ServiceX",
+        lambda facility: SERVICEX.format(url=f"http://{facility.nowhere}"),
+        "servicex",
+        "ServiceX http://127.0.0.1",
+        "Check ServiceX.endpoint",
+    ),
+    Fault(
+        "something else than a ServiceX",
+        lambda facility: SERVICEX.format(url=f"{facility.idp.issuer}/elsewhere"),
+        "servicex",
+        "ServiceX http://localhost",
+        "doesn't say that it is a ServiceX",
+        WARNING,
+    ),
+]
+
+FAULTS = CONFIGURATION + ISSUER + KUBERNETES + TRAEFIK + XCACHE + HTCONDOR + SERVICES
+
+
+@pytest.mark.parametrize("fault", [pytest.param(fault, id=f"{fault.check}-{fault.name}") for fault in FAULTS])
+def test_a_fault_is_named_with_its_remedy(facility: Facility, fault: Fault) -> None:
+    config = fault.broken if isinstance(fault.broken, str) else fault.broken(facility)
+    check_named(facility, fault, facility.check(config or "", *fault.options))
+
+
+def check_named(facility: Facility, fault: Fault, checked: Checked) -> None:
+    told(facility, checked)
+    said = [
+        (one["status"], f"{one['problem']}. {one['remedy']}")
+        for one in checked.bad
+        if one["check"] == fault.check and one["thing"].startswith(fault.thing)
+    ]
+    assert [status for status, text in said if fault.words in text] == [fault.status], checked.bad
+    assert checked.code == CODES[fault.status], checked.bad
+
+
+# -- in the cluster ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def made(plane: ControlPlane, path: str, body: dict[str, Any]) -> Iterator[None]:
+    plane.request("POST", path, body)
+    where = f"{path}/{body['metadata']['name']}"
+    try:
+        yield
+    finally:
+        plane.request("DELETE", where)
+        eventually(lambda: plane.gone(where))
+
+
+def labels(hub: str, instance: str = "0" * 12) -> dict[str, str]:
+    return {HUB: hub, HUB_NAMESPACE: "default", INSTANCE: instance}
+
+
+def pod(facility: Facility, hub: str) -> tuple[str, dict[str, Any]]:
+    body = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "jupyter-other", "labels": labels(hub)},
+        "spec": {"containers": [{"name": "notebook", "image": "none.test/x:1"}]},
+    }
+    return f"/api/v1/namespaces/{facility.namespace}/pods", body
+
+
+def test_another_hub_of_the_same_name(facility: Facility) -> None:
+    fault = Fault("", "", "kubernetes", "Facility.hub_id", "Give each hub a Facility.hub_id of its own", WARNING)
+    with made(facility.plane, *pod(facility, "test")):
+        check_named(facility, fault, facility.check())
+
+
+def test_another_hub_and_no_name(facility: Facility) -> None:
+    fault = Fault("", "", "kubernetes", "Facility.hub_id", "it is not set, and other hubs", WARNING)
+    with made(facility.plane, *pod(facility, "other")):
+        assert facility.check().bad == []
+        check_named(facility, fault, facility.check("c.Facility.hub_id = ''"))
+
+
+def test_another_hub_with_the_same_domain(facility: Facility) -> None:
+    fault = Fault("", "", "kubernetes", "Dask.domain", "other of namespace default")
+    body = {
+        "apiVersion": "traefik.io/v1alpha1",
+        "kind": "IngressRouteTCP",
+        "metadata": {"name": "casa-other", "labels": labels("other")},
+        "spec": {"routes": [{"match": "HostSNI(`ada.dask.sound.test`)"}]},
+    }
+    path = f"/apis/traefik.io/v1alpha1/namespaces/{facility.namespace}/ingressroutetcps"
+    with made(facility.plane, path, body):
+        check_named(facility, fault, facility.check())
+        assert facility.check("c.Dask.domain = 'closed.test'", "--local").bad == []
+
+
+def test_a_quota_that_is_used_up_is_seen_by_the_probe(facility: Facility) -> None:
+    body = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "none"},
+        "spec": {"hard": {"services": "0"}},
+    }
+    path = f"/api/v1/namespaces/{facility.namespace}/resourcequotas"
+    fault = Fault("", "", "probe", "Service ", "exceeded quota")
+    with made(facility.plane, path, body):
+        eventually(lambda: facility.plane.request("GET", f"{path}/none").get("status", {}).get("hard"))
+        assert facility.check().bad == []
+        check_named(facility, fault, facility.check("", "--probe"))

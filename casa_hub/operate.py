@@ -178,6 +178,8 @@ def revoke(hub: Hub, options: argparse.Namespace) -> int:
     body = {"user": options.user} | ({"reason": options.reason} if options.reason else {})
     answer = ask(hub, "POST", "revoke", body)
     code = _departed(answer)
+    if answer["also"]:
+        _say(f"The same person has other names here, whose access goes on: {_plain(', '.join(answer['also']))}")
     _say("Who is still a member can log in again; to prevent that, add the name to CasaOAuthenticator.blocked_users.")
     return code
 

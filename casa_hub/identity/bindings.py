@@ -76,6 +76,18 @@ class Identities:
         rows = self._db.execute(select(*columns).where(_bindings.c.sub == sub))
         return [row.username for row in rows if _is(row, issuer, sub)]
 
+    def namesakes(self, username: str) -> list[str]:
+        """The other names of whom a name belongs to.
+
+        Raises:
+            SQLAlchemyError: the table can't be read.
+        """
+        self._make_table()
+        row = self._find(username)
+        if row is None or row.sub == _NOBODY:
+            return []
+        return [name for name in self.names(issuer=row.issuer, sub=row.sub) if name != username]
+
     def release(self, username: str) -> bool:
         """Take a name from its owner, for the next who logs in with it; False if it had none.
 

@@ -130,9 +130,11 @@ class RevokeHandler(_Operation):
         user = self.user_of(asked.get("user", ""))
         given = " ".join(asked.get("reason", "").split())[:_REASON_LENGTH]
         reason = given or "The operator of this hub has ended the access."
-        self.write(
-            {"user": user.name, **_departed(await self.upkeep.departures.end(user, reason, why="operator", by=self.by))}
-        )
+        departed = await self.upkeep.departures.end(user, reason, why="operator", by=self.by)
+        # The provider has given this person another name, or had: what that one runs is a decision of its own.
+        identities = getattr(self.authenticator, "identities", None)
+        also = [] if identities is None else identities.namesakes(user.name)
+        self.write({"user": user.name, "also": also, **_departed(departed)})
 
 
 class RebindHandler(_Operation):

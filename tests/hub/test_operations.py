@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import secrets
 import os
+import secrets
 import signal
 import subprocess
 import sys

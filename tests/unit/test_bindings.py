@@ -26,6 +26,8 @@ def test_the_names_of_a_subject_are_found(identities: Identities) -> None:
     identities.check("cyd", issuer="https://other.example.org", sub="s-1")
     assert sorted(identities.names(issuer=IAM, sub="s-1")) == ["ada", "lovelace"]
     assert identities.names(issuer=IAM, sub="nobody") == []
+    assert identities.namesakes("ada") == ["lovelace"]
+    assert identities.namesakes("bea") == identities.namesakes("nobody") == []
 
 
 def test_a_released_name_is_the_next_one_s_who_logs_in(identities: Identities) -> None:
@@ -53,5 +55,6 @@ def test_a_name_that_nobody_has_can_t_be_released(identities: Identities) -> Non
 def test_the_mark_of_a_released_name_is_nobody_s_subject(identities: Identities) -> None:
     identities.check("ada", issuer=IAM, sub="first")
     identities.release("ada")
+    assert identities.namesakes("ada") == []
     assert identities.names(issuer="", sub="") == ["ada"]  # which no token can say: an empty sub is refused
     assert identities.names(issuer=IAM, sub="") == []

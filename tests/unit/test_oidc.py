@@ -624,6 +624,9 @@ async def test_discovery_is_asked_once_for_all_who_wait_and_kept(idp: IdP) -> No
     clock.now += 2
     await issuer.metadata()
     assert idp.requests[WELL_KNOWN] == 2
+    clock.now -= 86400  # the hub's clock was put right: nothing is known until tomorrow
+    await issuer.metadata()
+    assert idp.requests[WELL_KNOWN] == 3
     await issuer.close()
 
 

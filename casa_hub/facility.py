@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,11 +16,12 @@ from traitlets.config import LoggingConfigurable
 from casa_hub.audit import Action, Event, tell
 from casa_hub.configuration import did_you_mean, is_set
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request
-from casa_hub.delivery.base import RECORD_VERSION, Parcel, Route
+from casa_hub.delivery.base import Parcel, Route
 from casa_hub.delivery.layout import bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.metrics import MINTS
 from casa_hub.naming import Server
+from casa_hub.record import better_from, iso, next_record, outlives
 
 #: Entry-point group of the minters: a site's own credential is a package that names its `Minter` here.
 GROUP = "casa_hub.credentials"
@@ -42,10 +43,6 @@ _BEARER_CONFLICTS = {
 
 _ASK_OPERATOR = "Tell the operator of this hub; its log says more."
 
-#: Of how many replaced credentials that have not expired yet a record tells: it has to fit into an annotation. Only
-#: renewals on request come so often, and the audit tells of all.
-_EARLIER = 16
-
 
 @dataclass(frozen=True, slots=True)
 class Minted:
@@ -59,7 +56,7 @@ class Minted:
     #: Path below the secrets directory -> content, of all credentials together.
     files: Mapping[str, bytes] = field(repr=False)
     routes: tuple[Route, ...]
-    #: What a restarted hub must know: JSON-able, no secret. See `Facility.mint`.
+    #: What a restarted hub must know: JSON-able, no secret. See `casa_hub.record`.
     record: Mapping[str, Any]
     #: Of a renewal: a credential whose new one would have expired sooner than the one that is there, since its
     #: lifetime is set to less by now -> when a new one will last longer. Not in `missing`.
@@ -253,12 +250,6 @@ class Facility(LoggingConfigurable):
     def mint(self, request: Request) -> Minted:
         """All credentials of a starting server.
 
-        The record says ``{"version", "server", "start_id", "order", "credentials": {name: {"issued_at", "expires_at",
-        "identifiers", "state", "files", "order", "earlier"}}, "missing": {name: reason}}``, times as ISO 8601 in UTC.
-        `order` counts the renewals of the server, and of a credential it says which of them brought it. `earlier` are
-        ``identifiers`` and ``expires_at`` of those that it replaced and that have not expired yet: whoever must block
-        a server's credentials must block those, too. Earlier versions: `casa_hub.delivery.base.read_record`.
-
         What is minted is told to the audit at once: whatever becomes of it, its identifier is known.
 
         Raises:
@@ -289,7 +280,7 @@ class Facility(LoggingConfigurable):
         Args:
             request: of now.
             names: of credentials.
-            record: of the present version (`casa_hub.delivery.base.read_record`).
+            record: of the present version (`casa_hub.record.read_record`).
             anyhow: whether a new one is wanted whatever its expiry is: its key, or its user's token, is another one.
 
         Raises:
@@ -300,14 +291,14 @@ class Facility(LoggingConfigurable):
         credentials, missing = self._mint_each(chosen, request, states)
         later: dict[str, datetime] = {}
         for name, entry in record["credentials"].items():
-            if anyhow or name not in credentials or _outlives(credentials[name][0], entry):
+            if anyhow or name not in credentials or outlives(credentials[name][0], entry):
                 continue
             new, _ = credentials.pop(name)
-            if _iso(new.expires_at) == entry["expires_at"]:
+            if iso(new.expires_at) == entry["expires_at"]:
                 problem = f"a new one would be valid until {entry['expires_at']} as well"
                 missing[name] = CredentialError(name, problem, "What it is made of must be replaced first.")
             else:
-                later[name] = _better_from(new, entry)
+                later[name] = better_from(new, entry)
         self._tell(Action.RENEWED, request, credentials, missing)
         return replace(self._minted(request, credentials, missing, record), later=later)
 
@@ -381,7 +372,7 @@ class Facility(LoggingConfigurable):
                 start_id=request.start_id,
                 credential=name,
                 identifiers=one.identifiers,
-                expires_at=_iso(one.expires_at),
+                expires_at=iso(one.expires_at),
             )
             tell(self._settings, event)
         for name in missing:
@@ -394,20 +385,15 @@ class Facility(LoggingConfigurable):
         missing: Mapping[str, CredentialError],
         before: Mapping[str, Any],
     ) -> Minted:
-        present, now = before.get("credentials", {}), request.now
-        order = before["order"] + bool(minted) if before else 0
-        known = {name: {**entry, "earlier": _alive(entry["earlier"], now)} for name, entry in present.items()}
-        for name, (one, _) in minted.items():
-            known[name] = {**_entry(one), "order": order, "earlier": _earlier(one, known.get(name), now)}
+        reasons = {name: str(error) for name, error in missing.items()}
+        record = next_record(request, {name: one for name, (one, _) in minted.items()}, reasons, before)
         owner: dict[str, str] = {}
-        for name, entry in known.items():
+        for name, entry in record["credentials"].items():
             for path in entry["files"]:
                 if path in owner:
                     problem = _clash(path, owner[path], name)
                     raise ConfigurationError(problem.thing, problem.problem, problem.remedy)
                 owner[path] = name
-        reasons = {name: str(error) for name, error in missing.items()}
-        still = {name: why for name, why in before.get("missing", {}).items() if name not in minted}
         return Minted(
             server=request.server,
             start_id=request.start_id,
@@ -415,15 +401,7 @@ class Facility(LoggingConfigurable):
             missing=reasons,
             files={path: content for one, _ in minted.values() for path, content in one.files.items()},
             routes=tuple(route for _, routes in minted.values() for route in routes),
-            record={
-                "version": RECORD_VERSION,
-                "server": request.server.identity,
-                "start_id": request.start_id,
-                "order": order,
-                "credentials": known,
-                # One that was there before isn't missing because its renewal failed.
-                "missing": still | {name: why for name, why in reasons.items() if name not in known},
-            },
+            record=record,
         )
 
 
@@ -437,53 +415,11 @@ def _malformed(one: Credential, now: datetime) -> str:
     if one.issued_at.utcoffset() is None or (one.expires_at is not None and one.expires_at.utcoffset() is None):
         return "its times have no time zone"
     if one.expires_at is not None and one.expires_at <= now:
-        return f"what was minted expired at {_iso(one.expires_at)}"
+        return f"what was minted expired at {iso(one.expires_at)}"
     for texts in (one.identifiers, one.state):
         if not all(isinstance(text, str) for pair in texts.items() for text in pair):
             return "its identifiers or its state are not strings"
     return ""
-
-
-def _entry(credential: Credential) -> dict[str, Any]:
-    return {
-        "issued_at": _iso(credential.issued_at),
-        "expires_at": _iso(credential.expires_at),
-        "identifiers": dict(credential.identifiers),
-        "state": dict(credential.state),
-        "files": sorted(credential.files),
-    }
-
-
-def _earlier(new: Credential, before: Mapping[str, Any] | None, now: datetime) -> list[dict[str, Any]]:
-    """What `new` replaces and that hasn't expired, the newest first; without what is blocked together with `new`."""
-    if before is None:
-        return []
-    replaced = {"identifiers": before["identifiers"], "expires_at": before["expires_at"]}
-    alive = _alive([replaced, *before["earlier"]], now)
-    return [one for one in alive if one["identifiers"] != dict(new.identifiers)][:_EARLIER]
-
-
-def _alive(ones: Sequence[dict[str, Any]], now: datetime) -> list[dict[str, Any]]:
-    return [one for one in ones if one["expires_at"] is None or datetime.fromisoformat(one["expires_at"]) > now]
-
-
-def _outlives(new: Credential, entry: Mapping[str, Any]) -> bool:
-    """Whether a new credential is valid for longer than the one that a record tells of."""
-    if new.expires_at is None or entry["expires_at"] is None:
-        return new.expires_at is None
-    return new.expires_at > datetime.fromisoformat(entry["expires_at"])
-
-
-def _better_from(new: Credential, entry: Mapping[str, Any]) -> datetime:
-    """When one that lives as long as `new`, which does not outlive the one that is there, will do so."""
-    if new.expires_at is None or entry["expires_at"] is None:  # the one that is there doesn't expire
-        return datetime.max.replace(tzinfo=UTC)
-    # One second more: some minters cut their times to whole ones.
-    return datetime.fromisoformat(entry["expires_at"]) - (new.expires_at - new.issued_at) + timedelta(seconds=1)
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.astimezone(UTC).isoformat()
 
 
 def _broken(name: str, what: str, error: Exception) -> Problem:

@@ -15,7 +15,7 @@ class Holding:
     """What a running server holds now."""
 
     start_id: str
-    #: See `Facility.mint`.
+    #: See `casa_hub.record`.
     record: Mapping[str, Any]
     #: Of a renewal: a credential that was not renewed -> why, for people. Not secret.
     failed: Mapping[str, str] = field(default_factory=dict)

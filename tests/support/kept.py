@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from casa_hub.credentials.base import AccessToken, Request
-from casa_hub.delivery.base import read_record
 from casa_hub.facility import Facility
 from casa_hub.keeper.kept import Holding
 from casa_hub.naming import Server
+from casa_hub.record import read_record
 
 
 class Kept:

@@ -18,12 +18,14 @@ from traitlets import Bool, Int, TraitError
 from traitlets.config import Config
 
 from casa_hub import facility as module
+from casa_hub import record as record_module
 from casa_hub.audit import Action, Event
 from casa_hub.credentials.base import Credential, Minter, Request
-from casa_hub.delivery.base import Route, read_record
+from casa_hub.delivery.base import Route
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.naming import Server
+from casa_hub.record import read_record
 
 NOW = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
 DIRECTORY = PurePosixPath("/etc/cmsaf-secrets")
@@ -459,7 +461,7 @@ def test_a_renewal_is_never_to_something_worse(steps: list[tuple[int, int, bool,
         # What was dropped because it had expired stays dropped when the clock is set back.
         valid = {jti: end for jti, end in valid.items() if end > now and jti != entry["identifiers"]["jti"]}
         told = [earlier["identifiers"]["jti"] for earlier in entry["earlier"]]
-        assert set(told) == set(sorted(valid, key=lambda jti: -int(jti.partition("-")[2]))[: module._EARLIER])
+        assert set(told) == set(sorted(valid, key=lambda jti: -int(jti.partition("-")[2]))[: record_module._EARLIER])
     one.minters["xcache"].works = True  # type: ignore[attr-defined]
 
 

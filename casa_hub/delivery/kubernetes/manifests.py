@@ -30,7 +30,7 @@ START_ID = "casa-hub/start-id"
 HUB, HUB_NAMESPACE = "casa-hub/hub", "casa-hub/hub-namespace"
 #: Which installation of a hub made it, whatever it is called: what is removed unasked must be certain to be ours.
 INSTANCE = "casa-hub/instance"
-#: Annotations: `Server.identity`, and what a restarted hub must know (`Facility.mint`'s record as JSON; no secret).
+#: Annotations: `Server.identity`, and what a restarted hub must know (`casa_hub.record` as JSON).
 SERVER, RECORD = "casa-hub/server", "casa-hub/record"
 
 #: Bytes of all values of a Secret together (Kubernetes, ``MaxSecretSize``).

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from casa_hub.delivery.base import read_record
 from casa_hub.delivery.kubernetes.manifests import INSTANCE, RECORD, SERVER, START_ID, Object, Start
 from casa_hub.naming import Server
+from casa_hub.record import read_record
 
 #: KubeSpawner's own annotations, for a pod that was started without this package.
 _USER, _SERVER = "hub.jupyter.org/username", "hub.jupyter.org/servername"

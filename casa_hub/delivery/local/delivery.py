@@ -33,13 +33,14 @@ from weakref import WeakValueDictionary
 from traitlets import TraitError, Unicode, validate
 
 from casa_hub.delivery import layout
-from casa_hub.delivery.base import Delivery, Parcel, Route, read_record
+from casa_hub.delivery.base import Delivery, Parcel, Route
 from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.local.route_files import RouteFiles
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, DeliveryError, Problem
 from casa_hub.naming import Server
 from casa_hub.processes import Process, signed_in
+from casa_hub.record import read_record
 
 #: Seconds that a replaced set of files stays for readers who are just opening it.
 _GRACE = 1.0

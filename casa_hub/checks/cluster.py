@@ -111,9 +111,15 @@ def read_kinds(kind: str, known: Collection[str], versions: Collection[str]) -> 
 
 
 async def _rights(site: Site, api: Kube, kind: str, namespace: str) -> AsyncIterator[Finding]:
-    policies = kind != "none" and bool(site.routes and site.routes.network_policy_peers)
-    claims = bool(value_of(site.app.config, site.app.spawner_class, "storage_pvc_ensure"))
-    wanted = needed(kind, policies=policies, claims=claims)
+    assert site.facility is not None  # noqa: S101 - for the type checker
+    assert site.routes is not None  # noqa: S101
+    wanted = needed(
+        kind,
+        secrets=bool(site.facility.credentials),
+        routes=site.facility.wants_routes,
+        policies=bool(site.routes.network_policy_peers),
+        claims=bool(value_of(site.app.config, site.app.spawner_class, "storage_pvc_ensure")),
+    )
     answers = await asyncio.gather(*(_may(api, right, namespace) for right in wanted))
     for finding in read_rights(dict(zip(wanted, answers, strict=True)), namespace):
         yield finding

@@ -17,9 +17,9 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from casa_hub.checks.findings import Finding, error, ok, unseen
+from casa_hub.checks.findings import Finding, error, ok, unseen, warning
 from casa_hub.checks.site import Site
-from casa_hub.checks.web import TIMEOUT
+from casa_hub.checks.web import listens, resolve
 from casa_hub.credentials.htcondor import HTCondor, mint_idtoken
 from casa_hub.keys import KeyFile
 
@@ -91,7 +91,8 @@ def read(minter: HTCondor, answer: Mapping[str, Any]) -> list[Finding]:
     user = str(answer.get("user", ""))
     if user and user != f"{_ACCOUNT}@{minter.uid_domain}":
         problem = f"the pool takes {_ACCOUNT}@{minter.uid_domain} for {user}"
-        found.append(error("HTCondor.uid_domain", problem, "Set it to the pool's UID_DOMAIN; look at its map file."))
+        remedy = "Compare HTCondor.uid_domain with the pool's UID_DOMAIN, and look at its map file."
+        found.append(warning(thing, problem, remedy))
     return found
 
 
@@ -100,13 +101,11 @@ async def _listens(collector: str) -> bool:
     found = re.fullmatch(r"([A-Za-z0-9.-]+)(?::(\d+))?", collector)
     if found is None:  # a list, or an address in HTCondor's own notation
         return True
+    port = int(found[2] or _PORT)
     try:
-        async with asyncio.timeout(TIMEOUT):
-            _, writer = await asyncio.open_connection(found[1], int(found[2] or _PORT))
-    except (OSError, TimeoutError, OverflowError):
+        return await listens(await resolve(found[1], port), port)
+    except (OSError, OverflowError):
         return False
-    writer.close()
-    return True
 
 
 async def _ping(minter: HTCondor) -> dict[str, Any] | None:

@@ -8,17 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from casa_hub import operate
-from casa_hub.checks.findings import Finding, ok, warning
+from casa_hub.checks.findings import Finding, ok, unseen, warning
 from casa_hub.checks.site import Site
 from casa_hub.credentials.dask import parse_secrets
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.keys import BadKeyError
 
+#: Seconds; the hub asks others for it, the API server say.
+_PATIENCE = 20.0
+
 
 async def look(site: Site) -> AsyncIterator[Finding]:
     secrets = _dask_secrets(site)
     try:
-        answer = await asyncio.to_thread(operate.ask, operate.Hub.of(site.app), "GET", "status")
+        async with asyncio.timeout(_PATIENCE):
+            answer = await operate._ask(operate.Hub.of(site.app), "GET", "status", None)  # noqa: SLF001 - in our loop
+    except TimeoutError:
+        yield unseen("the running hub", f"no answer within {_PATIENCE:g} s", "See what casa-hub status says.")
+        return
     except CasaError as error:
         # Before its first start there is none to ask, which is nothing wrong.
         text = str(error).rstrip(".") if not isinstance(error, ConfigurationError) or len(secrets) > 1 else ""

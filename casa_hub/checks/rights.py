@@ -26,23 +26,26 @@ ROUTES = {
 _OBJECTS = ("get", "list", "create", "patch", "delete")
 
 
-def needed(kind: str, *, policies: bool, claims: bool = False) -> list[Right]:
+def needed(kind: str, *, secrets: bool, routes: bool, policies: bool, claims: bool) -> list[Right]:
     """The rights that a hub uses.
 
     Args:
-        kind: `TraefikRoutes.kind`; ``none`` also where no credential wants routes.
-        policies: whether each server has a NetworkPolicy.
+        kind: `TraefikRoutes.kind`.
+        secrets: whether servers get credentials.
+        routes: whether any of them wants its servers to be reached from outside.
+        policies: whether there are `TraefikRoutes.network_policy_peers`.
         claims: whether KubeSpawner makes volumes (``storage_pvc_ensure``).
     """
     rights = [Right("", "pods", verb) for verb in ("get", "list", "watch", "create", "delete")]
     rights += [Right("", "events", verb) for verb in ("list", "watch")]  # KubeSpawner shows them on the spawn page
-    rights += [Right("", "secrets", verb) for verb in _OBJECTS]
+    if secrets:
+        rights += [Right("", "secrets", verb) for verb in _OBJECTS]
     if claims:
         rights.append(Right("", "persistentvolumeclaims", "create"))
-    if kind in ROUTES:
-        group, _, plural = ROUTES[kind]
+    if routes:
         rights += [Right("", "services", verb) for verb in _OBJECTS]
-        rights += [Right(group, plural, verb) for verb in _OBJECTS]
-    if policies:
+        group, _, plural = ROUTES.get(kind, ("", "", ""))
+        rights += [Right(group, plural, verb) for verb in _OBJECTS if plural]
+    if routes and policies:
         rights += [Right("networking.k8s.io", "networkpolicies", verb) for verb in _OBJECTS]
     return rights

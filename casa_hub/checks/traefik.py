@@ -5,13 +5,11 @@ A name that no server has stands for all: with wildcard DNS it leads where their
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import AsyncIterator
 
 from casa_hub.checks.findings import Finding, error, ok
 from casa_hub.checks.site import Site
-from casa_hub.checks.web import TIMEOUT
+from casa_hub.checks.web import listens, resolve
 from casa_hub.credentials.dask import SCHEDULER_PORT, WORKER_PORT
 
 #: Label of a server that nobody has, or whose user is called so.
@@ -32,30 +30,17 @@ async def look(site: Site) -> AsyncIterator[Finding]:
             name = routes.external_dns_target
             remedy = "Set TraefikRoutes.external_dns_target to the name or address of Traefik as users reach it."
         try:
-            await _resolve(name, port)
-        except (OSError, UnicodeError, TimeoutError):
+            addresses = await resolve(name, port)
+        except OSError:
             yield error(f"DNS name {name}", "it leads nowhere", remedy)
             continue
-        yield ok(f"DNS name {name}", "it leads somewhere")
-        yield await _connect(name, port, entry_point)
-
-
-async def _resolve(name: str, port: int) -> None:
-    async with asyncio.timeout(TIMEOUT):
-        await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
-
-
-async def _connect(name: str, port: int, entry_point: str) -> Finding:
-    thing = f"Traefik at {name}:{port}"
-    try:
-        async with asyncio.timeout(TIMEOUT):
-            _, writer = await asyncio.open_connection(name, port)
-    except (OSError, TimeoutError) as problem:
-        return error(
-            thing,
-            f"nothing listens there ({type(problem).__name__})",
+        yield ok(f"DNS name {name}", f"it leads to {', '.join(addresses[:3])}")
+        if await listens(addresses, port):
+            yield ok(f"Traefik at {name}:{port}", "something listens there")
+            continue
+        yield error(
+            f"Traefik at {name}:{port}",
+            "nothing listens there",
             f"Traefik needs the entry point {entry_point} at port {port}, and its Service and the firewall must let it "
             "through.",
         )
-    writer.close()
-    return ok(thing, "it listens")

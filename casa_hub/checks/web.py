@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
+import socket
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -72,6 +75,53 @@ async def ask(session: aiohttp.ClientSession, url: str, *, method: str = "GET", 
         if getattr(problem, "errno", None) == errno.ECONNRESET:
             raise NoAnswerError("the connection is reset", tls=True) from None
         raise NoAnswerError(f"can't be reached ({type(problem).__name__})") from None
+
+
+async def resolve(name: str, port: int) -> list[str]:
+    """Addresses of a name, the likeliest first.
+
+    In a thread that nobody waits for at the end: a resolver that isn't answered takes half a minute to give up.
+
+    Raises:
+        OSError: it has none, or there is no answer in time (TimeoutError).
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[str]] = loop.create_future()
+
+    def look_up() -> None:
+        result: list[str] | Exception
+        try:
+            entries = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+            result = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+        except (OSError, UnicodeError) as problem:
+            result = OSError(f"no address ({type(problem).__name__})")
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(tell, result)
+
+    def tell(result: list[str] | Exception) -> None:
+        if found.done():
+            return
+        if isinstance(result, Exception):
+            found.set_exception(result)
+        else:
+            found.set_result(result)
+
+    threading.Thread(target=look_up, name="casa-hub-resolve", daemon=True).start()
+    async with asyncio.timeout(TIMEOUT):
+        return await found
+
+
+async def listens(addresses: list[str], port: int) -> bool:
+    """Whether a TCP connection can be made to one of them."""
+    for address in addresses:
+        try:
+            async with asyncio.timeout(TIMEOUT / min(len(addresses), 5)):
+                _, writer = await asyncio.open_connection(address, port)
+        except (OSError, TimeoutError):
+            continue
+        writer.close()
+        return True
+    return False
 
 
 def clock(whose: str, answer: Answer, now: float, *, fails: str) -> list[Finding]:

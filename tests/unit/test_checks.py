@@ -1,0 +1,298 @@
+"""What `casa-hub check` makes of what others answer: pure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from casa_hub.checks import cluster, hub, issuer, runner, servicex, xcache
+from casa_hub.checks.findings import Finding, Status, error, of, ok, unseen, warning
+from casa_hub.checks.htcondor import read as read_pool
+from casa_hub.checks.rights import ROUTES, Right, needed
+from casa_hub.checks.web import Answer, clock
+from casa_hub.credentials.htcondor import HTCondor
+from casa_hub.credentials.xcache import XCache
+from casa_hub.errors import Problem, Severity
+from tests.support.kubernetes.hub import CHART_RULES
+
+ROLE = Path(__file__).parents[2] / "helm-values" / "role.yaml"
+CALLBACK = "https://hub.example.org/hub/oauth_callback"
+
+
+def answer(status: int, document: Any = None, **headers: str) -> Answer:
+    return Answer(status, headers, json.dumps(document).encode(), 0.0)
+
+
+def statuses(findings: list[Finding]) -> list[Status]:
+    return [one.status for one in findings]
+
+
+# -- findings ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("findings", "code", "text"),
+    [
+        ([], 0, "Sound: 0 ok"),
+        ([ok("a", "b")], 0, "Sound: 1 ok"),
+        ([ok("a", "b"), warning("a", "b", "c")], 0, "1 warning; 1 ok"),
+        ([unseen("a", "b", "c")], 2, "1 couldn't be looked at; 0 ok"),
+        (
+            [error("a", "b", "c"), error("d", "e", "f"), unseen("a", "b", "c")],
+            1,
+            "2 errors, 1 couldn't be looked at; 0 ok",
+        ),
+    ],
+)
+def test_the_exit_code_and_the_last_line(findings: list[Finding], code: int, text: str) -> None:
+    assert runner.exit_code([findings, []]) == code
+    assert runner.summary([findings, []]) == text
+
+
+def test_a_problem_of_the_hub_s_start_is_a_finding() -> None:
+    assert of(Problem(Severity.WARNING, "a", "is odd.", "Correct it.")) == warning("a", "is odd", "Correct it.")
+    assert str(error("a", "is odd", "Correct it.")) == "error: a: is odd. Correct it."
+
+
+async def test_a_check_that_fails_hides_nothing_and_shows_no_secret() -> None:
+    async def look(site: Any) -> Any:
+        yield ok("a", "b")
+        raise ValueError("a-secret")
+
+    found = await runner._all("it", look, None)  # type: ignore[arg-type]
+    assert statuses(found) == [Status.OK, Status.UNSEEN]
+    assert "ValueError" in str(found[1])
+    assert "a-secret" not in str(found)
+
+
+def test_what_others_say_can_t_move_a_terminal_s_cursor() -> None:
+    assert "\x1b" not in runner._line(error("a\x1b[2J", "b\r", "c"))
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+NOON = 1709294400.0  # 2024-03-01 12:00:00 UTC
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected", "words"),
+    [
+        (0, [Status.OK], ""),
+        (4, [Status.OK], ""),
+        (-20, [Status.WARNING], "20 s ahead of"),
+        (300, [Status.ERROR], "300 s behind this machine's: it fails"),
+    ],
+)
+def test_clocks(ours: float, expected: list[Status], words: str) -> None:
+    found = clock("x", answer(200, date="Fri, 01 Mar 2024 12:00:00 GMT"), NOON + ours, fails="it fails")
+    assert statuses(found) == expected
+    assert words in str(found[0])
+
+
+@pytest.mark.parametrize("headers", [{}, {"Date": "noon"}])
+def test_a_server_that_doesn_t_tell_its_time(headers: dict[str, str]) -> None:
+    assert clock("x", answer(200, **headers), NOON, fails="") == []
+
+
+# -- issuer ------------------------------------------------------------------------------------------------------------
+
+
+def page(status: int, location: str = "") -> Answer:
+    return answer(status, location=location)
+
+
+@pytest.mark.parametrize(
+    ("own", "nobodys", "status", "words"),
+    [
+        (page(200), page(400), Status.OK, "it is registered"),
+        (page(302, "https://idp/login"), page(400), Status.OK, "it is registered"),
+        # IAM: first of all, who is it?
+        (page(302, "https://idp/login"), page(302, "https://idp/login"), Status.OK, "only after a log-in"),
+        (page(400), page(400), Status.ERROR, "must be registered"),
+        (page(302, CALLBACK + "?error=invalid_scope&state=x"), page(400), Status.ERROR, "invalid_scope"),
+        (page(503), page(503), Status.UNSEEN, "status 503"),
+    ],
+)
+def test_an_authorization_request(own: Answer, nobodys: Answer, status: Status, words: str) -> None:
+    found = issuer.authorization(own, nobodys, CALLBACK)
+    assert (found.status, words in str(found)) == (status, True), found
+
+
+def test_an_error_code_that_is_none_is_cut_down() -> None:
+    found = issuer.authorization(page(302, CALLBACK + "?error=%1b[2J<script>&x=1"), page(400), CALLBACK)
+    assert "2Jscript" in found.problem
+    assert "<" not in found.problem
+
+
+@pytest.mark.parametrize(
+    ("document", "basic_auth", "expected"),
+    [
+        ({}, True, []),
+        ({}, False, [Status.ERROR]),
+        ({"scopes_supported": ["openid", "wlcg.groups"]}, True, [Status.OK]),
+        ({"scopes_supported": ["openid"]}, True, [Status.WARNING]),
+        ({"grant_types_supported": ["authorization_code"]}, True, [Status.WARNING]),
+        ({"token_endpoint_auth_methods_supported": ["client_secret_post"]}, True, [Status.ERROR]),
+        ({"token_endpoint_auth_methods_supported": ["client_secret_post"]}, False, []),
+        # What neither setting can do is nothing that the other one would.
+        ({"token_endpoint_auth_methods_supported": ["private_key_jwt"]}, True, []),
+    ],
+)
+def test_what_a_provider_offers(document: dict[str, Any], basic_auth: bool, expected: list[Status]) -> None:
+    assert statuses(issuer.offered(document, ("openid", "wlcg.groups"), basic_auth=basic_auth)) == expected
+
+
+# -- Kubernetes --------------------------------------------------------------------------------------------------------
+
+
+def granted(rules: list[dict[str, Any]]) -> set[Right]:
+    return {
+        Right(group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_the_table_of_rights_is_the_chart_s_and_ours_and_no_more() -> None:
+    """What helm-values/role.yaml grants is tried verb by verb in tests/kubernetes/hub/test_permissions.py."""
+    ours = next(each for each in yaml.safe_load_all(ROLE.read_text()) if each["kind"] == "Role")
+    used = {right for kind in ROUTES for right in needed(kind, secrets=True, routes=True, policies=True, claims=True)}
+    assert used - granted(CHART_RULES) == granted(ours["rules"])
+
+
+def test_rights_of_what_is_not_used_are_not_asked_for() -> None:
+    few = needed("traefik", secrets=False, routes=False, policies=True, claims=False)
+    assert {right.resource for right in few} == {"pods", "events"}
+    inside = needed("none", secrets=True, routes=True, policies=False, claims=False)
+    assert {right.resource for right in inside} == {"pods", "events", "secrets", "services"}
+
+
+def test_a_right_that_is_missing_or_unknown() -> None:
+    rights = needed("traefik", secrets=True, routes=True, policies=False, claims=False)
+    assert statuses(cluster.read_rights(dict.fromkeys(rights, True), "ns")) == [Status.OK]
+    (found,) = cluster.read_rights({right: right.verb != "patch" or not right.group for right in rights}, "ns")
+    assert found.thing == "the hub's right to ingressroutetcps.traefik.io"
+    assert "may not patch them in namespace ns" in found.problem
+    (found,) = cluster.read_rights(dict.fromkeys(rights, None), "")
+    assert found.status is Status.UNSEEN
+
+
+@pytest.mark.parametrize(
+    ("version", "sidecar", "status"),
+    [
+        ("v1.36.3", True, Status.OK),
+        ("v1.29.0-eks-1", True, Status.OK),
+        ("v1.28.9", True, Status.ERROR),
+        ("v1.28.9", False, Status.OK),
+        ("", True, Status.UNSEEN),
+    ],
+)
+def test_versions_of_kubernetes(version: str, sidecar: bool, status: Status) -> None:
+    assert cluster.read_version({"gitVersion": version}, sidecar=sidecar).status is status
+
+
+def test_kinds_of_routes() -> None:
+    assert cluster.read_kinds("traefik", ["ingressroutetcps"], []).status is Status.OK
+    older = cluster.read_kinds("gateway", [], ["v1alpha2", "v1beta1"])
+    assert (older.status, "it serves v1alpha2, v1beta1" in older.problem) == (Status.ERROR, True)
+
+
+OWN = ("cms", "hub", "a")
+
+
+@pytest.mark.parametrize(
+    ("own", "seen", "expected"),
+    [
+        (OWN, [], [Status.OK]),
+        (OWN, [OWN], [Status.OK]),
+        (OWN, [("atlas", "hub", "b")], [Status.OK]),
+        (OWN, [("cms", "hub", "b")], [Status.WARNING]),
+        (OWN, [("cms", "elsewhere", "b")], [Status.OK]),
+        # Before its first start nobody knows this hub's own.
+        (("cms", "hub", ""), [("cms", "hub", "b")], [Status.OK]),
+        (("cms", "hub", ""), [("cms", "hub", "b"), ("cms", "hub", "c")], [Status.WARNING]),
+        (("", "hub", "a"), [("", "hub", "a")], [Status.OK]),
+        (("", "hub", "a"), [("atlas", "hub", "b")], [Status.WARNING]),
+    ],
+)
+def test_other_hubs(own: Any, seen: Any, expected: list[Status]) -> None:
+    assert statuses(cluster.read_hubs(own, seen)) == expected
+
+
+def test_routes_of_another_hub() -> None:
+    def route(hub_id: str, **spec: Any) -> dict[str, Any]:
+        return {"metadata": {"labels": {cluster.HUB: hub_id, cluster.HUB_NAMESPACE: "hub"}}, "spec": spec}
+
+    def found(one: dict[str, Any]) -> list[Finding]:
+        return cluster.read_routes("cms", "hub", [one], (".dask.example.org",))
+
+    assert statuses(found(route("atlas", hostnames=["ada.dask.example.org"]))) == [Status.ERROR]
+    assert found(route("cms", hostnames=["ada.dask.example.org"])) == []
+    assert found(route("atlas", hostnames=["ada.dask.atlas.example.org"])) == []
+    assert statuses(found(route("atlas", routes=[{"match": "HostSNI(`ada.dask.example.org`)"}]))) == [Status.ERROR]
+
+
+# -- XCache, HTCondor, ServiceX, the hub -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "own", "forged"),
+    [
+        (404, Status.OK, Status.ERROR),
+        (403, Status.ERROR, Status.OK),
+        (401, Status.ERROR, Status.OK),
+        (502, Status.ERROR, Status.UNSEEN),
+        (200, Status.ERROR, Status.ERROR),
+    ],
+)
+def test_answers_of_an_xcache(status: int, own: Status, forged: Status) -> None:
+    minter = XCache(site_name="T3_XX")
+    assert xcache.read(minter, "x:1094", answer(status)).status is own
+    assert xcache.read_forged("x:1094", answer(status)).status is forged
+
+
+POOL = {"authorized": True, "method": "TOKEN", "user": "casa-hub-check@pool.test", "schedds": ["one", "two"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, [Status.OK]),
+        ({"error": "Failed communication with collector."}, [Status.ERROR]),
+        ({"authorized": False}, [Status.ERROR]),
+        ({"method": "FS"}, [Status.ERROR]),
+        ({"schedds": ["two"]}, [Status.OK, Status.ERROR]),
+        ({"user": "nobody@pool.test"}, [Status.OK, Status.WARNING]),
+    ],
+)
+def test_answers_of_a_pool(change: dict[str, Any], expected: list[Status]) -> None:
+    minter = HTCondor(collector="cm", schedd="one", uid_domain="pool.test", trust_domain="pool.test")
+    assert statuses(read_pool(minter, {**POOL, **change})) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "known", "expected"),
+    [(200, True, Status.OK), (200, False, Status.WARNING), (404, True, Status.WARNING), (502, False, Status.ERROR)],
+)
+def test_answers_of_a_servicex(status: int, known: bool, expected: Status) -> None:
+    assert servicex.read("https://servicex.example.org", status, known=known).status is expected
+
+
+STATUS: dict[str, Any] = {"held_back": [], "overdue": [], "unkept": [], "unsure": {}, "dask_secrets": {"b": 2}}
+
+
+def test_what_the_running_hub_says() -> None:
+    assert statuses(hub.read(STATUS)) == [Status.OK]
+    (found,) = hub.read({**STATUS, "overdue": [{}, {}]})
+    assert (found.status, found.problem[:2]) == (Status.WARNING, "2 ")
+    assert hub.read_secrets(["a"], STATUS) == []
+    words = [one.problem for one in hub.read_secrets(["a", "b", "c"], STATUS)]
+    assert words[0].startswith("for new servers")
+    assert words[1:] == ["in use by 2 running servers, it must stay", "in use by no running server, it may go"]
+    assert "nobody knows" in hub.read_secrets(["a", "c"], {**STATUS, "unsure": {"x": "y"}})[1].problem

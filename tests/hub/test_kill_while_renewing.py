@@ -266,6 +266,7 @@ def kill(hub: KilledHub, number: int, lot: random.Random, count: Count) -> None:
     count.clock, count.fuse = count.clock + (not by_fuse), count.fuse + by_fuse
 
 
+@pytest.mark.any_hub
 @pytest.mark.timeout(900)
 def test_killed_while_renewing_and_starting(hub: KilledHub, capsys: pytest.CaptureFixture[str]) -> None:
     seed = int(os.environ.get("CASA_HUB_KILL_SEED", random.randrange(1 << 32)))

@@ -124,6 +124,7 @@ def full(make_hub: MakeHub, idp: IdP) -> Hub:
     return hub
 
 
+@pytest.mark.any_hub
 def test_five_hundred_users_are_asked_evenly_also_after_a_restart_and_a_mass_no_is_held_back_in_time(
     full: Hub, idp: IdP, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
             for finding in clock(_API, version, version.at, fails="tokens of accounts are refused"):
                 yield finding
             yield read_version(version.document, sidecar=site.kubernetes.files == "sidecar")
+            yield await _account(api)
             kind = site.routes.kind if site.facility.wants_routes else "none"
             if kind in ROUTES:
                 yield await _kinds(api, kind)
@@ -73,6 +74,14 @@ def read_version(document: Mapping[str, Any], *, sidecar: bool) -> Finding:
         remedy = "Upgrade it, or set KubernetesDelivery.files to mount."
         return error(_API, f"version {found[0]} has no native sidecars, which came with 1.29", remedy)
     return ok(_API, f"version {found[0]}")
+
+
+async def _account(api: Kube) -> Finding:
+    """Whose rights are looked at: with an administrator's KUBECONFIG they aren't the hub's."""
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+    answer = await api.ask("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body)
+    name = answer.document.get("status", {}).get("userInfo", {}).get("username", "")
+    return ok(_API, f"it knows this account as {name}" if name else "it doesn't tell which account this is")
 
 
 async def _kinds(api: Kube, kind: str) -> Finding:

@@ -26,7 +26,7 @@ from casa_hub.keys import KeyFile
 _ACCOUNT = "casa-hub-check"
 _LIFETIME = 60
 #: Seconds that HTCondor's client may take.
-_PATIENCE = 12.0
+_PATIENCE = 10.0
 _NOT_INSTALLED = 3
 #: Of a collector, where nothing else is said.
 _PORT = 9618
@@ -36,8 +36,9 @@ _SETTINGS = {
     "CONDOR_CONFIG": "/dev/null",
     "_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS": "IDTOKENS",
     "_CONDOR_SEC_CLIENT_AUTHENTICATION": "REQUIRED",
-    "_CONDOR_SEC_TCP_SESSION_TIMEOUT": "5",
-    "_CONDOR_QUERY_TIMEOUT": "5",
+    # Longer than our patience: the client says the same of a pool that is silent and of one that refuses.
+    "_CONDOR_SEC_TCP_SESSION_TIMEOUT": "20",
+    "_CONDOR_QUERY_TIMEOUT": "20",
 }
 
 

@@ -14,6 +14,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -23,7 +24,7 @@ import aiohttp
 from casa_hub.authenticator import CasaOAuthenticator
 from casa_hub.checks.findings import Finding, error, ok, unseen, warning
 from casa_hub.checks.site import Site
-from casa_hub.checks.web import Answer, NoAnswerError, ask, clock
+from casa_hub.checks.web import TIMEOUT, Answer, NoAnswerError, ask, clock
 from casa_hub.identity.oidc import Issuer, OIDCError
 from casa_hub.identity.verdicts import Verdict
 
@@ -36,7 +37,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     authenticator = site.authenticator
     if authenticator is None:
         return
-    issuer = authenticator.provider_side
+    issuer = Issuer(replace(authenticator.provider_side.client, timeout=TIMEOUT))
     try:
         metadata = await issuer.metadata()
         yield ok(f"issuer {issuer.client.issuer}", "discovery is sound")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -501,6 +503,23 @@ def check_named(facility: Facility, fault: Fault, checked: Checked) -> None:
     ]
     assert [status for status, text in said if fault.words in text] == [fault.status], checked.bad
     assert checked.code == CODES[fault.status], checked.bad
+
+
+def test_servers_that_never_answer_are_told_in_seconds(facility: Facility) -> None:
+    """All at once. They are connected to, and say nothing: as behind a firewall that swallows packets."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        port = silent.getsockname()[1]
+        where = f"127.0.0.1:{port}"
+        facility.use_account(facility.kubeconfig.read_text().replace(facility.plane.url, f"https://{where}"))
+        config = SERVICEX.format(url=f"http://{where}") + (
+            f"c.CasaOAuthenticator.issuer = 'http://{where}'\nc.XCache.port = {port}\n"
+            f"c.HTCondor.collector = {where!r}\n"
+        )
+        begin = time.monotonic()
+        checked = told(facility, facility.check(config))
+        assert time.monotonic() - begin < 15
+    silences = {one["check"] for one in checked.bad if one["problem"].startswith("no answer within")}
+    assert silences == {"issuer", "kubernetes", "xcache", "htcondor", "servicex"}, checked.bad
 
 
 # -- in the cluster ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ VENV := .venv
 VENV_HUB5 := .venv-hub5
 LOCK := tests/lock
 
-.PHONY: help demo demo-check demo-kubernetes demo-kubernetes-check test test-hub5 kubernetes lint docs bench lock image clean
+.PHONY: help demo demo-check demo-kubernetes demo-kubernetes-check test kubernetes lint docs bench lock image clean
 
 help:
 	@echo "make demo        a whole facility on this machine; open it in a browser"
@@ -35,18 +35,13 @@ demo-kubernetes: $(VENV)/.test kubernetes
 demo-kubernetes-check: $(VENV)/.test kubernetes
 	@exec $(VENV)/bin/python -m tests.support.kubernetes.demo --check
 
-# Both at the same time, since most tests wait for servers to start; what the second one printed follows at the end.
+# TESTS="tests/unit tests/hub/test_login.py" runs those only.
 test: $(VENV)/.test $(VENV_HUB5)/.test kubernetes
-	@mkdir -p build
-	@echo "The tests with JupyterHub 5.5 run beside those with 6, and print to build/test-hub5.log"
-	@$(TEST_HUB5) > build/test-hub5.log 2>&1 & beside=$$!; trap 'kill $$beside' INT TERM; \
-	$(VENV)/bin/python -m pytest $(TESTS); with6=$$?; \
-	wait $$beside; with5=$$?; echo "With JupyterHub 5.5:"; cat build/test-hub5.log; exit $$((with6 ? with6 : with5))
-
-# What depends on JupyterHub or on Python alone; servers of the facility don't know the difference.
-TEST_HUB5 := $(VENV_HUB5)/bin/python -m pytest -m "not any_hub" tests/unit tests/hub tests/helm tests/kubernetes/hub
-test-hub5: $(VENV_HUB5)/.test kubernetes
-	$(TEST_HUB5)
+ifdef TESTS
+	$(VENV)/bin/python -m pytest $(TESTS)
+else
+	@$(VENV)/bin/python -m tests.support.all_tests $(VENV_HUB5)/bin/python
+endif
 
 # Never fails: without it (no Go, no root for a node) its tests are skipped, or fail where all peers are required.
 kubernetes: $(VENV)/.test

@@ -27,13 +27,13 @@ demo: $(VENV)/.demo
 	@exec $(VENV)/bin/casa-hub demo $(DEMO)
 
 demo-check: $(VENV)/.demo
-	@exec $(VENV)/bin/casa-hub demo --check
+	@exec $(VENV)/bin/casa-hub demo --check $(DEMO)
 
 demo-kubernetes: $(VENV)/.test kubernetes
 	@exec $(VENV)/bin/python -m tests.support.kubernetes.demo $(DEMO)
 
 demo-kubernetes-check: $(VENV)/.test kubernetes
-	@exec $(VENV)/bin/python -m tests.support.kubernetes.demo --check
+	@exec $(VENV)/bin/python -m tests.support.kubernetes.demo --check $(DEMO)
 
 # TESTS="tests/unit tests/hub/test_login.py" runs those only.
 test: $(VENV)/.test $(VENV_HUB5)/.test kubernetes

@@ -317,7 +317,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             raise ConfigurationError(
                 "CryptKeeper.keys",
                 "there is no key to encrypt the stored tokens with",
-                "Set JUPYTERHUB_CRYPT_KEY to the output of: openssl rand -hex 32",
+                "Set JUPYTERHUB_CRYPT_KEY to the output of openssl rand -hex 32; a command needs the running hub's",
             )
         if not (
             self.allowed_groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def trait_problem(error: TraitError) -> Problem:
     return Problem(Severity.ERROR, "the configuration", without_value(error), "Correct it.")
 
 
+def _named(error: Exception) -> str:
+    """Which file, or variable of the environment, isn't there: names that hold no secret."""
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        return f" ({error.filename!a})"
+    if isinstance(error, KeyError) and error.args and re.fullmatch(r"[A-Z][A-Z0-9_]*", str(error.args[0])):
+        return f" ({error.args[0]})"
+    return ""
+
+
 def _read(path: Path) -> Config:
     loader = JSONFileConfigLoader if path.suffix == ".json" else PyFileConfigLoader
     if not path.is_file():
@@ -56,5 +66,5 @@ def _read(path: Path) -> Config:
         line = (
             getattr(error, "lineno", None) if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
         )
-        problem = f"it fails with {type(error).__name__}" + (f" in line {line}" if line else "")
+        problem = f"it fails with {type(error).__name__}{_named(error)}" + (f" in line {line}" if line else "")
     raise ConfigurationError(str(path), problem, "Run this command where the hub runs, in its environment.")

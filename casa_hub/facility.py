@@ -19,7 +19,7 @@ from casa_hub.credentials.base import AccessToken, Credential, Minter, Request
 from casa_hub.delivery.base import Parcel, Route
 from casa_hub.delivery.layout import bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
-from casa_hub.metrics import MINTS
+from casa_hub.metrics import MINTS, OUTCOMES
 from casa_hub.naming import Server
 from casa_hub.record import better_from, iso, next_record, outlives
 
@@ -239,6 +239,8 @@ class Facility(LoggingConfigurable):
                 problem(f"{found[0].value} is no Minter with the name {name!r}", "Its package must be corrected.")
                 return
             self.minters[name] = cls(parent=self)
+            for outcome in OUTCOMES:
+                MINTS.labels(name, outcome)
         except TraitError as error:
             # The rest of traitlets' sentence would show the value.
             problem(f"a setting of {name!r} has a wrong value: {str(error).split(', not ')[0]}", "Correct it.")

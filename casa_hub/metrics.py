@@ -18,6 +18,8 @@ MINTS = Counter(
     "Credentials minted for servers, at their start and again while they run (minted, renewed, failed)",
     ["credential", "outcome"],
 )
+#: Of `MINTS`: each is there from the hub's start, for a first failure must be seen to be one more.
+OUTCOMES = ("minted", "renewed", "failed")
 OVERDUE = Gauge(
     "casa_hub_credentials_overdue", "Credentials of running servers whose renewal has failed so far", ["credential"]
 )

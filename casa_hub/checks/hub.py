@@ -30,7 +30,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         # Before its first start there is none to ask, which is nothing wrong.
         text = str(error).rstrip(".") if not isinstance(error, ConfigurationError) or len(secrets) > 1 else ""
         if text:
-            yield ok("the running hub", f"it isn't asked. {text}")
+            yield ok("the running hub", f"there is none to ask yet. {text}")
         if len(secrets) > 1:
             dask = site.dask
             named = dask.secret_file if dask else ""

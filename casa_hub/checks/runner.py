@@ -71,7 +71,10 @@ async def _run(site: Site, looks: Mapping[str, Look], stream: Any) -> dict[str, 
         begin = time.monotonic()
         found[name] = await _all(name, look, site)
         took = time.monotonic() - begin
-        lines = [f"{name} ({took:.1f} s)" + ("" if found[name] else ": nothing to look at"), *map(_line, found[name])]
+        lines = [
+            f"{name} ({took:.1f} s)" + ("" if found[name] else ": nothing that it can look at"),
+            *map(_line, found[name]),
+        ]
         print("\n".join(lines), file=stream, flush=True)
 
     await asyncio.gather(*(run(name, look) for name, look in looks.items()))

@@ -172,6 +172,12 @@ class Facility:
             )
 
     @property
+    def operator_command(self) -> str:
+        """For the person who tries the demo."""
+        program = Path(sys.executable).parent / "casa-hub"
+        return f"CASA_HUB_DEMO={self._settings_file} {program} status -f {self._config_file}"
+
+    @property
     def _settings_file(self) -> Path:
         return self.directory / "demo.json"
 

@@ -62,6 +62,8 @@ def _welcome(facility: Facility) -> str:
     lines += ["  press them, too, and run programs as you: don't run the demo on a machine that you share."]
     lines += ["", "  A member's server opens quickstart.ipynb: run its cells from top to bottom."]
     lines += [f"  {line}" for line in facility.about_servers()]
+    lines += ["", "  To operate it, from another terminal (docs/operations.md says what there is):"]
+    lines += [f"    {facility.operator_command}"]
     lines += [f"  Missing on this machine: {what} ({why})" for what, why in facility.missing.items()]
     return "\n".join([*lines, "", "  Ctrl-C ends everything.", ""])
 

@@ -49,7 +49,7 @@ def notice(standing: Standing, keeper: Keeper, now: float, *, held_back: bool = 
 def farewell(ended: Entry) -> str:
     """What somebody reads who is back."""
     stopped = {0: "", 1: " Your server was stopped."}.get(ended.servers, f" Your {ended.servers} servers were stopped.")
-    return f"Your access was ended at {when(ended.began)}: {_sentence(ended.reason)}{stopped}"
+    return f"You are let in again. Your access had ended at {when(ended.began)}: {_sentence(ended.reason)}{stopped}"
 
 
 def when(moment: float) -> str:

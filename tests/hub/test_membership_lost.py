@@ -241,7 +241,7 @@ def test_an_explicit_no_ends_all_access_though_nobody_opens_a_page(
     assert not user.browser.is_in()
     assert user.browser.log_in(user.sub).status_code == 200
     home = user.browser.page("/hub/home").text
-    assert "Your access was ended at" in home
+    assert "Your access had ended at" in home
     assert "Your server was stopped." in home
 
 
@@ -429,7 +429,7 @@ def test_a_hub_killed_in_the_middle_of_a_departure_goes_on_with_it(make_servers:
     since = len(hub.log)
     with hub.running():
         assert user.browser.log_in(user.sub).status_code == 200
-        assert "Your access was ended at" in user.browser.page("/hub/home").text
+        assert "Your access had ended at" in user.browser.page("/hub/home").text
         assert "Going on with the end" not in hub.log[since:]
 
 

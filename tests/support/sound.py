@@ -84,14 +84,17 @@ class Keys:
 
     def _dask(self, files: Mapping[str, bytes]) -> Held:
         authority = x509.load_pem_x509_certificate(files["ca.pem"])
-        for name in ("hostcert.pem", "usercert.pem"):
+        serials = {}
+        for role in ("host", "user"):
+            name = f"{role}cert.pem"
             leaf = x509.load_pem_x509_certificate(files[name])
             leaf.verify_directly_issued_by(authority)
             key: Any = serialization.load_pem_private_key(files[name], None)
             assert key.public_key() == leaf.public_key(), f"{name} has another one's key"
             assert leaf.not_valid_before_utc <= datetime.now(UTC) < leaf.not_valid_after_utc
+            serials[role] = f"{leaf.serial_number:x}"
         found = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-        return Held({"ca": found.value.digest.hex()}, authority.not_valid_after_utc.timestamp())
+        return Held({"ca": found.value.digest.hex(), **serials}, authority.not_valid_after_utc.timestamp())
 
     @staticmethod
     def _bearer(files: Mapping[str, bytes]) -> Held:

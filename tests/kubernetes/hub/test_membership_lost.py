@@ -192,7 +192,7 @@ def test_who_loses_the_group_loses_pod_secret_and_routes(
     user.is_in_groups("/cms/uscms")
     assert not user.browser.is_in()
     assert user.browser.log_in(user.sub).status_code == 200
-    assert "Your access was ended at" in user.browser.page("/hub/home").text
+    assert "Your access had ended at" in user.browser.page("/hub/home").text
     # And nobody else has noticed.
     assert other.access() == (True, True)
     site.whole(other.name)

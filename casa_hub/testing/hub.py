@@ -156,6 +156,7 @@ class Hub:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            process_group=0,  # with its proxy, but without the servers, which have sessions of their own
         )
         threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
 
@@ -196,7 +197,13 @@ class Hub:
     def stop(self, how: int = signal.SIGINT) -> int:
         """Tell it to end, wait, and return its exit code."""
         self.end(how)
-        return self.process.wait(60) if self.process is not None else 0
+        if self.process is None:
+            return 0
+        code = self.process.wait(60)
+        if how == signal.SIGKILL:  # nobody else ends the proxy that it had started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        return code
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Self]:

@@ -328,6 +328,14 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             or self.allow_existing_users
         ):
             self.log.warning("%s: nobody is allowed to log in; set allowed_groups", section)
+        if "offline_access" in set(preset.scopes) - set(self.scope):
+            self.log.warning(
+                "%s.scope is without offline_access, so %s may give no refresh token that lasts: a log-in then counts "
+                "for %g s (Keeper.membership_max_age), and who doesn't log in anew loses the servers",
+                section,
+                preset.title,
+                self.keeper.membership_max_age,
+            )
         if self.blocked_groups and not self.required_groups and (self.allow_all or self.allowed_users):
             self.log.warning(
                 "%s.blocked_groups: who is let in without any group isn't stopped by it if the provider leaves the "

@@ -126,6 +126,14 @@ def test_without_a_crypt_key_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> 
         configured()
 
 
+@pytest.mark.parametrize("scope", [["openid", "wlcg.groups"], None])
+def test_a_provider_that_will_give_no_lasting_refresh_token_is_a_warning(
+    scope: list[str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    configured(**({} if scope is None else {"scope": scope}))
+    assert ("scope is without offline_access" in caplog.text) is (scope is not None)
+
+
 def test_nobody_allowed_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     configured(allowed_groups=[])
     assert "nobody is allowed to log in; set allowed_groups" in caplog.text

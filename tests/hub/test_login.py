@@ -493,7 +493,7 @@ def test_without_a_crypt_key_the_hub_says_what_to_set(make_hub: MakeHub) -> None
     hub.begin()
     assert hub.process is not None
     assert hub.process.wait(60) != 0
-    hub.wait_for(r"JUPYTERHUB_CRYPT_KEY to the output of: openssl rand -hex 32")
+    hub.wait_for(r"JUPYTERHUB_CRYPT_KEY to the output of openssl rand -hex 32")
     assert CLIENT_SECRET not in hub.log
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ def configured_hub(path: Path) -> Any:
         app.init_hub()
     except TraitError as error:
         raise ConfigurationError(str(path), without_value(error), "Correct it.") from None
+    except Exception as error:  # noqa: BLE001 - JupyterHub's, whose text may hold the value
+        problem = f"JupyterHub refuses a setting of section JupyterHub with {type(error).__name__}"
+        raise ConfigurationError(str(path), problem, "Check its addresses (bind_url, hub_bind_url) and keys.") from None
     return app
 
 
@@ -57,7 +62,8 @@ def _read(path: Path) -> Config:
     if not path.is_file():
         raise ConfigurationError(str(path), "there is no such file", "Give the hub's configuration file with -f.")
     try:
-        return loader(path.name, path=str(path.resolve().parent)).load_config()
+        with contextlib.redirect_stdout(sys.stderr):  # the chart's own files print what they load
+            return loader(path.name, path=str(path.resolve().parent)).load_config()
     except SystemExit:
         problem = "it ends the program when it is run"
     except Exception as error:  # noqa: BLE001 - whatever is in there

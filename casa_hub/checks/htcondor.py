@@ -57,7 +57,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         yield error(thing, f"no answer within {_PATIENCE:g} s", remedy)
         return
     if answer is None:
-        remedy = "pip install 'casa_hub[check]' where this runs, or try condor_ping in a server."
+        remedy = "Build casa_hub[check] into what this runs in, or try condor_ping in a server."
         yield unseen(thing, "HTCondor's client is not installed", remedy)
         return
     for finding in read(minter, answer):
@@ -68,6 +68,9 @@ def read(minter: HTCondor, answer: Mapping[str, Any]) -> list[Finding]:
     """What the answer of `htcondor_ping` means."""
     thing = f"HTCondor pool {minter.collector}"
     said = str(answer.get("error", ""))
+    if not said and answer.get("authorized") is False and "TOKEN" in answer.get("method", "").upper():
+        problem = f"it believes this hub's IDTOKENs, but lets {_ACCOUNT}@{minter.uid_domain} do nothing at its schedd"
+        return [warning(thing, problem, "Compare ALLOW_WRITE there with what HTCondor.subject makes of user names.")]
     refused = said or not answer.get("authorized", True) or "TOKEN" not in answer.get("method", "TOKEN").upper()
     if refused:
         where = "schedd" if answer.get("step") == "schedd" else "collector"

@@ -61,12 +61,22 @@ class Site:
         if not issubclass(cls, CasaOAuthenticator):
             return
         try:
-            CryptKeeper.instance(config=self.app.config)
+            self._check_crypt_keys()
             self.authenticator = cls(config=self.app.config)  # without a parent, which is a hub that starts
         except ConfigurationError as error:
             self.findings.append(of(Problem.of(error)))
         except TraitError as error:
             self.findings.append(of(trait_problem(error)))
+
+    def _check_crypt_keys(self) -> None:
+        try:
+            CryptKeeper.instance(config=self.app.config)
+        except TraitError:
+            raise
+        except Exception as error:
+            problem = f"a key isn't one ({type(error).__name__})"
+            remedy = "Each is 32 bytes, hexadecimal: openssl rand -hex 32"
+            raise ConfigurationError("CryptKeeper.keys", problem, remedy) from error
 
     def _make_facility(self) -> None:
         app = self.app

@@ -23,6 +23,8 @@ from casa_hub.keys import KeyFile
 _USER = "casa-hub-check"
 _LIFETIME = timedelta(seconds=60)
 _REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+#: A redirector's, which sends clients to one of its caches.
+_ELSEWHERE = range(HTTPStatus.MULTIPLE_CHOICES, HTTPStatus.BAD_REQUEST)
 _WHERE_HTTP = (
     "Give the XCache an HTTP door at this port (xrd.protocol http:PORT libXrdHttp.so, http.header2cgi Authorization "
     "authz), or try it with xrdfs from a server."
@@ -55,6 +57,8 @@ def read(minter: XCache, where: str, answer: Answer) -> Finding:
     thing = f"XCache {where}"
     if answer.status == HTTPStatus.NOT_FOUND:
         return ok(thing, "it takes this hub's macaroons")
+    if answer.status in _ELSEWHERE:
+        return _redirected(thing)
     if answer.status in _REFUSED:
         return error(
             thing,
@@ -75,6 +79,8 @@ def read_forged(where: str, answer: Answer) -> Finding:
     thing = f"XCache {where}"
     if answer.status in _REFUSED:
         return ok(thing, "it refuses a forged macaroon")
+    if answer.status in _ELSEWHERE:
+        return _redirected(thing)
     if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return unseen(thing, f"whether it refuses a forged macaroon (status {answer.status})", "Its log says why.")
     return error(
@@ -82,6 +88,11 @@ def read_forged(where: str, answer: Answer) -> Finding:
         f"it doesn't refuse a forged macaroon (status {answer.status}): everybody can read",
         "Set ofs.authorize, ofs.authlib libXrdMacaroons.so and http.header2cgi Authorization authz there.",
     )
+
+
+def _redirected(thing: str) -> Finding:
+    problem = "it sends clients on to another server, where macaroons aren't tried"
+    return unseen(thing, problem, "Set XCache.host to one of the caches behind it, and check again.")
 
 
 def _probe(minter: XCache, key: bytes, path: str) -> str:

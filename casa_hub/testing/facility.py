@@ -59,6 +59,8 @@ c.TraefikRoutes.directory = os.path.abspath("routes")
 c.XCache.key_file = os.path.abspath("keys/xcache")
 c.HTCondor.key_file = os.path.abspath("keys/htcondor")
 c.Dask.secret_file = os.path.abspath("keys/dask")
+if "tokens_file" in c.ServiceX:
+    c.ServiceX.tokens_file = os.path.abspath("keys/servicex")
 """
 
 
@@ -112,6 +114,7 @@ class FacilityHub(Hub):
             "xcache": base64.b64encode(secrets.token_bytes(64)) + b"\n",
             "htcondor": secrets.token_bytes(64),
             "dask": base64.b64encode(secrets.token_bytes(48)) + b"\n",
+            "servicex": b"somebody: invented\n",
         }.items():
             path = directory / "keys" / name
             path.touch(mode=0o600)

@@ -60,6 +60,8 @@ class IdP:
         self.hold: dict[str, threading.Event] = {}
         #: Set when a held request has arrived.
         self.arrived = threading.Event()
+        #: Forms of the requests that are, or were, held.
+        self.held: list[dict[str, str]] = []
         #: Redeemed with a wrong or missing PKCE verifier, counted.
         self.pkce_failures = 0
         self._challenges: dict[str, str] = {}
@@ -156,6 +158,7 @@ class IdP:
             environ["wsgi.input"] = io.BytesIO(body)
         for event in (self.hold.get(path), self.hold.get(form.get("grant_type", ""))):
             if event is not None:
+                self.held.append(form)
                 self.arrived.set()
                 event.wait(30)
         if path == "/oauth2/token":

@@ -128,6 +128,13 @@ def test_an_error_code_that_is_none_is_cut_down() -> None:
     assert "<" not in found.problem
 
 
+def test_a_group_by_name_is_what_the_provider_offers() -> None:
+    """IAM shows optional groups only to who asks for them: wlcg.groups:/cms/production."""
+    scopes = ("openid", "wlcg.groups:/cms/production", "storage.read:/")
+    document = {"scopes_supported": ["openid", "wlcg.groups", "storage.read"]}
+    assert statuses(issuer.offered(document, scopes, basic_auth=True)) == [Status.OK]
+
+
 @pytest.mark.parametrize(
     ("document", "basic_auth", "expected"),
     [
@@ -249,6 +256,7 @@ def test_routes_of_another_hub() -> None:
         (401, Status.ERROR, Status.OK),
         (502, Status.ERROR, Status.UNSEEN),
         (200, Status.ERROR, Status.ERROR),
+        (307, Status.UNSEEN, Status.UNSEEN),  # a redirector in front of several caches
     ],
 )
 def test_answers_of_an_xcache(status: int, own: Status, forged: Status) -> None:
@@ -265,7 +273,9 @@ POOL = {"authorized": True, "method": "TOKEN", "user": "casa-hub-check@pool.test
     [
         ({}, [Status.OK]),
         ({"error": "Failed communication with collector."}, [Status.ERROR]),
-        ({"authorized": False}, [Status.ERROR]),
+        # A pool that lets named accounts write only: the key is right.
+        ({"authorized": False}, [Status.WARNING]),
+        ({"authorized": False, "method": "FS"}, [Status.ERROR]),
         ({"method": "FS"}, [Status.ERROR]),
         ({"schedds": ["two"]}, [Status.OK, Status.ERROR]),
         ({"user": "nobody@pool.test"}, [Status.OK, Status.WARNING]),

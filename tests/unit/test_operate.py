@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from jupyterhub.crypto import CryptKeeper
 
 from casa_hub import operate
 from casa_hub.cli import main
@@ -128,7 +130,9 @@ c.CasaOAuthenticator.allowed_groups = ["/cms"]
 
 
 def checked(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> tuple[int, str]:
+    CryptKeeper.clear_instance()  # one a process, with the keys of whoever came first
     code = main(["check", "--local", "-f", str(write(tmp_path, text))])
+    CryptKeeper.clear_instance()
     printed = capsys.readouterr()
     assert "secret-of-the-client" not in printed.out + printed.err
     return code, printed.out
@@ -153,6 +157,7 @@ def test_a_sound_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("c.CasaOAuthenticator.leeway = 'secret-of-the-client'", "error: the configuration: "),
         ("c.Keeper.recheck_interval = 'secret-of-the-client'", "error: the configuration: "),
         ("c.Facility.hub_id = 7", "error: the configuration: "),
+        ("c.CryptKeeper.keys = [b'secret-of-the-client']", "error: CryptKeeper.keys: a key isn't one"),
         (
             'c.JupyterHub.spawner_class = "simple"\nc.Facility.credentials = ["dask"]',
             "error: JupyterHub.spawner_class: ",
@@ -163,6 +168,21 @@ def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     code, printed = checked(tmp_path, capsys, SOUND + text)
     assert code == 1
     assert [each for each in printed.splitlines() if each.strip().startswith(line)], printed
+
+
+def test_a_value_that_jupyterhub_chokes_on_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = SOUND + "c.JupyterHub.hub_bind_url = 'http://127.0.0.1:secret-of-the-client'\n"
+    assert main(["check", "--local", "-f", str(write(tmp_path, text))]) == 2
+    printed = capsys.readouterr()
+    assert "JupyterHub refuses a setting" in printed.err
+    assert "secret-of-the-client" not in printed.out + printed.err
+
+
+def test_what_a_configuration_prints_is_no_part_of_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The files of Zero to JupyterHub's chart print what they load."""
+    file = write(tmp_path, SOUND + "print('Loading /usr/local/etc/jupyterhub/secret/values.yaml')\n")
+    assert main(["check", "--local", "--json", "-f", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 0
 
 
 def test_a_warning_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,23 +154,29 @@ def test_each_step_is_a_sentence_and_the_percentage_rises(site: Site) -> None:
     site.stop("ada")
 
 
+def listening(site: Site, user: str) -> tuple[list[dict[str, Any]], threading.Thread]:
+    """What the page of a start is told, as it comes, and who takes it down."""
+    heard: list[dict[str, Any]] = []
+
+    def listen() -> None:
+        url = f"{site.hub.url}/hub/api/users/{user}/servers//progress"
+        headers = {"Authorization": f"token {site.hub.api_token}"}
+        with requests.get(url, headers=headers, stream=True, timeout=60) as answer:
+            lines = answer.iter_lines(chunk_size=1, decode_unicode=True)
+            heard.extend(json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    return heard, listener
+
+
 def test_the_spawn_page_shows_the_events_of_kubernetes_too(
     plane: Api, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with open_site(plane, tmp_path_factory, pods=False) as site:
         site.begin("ada")
         pod = eventually(lambda: site.list("pods") and site.list("pods")[0])
-        heard: list[dict[str, Any]] = []
-
-        def listen() -> None:
-            url = f"{site.hub.url}/hub/api/users/ada/servers//progress"
-            headers = {"Authorization": f"token {site.hub.api_token}"}
-            with requests.get(url, headers=headers, stream=True, timeout=60) as answer:
-                lines = answer.iter_lines(chunk_size=1, decode_unicode=True)
-                heard.extend(json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
-
-        listener = threading.Thread(target=listen)
-        listener.start()
+        heard, listener = listening(site, "ada")
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         reference = {key: pod["metadata"][key] for key in ("name", "namespace", "uid")}
         event = {
@@ -203,9 +209,14 @@ def test_the_spawn_page_shows_the_events_of_kubernetes_too(
 def test_without_its_kind_of_route_a_server_starts_if_dask_is_optional(
     bare: ControlPlane, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with open_site(bare, tmp_path_factory, GATEWAY) as site:
-        events = site.ready("ada")
-        [said] = [each for each in messages(events) if each.startswith("Starting without TLSRoute")]
+    with open_site(bare, tmp_path_factory, GATEWAY, pods=False) as site:
+        site.begin("ada")
+        heard, listener = listening(site, "ada")
+        eventually(lambda: any(each.startswith("Starting without TLSRoute") for each in messages(heard)))
+        with RunningPods(bare, site.namespace, tmp_path_factory.mktemp("pods")):  # not sooner: it would be told no more
+            listener.join(30)
+            assert heard[-1].get("ready"), heard
+        [said] = [each for each in messages(heard) if each.startswith("Starting without TLSRoute")]
         assert f"TLSRoute {site.namespace}/casa-ada-" in said
         assert "gateway.networking.k8s.io/v1 TLSRoute must be installed" in said
         assert len(site.list("secrets")) == len(site.list("services")) == 1

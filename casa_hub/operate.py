@@ -113,7 +113,7 @@ def ask(hub: Hub, method: str, operation: str, body: Mapping[str, Any] | None = 
 
 
 async def _ask_patiently(hub: Hub, method: str, operation: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-    task = asyncio.create_task(_ask(hub, method, operation, body))
+    task = asyncio.create_task(ask_once(hub, method, operation, body))
     try:
         done, _ = await asyncio.wait({task}, timeout=_PATIENCE)
         if not done:
@@ -123,7 +123,8 @@ async def _ask_patiently(hub: Hub, method: str, operation: str, body: Mapping[st
         task.cancel()
 
 
-async def _ask(hub: Hub, method: str, operation: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+async def ask_once(hub: Hub, method: str, operation: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    """As `ask`, for who has an event loop and a patience of its own."""
     url = f"{hub.url}/casa-hub/{operation}"
     headers = {"Authorization": f"token {hub.token}", "Accept": "application/json"}
     timeout = aiohttp.ClientTimeout(total=_LONGEST, sock_connect=_CONNECT)

@@ -22,7 +22,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     secrets = _dask_secrets(site)
     try:
         async with asyncio.timeout(_PATIENCE):
-            answer = await operate._ask(operate.Hub.of(site.app), "GET", "status", None)  # noqa: SLF001 - in our loop
+            answer = await operate.ask_once(operate.Hub.of(site.app), "GET", "status", None)
     except TimeoutError:
         yield unseen("the running hub", f"no answer within {_PATIENCE:g} s", "See what casa-hub status says.")
         return

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +25,7 @@ from casa_hub.audit import Action, Event, tell
 from casa_hub.errors import CasaError
 from casa_hub.identity.oidc import OIDCError
 from casa_hub.keeper.ledger import Entry, Ledger
-from casa_hub.keeper.times import Keeper
+from casa_hub.keeper.times import Keeper, now_of
 
 #: Servers that are ended at the same time; all of a hub's at once would stall it and the API server.
 _AT_ONCE = 20
@@ -97,7 +95,7 @@ class Departures:
     def resume(self) -> None:
         """Go on with what an earlier hub has begun; when this one knows its users and servers."""
         self._ledger.open()
-        for entry in self._ledger.all(self._clock()):
+        for entry in self._ledger.all(now_of(self._app)):
             user = self._user(entry.username)
             if user is None:
                 self._ledger.remove(entry.username)
@@ -133,7 +131,7 @@ class Departures:
         session_id = (await self._standings.known(user)).session_id if self._standings is not None else ""
         departure = self._under_way.get(user.name)
         if departure is None or departure.entry.session_id != session_id:
-            departure = self._begin(user, Entry(user.name, session_id, reason, why, by, self._clock()))
+            departure = self._begin(user, Entry(user.name, session_id, reason, why, by, now_of(self._app)))
         await departure.tried.wait()
         return departure.report
 
@@ -234,7 +232,7 @@ class Departures:
     def _finish(self, departure: _Departure) -> None:
         entry, servers = departure.entry, len(departure.stopped)
         if self._under_way.get(entry.username) is departure:  # else a later one has its note there
-            done = replace(entry, done=self._clock(), servers=servers)
+            done = replace(entry, done=now_of(self._app), servers=servers)
             self._ledger.done(entry.username, done.done or 0.0, servers)
             self._done[entry.username] = done
             self._told.pop(entry.username, None)
@@ -370,10 +368,6 @@ class Departures:
     @property
     def _issuer(self) -> Any:
         return self._app.authenticator.provider_side
-
-    @property
-    def _clock(self) -> Callable[[], float]:
-        return getattr(self._app.authenticator, "clock", time.time)
 
     def _user(self, username: str) -> Any:
         return self._app.users.get(username)

@@ -17,7 +17,7 @@ from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.holdback import Holdback, Ruling
-from casa_hub.keeper.times import Keeper
+from casa_hub.keeper.times import Keeper, now_of
 from casa_hub.keeper.watched import watched
 
 #: Seconds for which a "no" waits for the others, at most; with what follows it is over in 30.
@@ -100,7 +100,7 @@ class Gate:
         user = self._app.users.get(username)
         if user is None or self._departures.ending(username, standing.session_id):
             return
-        if not self._departures.has_any(user) or not self._holdback.no(username, self._now()):
+        if not self._departures.has_any(user) or not self._holdback.no(username, now_of(self._app)):
             return
         if self._weighing is None:
             self._weighing = self._task(self._weigh(), f'weighing the "no" of {username}')
@@ -118,19 +118,19 @@ class Gate:
             self._weighing = None
 
     async def _weigh_once(self) -> None:
-        began, deadline = self._now(), asyncio.get_running_loop().time() + WAIT
+        began, deadline = now_of(self._app), asyncio.get_running_loop().time() + WAIT
         users = set(watched(self._app.db))
         asked: set[str] = set()
         heard: set[str] = set()
         while self._holdback.new:
             unheard = {name for name in users if not self._is_heard(name, heard, began)}
             late = asyncio.get_running_loop().time() >= deadline
-            ruling = self._holdback.rule(self._now(), users, unheard)
+            ruling = self._holdback.rule(now_of(self._app), users, unheard)
             if ruling is Ruling.WAIT and late:
                 # Those who couldn't be asked count neither way.
-                ruling = self._holdback.rule(self._now(), users - unheard)
+                ruling = self._holdback.rule(now_of(self._app), users - unheard)
             if ruling is Ruling.GO:
-                for name in self._holdback.go(self._now()):
+                for name in self._holdback.go(now_of(self._app)):
                     self._depart(name)
                 return
             if ruling is Ruling.HOLD:
@@ -152,7 +152,7 @@ class Gate:
         user = self._app.users.get(name)
         try:
             if user is not None:
-                await self._app.authenticator.standings.of(user, max_age=max(self._now() - began, 0.0))
+                await self._app.authenticator.standings.of(user, max_age=max(now_of(self._app) - began, 0.0))
         finally:
             heard.add(name)
 
@@ -169,7 +169,7 @@ class Gate:
 
     def _hold(self, users: int) -> None:
         first = not self._holdback.held
-        names = self._holdback.hold(self._now())
+        names = self._holdback.hold(now_of(self._app))
         for name in names:
             tell(self._app.tornado_settings, Event(Action.HELD_BACK, name, reason=self._reason(name)))
             user = self._app.users.get(name)
@@ -208,10 +208,6 @@ class Gate:
 
     def _count(self) -> None:
         metrics.HELD_BACK.set(len(self.open_cases))
-
-    def _now(self) -> float:
-        now: float = self._app.authenticator.clock()
-        return now
 
     def _task(self, what: Any, name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(what, name=name)

@@ -19,7 +19,7 @@ from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.gate import Gate
 from casa_hub.keeper.notices import when
-from casa_hub.keeper.times import Access, Keeper
+from casa_hub.keeper.times import Access, Keeper, now_of
 from casa_hub.keeper.watched import watched
 
 #: Of `Keeper.recheck_interval`: the length of a round, and the age up to which a "yes" of somebody else's asking
@@ -96,7 +96,7 @@ class Rounds:
         people = dict.fromkeys(self._gate.open_cases, False) | watched(self._app.db)
         self._noticed = {name: at for name, at in self._noticed.items() if name in people}
         self._silent = {name: at for name, at in self._silent.items() if name in people}
-        now = self._now()
+        now = now_of(self._app)
         # After a long pause (a machine that slept) those who missed their turn would all come at once.
         # And the other way round, a clock that was put back must not leave nobody asked.
         late = now - self._until
@@ -169,7 +169,7 @@ class Rounds:
 
     async def _follow(self, user: Any, standing: Standing) -> None:
         """End the access of somebody whose time is over; a new "no" has gone to the gate by itself."""
-        now, name = self._now(), user.name
+        now, name = now_of(self._app), user.name
         verdict = self._gate.effective(name, standing)
         last_yes = standing.last_yes
         if verdict is Verdict.LOG_IN_AGAIN and not last_yes:
@@ -208,7 +208,3 @@ class Rounds:
     @property
     def _standings(self) -> Any:
         return self._app.authenticator.standings
-
-    def _now(self) -> float:
-        now: float = self._app.authenticator.clock()
-        return now

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
+from typing import Any
 
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
@@ -57,3 +59,9 @@ class Keeper(LoggingConfigurable):
         if verdict is Verdict.LOG_IN_AGAIN:
             return Access.LOG_IN if now - last_yes < self.membership_max_age else Access.OFF
         return Access.OFF
+
+
+def now_of(app: Any) -> float:
+    """Epoch seconds by the clock of the hub's authenticator; another package's has none of its own."""
+    now: float = getattr(app.authenticator, "clock", time.time)()
+    return now

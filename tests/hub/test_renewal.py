@@ -50,7 +50,7 @@ async def follow(app):
                 print("REPORT", await app.tornado_settings["casa_upkeep"].renewals.renew_now(), flush=True)
             Path("called").touch()
 
-class Called(Early):
+class Called(WithToken):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         if self.parent.parent is None:

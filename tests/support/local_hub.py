@@ -19,35 +19,15 @@ import requests
 from casa_hub.naming import Server
 from casa_hub.processes import Process, signed_in
 from tests.support.hub import Hub
+from tests.support.with_token import WITH_TOKEN
 
 SECRET = "SECRET-OF-THE-HUB"
 #: The example for facilities is the third party's package of the tests.
 SITE = Path(__file__).parents[2] / "examples" / "site-credential"
 
-CONFIG = """
-from pathlib import Path
-from jupyterhub.auth import DummyAuthenticator
-from casa_hub.credentials.base import AccessToken
-from casa_hub.startup import on_hub_start
-
-class Early(DummyAuthenticator):
-    # Offers the local spawner what CasaOAuthenticator does; files stand for the identity provider.
-    auth_refresh_age = 1
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        on_hub_start(self.parent)
-
-    async def access_token(self, user):
-        return AccessToken(Path("token").read_text(), None) if Path("token").exists() else None
-
-    async def refresh_user(self, user, handler=None):
-        for spawner in user.spawners.values():
-            if spawner.ready:
-                await spawner.renew_credentials(["bearer"])
-        return True
-
-c.JupyterHub.authenticator_class = Early
+CONFIG = (
+    WITH_TOKEN
+    + """
 c.JupyterHub.spawner_class = "casa-local"
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.cleanup_servers = False
@@ -72,6 +52,7 @@ c.Site.host = "badge.example.org"
 c.Site.lifetime = 600
 c.Site.barred = {"barred"}
 """
+)
 
 
 def build_site_package(directory: Path) -> Path:

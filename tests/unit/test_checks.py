@@ -12,12 +12,12 @@ import yaml
 from casa_hub.checks import cluster, hub, issuer, runner, servicex, xcache
 from casa_hub.checks.findings import Finding, Status, error, of, ok, unseen, warning
 from casa_hub.checks.htcondor import read as read_pool
-from casa_hub.checks.rights import ROUTES, Right, needed
+from casa_hub.checks.rights import ROUTES, needed
 from casa_hub.checks.web import Answer, clock
 from casa_hub.credentials.htcondor import HTCondor
 from casa_hub.credentials.xcache import XCache
 from casa_hub.errors import Problem, Severity
-from tests.support.kubernetes.hub import CHART_RULES
+from tests.support.kubernetes.hub import CHART_RULES, granted_by
 
 ROLE = Path(__file__).parents[2] / "helm-values" / "role.yaml"
 CALLBACK = "https://hub.example.org/hub/oauth_callback"
@@ -156,21 +156,11 @@ def test_what_a_provider_offers(document: dict[str, Any], basic_auth: bool, expe
 # -- Kubernetes --------------------------------------------------------------------------------------------------------
 
 
-def granted(rules: list[dict[str, Any]]) -> set[Right]:
-    return {
-        Right(group, resource, verb)
-        for rule in rules
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
-
-
 def test_the_table_of_rights_is_the_chart_s_and_ours_and_no_more() -> None:
     """What helm-values/role.yaml grants is tried verb by verb in tests/kubernetes/hub/test_permissions.py."""
     ours = next(each for each in yaml.safe_load_all(ROLE.read_text()) if each["kind"] == "Role")
     used = {right for kind in ROUTES for right in needed(kind, secrets=True, routes=True, policies=True, claims=True)}
-    assert used - granted(CHART_RULES) == granted(ours["rules"])
+    assert used - granted_by(CHART_RULES) == granted_by(ours["rules"])
 
 
 def test_rights_of_what_is_not_used_are_not_asked_for() -> None:

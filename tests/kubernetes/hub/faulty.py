@@ -11,7 +11,7 @@ import pytest
 
 from tests.kubernetes.hub.servers import NONE, Site, open_site
 from tests.support.kubernetes.api import Api, eventually
-from tests.support.kubernetes.fault_proxy import FaultProxy
+from tests.support.kubernetes.fault_proxy import Answer, Fault, FaultProxy, Hold, Reset
 
 #: Short times: what is never answered ends soon.
 TIMES = """
@@ -30,6 +30,17 @@ EVERYTHING = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
 #: Where the requests of a server's life go to.
 POD, SECRET, SERVICE, ROUTE = r"/pods(\?|$)", r"/secrets/casa-", r"/services/casa-", r"/ingressroutetcps/casa-"
 THIS_POD = r"/pods/[^/?]+(\?|$)"
+
+#: Faults that pass.
+PASSING: dict[str, Fault] = {
+    "429": Answer(429, retry_after=1),
+    "500": Answer(500),
+    "503": Answer(503),
+    "time-out": Hold(),
+    "reset": Reset(),
+    "answer lost": Reset(after=True),
+    "answer late": Hold(after=True),
+}
 
 
 @dataclass

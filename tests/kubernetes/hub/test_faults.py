@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from tests.kubernetes.hub.faulty import (
+    PASSING,
     POD,
     ROUTE,
     ROUTES_REQUIRED,
@@ -29,17 +30,6 @@ from tests.support.kubernetes.fault_proxy import Answer, Delay, Fault, Hold, Res
 TARGETS = {"Pod": ("POST", POD), "Secret": ("PATCH", SECRET), "Service": ("PATCH", SERVICE)}
 TARGETS["IngressRouteTCP"] = ("PATCH", ROUTE)
 STOP = ("DELETE", THIS_POD)
-
-#: Faults that pass.
-PASSING: dict[str, Fault] = {
-    "429": Answer(429, retry_after=1),
-    "500": Answer(500),
-    "503": Answer(503),
-    "time-out": Hold(),
-    "reset": Reset(),
-    "answer lost": Reset(after=True),
-    "answer late": Hold(after=True),
-}
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
 
+from casa_hub.checks.rights import Right
 from tests.kubernetes.hub.servers import KINDS, NONE, OPERATOR, Site, open_site
 from tests.support.kubernetes.api import Api, eventually
-from tests.support.kubernetes.hub import CHART_RULES
+from tests.support.kubernetes.hub import CHART_RULES, granted_by
 
 #: One version of JupyterHub is enough: rights are the API server's affair.
 pytestmark = pytest.mark.any_hub
@@ -25,24 +26,8 @@ POLICY = 'c.TraefikRoutes.network_policy_peers = [{"podSelector": {"matchLabels"
 ENDED_STAY = "c.KubeSpawner.delete_stopped_pods = False\nc.Spawner.poll_interval = 1\n"
 
 
-class Right(NamedTuple):
-    group: str
-    resource: str
-    verb: str
-
-
 def documents() -> dict[str, Any]:
     return {each["kind"]: each for each in yaml.safe_load_all(ROLE_FILE.read_text())}
-
-
-def rights(rules: list[dict[str, Any]]) -> set[Right]:
-    return {
-        Right(group, resource, verb)
-        for rule in rules
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
 
 
 def rules(granted: set[Right]) -> list[dict[str, Any]]:
@@ -57,7 +42,7 @@ class Account:
         self.plane, self.namespace = plane, namespace
         role, binding = documents()["Role"], documents()["RoleBinding"]
         role["rules"] = [rule for rule in role["rules"] if not unused & set(rule["apiGroups"])]
-        self.all = rights(CHART_RULES) | rights(role["rules"])
+        self.all = granted_by(CHART_RULES) | granted_by(role["rules"])
         self.kubeconfig = plane.make_account("hub", namespace, CHART_RULES)
         rbac = RBAC.format(namespace)
         plane.apply(f"{rbac}/roles/casa-hub", role)
@@ -85,7 +70,7 @@ class Account:
         eventually(lambda: self.may(right))
 
     def _grant(self, granted: set[Right]) -> None:
-        chart = rights(CHART_RULES)
+        chart = granted_by(CHART_RULES)
         for name, some in (("hub", granted & chart), ("casa-hub", granted - chart)):
             role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": name}}
             self.plane.apply(f"{RBAC.format(self.namespace)}/roles/{name}", {**role, "rules": rules(some)})
@@ -264,9 +249,9 @@ def check_without(site: Site, account: Account, right: Right, act: Act) -> None:
 
 
 def test_the_manifest_grants_what_is_tested_here_and_nothing_else() -> None:
-    granted = rights(documents()["Role"]["rules"])
+    granted = granted_by(documents()["Role"]["rules"])
     tested = {right for right, _ in CORE + TRAEFIK_CASES + TRAEFIK_2_CASES + GATEWAY_CASES + AT_START}
-    assert granted == tested - rights(CHART_RULES)
+    assert granted == tested - granted_by(CHART_RULES)
 
 
 def test_everything_works_with_the_two_roles(traefik: tuple[Site, Account]) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.kubernetes.hub.faulty import SECRET, Faulty, open_faulty
+from tests.kubernetes.hub.faulty import PASSING, SECRET, Faulty, open_faulty
 from tests.kubernetes.hub.servers import NONE
 from tests.support.kubernetes.api import MERGE, Api, eventually
-from tests.support.kubernetes.fault_proxy import Answer, Delay, Fault, Hold, Reset
+from tests.support.kubernetes.fault_proxy import Answer, Delay, Fault, Hold
 
 #: Seconds that macaroons live; the others live for hours, so that each renewal is of one credential.
 LIFE = 9
@@ -46,16 +46,6 @@ class Called(WithToken):
 
 c.JupyterHub.authenticator_class = Called
 """
-
-#: Faults that pass.
-PASSING: dict[str, Fault] = {
-    "429": Answer(429, retry_after=1),
-    "500": Answer(500),
-    "time-out": Hold(),
-    "reset": Reset(),
-    "answer lost": Reset(after=True),
-    "answer late": Hold(after=True),
-}
 
 
 @pytest.fixture(scope="module")

@@ -6,30 +6,11 @@ import base64
 import os
 from pathlib import Path
 
-CONFIG = """
-from casa_hub.credentials.base import AccessToken
-from casa_hub.startup import on_hub_start
-from jupyterhub.auth import DummyAuthenticator
-from pathlib import Path
+from tests.support.with_token import WITH_TOKEN
 
-class WithToken(DummyAuthenticator):
-    # Offers the spawner what CasaOAuthenticator does; files stand for the identity provider.
-    auth_refresh_age = 1
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        on_hub_start(self.parent)
-
-    async def access_token(self, user):
-        return AccessToken(Path("token").read_text(), None) if Path("token").exists() else None
-
-    async def refresh_user(self, user, handler=None):
-        for spawner in user.spawners.values():
-            if spawner.ready and hasattr(spawner, "renew_credentials"):
-                await spawner.renew_credentials(["bearer"])
-        return True
-
-c.JupyterHub.authenticator_class = WithToken
+CONFIG = (
+    WITH_TOKEN
+    + """
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0}}
 c.Facility.credentials = ["xcache", "htcondor", "dask", "bearer"]
@@ -46,6 +27,7 @@ c.HTCondor.schedd = "schedd.example.org"
 c.Dask.secret_file = "{keys}/dask.secret"
 c.Dask.domain = "example.org"
 """
+)
 
 
 def facility(keys: Path) -> str:

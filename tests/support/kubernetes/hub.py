@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from casa_hub.checks.rights import Right
 from tests.support.hub import Hub
 from tests.support.kubernetes.api import Api
 from tests.support.kubernetes.cluster import NODE_ADDRESS
@@ -92,3 +94,14 @@ c.KubeSpawner.extra_pod_config = {{"terminationGracePeriodSeconds": 1}}
 c.KubeSpawner.volumes = [{{"name": "home", "emptyDir": {{}}}}]
 c.KubeSpawner.volume_mounts = [{{"name": "home", "mountPath": "/home/jovyan"}}]
 """
+
+
+def granted_by(rules: list[dict[str, Any]]) -> set[Right]:
+    """What the rules of a Role allow."""
+    return {
+        Right(group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }

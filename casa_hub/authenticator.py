@@ -24,13 +24,15 @@ from traitlets.config import Config
 from casa_hub import audit, metrics
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.facility import Facility
-from casa_hub.identity import oidc
 from casa_hub.identity.bindings import Identities
+from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LogoutTokens
 from casa_hub.identity.membership import Allowed, GroupSource, Policy, Refused, RefusedError, decide
+from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.providers import PROVIDERS, Provider, group_syntax_for
 from casa_hub.identity.session import Session
 from casa_hub.identity.standing import FRESH, Standing, Standings
+from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Answer, Verdict
 from casa_hub.keeper.notices import farewell, notice
 from casa_hub.keeper.times import Access, Keeper
@@ -271,8 +273,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             logger.parent = self.parent.log
             logger.setLevel(self.parent.log.level)
         self._check_configuration()
-        self.provider_side = oidc.Issuer(
-            oidc.Client(
+        self.provider_side = Issuer(
+            Client(
                 issuer=self.issuer,
                 client_id=self.client_id,
                 client_secret=self.client_secret,
@@ -638,5 +640,5 @@ def _by_own_cookie(user: Any, handler: Any) -> bool:
     return getattr(handler, "_jupyterhub_user", user) is user
 
 
-def _unusable(thing: str, problem: str, remedy: str = "") -> oidc.OIDCError:
-    return oidc.OIDCError(thing, Answer(Verdict.NO, problem), remedy)
+def _unusable(thing: str, problem: str, remedy: str = "") -> OIDCError:
+    return OIDCError(thing, Answer(Verdict.NO, problem), remedy)

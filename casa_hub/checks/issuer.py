@@ -25,7 +25,8 @@ from casa_hub.authenticator import CasaOAuthenticator
 from casa_hub.checks.findings import Finding, error, ok, unseen, warning
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import TIMEOUT, Answer, NoAnswerError, ask, clock
-from casa_hub.identity.oidc import Issuer, OIDCError
+from casa_hub.identity.errors import OIDCError
+from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.verdicts import Verdict
 
 #: Never a redirect URI of anybody (RFC 6761).

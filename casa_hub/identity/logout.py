@@ -13,7 +13,8 @@ from typing import Any
 
 import jwt
 
-from casa_hub.identity.oidc import Issuer, TokenError
+from casa_hub.identity.errors import TokenError
+from casa_hub.identity.oidc import Issuer
 
 #: The member of "events" that makes a signed token one of log-out.
 EVENT = "http://schemas.openid.net/event/backchannel-logout"

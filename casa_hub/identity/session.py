@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from casa_hub.credentials.base import AccessToken
-from casa_hub.identity.oidc import Tokens
+from casa_hub.identity.tokens import Tokens
 
 #: Raised when the meaning of the section "casa" in the auth state changes.
 VERSION = 1

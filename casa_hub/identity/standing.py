@@ -18,9 +18,11 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.identity.bindings import Identities, IdentityError, UnknownOwnerError
+from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.membership import Allowed, MalformedClaim, Refused
-from casa_hub.identity.oidc import Issuer, OIDCError, RefreshedTokenError
+from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.session import Session
+from casa_hub.identity.tokens import RefreshedTokenError
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.times import Keeper
 

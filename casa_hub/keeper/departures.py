@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from casa_hub import metrics
 from casa_hub.audit import Action, Event, tell
 from casa_hub.errors import CasaError
-from casa_hub.identity.oidc import OIDCError
+from casa_hub.identity.errors import OIDCError
 from casa_hub.keeper.ledger import Entry, Ledger
 from casa_hub.keeper.times import Keeper, now_of
 

@@ -19,8 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 
 from casa_hub import audit
+from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LoggedOut, LogoutTokens
-from casa_hub.identity.oidc import OIDCError
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
 

@@ -16,8 +16,8 @@ from oauthenticator.oauth2 import OAuthCallbackHandler, OAuthLoginHandler, _dese
 from tornado import web
 
 from casa_hub.identity.bindings import IdentityError
+from casa_hub.identity.errors import OIDCError, TokenError
 from casa_hub.identity.membership import MalformedClaim, Refused, RefusedError
-from casa_hub.identity.oidc import OIDCError, TokenError
 from casa_hub.identity.verdicts import Verdict
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from traitlets.config import Config
 from casa_hub import authenticator
 from casa_hub.authenticator import ALWAYS_ON, SUPERSEDED, CasaOAuthenticator
 from casa_hub.errors import CasaError, ConfigurationError
+from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.membership import Allowed
-from casa_hub.identity.oidc import OIDCError
 from casa_hub.identity.providers import PROVIDERS
 
 GOOD: dict[str, Any] = {

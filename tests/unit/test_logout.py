@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from casa_hub.identity.errors import OIDCError, TokenError
 from casa_hub.identity.logout import EVENT, MAX_AGE, LoggedOut, LogoutTokens
-from casa_hub.identity.oidc import Client, Issuer, OIDCError, TokenError
+from casa_hub.identity.oidc import Issuer
+from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Verdict
 from tests.support.idp import IdP
 from tests.support.tokens import Signer, by_hand, id_claims

@@ -13,10 +13,11 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from casa_hub.identity.bindings import IdentityError, UnknownOwnerError
+from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.membership import Allowed, Refused
-from casa_hub.identity.oidc import OIDCError, Tokens
 from casa_hub.identity.session import Session
 from casa_hub.identity.standing import Standing, Standings
+from casa_hub.identity.tokens import Tokens
 from casa_hub.identity.verdicts import Answer, Verdict
 from casa_hub.keeper.times import Keeper
 

@@ -1,0 +1,119 @@
+"""Pure: what the token endpoint answers (RFC 6749, 5.1), and whether its ID token is that of this log-in."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jwt
+
+from casa_hub.identity.errors import OIDCError, TokenError, cant_say
+from casa_hub.identity.signatures import at_hash
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One answer of the token endpoint."""
+
+    access_token: str = field(repr=False)
+    #: "" where the answer has none: the old one stays valid then (RFC 6749, section 6).
+    refresh_token: str = field(repr=False)
+    id_token: str = field(repr=False)
+    #: Epoch seconds; None if the provider did not say.
+    expires_at: float | None
+    #: Epoch seconds of the answer.
+    obtained_at: float
+    #: Granted scopes; None if the answer doesn't say, which means those asked for (RFC 6749, 5.1).
+    scope: frozenset[str] | None
+    #: Verified claims of the ID token; empty where there is none (a refresh may leave it out).
+    id_claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+class RefreshedTokenError(TokenError):
+    """A refresh gave tokens in an answer that must not be used; the refresh token in `tokens` must still be stored."""
+
+    def __init__(self, tokens: Tokens, cause: OIDCError) -> None:
+        super().__init__(cause.thing, cause.problem)
+        self.tokens = tokens
+
+
+def read_answer(answer: Mapping[str, Any], thing: str, now: float) -> tuple[Tokens | None, OIDCError | None]:
+    """The tokens of an answer, None if it has none at all; and why they must not be used, if so.
+
+    Args:
+        answer: of the token endpoint.
+        thing: who answered, for the error.
+        now: epoch seconds.
+    """
+    access_token, refresh_token, id_token = (
+        value if isinstance(value := answer.get(name), str) else ""
+        for name in ("access_token", "refresh_token", "id_token")
+    )
+    if not access_token and not refresh_token:
+        return None, None
+    scope = answer.get("scope")
+    tokens = Tokens(
+        access_token=access_token,
+        # One that can be neither stored nor sent is none: the old one is kept.
+        refresh_token=refresh_token if _sendable(refresh_token) else "",
+        id_token=id_token,
+        expires_at=_expiry(answer.get("expires_in"), now),
+        obtained_at=now,
+        scope=frozenset(scope.split()) if isinstance(scope, str) else None,
+    )
+    if not access_token:
+        problem = "the answer has no access token"
+    elif not (_sendable(access_token) and _sendable(refresh_token)):
+        problem = "a token of the answer has characters that no token may have"
+    elif str(answer.get("token_type", "Bearer")).lower() != "bearer":
+        problem = "the token is no Bearer token"
+    else:
+        return tokens, None
+    return tokens, cant_say(thing, problem, "Ask the provider's administrators")
+
+
+def with_claims(tokens: Tokens, claims: Mapping[str, Any], *, nonce: str | None, sub: str | None) -> Tokens:
+    """The tokens with the claims of their ID token, whose signature, issuer and audience were verified.
+
+    Args:
+        tokens: of the endpoint's answer.
+        claims: of their ID token.
+        nonce: that of the log-in; None where there is none (Core 12.2).
+        sub: whose tokens they must be; None at a log-in.
+
+    Raises:
+        TokenError: the ID token belongs to another log-in, access token or person.
+    """
+    if nonce is not None and not hmac.compare_digest(_bytes(str(claims.get("nonce", ""))), _bytes(nonce)):
+        raise TokenError("ID token", "its nonce is not the one of this log-in")
+    if "at_hash" in claims:
+        header = jwt.get_unverified_header(tokens.id_token)
+        expected = at_hash(tokens.access_token, str(header["alg"]))
+        if expected is not None and claims["at_hash"] != expected:
+            raise TokenError("ID token", "its at_hash is not that of the access token")
+    if not isinstance(claims["sub"], str) or not claims["sub"] or not claims["sub"].isprintable():
+        raise TokenError("ID token", "its sub is not a string that can be kept")
+    if sub is not None and claims["sub"] != sub:
+        raise TokenError("ID token", "it is for another subject than the one who logged in")
+    return replace(tokens, id_claims=claims)
+
+
+def _sendable(token: str) -> bool:
+    """Whether a token has but the characters that it may have (RFC 6749, A.12 and A.17), which every header takes."""
+    return token.isascii() and token.isprintable()
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8 of whatever JSON can spell, lone surrogates too."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _expiry(expires_in: object, now: float) -> float | None:
+    """`expires_in` is a number of seconds; some providers send it as a string."""
+    try:
+        seconds = float(expires_in)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return now + seconds if 0 < seconds < 10 * 365 * 86400 else None

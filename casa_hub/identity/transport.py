@@ -1,0 +1,144 @@
+"""The way to the identity provider: one request with its limits, and whether an address may be asked at all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from casa_hub.identity.errors import cant_say
+from casa_hub.loopback import is_loopback
+
+#: Bytes that are read of an answer of discovery, of the key set and of the token end point: real ones have up to some
+#: 10 kB, and each byte that is read is parsed on the hub's event loop.
+ANSWER_LIMIT = 256 * 1024
+#: Bytes that are read of userinfo: with thousands of groups it has some 100 kB.
+USERINFO_LIMIT = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """This hub as the identity provider knows it, and the way there."""
+
+    issuer: str
+    client_id: str
+    client_secret: str = field(repr=False)
+    #: Client credentials in the Authorization header (RFC 6749, 2.3.1), else in the body.
+    basic_auth: bool = True
+    #: PEM bundle with the CA of the issuer; "" trusts the system's.
+    ca_file: str = ""
+    #: HTTP proxy towards the issuer; "" for none.
+    proxy: str = ""
+    #: Plain http is for loopback, else only with this.
+    allow_insecure: bool = False
+    #: Seconds that the issuer's clock may differ from ours.
+    leeway: float = 60.0
+    #: Seconds that one request may take.
+    timeout: float = 10.0
+
+
+class Transport:
+    """Requests of this hub to its identity provider, over connections that are kept."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def check(self, url: str, thing: str) -> None:
+        """Whether an address may be asked: https, or plain http on this machine; else OIDCError with `thing` in it."""
+        scheme, host = split_url(url)
+        # No browser can be sent to an address with a line's end or half a character (a lone surrogate).
+        if not url.isprintable() or (not host and scheme in {"", "http", "https"}):
+            raise cant_say(thing, f"{url[:200]!r} is no URL", "Check CasaOAuthenticator.issuer")
+        if scheme == "https" or (scheme == "http" and (self._client.allow_insecure or is_loopback(host))):
+            return
+        raise cant_say(thing, f"{url!r} is not https", "Plain http is for loopback, else set allow_insecure_issuer")
+
+    async def ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | None = None,
+        limit: int = ANSWER_LIMIT,
+    ) -> tuple[int, object]:
+        """One request: status, and the body as JSON value, as text of a JWT, or None. Never follows a redirect.
+
+        Raises:
+            OIDCError: nobody answered in time, or with more than `limit` bytes.
+        """
+        try:
+            async with asyncio.timeout(self._client.timeout):
+                async with (await self.session()).request(
+                    method, url, headers=headers, data=data, proxy=self._client.proxy or None, allow_redirects=False
+                ) as response:
+                    body = await response.content.read(limit + 1)
+                    while len(body) <= limit and not response.content.at_eof():
+                        body += await response.content.read(limit + 1 - len(body))
+                    kind = response.content_type
+                    status = response.status
+        except TimeoutError as error:
+            raise cant_say(_bare(url), f"no answer within {self._client.timeout:g} s") from error
+        except (aiohttp.ClientError, ssl.SSLError, OSError, ValueError) as error:
+            raise cant_say(_bare(url), f"can't be reached ({type(error).__name__})") from error
+        if len(body) > limit:
+            raise cant_say(_bare(url), f"the answer is longer than {limit} bytes")
+        if kind == "application/jwt":
+            return status, body.decode("ascii", "replace").strip()
+        try:
+            return status, json.loads(body, parse_int=_integer)
+        except (ValueError, RecursionError):
+            return status, None
+
+    async def session(self) -> aiohttp.ClientSession:
+        """What carries the requests; `close` ends it."""
+        if self._session is None or self._session.closed:
+            if self._client.ca_file:
+                try:
+                    context = await asyncio.to_thread(ssl.create_default_context, cafile=self._client.ca_file)
+                except (OSError, ssl.SSLError) as error:
+                    raise cant_say(
+                        f"CasaOAuthenticator.ca_file {self._client.ca_file}",
+                        f"can't be read as PEM ({type(error).__name__})",
+                        "Give the certificate authority of the issuer as PEM",
+                    ) from error
+                connector = aiohttp.TCPConnector(ssl=context, limit=50)
+            else:
+                connector = aiohttp.TCPConnector(limit=50)
+            # No cookies: two users' requests share this session.
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return self._session
+
+
+def _integer(digits: str) -> float:
+    """A number of JSON; one of thousands of digits, which Python refuses to read, must not hide its document."""
+    try:
+        return int(digits)
+    except ValueError:
+        return -math.inf if digits.startswith("-") else math.inf
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Scheme and host of an URL; both "" where it is none, "https://[::1" say."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "", ""
+    return parts.scheme, parts.hostname or ""
+
+
+def _bare(url: str) -> str:
+    """An URL without query: that may hold what is secret."""
+    return urlsplit(url)._replace(query="", fragment="").geturl()

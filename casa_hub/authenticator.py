@@ -12,14 +12,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
-from jupyterhub.crypto import CryptKeeper
 from jupyterhub.roles import assign_default_roles
 from oauthenticator.generic import GenericOAuthenticator
 from tornado import web
 from traitlets import Bool, Enum, Float, List, Set, TraitError, Unicode, default, validate
-from traitlets.config import Config
 
 from casa_hub import audit, metrics
 from casa_hub.errors import CasaError, ConfigurationError
@@ -31,13 +28,13 @@ from casa_hub.identity.membership import Allowed, GroupSource, Policy, Refused, 
 from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.providers import PROVIDERS, Provider, group_syntax_for
 from casa_hub.identity.session import Session
+from casa_hub.identity.settings import check_settings, refuse_superseded
 from casa_hub.identity.standing import FRESH, Standing, Standings
 from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Answer, Verdict
 from casa_hub.keeper.notices import farewell, notice
 from casa_hub.keeper.times import Access, Keeper
 from casa_hub.keeper.upkeep import Upkeep
-from casa_hub.loopback import is_loopback
 from casa_hub.startup import on_hub_start
 from casa_hub.web import operations
 from casa_hub.web.backchannel import BackchannelLogoutHandler
@@ -49,36 +46,6 @@ PATIENCE = 2.0
 
 #: Characters of a name that JupyterHub's database can store.
 NAME_LENGTH = 255
-
-#: Traits of the base classes that mean nothing here, and what to use. Ignoring them in silence could let people in.
-SUPERSEDED = {
-    "authorize_url": "found by discovery; set issuer",
-    "token_url": "found by discovery; set issuer",
-    "userdata_url": "found by discovery; set issuer",
-    "userdata_params": "no provider of this class needs it",
-    "userdata_token_method": "the token always goes in the header",
-    "userdata_from_id_token": "groups always come from userinfo",
-    "token_params": "no provider of this class needs it",
-    "extra_params": "no provider of this class needs it",
-    "claim_groups_key": "set groups_claim",
-    "auth_state_groups_key": "set groups_claim",
-    "allowed_scopes": "set allowed_groups",
-    "http_request_kwargs": "set ca_file or http_proxy",
-    "validate_server_cert": "set ca_file",
-    "tls_verify": "set ca_file",
-    "username_key": "set username_claim",
-    "refresh_user_hook": "a membership re-check can't be replaced; see Keeper",
-    "modify_auth_state_hook": "use post_auth_hook",
-    "auth_refresh_age": "set Keeper.recheck_interval",
-}
-
-#: Traits of the base classes that are always on, and why; saying so is harmless.
-ALWAYS_ON = {
-    "enable_pkce": "a stolen code is worth nothing with it",
-    "enable_auth_state": "a membership can't be re-checked without",
-    "manage_groups": "groups come from the identity provider",
-    "auth_refresh_strict": "who is no member has no access by API tokens either",
-}
 
 
 class MembershipError(CasaError):
@@ -265,14 +232,14 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
 
     def _begin(self, **kwargs: Any) -> None:
         self.keeper = Keeper(parent=kwargs.get("parent"), config=kwargs.get("config"))
-        self._refuse_superseded(self.keeper.config)  # before the base classes wonder about it
+        refuse_superseded(type(self), self.keeper.config)  # before the base classes wonder about it
         super().__init__(**kwargs)
         if self.parent is not None:
             # As JupyterHub does with tornado's: what this package's modules say belongs into the hub's log.
             logger = logging.getLogger(__package__)
             logger.parent = self.parent.log
             logger.setLevel(self.parent.log.level)
-        self._check_configuration()
+        check_settings(self)
         self.provider_side = Issuer(
             Client(
                 issuer=self.issuer,
@@ -289,69 +256,6 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         if hasattr(self.parent, "tornado_settings"):  # a hub, which has its database by now and serves nobody yet
             on_hub_start(self.parent)
             show_notices(self.parent, self.notice)
-
-    def _check_configuration(self) -> None:
-        """Refuse what can't work or would let the wrong people in.
-
-        Raises:
-            ConfigurationError: naming trait and remedy.
-        """
-        section = type(self).__name__
-        preset = self.preset
-        for name in ("issuer", "client_id", "client_secret", "groups_claim"):
-            if not getattr(self, name):
-                raise ConfigurationError(f"{section}.{name}", "it is not set", f"{preset.title} needs it")
-        address = urlsplit(self.issuer)
-        if address.scheme == "http" and not (self.allow_insecure_issuer or is_loopback(address.hostname or "")):
-            raise ConfigurationError(
-                f"{section}.issuer",
-                f"{self.issuer!r} is not https: anybody on the way could log in as anybody",
-                "Give the https address; plain http is for loopback, else for test clusters with allow_insecure_issuer",
-            )
-        if preset.needs_allowed_idps and not self.allowed_idps:
-            raise ConfigurationError(
-                f"{section}.allowed_idps",
-                "it is not set",
-                "Name the home institutions that may log in: any other could assert anybody's name",
-            )
-        self.policy()  # refuses groups that can match nothing, and entitlements of nobody in particular
-        if not CryptKeeper.instance(parent=self.parent).keys:
-            raise ConfigurationError(
-                "CryptKeeper.keys",
-                "there is no key to encrypt the stored tokens with",
-                "Set JUPYTERHUB_CRYPT_KEY to the output of openssl rand -hex 32; a command needs the running hub's",
-            )
-        if not (
-            self.allowed_groups
-            or self.admin_groups
-            or self.allow_all
-            or self.allowed_users
-            or self.admin_users
-            or self.allow_existing_users
-        ):
-            self.log.warning("%s: nobody is allowed to log in; set allowed_groups", section)
-        if "offline_access" in set(preset.scopes) - set(self.scope):
-            self.log.warning(
-                "%s.scope is without offline_access, so %s may give no refresh token that lasts: a log-in then counts "
-                "for %g s (Keeper.membership_max_age), and who doesn't log in anew loses the servers",
-                section,
-                preset.title,
-                self.keeper.membership_max_age,
-            )
-        if self.blocked_groups and not self.required_groups and (self.allow_all or self.allowed_users):
-            self.log.warning(
-                "%s.blocked_groups: who is let in without any group isn't stopped by it if the provider leaves the "
-                "claim out; set required_groups, too",
-                section,
-            )
-
-    def _refuse_superseded(self, config: Config) -> None:
-        for base in type(self).__mro__:
-            for name, value in config.get(base.__name__, {}).items():
-                if name in SUPERSEDED:
-                    raise ConfigurationError(f"{base.__name__}.{name}", "it has no effect here", SUPERSEDED[name])
-                if name in ALWAYS_ON and value is not True:
-                    raise ConfigurationError(f"{base.__name__}.{name}", "it is always on here", ALWAYS_ON[name])
 
     @cached_property
     def standings(self) -> Standings:

@@ -14,7 +14,8 @@ import yaml
 from traitlets import Bool, Enum, Float, Int, TraitType
 from traitlets.config import Configurable
 
-from casa_hub.authenticator import ALWAYS_ON, SUPERSEDED, CasaOAuthenticator
+from casa_hub.authenticator import CasaOAuthenticator
+from casa_hub.identity.settings import ALWAYS_ON, SUPERSEDED
 from casa_hub.local_spawner import CasaLocalSpawner
 from casa_hub.spawner import CasaSpawner
 from casa_hub.startup import sections

@@ -9,11 +9,12 @@ from jupyterhub.crypto import CryptKeeper
 from traitlets.config import Config
 
 from casa_hub import authenticator
-from casa_hub.authenticator import ALWAYS_ON, SUPERSEDED, CasaOAuthenticator
+from casa_hub.authenticator import CasaOAuthenticator
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.membership import Allowed
 from casa_hub.identity.providers import PROVIDERS
+from casa_hub.identity.settings import ALWAYS_ON, SUPERSEDED
 
 GOOD: dict[str, Any] = {
     "provider": "cms-iam",

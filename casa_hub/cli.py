@@ -59,8 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    config_file = getattr(options, "config_file", None)
+    if config_file is not None:
+        _begin(f"reading {config_file}")
     match options.command:
         case "settings":
+            _begin("loading the settings")
             return _settings(options.section)
         case "demo":
             return _demo(options)
@@ -69,6 +73,11 @@ def _run(options: argparse.Namespace) -> int:
 
             return check(options.config_file, local=options.local, probing=options.probe, as_json=options.json)
     return operate.COMMANDS[options.command](operate.Hub.find(options.config_file, os.environ), options)
+
+
+def _begin(what: str) -> None:
+    """Tell at once what takes seconds: JupyterHub to load. Standard output is the result's."""
+    print(f"casa-hub: {what} ...", file=sys.stderr, flush=True)
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,8 @@ REMOTE: Mapping[str, Look] = {
 #: And what makes things.
 PROBE: Mapping[str, Look] = {"probe": probe.look}
 
+#: Seconds after which it is said which of them aren't done yet.
+_PATIENCE = 2.0
 #: Seconds that one of them may take; each of its requests has a time-out of its own.
 _LONGEST = 30.0
 
@@ -77,7 +79,12 @@ async def _run(site: Site, looks: Mapping[str, Look], stream: Any) -> dict[str, 
         ]
         print("\n".join(lines), file=stream, flush=True)
 
-    await asyncio.gather(*(run(name, look) for name, look in looks.items()))
+    async with asyncio.TaskGroup() as group:
+        tasks = {group.create_task(run(name, look)): name for name, look in looks.items()}
+        _, waiting = await asyncio.wait(tasks, timeout=_PATIENCE)
+        if waiting:
+            names = ", ".join(name for task, name in tasks.items() if task in waiting)
+            print(f"casa-hub: still looking at {names} ...", file=sys.stderr, flush=True)
     return found
 
 

@@ -62,6 +62,10 @@ def write_secrets(hub: Hub, *secrets: bytes) -> None:
     file.chmod(0o600)
 
 
+#: What a command with -f begins with.
+READING = "casa-hub: reading jupyterhub_config.py ..."
+
+
 class User(Person):
     """Somebody with a server that runs."""
 
@@ -99,7 +103,11 @@ def command(hub: Hub, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 def operate(hub: Hub, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return command(hub, *arguments, "-f", "jupyterhub_config.py")
+    """Less the line that it begins with."""
+    done = command(hub, *arguments, "-f", "jupyterhub_config.py")
+    first, _, done.stderr = done.stderr.partition("\n")
+    assert first == READING
+    return done
 
 
 def audit(hub: Hub, since: int) -> list[dict[str, Any]]:
@@ -341,6 +349,7 @@ def test_a_hub_that_takes_long_is_waited_for(hub: Hub) -> None:
             stderr=subprocess.PIPE,
         )
         assert waiting.stderr is not None
+        assert waiting.stderr.readline() == f"{READING}\n"
         assert waiting.stderr.readline() == "casa-hub: the hub is working on it (confirm) ...\n"
     finally:
         os.kill(hub.process.pid, signal.SIGCONT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,34 @@ def test_a_hub_that_isn_t_there_is_said_with_what_to_do() -> None:
     with pytest.raises(CasaError, match=r"can't be reached \(ClientConnectorError\). Is it running\?") as caught:
         operate.ask(Hub("http://127.0.0.1:1/hub/api", TOKEN), "GET", "status")
     assert TOKEN not in str(caught.value)
+
+
+#: Ends a command with the first thing that it says, and tells whether JupyterHub was loaded before.
+FIRST_WORDS = """
+import io, sys
+from casa_hub.cli import main
+class FirstWords(io.StringIO):
+    def write(self, text):
+        print(text, "jupyterhub" in sys.modules)
+        raise SystemExit(0)
+sys.stderr = FirstWords()
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["check", "--json", "-f", "hub.py"], "casa-hub: reading hub.py ..."),
+        (["renew", "-f", "hub.py"], "casa-hub: reading hub.py ..."),
+        (["revoke", "ada", "-f", "hub.py"], "casa-hub: reading hub.py ..."),
+        (["settings"], "casa-hub: loading the settings ..."),
+    ],
+)
+def test_what_takes_seconds_is_told_at_once(tmp_path: Path, command: list[str], words: str) -> None:
+    run = [sys.executable, "-c", FIRST_WORDS, *command]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{words} False\n"
 
 
 # -- check -------------------------------------------------------------------------------------------------------------

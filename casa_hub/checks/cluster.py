@@ -1,4 +1,4 @@
-"""The cluster: version, kinds, clock, the hub's rights, and the other hubs that share the namespace."""
+"""The cluster: version, kinds, clock, the hub's rights, and other hubs in the namespace or below the same domain."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, INSTANCE
 
 _API = "the Kubernetes API server"
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+#: Objects of a kind that are looked at.
+_MOST = 10_000
 #: Kubernetes since when native sidecars are on by default.
 _SIDECARS = (1, 29)
 
@@ -46,7 +48,9 @@ async def look(site: Site) -> AsyncIterator[Finding]:
             namespace = namespace_of(site)
             async for finding in _rights(site, api, kind, namespace):
                 yield finding
-            async for finding in _others(site, api, kind, namespace):
+            async for finding in _others(site, api, namespace):
+                yield finding
+            async for finding in _domain(site, api, kind, namespace):
                 yield finding
     except NoAnswerError as problem:
         remedy = "Run this in the hub's pod, or with KUBECONFIG."
@@ -172,7 +176,7 @@ def read_rights(answers: Mapping[Right, bool | None], namespace: str) -> list[Fi
 # -- other hubs --------------------------------------------------------------------------------------------------------
 
 
-async def _others(site: Site, api: Kube, kind: str, namespace: str) -> AsyncIterator[Finding]:
+async def _others(site: Site, api: Kube, namespace: str) -> AsyncIterator[Finding]:
     if not namespace or site.facility is None:
         return
     pods = await api.ask(
@@ -186,15 +190,44 @@ async def _others(site: Site, api: Kube, kind: str, namespace: str) -> AsyncIter
     own = (site.facility.server("").hub_label, own_namespace(), await asyncio.to_thread(_instance, site))
     for finding in read_hubs(own, seen):
         yield finding
-    if kind not in ROUTES or site.dask is None:
+
+
+async def _domain(site: Site, api: Kube, kind: str, namespace: str) -> AsyncIterator[Finding]:
+    """Of all namespaces, if this account may list there: an administrator's may, the hub's own need not."""
+    if kind not in ROUTES or site.dask is None or site.facility is None:
         return
-    group, version, plural = ROUTES[kind]
-    query = urlencode({"labelSelector": HUB, "limit": 500})
-    routes = await api.ask("GET", f"/apis/{group}/{version}/namespaces/{namespace}/{plural}?{query}")
+    routes: list[Mapping[str, Any]] = []
+    seen = ""
+    for each, (group, version, plural) in ROUTES.items():  # another hub's may be of another kind
+        found = None
+        if await _may(api, Right(group, plural, "list"), ""):
+            found, where = await _listed(api, f"/apis/{group}/{version}/{plural}"), "in the cluster"
+        elif each == kind and namespace:
+            found = await _listed(api, f"/apis/{group}/{version}/namespaces/{namespace}/{plural}")
+            where = f"in namespace {namespace}; this account may not look into others"
+        if found is not None:
+            routes += found
+            seen = where if each == kind else seen
     labels = (site.dask.scheduler_label, site.dask.worker_label)
     suffixes = tuple(f".{label}.{site.dask.domain}" for label in labels)
-    for finding in read_routes(own[0], own[1], routes.document.get("items", []), suffixes):
+    own = (site.facility.server("").hub_label, own_namespace())
+    for finding in read_routes(own, namespace, routes, suffixes, seen):
         yield finding
+
+
+async def _listed(api: Kube, path: str) -> list[Mapping[str, Any]] | None:
+    """Objects of a kind; None where they can't be looked at, or the cluster hasn't the kind, which others tell."""
+    found: list[Mapping[str, Any]] = []
+    query = {"limit": "500"}
+    while len(found) < _MOST:
+        answer = await api.ask("GET", f"{path}?{urlencode(query)}")
+        if answer.status != HTTPStatus.OK:
+            return None
+        found += answer.document.get("items") or []
+        if not (more := (answer.document.get("metadata") or {}).get("continue")):
+            break
+        query["continue"] = more
+    return found
 
 
 #: Labels of a pod: hub id, the hub's namespace, installation.
@@ -244,25 +277,37 @@ def read_hubs(own: _Labels, seen: Iterable[_Labels]) -> list[Finding]:
 
 
 def read_routes(
-    hub: str, hub_namespace: str, items: Iterable[Mapping[str, Any]], suffixes: tuple[str, ...]
+    own: tuple[str, str], namespace: str, items: Iterable[Mapping[str, Any]], suffixes: tuple[str, ...], seen: str
 ) -> list[Finding]:
-    """Whether another hub's servers have host names below this one's: who is called alike would meet there."""
+    """Whether others have host names below this hub's: who is called alike would meet there.
+
+    Args:
+        own: labels of this hub's routes: hub id and the hub's namespace.
+        namespace: of its servers; "" where each user has one.
+        items: routes.
+        suffixes: what its host names end with.
+        seen: where these routes are all that there are; "" if nowhere.
+    """
     clash = set()
     for each in items:
-        other = _labels(each)[:2]
+        other, where = _labels(each)[:2], each["metadata"].get("namespace", "")
         spec = each.get("spec") or {}
         hosts = [*spec.get("hostnames", []), *re.findall(r"`([^`]+)`", str(spec.get("routes", "")))]
-        if other != (hub, hub_namespace) and any(host.endswith(suffixes) for host in hosts):
-            clash.add(other)
-    if not clash:
-        return []
-    return [
-        error(
-            "Dask.domain",
-            f"servers of another hub ({_named(clash)}) have host names below the same domain",
-            "Give each hub a Dask.domain of its own: a user's servers at both hubs have the same names else.",
-        )
-    ]
+        if other == own or not any(host.endswith(suffixes) for host in hosts):
+            continue
+        if any(other):
+            clash.add(f"servers of another hub ({_named([other])}) have")
+        elif where != namespace:  # in this hub's own they are left of what was there before it
+            clash.add(f"something in namespace {where}, which is no hub with casa_hub, has")
+    if clash:
+        return [
+            error(
+                "Dask.domain",
+                f"{' and '.join(sorted(clash))} host names below the same domain",
+                "Give each hub a Dask.domain of its own: a user's servers at both hubs have the same names else.",
+            )
+        ]
+    return [ok("Dask.domain", f"nobody else has routes below it {seen}")] if seen else []
 
 
 def _named(hubs: Iterable[tuple[str, str]]) -> str:

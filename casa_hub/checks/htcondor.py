@@ -1,6 +1,7 @@
-"""Whether the pool takes this hub's IDTOKENs: the client of HTCondor itself asks collector and schedd.
+"""Whether the pool takes this hub's IDTOKENs, and who else submits there: HTCondor's client asks collector and schedd.
 
-The probe token is for an account that nobody has and for a minute; it may only ask who it is.
+The probe token is for an account that nobody has and for a minute; with it one asks who one is, and looks at the queue.
+Each job there bears the public id of the token that it was submitted with, which begins with the hub that minted it.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
-from casa_hub.checks.findings import Finding, error, ok, unseen, warning
+from casa_hub.checks.findings import Finding, Status, error, ok, unseen, warning
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import listens, resolve
 from casa_hub.credentials.htcondor import HTCondor, mint_idtoken
+from casa_hub.errors import CredentialError
 from casa_hub.keys import KeyFile
+from casa_hub.naming import Server
 
 _ACCOUNT = "casa-hub-check"
 _LIFETIME = 60
 #: Seconds that HTCondor's client may take.
 _PATIENCE = 10.0
-_NOT_INSTALLED = 3
+_NOT_INSTALLED, _MISSING = 3, object()
 #: Of a collector, where nothing else is said.
 _PORT = 9618
 
@@ -51,17 +55,27 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         yield error(thing, "it can't be reached", "Check HTCondor.collector; does it run?")
         return
     try:
-        answer = await _ping(minter)
+        answer = await _client(minter, "htcondor_ping", minter.schedd)
     except TimeoutError:
         remedy = "Check HTCondor.collector; does it run?"
         yield error(thing, f"no answer within {_PATIENCE:g} s", remedy)
         return
-    if answer is None:
+    if answer is _MISSING:
         remedy = "Build casa_hub[check] into what this runs in, or try condor_ping in a server."
         yield unseen(thing, "HTCondor's client is not installed", remedy)
         return
-    for finding in read(minter, answer):
+    believed = False
+    for finding in read(minter, answer if isinstance(answer, dict) else {"error": "HTCondor's client failed"}):
+        believed = believed or finding.status is Status.OK
         yield finding
+    if believed and site.facility is not None:
+        hub_id = site.facility.hub_id
+        try:
+            tokens = await _client(minter, "htcondor_jobs", minter.schedd, quote(hub_id, safe="") + "/" * bool(hub_id))
+        except TimeoutError:  # a long queue, or a busy schedd
+            tokens = None
+        for finding in read_jobs(minter, hub_id, tokens if isinstance(tokens, list) else None):
+            yield finding
 
 
 def read(minter: HTCondor, answer: Mapping[str, Any]) -> list[Finding]:
@@ -100,6 +114,52 @@ def read(minter: HTCondor, answer: Mapping[str, Any]) -> list[Finding]:
     return found
 
 
+def read_jobs(minter: HTCondor, hub_id: str, tokens: Iterable[tuple[str, str]] | None) -> list[Finding]:
+    """Which other hubs' users have jobs in the queue, and whether they are the same accounts as this hub's.
+
+    Args:
+        minter: says which account a user has.
+        hub_id: of this hub.
+        tokens: public ids and subjects of tokens that jobs of others were submitted with; None: can't be said.
+    """
+    thing = "HTCondor.subject"
+    if tokens is None:
+        return [ok(thing, "whether other hubs submit there can't be said: the queue can't be looked at")]
+    others, alike = set(), set()
+    for identifier, subject in tokens:
+        *owner, slug, _ = identifier.split("/")
+        hub = f"hub {unquote(owner[0])!a}" if owner else "a hub without hub_id"
+        others.add(hub)
+        if subject.lower() == _subject_of(minter, slug):
+            alike.add(hub)
+    named = ", ".join(sorted(others))
+    if not others:
+        return [ok(thing, "no other hub has jobs in the queue")]
+    if not hub_id:
+        problem = f"it is not set, and others submit to the same pool ({named})"
+        return [warning("Facility.hub_id", problem, "Set it: nobody can tell this hub's tokens from others' else.")]
+    if alike:
+        return [
+            warning(
+                thing,
+                f"jobs of {', '.join(sorted(alike))} belong to the accounts that users of those names have here",
+                "If a name isn't the same person at both, give this hub accounts of its own, such as af-{username}: "
+                "each can remove the other's jobs else. If it was this hub, under another hub_id, it will pass.",
+            )
+        ]
+    return [ok(thing, f"in the queue there are jobs of {named}, with other accounts than this hub's")]
+
+
+def _subject_of(minter: HTCondor, slug: str) -> str:
+    """What a token says of the user with a server of this slug; "" where that can't be read from it."""
+    username = slug.partition("--")[0]
+    try:
+        known = Server("", username).slug == username and "---" not in slug
+        return f"{minter.local_part(username)}@{minter.uid_domain}".lower() if known else ""
+    except CredentialError:
+        return ""
+
+
 async def _listens(collector: str) -> bool:
     """Whether somebody is there: HTCondor's client says the same of a pool that is away and of one that refuses."""
     found = re.fullmatch(r"([A-Za-z0-9.-]+)(?::(\d+))?", collector)
@@ -112,8 +172,17 @@ async def _listens(collector: str) -> bool:
         return False
 
 
-async def _ping(minter: HTCondor) -> dict[str, Any] | None:
-    """What the program prints; None if the client isn't installed. Raises TimeoutError."""
+async def _client(minter: HTCondor, program: str, *arguments: str) -> Any:
+    """What a program beside this file prints (JSON), `_MISSING` without HTCondor's client, None if it fails.
+
+    Args:
+        minter: says which pool, and makes the token.
+        program: its module's name.
+        arguments: after the collector.
+
+    Raises:
+        TimeoutError: it takes too long.
+    """
     key = KeyFile("HTCondor.key_file", minter.parse_key, "").read(minter.key_file).value
     now = int(time.time())
     claims: dict[str, str | int] = {
@@ -135,9 +204,8 @@ async def _ping(minter: HTCondor) -> dict[str, Any] | None:
             "_CONDOR_SEC_TOKEN_DIRECTORY": str(tokens),
             "_CONDOR_SEC_KNOWN_HOSTS": str(Path(home, "known_hosts")),
         }
-        program = [sys.executable, "-m", "casa_hub.checks.htcondor_ping", minter.collector, minter.schedd]
         process = await asyncio.create_subprocess_exec(
-            *program,
+            *[sys.executable, "-m", f"casa_hub.checks.{program}", minter.collector, *arguments],
             env=environment,
             cwd=home,
             stdin=asyncio.subprocess.DEVNULL,
@@ -152,12 +220,11 @@ async def _ping(minter: HTCondor) -> dict[str, Any] | None:
                 process.kill()
                 await process.wait()
     if process.returncode == _NOT_INSTALLED:
-        return None
+        return _MISSING
     try:
-        answer = json.loads(printed)
+        return json.loads(printed)
     except ValueError:
-        return {"step": "collector", "error": "HTCondor's client failed"}
-    return answer if isinstance(answer, dict) else {}
+        return None
 
 
 def _put(tokens: Path, token: str) -> None:

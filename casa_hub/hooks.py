@@ -30,7 +30,7 @@ from casa_hub.errors import CasaError, Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.pod_server import PodServer
-from casa_hub.startup import not_the_hubs_fault
+from casa_hub.startup import begin_with_hub, not_the_hubs_fault
 
 #: Seconds between two looks for a pod that KubeSpawner has created, but whose watch still shows the one before.
 _LOOK_AGAIN = 0.05
@@ -117,6 +117,7 @@ def install(c: Config) -> None:
             theirs = section.get(slot)
             if not isinstance(theirs, Hook):
                 section[slot] = Hook(ours, theirs)
+    begin_with_hub()
 
 
 def installed(config: Config) -> bool:

@@ -1,7 +1,9 @@
 """What happens once, when the hub starts: look at the whole configuration, and clean up after a hub that crashed.
 
-`CasaOAuthenticator` calls `on_hub_start` when JupyterHub makes it: the database is there then, no server has been
-looked at and nobody is served. With another authenticator the first spawner calls it.
+Whoever of us the hub meets first calls `on_hub_start`: `CasaOAuthenticator` when JupyterHub makes it; with another
+authenticator, what the hub's configuration calls (`begin_with_hub`: `casa_hub.hooks.install`, and the file of
+``jupyterhub_config.d``). The database is there then, no server has been looked at and nobody is served. Without any of
+these, the first spawner: of a server that runs already, or that somebody starts.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import Any
 
+from jupyterhub.app import JupyterHub
 from traitlets import TraitError
-from traitlets.config import Config, Configurable
+from traitlets.config import Application, Config, Configurable
 
 from casa_hub.configuration import unknown_keys
 from casa_hub.credentials.base import Minter
@@ -20,6 +23,30 @@ from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import GROUP, Facility
 from casa_hub.keeper.times import Keeper
 from casa_hub.keeper.upkeep import Upkeep
+
+
+def begin_with_hub() -> None:
+    """For the hub's configuration, as it is being read: have `on_hub_start` called when all but its servers is there.
+
+    JupyterHub has no hook for its start, but one of its traits, `tornado_settings`, is set to what its handlers use
+    right before it looks for running servers, whatever comes later in the configuration. Called again, or where no hub
+    is about to start (`jupyterhub token`, `casa-hub check`), this changes nothing.
+    """
+    app = Application.instance() if Application.initialized() else None
+    if isinstance(app, JupyterHub):
+        app.observe(_begin, "tornado_settings")
+
+
+def _begin(change: Any) -> None:
+    app = change["owner"]
+    if change["new"].get("app") is not app:  # those of the configuration
+        return
+    try:
+        on_hub_start(app)
+    except ConfigurationError as error:
+        # The hub's operator reads one line, and not thirty of a traceback above it.
+        app.log.critical("%s", error)
+        raise SystemExit(1) from None
 
 
 def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
@@ -39,6 +66,7 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
         facility = Facility.in_settings(app.tornado_settings, app.config)
         home = home_of(app)
         fatal = problems(app, facility, home, classes)
+        keeper = Keeper(parent=app)
     except TraitError as error:  # a value of a wrong type or form; the settings of these classes hold no secret
         raise ConfigurationError("the configuration", str(error).rstrip("."), "Correct it.") from error
     _report(app.log, fatal)
@@ -49,7 +77,7 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
     _report(app.log, facility.check_minters())
     if hasattr(home, "begin_hub"):
         home.begin_hub(app, facility)
-    upkeep = Upkeep(app, facility, Keeper(parent=app))
+    upkeep = Upkeep(app, facility, keeper)
     app.tornado_settings["casa_upkeep"] = upkeep
     upkeep.begin()
     app.tornado_settings["casa_started"] = True

@@ -43,6 +43,11 @@ c.KubeSpawner.after_pod_created_hook = after_pod_created
 c.Spawner.post_stop_hook = lambda spawner: tell("post_stop")
 """
 INSTALL = "import casa_hub.hooks\ncasa_hub.hooks.install(c)\n"
+#: An authenticator that knows nothing of this package, set after the hooks.
+STOCK = """
+c.JupyterHub.authenticator_class = "dummy"
+c.XCache.lifetime = 9
+"""
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +106,38 @@ def test_required_credentials_that_cannot_be_minted_make_no_pod(
     with open_site(plane, tmp_path_factory, config) as site:
         assert "bearer" in site.fails("ada")
         assert site.list("pods") == []
+
+
+def test_with_another_authenticator_a_restarted_hub_renews_and_sweeps_before_anybody_spawns(
+    plane: Api, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with open_site(plane, tmp_path_factory, SITE + INSTALL + INSTALL + STOCK) as site:
+        site.ready("ada")
+        site.ready("bea")
+        left = site.pod("bea")
+        site.stop("bea")
+        eventually(lambda: site.names() == {site.pod("ada")["metadata"]["name"]})
+        site.hub.stop()
+        site.make_half(left)
+        token = site.files(site.pod("ada"))["xcache_token"]
+        site.hub.start()
+        eventually(lambda: left["metadata"]["name"] not in site.names())
+        for _ in range(2):
+            eventually(lambda before=token: site.files(site.pod("ada"))["xcache_token"] != before, timeout=30)
+            token = site.files(site.pod("ada"))["xcache_token"]
+        assert site.hub.api("GET", "/users/ada").json()["servers"][""]["ready"]
+        assert "Traceback" not in site.hub.log
+
+
+def test_with_another_authenticator_a_setting_that_cannot_work_is_one_line_at_the_hubs_start(
+    make_hub: MakeHub, tmp_path: Path
+) -> None:
+    hub = make_hub(facility(tmp_path) + SITE + INSTALL + STOCK + 'c.KubernetesDelivery.fils = "mount"\n')
+    hub.begin()
+    assert hub.process is not None
+    assert hub.process.wait(60) != 0
+    eventually(lambda: "Did you mean files?" in hub.log)
+    assert "Traceback" not in hub.log
 
 
 @pytest.mark.parametrize("slot", ["pre_spawn_hook", "modify_pod_hook"])

@@ -45,3 +45,11 @@ def refused(hub: Hub, line: str) -> None:
 )
 def test_what_cannot_work_is_one_line(make_hub: MakeHub, tmp_path: Path, setting: str, line: str) -> None:
     refused(make_hub(facility(tmp_path) + SIGN_ON + setting + "\n", spawner_class="casa"), line)
+
+
+def test_with_another_authenticator_so_does_a_hub_whose_configuration_asks_for_it(
+    make_hub: MakeHub, tmp_path: Path
+) -> None:
+    asks = "import casa_hub.startup\ncasa_hub.startup.begin_with_hub()\n"
+    stock = 'c.JupyterHub.authenticator_class = "dummy"\nc.KubernetesDelivery.fils = "mount"\n'
+    refused(make_hub(facility(tmp_path) + asks + stock, spawner_class="casa"), "Did you mean files?")

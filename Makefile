@@ -21,7 +21,8 @@ help:
 	@echo "make docs        the documentation as a site (build/site), every link checked; renews the settings' reference"
 	@echo "make bench       what a mint costs, a thousand servers to keep fresh, and a hundred starts at once"
 	@echo "make lock        resolve the versions that the tests run with anew"
-	@echo "make image       a hub's image for Kubernetes, from a wheel of this source (IMAGE=registry.example.org/name:tag)"
+	@echo "make image       a hub's image for Kubernetes, from a wheel of this source"
+	@echo "                 (HUB=image of the chart's hub, without it: how to get that; IMAGE=registry.example.org/name:tag)"
 
 demo: $(VENV)/.demo
 	@exec $(VENV)/bin/casa-hub demo $(DEMO)
@@ -69,12 +70,22 @@ lock: $(VENV)/.test
 	echo 'jupyterhub==5.5.*' | $(VENV)/bin/uv pip compile --quiet --universal --no-annotate --no-header \
 	    --python-version 3.11 --upgrade --extra demo --group test pyproject.toml - --output-file $(LOCK)/hub5.txt
 
-# Docker gets the wheel and the Dockerfile, nothing else of this directory.
+# Docker gets the wheel and the Dockerfile, nothing else of this directory. HUB is what it is built on: see there.
 IMAGE ?= casa-hub:dev
+ifdef HUB
 image: $(VENV)/.test
 	rm -rf image/dist
 	$(VENV)/bin/uv build --quiet --wheel --out-dir image/dist
-	docker build --tag $(IMAGE) image
+	docker build --build-arg HUB=$(HUB) --tag $(IMAGE) image
+else
+image:
+	@echo "HUB is missing: the image of Zero to JupyterHub's hub, version 4.4.0, that this one is built on. Its chart"
+	@echo "names it; when 'helm repo add jupyterhub https://hub.jupyter.org/helm-chart/' has been run:"
+	@echo
+	@echo "  hub=\$$(helm show values jupyterhub/jupyterhub --version 4.4.0 --jsonpath '{.hub.image.name}:{.hub.image.tag}')"
+	@echo "  make image HUB=\$$hub IMAGE=$(IMAGE)"
+	@exit 2
+endif
 
 clean:
 	rm -rf $(VENV) $(VENV_HUB5)

@@ -19,6 +19,8 @@ from casa_hub.naming import Server
 from tests.docs.pages import ROOT, blocks, commands
 
 PAGE = ROOT / "docs" / "users.md"
+#: A server whose image has no `dask` on its path: the trial's.
+TRIAL = ROOT / "docs" / "getting-started.md"
 ADDRESS = "tls://alice.dask.example.org:8786"
 
 
@@ -34,13 +36,13 @@ def secrets(directory: Path, start_id: str) -> Path:
     return directory
 
 
-@pytest.fixture
-def port(tmp_path: Path) -> Iterator[int]:
+@pytest.fixture(params=[PAGE, TRIAL], ids=lambda page: page.stem)
+def port(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[int]:
     """That of a scheduler which the page's command started."""
     (command,) = [
         command
         for block in blocks()
-        if block.page == PAGE
+        if block.page == request.param
         for command in commands(block)
         if "dask scheduler" in command
     ]

@@ -1,9 +1,9 @@
 """The values files, through the real Helm and the real chart.
 
-Without the chart (CASA_HUB_Z2JH_CHART names none, and it can't be pulled) these tests are skipped with that reason,
-also where peers are required. See `tests.support.helm`.
+Without a chart (CASA_HUB_Z2JH_CHART or CASA_HUB_TRAEFIK_CHART names none, and it can't be pulled) its tests are skipped
+with that reason, also where peers are required. See `tests.support.helm`.
 
-`chart`   its directory or archive.
+`chart`   its directory or archive. `traefik_chart`: that of Traefik's.
 `render`  makes the objects of a release from values: names of files in helm-values, or documents.
 `hub_in`  runs a program in the hub's pod of such a release, with Secrets as helm-values/README.md has them made.
 `probe`   the same with tests/helm/probe.py: settings as they arrived, and a user's pod.
@@ -26,7 +26,7 @@ import pytest
 import yaml
 
 from tests.kubernetes.conftest import control_plane, plane  # noqa: F401 - fixtures
-from tests.support.helm import ROOT, chart_or_skip, helm, template
+from tests.support.helm import HUB_CHART, ROOT, TRAEFIK_CHART, helm, template
 from tests.support.hub_pod import HubPod, Object
 from tests.support.peers import require
 
@@ -51,7 +51,13 @@ Probe = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="session")
 def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     require(helm)
-    return chart_or_skip(tmp_path_factory.mktemp("chart"))
+    return HUB_CHART.or_skip(tmp_path_factory.mktemp("chart"))
+
+
+@pytest.fixture(scope="session")
+def traefik_chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require(helm)
+    return TRAEFIK_CHART.or_skip(tmp_path_factory.mktemp("chart"))
 
 
 @pytest.fixture(scope="session")

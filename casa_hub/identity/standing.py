@@ -147,17 +147,19 @@ class Standings:
             last_yes = max(last_yes, known.last_yes)
         self._learn(user.name, Standing(Verdict.NO, self._clock(), reason, last_yes, session_id, decision))
 
-    async def forget(self, user: Any, session_id: str) -> None:
-        """Drop what is stored of a log-in, unless there is a later one."""
+    async def forget(self, user: Any, session_id: str) -> bool:
+        """Drop what is stored of a log-in, unless there is a later one. Returns whether none is stored any more."""
         async with self.saving(user.name):
             session = Session.from_auth_state(await user.get_auth_state())
-            if session is None or session.id == session_id:
+            last = session is None or session.id == session_id
+            if last:
                 await user.save_auth_state(None)
         known, unsaved = self._known.get(user.name), self._unsaved.get(user.name)
         if known is not None and known.session_id == session_id:
             del self._known[user.name]
         if unsaved is not None and unsaved.id == session_id:
             del self._unsaved[user.name]
+        return last
 
     def last(self, username: str) -> Standing | None:
         """The last verdict, however old; None if nobody asked since the hub's start."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -156,6 +157,15 @@ class Departures:
 
     def _begin(self, user: Any, entry: Entry) -> _Departure:
         self._ledger.open()
+        tokens = self._end_tokens(user, lambda: self._ledger.note(entry))
+        log.warning("The access of %s ends: %s", user.name, entry.reason)
+        servers = {name for name, spawner in user.spawners.items() if spawner.active}
+        departure = _Departure(entry, user, user.id, servers, tokens=tokens)
+        self._start(departure)
+        return departure
+
+    def _end_tokens(self, user: Any, note: Callable[[], None] = lambda: None) -> int:
+        """Tokens, codes and cookies, together with `note`. Returns how many tokens there were."""
         tokens = 0
         try:
             for token in list(user.api_tokens):
@@ -164,16 +174,12 @@ class Departures:
             for code in self._app.db.query(orm.OAuthCode).filter_by(user_id=user.id):
                 self._app.db.delete(code)
             user.orm_user.cookie_id = orm.new_token()
-            self._ledger.note(entry)
+            note()
             self._app.db.commit()
         except SQLAlchemyError:
             self._app.db.rollback()
             raise
-        log.warning("The access of %s ends: %s", user.name, entry.reason)
-        servers = {name for name, spawner in user.spawners.items() if spawner.active}
-        departure = _Departure(entry, user, user.id, servers, tokens=tokens)
-        self._start(departure)
-        return departure
+        return tokens
 
     def _start(self, departure: _Departure) -> None:
         name = departure.entry.username
@@ -354,8 +360,9 @@ class Departures:
             except OIDCError as error:
                 return str(error)
             departure.refresh_token = ""
-        if user is not None and last:
-            await standings.forget(user, departure.entry.session_id)
+        if user is not None and last and await standings.forget(user, departure.entry.session_id):
+            # What a request has made that was let in before the first commit, and waited for the provider.
+            departure.tokens += self._end_tokens(user)
         return ""
 
     # -- the hub

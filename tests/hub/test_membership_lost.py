@@ -504,6 +504,27 @@ def test_an_administrator_s_removal_of_a_user_ends_all_servers_and_the_refresh_t
     assert "named" in revoked
 
 
+def test_a_token_that_was_being_made_meanwhile_ends_with_the_others(make_servers: MakeServers, idp: IdP) -> None:
+    """Whoever has stolen a token asks for more of them all the time; some requests are let in, and then wait."""
+    hub = make_servers(provider="wlcg-iam", recheck=86400, grace=600, max_age=86400)
+    with hub.running():
+        user = User(hub, idp)
+    with hub.running(), ThreadPoolExecutor() as threads, idp.holding("refresh_token") as release:
+        # A hub that knows nobody yet asks first.
+        making = threads.submit(hub.api, "POST", f"/users/{user.name}/tokens", token=user.token, json={})
+        assert idp.arrived.wait(30)
+        body = {"user": user.name}
+        revoking = threads.submit(hub.api, "POST", "/casa-hub/revoke", token="token-of-the-operator", json=body)
+        hub.wait_for(f"The access of {user.name} ends")
+        release.set()
+        assert revoking.result().json()["still"] == []
+        made = making.result()
+        assert made.status_code == 201, made.text
+        assert user.browser.log_in(user.sub).status_code == 200
+        assert hub.api("GET", "/user", token=made.json()["token"]).status_code == 403
+        assert user.access() == (True, False)
+
+
 def test_without_refresh_tokens_a_log_in_counts_for_its_time_and_pages_tell_its_end(
     make_servers: MakeServers, idp: IdP
 ) -> None:

@@ -120,7 +120,7 @@ class KubernetesDelivery(LoggingConfigurable):
     def begin(self, app: Any, facility: Facility, spawner_class: type) -> None:
         """Begin to look for pods that were left behind; the hub's own start doesn't wait for it."""
         self.instance = hashlib.sha256(b"casa_hub instance " + app.cookie_secret).hexdigest()[:12]
-        # With a namespace for each user, only those are looked at where something is known to have gone wrong.
+        # With a namespace for each user: everywhere.
         users = value_of(app.config, spawner_class, "enable_user_namespaces")
         namespace = "" if users else value_of(app.config, spawner_class, "namespace") or own_namespace()
         hub = Start(facility.server(""), "", namespace, own_namespace(), {}, self.instance)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +71,8 @@ class Leftovers:
         self._here: set[str] = set()
         #: Servers whose pods may be left, whether the database knows them or not.
         self._owed: set[Whose] = set()
-        #: Where to look: a profile or a hook may have sent a server elsewhere.
-        self._namespaces = {hub.namespace} - {""}
+        #: Where to look: a profile or a hook may have sent a server elsewhere. "" is everywhere.
+        self._namespaces = {hub.namespace}
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
 
@@ -131,8 +131,7 @@ class Leftovers:
             KubernetesError: the API server can't say what there is; nothing was removed.
         """
         deadline = Deadline(_LOOK)
-        names = sorted(self._namespaces) if self._hub.namespace else [""]
-        where = [replace(self._hub, namespace=name) for name in names]
+        where = self._where({self._hub.namespace, *self._namespaces})
         # The objects first: one whose pod isn't there afterwards has none any more, and is of no start under way.
         kinds = list(kinds)
         objects = [each for hub in where for each in await self._run(self._courier.objects(kinds, hub, deadline))]
@@ -144,10 +143,11 @@ class Leftovers:
         starts = {marks.start_id_of(pod) for _, pod in pods}
         doomed = []
         for whose, pod in pods:
-            keep = "deletionTimestamp" in pod["metadata"] or pod["metadata"]["name"] in in_use
+            meta = pod["metadata"]
+            keep = "deletionTimestamp" in meta or (meta["namespace"], meta["name"]) in in_use
             if whose in idle and not keep and marks.start_of(pod, self._hub) is not None:
                 state = "doesn't run" if whose in known else "isn't in this hub's database"
-                doomed.append(({**_POD, "metadata": pod["metadata"]}, f"server {whose[1]!r} of {whose[0]} {state}"))
+                doomed.append(({**_POD, "metadata": meta}, f"server {whose[1]!r} of {whose[0]} {state}"))
         doomed += [(one, "its pod is gone") for one in objects if marks.start_id_of(one) not in starts]
 
         async def remove(one: Object, why: str) -> Removal:
@@ -161,7 +161,8 @@ class Leftovers:
     async def _look(self) -> None:
         deadline = Deadline(_LOOK)
         owed = frozenset(self._owed)
-        where = [replace(self._hub, namespace=namespace) for namespace in self._namespaces]
+        interrupted = self._interrupted
+        where = self._where(self._namespaces)
         pods = [each for hub in where for each in await self._run(self._courier.pods(hub, deadline))]
         # From here to the choice without a pause: what the database says is then newer than the pods, and a pod whose
         # server doesn't run by now is of no start that is to come.
@@ -185,6 +186,14 @@ class Leftovers:
         self._owed -= owed - running
         self._interrupted = frozenset()
         self._here.clear()
+        if not interrupted:
+            # To go through a whole cluster every minute is too much for its API server, and where something goes wrong
+            # from now on is known.
+            self._namespaces.discard("")
+
+    def _where(self, namespaces: Collection[str]) -> list[Start]:
+        """This hub in each of the namespaces; once, if all are among them."""
+        return [replace(self._hub, namespace=name) for name in ([""] if "" in namespaces else sorted(namespaces))]
 
     async def _remove_if_half(self, start: Start, pod: Object, deadline: Deadline) -> KubernetesError | None:
         objects = self._objects_of(start, marks.record_of(pod, start.server))
@@ -224,10 +233,12 @@ class _Servers:
         names = {username for username, _ in servers}
         return self._those(orm.User.name.in_(names)) if names else frozenset()
 
-    def pods(self) -> frozenset[str]:
-        """Names of the pods of those that run, as KubeSpawner noted them: a user may have another name since."""
+    def pods(self) -> frozenset[tuple[str, str]]:
+        """Namespace and name of the pod of each that runs, as KubeSpawner noted them: its user may be renamed since."""
         query = self._database.query(orm.Spawner.state).filter(orm.Spawner.server_id.is_not(None))
-        return frozenset(str(state["pod_name"]) for (state,) in query if state and "pod_name" in state)
+        return frozenset(
+            (state["namespace"], state["pod_name"]) for (state,) in query if state and "namespace" in state
+        )
 
     def _those(self, condition: Any) -> frozenset[Whose]:
         try:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import importlib.metadata
 import ipaddress
 import json
 import random
 import ssl
 import sys
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +34,8 @@ from tests.support.kubernetes.api import MERGE, Api
 ROOT = Path(__file__).parents[3]
 READY_LINE = "watching pods"
 PORT = 8888
+
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def running(pod: dict[str, Any], address: str) -> dict[str, Any]:
@@ -129,10 +133,10 @@ class _Pods:
         if gone and uid in self.tasks:
             self.tasks.pop(uid).cancel()
         elif not gone and uid not in self.tasks:
-            self.tasks[uid] = asyncio.create_task(self.run(pod, str(next(self.addresses))))
+            self.tasks[uid] = asyncio.create_task(self.run(pod))
             self.tasks[uid].add_done_callback(_tell)
 
-    async def run(self, pod: dict[str, Any], address: str) -> None:
+    async def run(self, pod: dict[str, Any]) -> None:
         await asyncio.sleep(self.after)
         name = pod["metadata"]["name"]
 
@@ -147,14 +151,23 @@ class _Pods:
                 await writer.drain()
             writer.close()
 
-        async with await asyncio.start_server(answer, address, PORT):
-            status = {"status": running(pod, address)}
+        async with await self.listen(answer) as server:
+            status = {"status": running(pod, server.sockets[0].getsockname()[0])}
             patch = {"data": json.dumps(status), "headers": {"Content-Type": MERGE}}
             async with self.session.patch(f"{self.path}/{name}/status", **patch) as written:
                 if written.status == 404:
                     return  # deleted meanwhile
                 written.raise_for_status()
             await asyncio.Event().wait()  # until it is deleted
+
+    async def listen(self, answer: Answer) -> asyncio.Server:
+        """At an address that no other pod has, nor one of another run of tests whose network is the same by chance."""
+        while True:
+            try:
+                return await asyncio.start_server(answer, str(next(self.addresses)), PORT)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
 
 
 def _tell(task: asyncio.Task[None]) -> None:

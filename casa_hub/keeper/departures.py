@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jupyterhub import orm
-from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub import metrics
 from casa_hub.audit import Action, Event, tell
@@ -176,7 +175,7 @@ class Departures:
             user.orm_user.cookie_id = orm.new_token()
             note()
             self._app.db.commit()
-        except SQLAlchemyError:
+        except Exception:  # whatever it is: half of it must not wait in the hub's session for the next commit
             self._app.db.rollback()
             raise
         return tokens

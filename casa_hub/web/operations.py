@@ -84,6 +84,10 @@ class _Operation(APIHandler):  # type: ignore[misc]
                 raise web.HTTPError(HTTPStatus.BAD_REQUEST, f"{name} must be a {known[name].__name__}")
             if isinstance(value, list) and not all(isinstance(one, str) for one in value):
                 raise web.HTTPError(HTTPStatus.BAD_REQUEST, f"{name} must be a list of strings")
+            # Half characters, as a terminal of another encoding sends them, can't even be looked for in a database.
+            names = value if isinstance(value, list) else [value] if isinstance(value, str) else []
+            if name != "reason" and not all(one.isprintable() for one in names):
+                raise web.HTTPError(HTTPStatus.BAD_REQUEST, f"{name} has characters that no name has")
         return body
 
     def user_of(self, name: str) -> Any:
@@ -128,7 +132,8 @@ class RevokeHandler(_Operation):
     async def post(self) -> None:
         asked = self.asked(user=str, reason=str)
         user = self.user_of(asked.get("user", ""))
-        given = " ".join(asked.get("reason", "").split())[:_REASON_LENGTH]
+        shown = (one if one.isprintable() else " " for one in asked.get("reason", ""))
+        given = " ".join("".join(shown).split())[:_REASON_LENGTH]
         reason = given or "The operator of this hub has ended the access."
         departed = await self.upkeep.departures.end(user, reason, why="operator", by=self.by)
         # The provider has given this person another name, or had: what that one runs is a decision of its own.

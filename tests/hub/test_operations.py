@@ -153,6 +153,9 @@ def test_nobody_without_the_scope_may_not_even_an_administrator(
         ("renew", {"users": [7]}, "users must be a list of strings"),
         ("gc", {"dry_run": "yes"}, "dry_run must be a bool"),
         ("confirm", {"x": 1}, "There is no field 'x'"),
+        ("revoke", {"user": "caf\udce9"}, "user has characters that no name has"),
+        ("rebind", {"user": "caf\udce9"}, "user has characters that no name has"),
+        ("renew", {"users": ["caf\udce9"]}, "users has characters that no name has"),
     ],
 )
 def test_what_is_asked_wrongly_is_told(hub: Hub, operation: str, body: dict[str, Any], words: str) -> None:
@@ -189,6 +192,16 @@ def test_revoke_ends_all_access_until_the_next_log_in(hub: Hub, idp: IdP) -> Non
 
     assert user.browser.log_in(user.sub).status_code == 200
     assert user.browser.is_in()
+
+
+def test_a_reason_that_is_no_text_keeps_nobody_in(hub: Hub, idp: IdP) -> None:
+    """As the command sends it from a terminal of another encoding: a half character, which no database stores."""
+    user, since = User(hub, idp), len(hub.log)
+    answer = ask(hub, "POST", "revoke", user=user.name, reason="caf\udce9 \x1b[2J\x00 closed")
+    assert (answer.status_code, answer.json()["still"]) == (200, [])
+    assert user.access() == (False, False)
+    (event,) = [event for event in audit(hub, since) if event["action"] == "access-ended"]
+    assert event["reason"] == "caf [2J closed"
 
 
 def test_revoke_names_the_same_person_s_other_names(hub: Hub, idp: IdP) -> None:

@@ -119,3 +119,18 @@ async def test_another_name_saves_nobody() -> None:
     user.may.set()
     assert (await ending).servers == ("",)
     assert not user.spawners[""].active
+
+
+async def test_an_end_that_can_t_begin_leaves_nothing_half_done_in_the_hub_s_session() -> None:
+    """The next commit, whosever it is, would delete the tokens of somebody whose servers go on."""
+    user, departures = hub(Kept())
+    db = departures._app.db
+    db.add(orm.OAuthClient(identifier="jupyterhub"))
+    db.add(orm.APIToken(user=user.orm_user, client_id="jupyterhub", hashed="x", prefix="x"))
+    db.commit()
+    with pytest.raises(UnicodeEncodeError):
+        await departures.end(user, "half a character: \udce9", why="operator")
+    db.commit()
+    assert db.query(orm.APIToken).count() == 1
+    assert (await departures.end(user, "out", why="operator")).tokens == 1
+    assert db.query(orm.APIToken).count() == 0

@@ -238,7 +238,8 @@ def _hub_namespaces(namespace: str) -> list[str]:
     In a pod it is known. From elsewhere it may be a hub's beside this command, or one's in the cluster, which is where
     its servers are, as Zero to JupyterHub has it.
     """
-    return [own_namespace(), *([namespace] if "KUBERNETES_SERVICE_HOST" not in os.environ else [])]
+    elsewhere = namespace and "KUBERNETES_SERVICE_HOST" not in os.environ
+    return [own_namespace(), *([namespace] if elsewhere else [])]
 
 
 #: Labels of a pod: hub id, the hub's namespace, installation.

@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from casa_hub.errors import Problem
 
+#: What the checks call the user that they are for a moment, and that nobody is: in host names, tokens and objects.
+NOBODY = "casa-hub-check"
+
 
 class Status(StrEnum):
     """What became of looking at a thing."""

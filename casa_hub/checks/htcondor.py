@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from casa_hub.checks.findings import Finding, Status, error, ok, unseen, warning
+from casa_hub.checks.findings import NOBODY, Finding, Status, error, ok, unseen, warning
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import listens, resolve
 from casa_hub.credentials.htcondor import HTCondor, mint_idtoken
@@ -27,7 +27,6 @@ from casa_hub.errors import CredentialError
 from casa_hub.keys import KeyFile
 from casa_hub.naming import Server
 
-_ACCOUNT = "casa-hub-check"
 _LIFETIME = 60
 #: Seconds that HTCondor's client may take.
 _PATIENCE = 10.0
@@ -83,7 +82,7 @@ def read(minter: HTCondor, answer: Mapping[str, Any]) -> list[Finding]:
     thing = f"HTCondor pool {minter.collector}"
     said = str(answer.get("error", ""))
     if not said and answer.get("authorized") is False and "TOKEN" in answer.get("method", "").upper():
-        problem = f"it believes this hub's IDTOKENs, but lets {_ACCOUNT}@{minter.uid_domain} do nothing at its schedd"
+        problem = f"it believes this hub's IDTOKENs, but lets {NOBODY}@{minter.uid_domain} do nothing at its schedd"
         return [warning(thing, problem, "Compare ALLOW_WRITE there with what HTCondor.subject makes of user names.")]
     refused = said or not answer.get("authorized", True) or "TOKEN" not in answer.get("method", "TOKEN").upper()
     if refused:
@@ -107,8 +106,8 @@ def read(minter: HTCondor, answer: Mapping[str, Any]) -> list[Finding]:
     elif not names:
         found.append(error(thing, "it has no schedd, so nobody can submit", "Start one."))
     user = str(answer.get("user", ""))
-    if user and user != f"{_ACCOUNT}@{minter.uid_domain}":
-        problem = f"the pool takes {_ACCOUNT}@{minter.uid_domain} for {user}"
+    if user and user != f"{NOBODY}@{minter.uid_domain}":
+        problem = f"the pool takes {NOBODY}@{minter.uid_domain} for {user}"
         remedy = "Compare HTCondor.uid_domain with the pool's UID_DOMAIN, and look at its map file."
         found.append(warning(thing, problem, remedy))
     return found
@@ -186,11 +185,11 @@ async def _client(minter: HTCondor, program: str, *arguments: str) -> Any:
     key = KeyFile("HTCondor.key_file", minter.parse_key, "").read(minter.key_file).value
     now = int(time.time())
     claims: dict[str, str | int] = {
-        "sub": f"{_ACCOUNT}@{minter.uid_domain}",
+        "sub": f"{NOBODY}@{minter.uid_domain}",
         "iss": minter.trust_domain,
         "iat": now,
         "exp": now + _LIFETIME,
-        "jti": f"{_ACCOUNT}/{secrets.token_hex(16)}",
+        "jti": f"{NOBODY}/{secrets.token_hex(16)}",
         "scope": "condor:/READ condor:/WRITE",
     }
     with tempfile.TemporaryDirectory(prefix="casa-hub-check-") as home:

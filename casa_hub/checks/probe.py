@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 
 from casa_hub.checks.cluster import namespace_of
-from casa_hub.checks.findings import Finding, error, ok, warning
+from casa_hub.checks.findings import NOBODY, Finding, error, ok, warning
 from casa_hub.checks.kube import Kube, kube, message
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import NoAnswerError
@@ -23,9 +23,6 @@ from casa_hub.delivery.kubernetes.delivery import own_namespace
 from casa_hub.delivery.kubernetes.manifests import MANAGER, Object, Pod, Start
 from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.naming import Server
-
-#: No server of a hub is called so, and no label says that the objects are a hub's: nobody else cares for them.
-_NOBODY = "casa-hub-check"
 
 
 async def look(site: Site) -> AsyncIterator[Finding]:
@@ -87,7 +84,7 @@ def _objects(site: Site, namespace: str) -> list[Object]:
     """As those of a server that starts, without owner and without the labels by which hubs know theirs."""
     assert site.facility is not None  # noqa: S101 - for the type checker
     assert site.routes is not None  # noqa: S101
-    server = Server(site.facility.hub_id, _NOBODY)
+    server = Server(site.facility.hub_id, NOBODY)
     start = Start(server, secrets.token_hex(16), namespace, own_namespace(), {})
     pod = Pod("none", "none", int(datetime.now(UTC).timestamp()))
     objects = [manifests.secret(start, pod, {"casa-hub-check": b"nothing"}, {})]

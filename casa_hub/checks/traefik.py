@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from casa_hub.checks.findings import Finding, error, ok
+from casa_hub.checks.findings import NOBODY, Finding, error, ok
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import listens, resolve
 from casa_hub.credentials.dask import SCHEDULER_PORT, WORKER_PORT
-
-#: Label of a server that nobody has, or whose user is called so.
-NOBODY = "casa-hub-check"
 
 
 async def look(site: Site) -> AsyncIterator[Finding]:

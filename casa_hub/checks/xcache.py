@@ -14,13 +14,12 @@ from http import HTTPStatus
 
 import aiohttp
 
-from casa_hub.checks.findings import Finding, error, ok, unseen
+from casa_hub.checks.findings import NOBODY, Finding, error, ok, unseen
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import Answer, NoAnswerError, ask
 from casa_hub.credentials.xcache import XCache, mint_macaroon, parse_secret_key
 from casa_hub.keys import KeyFile
 
-_USER = "casa-hub-check"
 _LIFETIME = timedelta(seconds=60)
 _REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 #: A redirector's, which sends clients to one of its caches.
@@ -36,7 +35,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     if minter is None or not minter.host:
         return
     where = f"{minter.host}:{minter.port}"
-    path = f"{minter.path_for(_USER).rstrip('/')}/casa-hub-check-{secrets.token_hex(8)}"
+    path = f"{minter.path_for(NOBODY).rstrip('/')}/casa-hub-check-{secrets.token_hex(8)}"
     key = KeyFile("XCache.key_file", parse_secret_key, "").read(minter.key_file).value
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
         try:
@@ -98,12 +97,12 @@ def _redirected(thing: str) -> Finding:
 def _probe(minter: XCache, key: bytes, path: str) -> str:
     end = datetime.now(UTC) + _LIFETIME
     caveats = (
-        f"name:{_USER}",
+        f"name:{NOBODY}",
         f"activity:{','.join(minter.activities)}",
         f"path:{path}",
         f"before:{end:%Y-%m-%dT%H:%M:%SZ}",
     )
-    return mint_macaroon(key, minter.site_name, f"{_USER}/{secrets.token_hex(8)}", caveats)
+    return mint_macaroon(key, minter.site_name, f"{NOBODY}/{secrets.token_hex(8)}", caveats)
 
 
 async def _read(session: aiohttp.ClientSession, where: str, path: str, macaroon: str) -> Answer:

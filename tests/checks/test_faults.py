@@ -523,6 +523,7 @@ def test_servers_that_never_answer_are_told_in_seconds(facility: Facility) -> No
         begin = time.monotonic()
         checked = told(facility, facility.check(config))
         assert time.monotonic() - begin < 15
+    assert "casa-hub: still looking at issuer, kubernetes, xcache, htcondor, servicex ...\n" in checked.printed
     silences = {one["check"] for one in checked.bad if one["problem"].startswith("no answer within")}
     assert silences == {"issuer", "kubernetes", "xcache", "htcondor", "servicex"}, checked.bad
 

@@ -75,6 +75,14 @@ def test_a_wrong_key_is_refused_with_the_right_one(section: str, key: str, remed
     assert all(section in line for line in refusals)
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name != "dev"])
+def test_an_operator_s_commands_find_the_hub_and_a_token_for_it(name: str, hub_in: HubIn) -> None:
+    command = [sys.executable, "-m", "casa_hub.cli", "status", "-f", "/usr/local/etc/jupyterhub/jupyterhub_config.py"]
+    done = hub_in([name], command)
+    assert done.returncode == 2
+    assert "http://127.0.0.1:8081/hub/api" in done.stderr  # which nobody listens at here: so it would have asked
+
+
 def with_snippet(config: dict[str, Any], *names: str) -> dict[str, Any]:
     text = SNIPPET.read_text()
     files = {

@@ -92,11 +92,17 @@ class Departures:
         #: When somebody who is back was told first.
         self._told: dict[str, float] = {}
 
-    def resume(self) -> None:
-        """Go on with what an earlier hub has begun; when this one knows its users and servers."""
+    async def resume(self) -> None:
+        """Go on with what an earlier hub has begun; when this one knows its users and servers. Repeated without harm.
+
+        Raises:
+            SQLAlchemyError: the hub's database can't be read or written.
+        """
         self._ledger.open()
         for entry in self._ledger.all(now_of(self._app)):
-            user = self._user(entry.username)
+            if entry.username in self._under_way:
+                continue
+            user = self._user(entry.username) if entry.done is not None else await self._whose(entry)
             if user is None:
                 self._ledger.remove(entry.username)
                 continue
@@ -112,6 +118,22 @@ class Departures:
                 if spawner.active and (spawner.orm_spawner.started is None or spawner.orm_spawner.started < began)
             }
             self._start(_Departure(entry, user, user.id, servers))
+
+    async def _whose(self, entry: Entry) -> Any:
+        """Whose access it is that ends: the log-in tells, since an administrator may have renamed the user."""
+        named = self._user(entry.username)
+        if self._standings is None or not entry.session_id or await self._has_log_in(named, entry.session_id):
+            return named
+        stored = self._app.db.query(orm.User.name).filter(orm.User.encrypted_auth_state.is_not(None))
+        for (name,) in stored.all():
+            user = self._user(name)
+            if await self._has_log_in(user, entry.session_id):
+                return user
+        return named  # there is another log-in now
+
+    async def _has_log_in(self, user: Any, session_id: str) -> bool:
+        session = await self._standings.session(user) if user is not None else None
+        return session is not None and session.id == session_id
 
     async def end(self, user: Any, reason: str, *, why: str, by: str = "") -> Departed:
         """End all access of one of the hub's users: servers, their credentials and routes, tokens, cookies, sessions.

@@ -76,20 +76,30 @@ class Rounds:
 
     async def _go(self) -> None:
         await asyncio.shield(self._app._start_future)  # noqa: SLF001 - users and servers are known then
-        try:
-            self._departures.resume()
-        except SQLAlchemyError:
-            log.exception("What an earlier hub has begun to end can't be gone on with; checks are made all the same")
-        if not hasattr(self._app.authenticator, "standings"):
-            return  # another authenticator knows of no memberships
-        while True:
-            try:
-                await self._look()
-            except Exception as error:
-                log.exception("Memberships could not be looked at")
-                if isinstance(error, SQLAlchemyError):
-                    self._app.db.rollback()  # or else the next look fails as well, until a page has failed
+        ours, resumed = hasattr(self._app.authenticator, "standings"), False
+        while ours or not resumed:  # another authenticator knows of no memberships
+            resumed = resumed or await self._resume()
+            if ours:
+                await self._look_safely()
             await asyncio.sleep(self._pause)
+
+    async def _resume(self) -> bool:
+        """Whether what an earlier hub has begun to end is gone on with; checks are made all the same."""
+        try:
+            await self._departures.resume()
+        except Exception:
+            log.exception("What an earlier hub has begun to end can't be gone on with yet")
+            self._app.db.rollback()
+            return False
+        return True
+
+    async def _look_safely(self) -> None:
+        try:
+            await self._look()
+        except Exception as error:
+            log.exception("Memberships could not be looked at")
+            if isinstance(error, SQLAlchemyError):
+                self._app.db.rollback()  # or else the next look fails as well, until a page has failed
 
     async def _look(self) -> None:
         """Have all asked whose turn comes before the next look."""

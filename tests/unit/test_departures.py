@@ -6,6 +6,7 @@ The hub's servers are what a test makes of them; departures through a real Jupyt
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from jupyterhub import orm
 from casa_hub.keeper import departures as module
 from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.kept import Holding
+from casa_hub.keeper.ledger import Entry
 from casa_hub.keeper.times import Keeper
 
 EDITED = {"expires_at": "never", "identifiers": {"jti": "1"}, "earlier": []}
@@ -38,7 +40,7 @@ class Kept:
 
 
 def server(kept: Kept) -> Any:
-    return SimpleNamespace(casa_kept=kept, pending=None, active=True)
+    return SimpleNamespace(casa_kept=kept, pending=None, active=True, orm_spawner=SimpleNamespace(started=None))
 
 
 class User:
@@ -65,11 +67,59 @@ class Proxy:
         pass
 
 
+class Users(dict[int, User]):
+    """Found by number, or by the name that they have now."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return next((user for number, user in self.items() if key in (number, user.name)), default)
+
+
+class Standings:
+    """Knows the log-ins; the provider ends no tokens."""
+
+    def __init__(self, **log_ins: str) -> None:
+        self.log_ins = log_ins
+
+    async def session(self, user: Any) -> Any:
+        found = self.log_ins.get(user.name)
+        return found and SimpleNamespace(id=found, issuer="", refresh_token="", session_id=found)
+
+    async def known(self, user: Any) -> Any:
+        return SimpleNamespace(session_id=self.log_ins.get(user.name, ""))
+
+    async def settled(self, username: str) -> None:
+        pass
+
+    async def forget(self, user: Any, session_id: str) -> bool:
+        ours = self.log_ins.get(user.name) == session_id
+        if ours:
+            del self.log_ins[user.name]
+        return ours
+
+
+def restarted(departures: Departures, **log_ins: str) -> Departures:
+    """Those of a hub that has the database of an earlier one, which was killed."""
+    app = departures._app
+    app.authenticator = SimpleNamespace(standings=Standings(**log_ins))
+    app.authenticator.provider_side = SimpleNamespace(client=SimpleNamespace(issuer=""))
+    for user in app.users.values():
+        user.orm_user.encrypted_auth_state = b"..."
+    app.db.commit()
+    return Departures(app, Keeper())
+
+
+async def is_done(departures: Departures, username: str) -> None:
+    async with asyncio.timeout(10):
+        while departures._ledger.all(0)[0].done is None:  # noqa: ASYNC110 - nobody has an event of it
+            await asyncio.sleep(0)
+    assert [entry.username for entry in departures._ledger.all(0)] == [username]
+
+
 def hub(kept: Kept) -> tuple[User, Departures]:
     db = orm.new_session_factory("sqlite:///:memory:")()
     user = User(db, kept)
     app = SimpleNamespace(
-        db=db, users={user.id: user}, authenticator=SimpleNamespace(), tornado_settings={}, proxy=Proxy()
+        db=db, users=Users({user.id: user}), authenticator=SimpleNamespace(), tornado_settings={}, proxy=Proxy()
     )
     return user, Departures(app, Keeper())
 
@@ -134,3 +184,34 @@ async def test_an_end_that_can_t_begin_leaves_nothing_half_done_in_the_hub_s_ses
     assert db.query(orm.APIToken).count() == 1
     assert (await departures.end(user, "out", why="operator")).tokens == 1
     assert db.query(orm.APIToken).count() == 0
+
+
+async def test_a_hub_that_is_killed_ends_the_access_of_whom_an_administrator_has_renamed_meanwhile() -> None:
+    """The name may be somebody else's by then, whose access goes on."""
+    user, departures = hub(Kept())
+    departures._ledger.open()
+    departures._ledger.note(Entry("alice", "log-in-1", "out", "no", "", 1.7e9))
+    departures._app.db.commit()
+    user.name = user.orm_user.name = "alicia"
+    other = User(departures._app.db, Kept())
+    departures._app.users[other.id] = other
+
+    later = restarted(departures, alicia="log-in-1", alice="log-in-2")
+    await later.resume()
+    await later.resume()
+    await is_done(later, "alice")
+    assert not user.spawners[""].active
+    assert other.spawners[""].active
+    assert later._app.authenticator.standings.log_ins == {"alice": "log-in-2"}
+
+
+async def test_who_has_logged_in_anew_under_the_same_name_loses_what_ran_before() -> None:
+    user, departures = hub(Kept())
+    departures._ledger.open()
+    departures._ledger.note(Entry("alice", "log-in-1", "out", "no", "", time.time()))
+    departures._app.db.commit()
+    later = restarted(departures, alice="log-in-2")
+    await later.resume()
+    await is_done(later, "alice")
+    assert not user.spawners[""].active
+    assert later._app.authenticator.standings.log_ins == {"alice": "log-in-2"}

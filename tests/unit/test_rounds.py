@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
 
 from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
@@ -88,3 +90,26 @@ async def test_a_silence_of_the_whole_grace_ends_the_access_with_it() -> None:
     last_yes = hub.now
     assert await hub.hear(Verdict.CANT_SAY, last_yes, later=300) == []
     assert await hub.hear(Verdict.CANT_SAY, last_yes, later=hub.keeper.outage_grace - 300) == ["outage"]
+
+
+async def test_what_an_earlier_hub_has_begun_to_end_is_gone_on_with_when_the_database_can_be_read() -> None:
+    """It was locked at the hub's start: until the next one, somebody whose access had ended kept the server."""
+    tries: list[int] = []
+    resumed = asyncio.Event()
+
+    async def resume() -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OperationalError("SELECT", {}, Exception("database is locked"))
+        resumed.set()
+
+    start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    start.set_result(None)
+    app = SimpleNamespace(_start_future=start, authenticator=SimpleNamespace(), db=SimpleNamespace(rollback=list))
+    rounds = Rounds(app, Keeper(recheck_interval=1), SimpleNamespace(resume=resume), None)  # type: ignore[arg-type]
+    rounds.begin()
+    async with asyncio.timeout(10):
+        await resumed.wait()
+        assert rounds._task is not None
+        await rounds._task  # another authenticator knows of no memberships
+    assert len(tries) == 3

@@ -1,4 +1,8 @@
-"""Departures in the hub's database: a hub that is killed goes on with one, and whoever is back reads why it was."""
+"""What the hub's database keeps of memberships for the hub after this one.
+
+Departures: a hub that is killed goes on with one, and whoever is back reads why it was. And since when users are known
+of whose log-in isn't: their time must not begin anew with each restart.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,13 @@ _departures = Table(
     Column("began", Float, nullable=False),
     Column("done", Float, nullable=True),
     Column("servers", Integer, nullable=False),
+)
+
+_unknown = Table(
+    "casa_hub_unknown_log_ins",
+    MetaData(),
+    Column("username", Unicode(255), primary_key=True),
+    Column("since", Float, nullable=False),
 )
 
 #: Seconds for which a departure that is done is remembered.
@@ -74,4 +85,25 @@ class Ledger:
 
     def remove(self, username: str) -> None:
         self._db.execute(delete(_departures).where(_departures.c.username == username))
+        self._db.commit()
+
+
+class UnknownLogIns:
+    """The other table: user name -> epoch seconds since when. Raises SQLAlchemyError."""
+
+    def __init__(self, db: Any) -> None:
+        self._db = db
+
+    def all(self) -> dict[str, float]:
+        """Makes the table if there is none."""
+        _unknown.create(self._db.get_bind(), checkfirst=True)
+        return {row.username: row.since for row in self._db.execute(select(*_unknown.columns))}
+
+    def note(self, username: str, since: float) -> None:
+        self._db.execute(delete(_unknown).where(_unknown.c.username == username))
+        self._db.execute(insert(_unknown).values(username=username, since=since))
+        self._db.commit()
+
+    def remove(self, username: str) -> None:
+        self._db.execute(delete(_unknown).where(_unknown.c.username == username))
         self._db.commit()

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,6 +19,7 @@ from casa_hub.identity.standing import FRESH, Standing
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.gate import Gate
+from casa_hub.keeper.ledger import UnknownLogIns
 from casa_hub.keeper.notices import when
 from casa_hub.keeper.times import Access, Keeper, now_of
 from casa_hub.keeper.watched import watched
@@ -61,8 +63,9 @@ class Rounds:
         self._slots = asyncio.Semaphore(_AT_ONCE)
         #: Up to when turns have been looked at; epoch seconds.
         self._until = -math.inf
-        #: Since when users are known of whose log-in isn't.
+        #: Since when users are known of whose log-in isn't; as in the database, once it could be read.
         self._noticed: dict[str, float] = {}
+        self._unknown = UnknownLogIns(app.db)
         #: Since when the provider can't say anything of a user.
         self._silent: dict[str, float] = {}
 
@@ -87,6 +90,8 @@ class Rounds:
         """Whether what an earlier hub has begun to end is gone on with; checks are made all the same."""
         try:
             await self._departures.resume()
+            if hasattr(self._app.authenticator, "standings"):
+                self._noticed = self._noticed | self._unknown.all()
         except Exception:
             log.exception("What an earlier hub has begun to end can't be gone on with yet")
             self._app.db.rollback()
@@ -104,7 +109,8 @@ class Rounds:
     async def _look(self) -> None:
         """Have all asked whose turn comes before the next look."""
         people = dict.fromkeys(self._gate.open_cases, False) | watched(self._app.db)
-        self._noticed = {name: at for name, at in self._noticed.items() if name in people}
+        for name in self._noticed.keys() - people.keys():
+            self._forget(name)
         self._silent = {name: at for name, at in self._silent.items() if name in people}
         now = now_of(self._app)
         # After a long pause (a machine that slept) those who missed their turn would all come at once.
@@ -182,8 +188,10 @@ class Rounds:
         now, name = now_of(self._app), user.name
         verdict = self._gate.effective(name, standing)
         last_yes = standing.last_yes
-        if verdict is Verdict.LOG_IN_AGAIN and not last_yes:
-            last_yes = self._noticed.setdefault(name, now)
+        if standing.session_id:
+            self._forget(name)
+        elif verdict is Verdict.LOG_IN_AGAIN:
+            last_yes = self._notice(name, now)
         silent = self._is_silent(name, standing, now)
         if self._keeper.access(verdict, last_yes, now) is not Access.OFF:
             return
@@ -204,6 +212,26 @@ class Rounds:
             if not standing.last_yes:
                 reason = f"No log-in in time: {standing.reason}"
             await self._departures.end(user, reason, why="age")
+
+    def _notice(self, name: str, now: float) -> float:
+        """Since when this user is known, but no log-in; a clock that was put back gives no more time."""
+        since = self._noticed.get(name, now)
+        if name not in self._noticed or since > now:
+            since = self._noticed[name] = now
+            self._write(lambda: self._unknown.note(name, now))
+        return since
+
+    def _forget(self, name: str) -> None:
+        if self._noticed.pop(name, None) is not None:
+            self._write(lambda: self._unknown.remove(name))
+
+    def _write(self, change: Callable[[], None]) -> None:
+        """What can't be written is known to this hub all the same."""
+        try:
+            change()
+        except SQLAlchemyError as error:
+            self._app.db.rollback()
+            log.error("Whose log-in is not known can't be stored (%s)", type(error).__name__)  # noqa: TRY400
 
     def _is_silent(self, name: str, standing: Standing, now: float) -> bool:
         """Whether the provider has been silent for long enough, by this hub's own asking."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from jupyterhub import orm
 from sqlalchemy.exc import OperationalError
 
 from casa_hub.identity.standing import Standing
@@ -52,19 +53,32 @@ class Hub:
 
     def __init__(self) -> None:
         self.now = 1.7e9
+        self.db = orm.new_session_factory("sqlite:///:memory:")()
         self.ended: list[str] = []
         self.keeper = Keeper()
-        self.authenticator = SimpleNamespace(clock=lambda: self.now)
+        self.authenticator = SimpleNamespace(clock=lambda: self.now, standings=None)
         gate: Any = SimpleNamespace(effective=lambda _, standing: standing.verdict, release=lambda _: None)
-        departures: Any = SimpleNamespace(has_any=lambda _: True, ending=lambda *_: "", end=self.end)
-        self.rounds = Rounds(self, self.keeper, departures, gate)
+        departures: Any = SimpleNamespace(
+            has_any=lambda _: True, ending=lambda *_: "", end=self.end, resume=self.end_all
+        )
+        self.make_rounds = lambda: Rounds(self, self.keeper, departures, gate)
+        self.rounds = self.make_rounds()
+
+    async def end_all(self) -> None:
+        """Nothing has begun to end."""
+
+    async def restarts(self) -> None:
+        self.rounds = self.make_rounds()
+        assert await self.rounds._resume()
 
     async def end(self, user: Any, reason: str, *, why: str) -> None:
         self.ended.append(why)
 
     async def hear(self, verdict: Verdict, last_yes: float, *, later: float) -> list[str]:
         self.now += later
-        await self.rounds._follow(SimpleNamespace(name="alice"), Standing(verdict, self.now, "no answer", last_yes))
+        session_id = "a log-in" if last_yes else ""
+        standing = Standing(verdict, self.now, "no answer", last_yes, session_id)
+        await self.rounds._follow(SimpleNamespace(name="alice"), standing)
         return self.ended
 
 
@@ -90,6 +104,31 @@ async def test_a_silence_of_the_whole_grace_ends_the_access_with_it() -> None:
     last_yes = hub.now
     assert await hub.hear(Verdict.CANT_SAY, last_yes, later=300) == []
     assert await hub.hear(Verdict.CANT_SAY, last_yes, later=hub.keeper.outage_grace - 300) == ["outage"]
+
+
+async def test_a_restart_gives_no_more_time_to_whom_no_log_in_is_known_of() -> None:
+    """Whose crypt key was lost, say: each restart of the hub gave them another day."""
+    hub = Hub()
+    day = hub.keeper.membership_max_age
+    await hub.restarts()
+    assert await hub.hear(Verdict.LOG_IN_AGAIN, 0.0, later=0) == []
+    for _ in range(3):
+        await hub.restarts()
+        assert await hub.hear(Verdict.LOG_IN_AGAIN, 0.0, later=day / 4) == []
+    await hub.restarts()
+    assert await hub.hear(Verdict.LOG_IN_AGAIN, 0.0, later=day / 4) == ["age"]
+
+
+async def test_a_log_in_ends_that_time_for_good() -> None:
+    hub = Hub()
+    day = hub.keeper.membership_max_age
+    await hub.restarts()
+    await hub.hear(Verdict.LOG_IN_AGAIN, 0.0, later=0)
+    await hub.hear(Verdict.YES, hub.now, later=60)
+    await hub.restarts()
+    assert await hub.hear(Verdict.LOG_IN_AGAIN, 0.0, later=2 * day) == []
+    assert await hub.hear(Verdict.LOG_IN_AGAIN, 0.0, later=-2 * day) == []  # the clock is put back
+    assert await hub.hear(Verdict.LOG_IN_AGAIN, 0.0, later=day) == ["age"]
 
 
 async def test_what_an_earlier_hub_has_begun_to_end_is_gone_on_with_when_the_database_can_be_read() -> None:

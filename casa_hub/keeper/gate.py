@@ -18,7 +18,7 @@ from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.holdback import Holdback, Ruling
-from casa_hub.keeper.times import Keeper, now_of
+from casa_hub.keeper.times import Access, Keeper, now_of
 from casa_hub.keeper.watched import watched
 
 #: Seconds for which a "no" waits for the others, at most; with what follows it is over in 30.
@@ -103,7 +103,16 @@ class Gate:
         user = self._app.users.get(username)
         if user is None or username in self._leaving or self._departures.ending(username, standing.session_id):
             return
-        if not self._departures.has_any(user) or not self._holdback.no(username, now_of(self._app)):
+        if not self._departures.has_any(user):
+            return
+        now = now_of(self._app)
+        graceless = self._keeper.access(Verdict.CANT_SAY, standing.last_yes, now) is Access.OFF
+        if graceless and not user.active and not user.api_tokens:
+            # Somebody who left long ago opens an old page. To hold that back spares nothing, and if a whole class does
+            # so on one morning, it says nothing of who is out now.
+            self._depart([username])
+            return
+        if not self._holdback.no(username, now):
             return
         if self._weighing is None:
             self._weighing = self._task(self._weigh(), f'weighing the "no" of {username}')

@@ -77,7 +77,8 @@ class Holdback:
             unheard: those of them who may be out as well: not asked since the first "no". Nobody, to have a ruling
                 without them; then `users` shouldn't have them either.
         """
-        self._gone = {name: at for name, at in self._gone.items() if now - at < self._window}
+        # One of the future is of a clock that was put back since.
+        self._gone = {name: at for name, at in self._gone.items() if 0 <= now - at < self._window}
         out = self._new.keys() | self._held.keys() | self._gone.keys()
         most = limit(len(out | set(users)))
         if len(out) > most:

@@ -16,7 +16,7 @@ from casa_hub.keeper.times import Keeper
 
 
 class Hub:
-    """As much of a hub as the gate needs; all its users are out, and each end takes as long as the test wants."""
+    """As much of a hub as the gate needs, with a server for each of its users; all are out unless a test says else."""
 
     def __init__(self, count: int) -> None:
         self.now = 1.7e9
@@ -25,14 +25,15 @@ class Hub:
         self.tornado_settings: dict[str, Any] = {}
         self.authenticator = SimpleNamespace(clock=lambda: self.now, standings=self, hand_out_token=self.hand_out)
         self.began: list[str] = []
-        self.may = asyncio.Event()
-        self.may.set()
+        self.out = set(self.names)
+        self.last_yes = dict.fromkeys(self.names, self.now - 60)
         departures: Any = SimpleNamespace(has_any=lambda _: True, ending=lambda *_: "", end=self.end)
         self.gate = Gate(self, Keeper(), departures)
         self.db: Any = None
 
     def last(self, name: str) -> Standing:
-        return Standing(Verdict.NO, self.now, "not in /cms", self.now - 60)
+        verdict = Verdict.NO if name in self.out else Verdict.YES
+        return Standing(verdict, self.now, "not in /cms", self.last_yes[name])
 
     async def of(self, user: Any, **_: Any) -> Standing:
         standing = self.last(user.name)
@@ -44,11 +45,10 @@ class Hub:
 
     async def end(self, user: Any, reason: str, *, why: str, by: str) -> None:
         self.began.append(user.name)
-        await self.may.wait()
 
     async def hears_all(self) -> None:
         """Of everybody's "no", until it has been weighed."""
-        for name in self.names:
+        for name in sorted(self.out):
             self.gate.heard(name, self.last(name))
         while self.gate._weighing is not None:  # noqa: ASYNC110 - nobody has an event of it
             await asyncio.sleep(0)
@@ -91,7 +91,7 @@ async def test_who_is_heard_of_again_before_his_turn_to_leave_is_not_held_back_a
 async def test_an_end_that_fails_is_no_reason_to_forget_the_no(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's database may be locked: the next "no" is weighed as the first was."""
     monkeypatch.setattr(module, "RATE", 1e6)
-    hub.names = hub.names[:1]
+    hub.out = {hub.names[0]}
     failed = asyncio.Event()
 
     async def locked(*_: Any, **__: Any) -> None:
@@ -107,3 +107,29 @@ async def test_an_end_that_fails_is_no_reason_to_forget_the_no(hub: Hub, monkeyp
     async with asyncio.timeout(10):
         while not hub.began:  # noqa: ASYNC110 - nobody has an event of it
             await asyncio.sleep(0)
+
+
+async def test_those_who_left_long_ago_and_come_back_all_at_once_hold_nobody_back(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old cookies of last month's school; anybody with three of them could delay the end of a fourth by the grace."""
+    monkeypatch.setattr(module, "RATE", 1e6)
+    hub.out = set(hub.names[40:])
+    for name in hub.out:
+        hub.last_yes[name], hub.users[name].active = hub.now - 30 * 86400, False
+    monkeypatch.setattr(module, "watched", lambda _: dict.fromkeys(hub.names[:40], True))
+    await hub.hears_all()
+    hub.out.add(hub.names[0])
+    await hub.hears_all()
+    assert hub.gate.held() == []
+    async with asyncio.timeout(10):
+        while set(hub.began) != hub.out:  # noqa: ASYNC110 - nobody has an event of it
+            await asyncio.sleep(0)
+
+
+async def test_whose_server_ran_on_without_a_hub_is_weighed_with_the_others(hub: Hub) -> None:
+    """After a long pause everybody's last "yes" is old: a mapper that is gone must still raise the alarm."""
+    hub.last_yes = dict.fromkeys(hub.names, hub.now - 86400)
+    await hub.hears_all()
+    assert len(hub.gate.held()) == 50
+    assert hub.began == []

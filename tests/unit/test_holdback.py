@@ -94,6 +94,16 @@ def test_a_trickle_in_one_round_counts_together() -> None:
     assert holdback.rule(WINDOW + 1, everybody) is Ruling.GO
 
 
+def test_those_who_left_before_the_clock_was_put_back_count_no_more() -> None:
+    """Else each single "no" of the next hours would raise the alarm."""
+    holdback, everybody = Holdback(WINDOW), users(20)
+    for name in everybody[:3]:
+        holdback.no(name, 0.0)
+    holdback.go(0.0)
+    holdback.no(everybody[3], -3600.0)
+    assert holdback.rule(-3600.0, everybody) is Ruling.GO
+
+
 def test_while_some_are_held_back_others_count_with_them_until_they_are_confirmed_or_released() -> None:
     holdback, everybody = Holdback(WINDOW), users(10)
     for name in everybody[:5]:

@@ -1,13 +1,17 @@
-"""docs/migration.md: what the old Secrets hold becomes the files that this package reads."""
+"""docs/migration.md: what the old Secrets hold becomes the files that this package reads; homes are found again."""
 
 from __future__ import annotations
 
 import base64
+import inspect
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from kubespawner import KubeSpawner
+from kubespawner.slugs import escape_slug, safe_slug
 
 from casa_hub.credentials.htcondor import master_key
 from casa_hub.credentials.xcache import parse_secret_key
@@ -49,3 +53,14 @@ def test_the_old_key_of_htcondor_becomes_its_file(tmp_path: Path) -> None:
     convert("condor-token", key, tmp_path)
     assert (tmp_path / "condor").read_bytes() == key
     assert master_key((tmp_path / "condor").read_bytes(), "POOL") == master_key(key, "POOL")
+
+
+def test_homes_keep_their_names() -> None:
+    """The template's field is KubeSpawner's, for the names that it gave before version 7."""
+    text = PAGE.read_text()
+    (field,) = re.findall(r"pvcNameTemplate: claim-\{(\w+)\}`", text)
+    (old,) = re.findall(r"\(`claim-([^`]+)`\)", text)
+    assert f"{field}=" in inspect.getsource(KubeSpawner._expand_user_properties)
+    assert field.startswith("escaped_")
+    assert escape_slug("user@example.edu") == old != safe_slug("user@example.edu")
+    assert escape_slug("ada") == safe_slug("ada")

@@ -113,7 +113,9 @@ def test_the_secrets_are_those_that_the_values_ask_for(part: str, kind: str, kus
     data = {name: one["spec"]["encryptedData"] if kind == "SealedSecret" else one["data"] for name, one in held.items()}
     assert {name: set(keys) for name, keys in data.items()} == {"casa-hub": HUB_SECRET, "casa-hub-keys": KEYS}
     assert {one["metadata"].get("namespace") for one in held.values()} == {"jupyterhub"}
-    assert only(objects, "Namespace")["metadata"]["name"] == "jupyterhub"
+    space = only(objects, "Namespace")["metadata"]
+    assert space["name"] == "jupyterhub"
+    assert space["annotations"]["kustomize.toolkit.fluxcd.io/prune"] == "disabled"  # homes are in it
 
     hub = yaml.safe_load((VALUES / "cms.yaml").read_text())["hub"]
     assert {hub["existingSecret"], hub["extraVolumes"][0]["secret"]["secretName"]} == set(data)

@@ -435,7 +435,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         """Every spawn, by whomever and with whatever spawner, needs a membership."""
         super().pre_spawn_start(user, spawner)
         try:
-            await self.recheck(user)
+            # Departures go by it: a server that a new log-in starts isn't what was to be ended.
+            spawner.casa_log_in = (await self.recheck(user)).session_id
         except MembershipError as error:
             told = audit.Event(audit.Action.REFUSED, user.name, server=spawner.name, reason=error.problem)
             audit.tell(user.settings, told)

@@ -278,6 +278,8 @@ class Departures:
             kept = getattr(spawner, "casa_kept", None)
             problem: Exception | None = None
             while True:
+                if self._is_let_in_since(departure, user, spawner):
+                    return
                 # Also before a pending start is over, and again after it.
                 if kept is not None:
                     await self._tell_what_it_holds(departure, user, name, kept)
@@ -293,6 +295,13 @@ class Departures:
             departure.stopped.add(name)
         if problem is not None and kept is not None:
             await kept.withdraw()
+
+    def _is_let_in_since(self, departure: _Departure, user: Any, spawner: Any) -> bool:
+        """Whether a new log-in has started it, after the one that was to be ended had ended by itself."""
+        now = self._standings.last(user.name) if self._standings is not None else None
+        if now is None or now.session_id == departure.entry.session_id:
+            return False
+        return bool(getattr(spawner, "casa_log_in", None) == now.session_id)
 
     async def _not_pending(self, spawner: Any) -> None:
         while spawner.pending:  # noqa: ASYNC110 - nobody has an event of it

@@ -84,8 +84,11 @@ class Standings:
         found = self.log_ins.get(user.name)
         return found and SimpleNamespace(id=found, issuer="", refresh_token="", session_id=found)
 
+    def last(self, username: str) -> Any:
+        return SimpleNamespace(session_id=self.log_ins.get(username, ""))
+
     async def known(self, user: Any) -> Any:
-        return SimpleNamespace(session_id=self.log_ins.get(user.name, ""))
+        return self.last(user.name)
 
     async def settled(self, username: str) -> None:
         pass
@@ -155,6 +158,29 @@ async def test_a_server_of_a_new_log_in_is_not_taken_for_one_whose_stop_was_slow
     user.spawners[""] = server(new)
     while departures.ending("alice", ""):  # noqa: ASYNC110 - nobody has an event of it
         await asyncio.sleep(0)
+    assert user.spawners[""].active
+    assert not new.withdrawn
+
+
+async def test_a_server_of_a_new_log_in_is_not_taken_for_one_that_could_not_be_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The API server was away; meanwhile the old one ended by itself, and its user was let in again."""
+    monkeypatch.setattr(module, "_AGAIN", 0.05)
+    user, departures = hub(Kept())
+    departures = restarted(departures, alice="log-in-1")
+
+    async def away(name: str) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(user, "stop", away)
+    user.spawners[""].casa_log_in = "log-in-1"
+    assert (await departures.end(user, "out", why="operator")).still
+    new = Kept()
+    user.spawners[""] = server(new)
+    user.spawners[""].casa_log_in = "log-in-2"
+    departures._app.authenticator.standings.log_ins["alice"] = "log-in-2"
+    await is_done(departures, "alice")
     assert user.spawners[""].active
     assert not new.withdrawn
 

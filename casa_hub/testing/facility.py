@@ -195,7 +195,7 @@ class FacilityHub(Hub):
             left = [process for process in [*self._processes, *filter(None, signed)] if process.alive]
             for process in left:
                 os.killpg(process.pid, signal.SIGKILL)
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while any(process.alive for process in left):  # not our children: nobody tells us
                 assert time.monotonic() < deadline, f"servers can't be ended: {left}"
                 time.sleep(0.05)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import re
 import secrets
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import requests
 
@@ -68,13 +71,19 @@ CasaOAuthenticator.clock = staticmethod(lambda: time.time() + float(Path("ahead"
 """
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+def free_ports(count: int, owner: object) -> list[int]:
+    """Ports of 127.0.0.1 where nobody listens, and which nobody else is given as long as `owner` exists.
+
+    Each is held by a socket that is bound and doesn't listen. Linux lets a server bind and listen beside it, since both
+    have SO_REUSEADDR, and gives the port to nobody who asks for any. Without that, another test on a busy machine gets
+    it before the server has started, or while it is started anew.
+    """
+    held = [socket.socket() for _ in range(count)]
+    for each in held:
+        weakref.finalize(owner, each.close)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        each.bind(("127.0.0.1", 0))
+    return [each.getsockname()[1] for each in held]
 
 
 class Hub:
@@ -100,7 +109,7 @@ class Hub:
         self.directory = directory
         #: Of a service that may do everything that tests do.
         self.api_token = secrets.token_hex(16)
-        self.port, hub_port, api_port = free_ports(3)
+        self.port, hub_port, api_port = free_ports(3, self)
         #: Where browsers go, without a path.
         self.url = f"http://127.0.0.1:{self.port if proxy else hub_port}"
         if not proxy:
@@ -122,10 +131,12 @@ class Hub:
         }
         self.ahead = 0.0
         self.put_forward(0)
-        self._lines: list[str] = []
+        #: What it has said, in pieces, and where the rest of it comes from.
+        self._said: list[str] = []
+        self._output: _Output | None = None
         self._changed = threading.Condition()
-        self.process: subprocess.Popen[str] | None = None
-        self._told: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self._told: subprocess.Popen[bytes] | None = None
 
     def put_forward(self, seconds: float) -> None:
         """Let the authenticator think that it is so much later, with `LATER` in the configuration."""
@@ -135,11 +146,12 @@ class Hub:
 
     @property
     def log(self) -> str:
-        """What it has said so far, at level DEBUG."""
+        """What it has said so far, at level DEBUG: all that it wrote before this was asked for."""
         with self._changed:
-            return "".join(self._lines)
+            self._take()
+            return "".join(self._said)
 
-    def start(self, *, timeout: float = 60) -> Self:
+    def start(self, *, timeout: float = 120) -> Self:
         """Start it and wait until it serves; fails with the end of its log if it doesn't within `timeout` seconds."""
         since = len(self.log)
         self.begin()
@@ -155,36 +167,49 @@ class Hub:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             process_group=0,  # with its proxy, but without the servers, which have sessions of their own
         )
-        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        assert self.process.stdout is not None
+        with self._changed:
+            self._take()  # the last words of the one before
+            self._output = _Output(self.process.stdout)
+        threading.Thread(target=self._read, args=(self.process, self._output), daemon=True).start()
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
+    def _read(self, process: subprocess.Popen[bytes], output: _Output) -> None:
+        """Take what there is as soon as it is there, or else the hub would wait for room in the pipe."""
+        while output.wait():
             with self._changed:
-                self._lines.append(line)
-                self._changed.notify_all()
+                self._take(output)
         process.wait()
         with self._changed:
             self._changed.notify_all()
 
-    def wait_for(self, pattern: str, *, timeout: float = 30) -> re.Match[str]:
+    def _take(self, output: _Output | None = None) -> None:
+        """Take over what was written by now, whoever comes first. With the lock held."""
+        output = output or self._output
+        if output is not None and (text := output.take()):
+            self._said.append(text)
+            self._changed.notify_all()
+
+    def wait_for(self, pattern: str, *, timeout: float = 60) -> re.Match[str]:
         """Wait until the log has a match; fails at once when the hub ends without one."""
         return self.wait_for_all(pattern, 1, timeout=timeout)[0]
 
-    def wait_for_all(self, pattern: str, count: int, *, since: int = 0, timeout: float = 30) -> list[re.Match[str]]:
+    def wait_for_all(self, pattern: str, count: int, *, since: int = 0, timeout: float = 60) -> list[re.Match[str]]:
         """Wait for so many matches in the log from an offset on."""
         process = self.process
         assert process is not None
 
-        def found() -> list[re.Match[str]]:
-            return list(re.finditer(pattern, "".join(self._lines)[since:]))
+        matches: list[re.Match[str]] = []
+
+        def over() -> bool:
+            ended = process.poll() is not None  # before the last look, which then misses nothing
+            self._take()
+            matches[:] = re.finditer(pattern, "".join(self._said)[since:])
+            return len(matches) >= count or ended
 
         with self._changed:
-            self._changed.wait_for(lambda: len(found()) >= count or process.poll() is not None, timeout)
-            matches = found()
+            self._changed.wait_for(over, timeout)
         assert len(matches) >= count, f"{pattern!r} isn't in the hub's log:\n{self.log[-6000:]}"
         return matches
 
@@ -199,7 +224,7 @@ class Hub:
         self.end(how)
         if self.process is None:
             return 0
-        code = self.process.wait(60)
+        code = self.process.wait(120)
         if how == signal.SIGKILL:  # nobody else ends the proxy that it had started
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -221,3 +246,30 @@ class Hub:
     def browser(self) -> Browser:
         """A new one, of somebody who isn't logged in."""
         return Browser(self)
+
+
+class _Output:
+    """The end of a pipe, from which several threads take what there is; one of them waits."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._open = True
+        os.set_blocking(pipe.fileno(), False)
+
+    def wait(self) -> bool:
+        """Until there is more; False at its end."""
+        poll = select.poll()
+        poll.register(self._pipe, select.POLLIN)
+        poll.poll()
+        return self._open
+
+    def take(self) -> str:
+        """All that was written to the pipe by now, without waiting."""
+        pieces = []
+        with contextlib.suppress(BlockingIOError):
+            while self._open:
+                piece = os.read(self._pipe.fileno(), 1 << 16)
+                self._open = bool(piece)
+                pieces.append(self._decoder.decode(piece))
+        return "".join(pieces)

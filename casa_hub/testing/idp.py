@@ -160,7 +160,7 @@ class IdP:
             if event is not None:
                 self.held.append(form)
                 self.arrived.set()
-                event.wait(30)
+                event.wait(120)
         if path == "/oauth2/token":
             self.token_requests.append(dict(form))
             self.requests[form.get("grant_type", "")] += 1

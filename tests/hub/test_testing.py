@@ -126,10 +126,10 @@ def test_nothing_runs_on_after_a_hub_that_was_killed(casa_hub_factory: MakeHub, 
 
 def test_a_secret_in_the_log_is_found_and_not_told(tmp_path: Path) -> None:
     hub = FacilityHub(tmp_path, PRODUCTION, "http://localhost:1")
-    hub._lines += ["all is well\n"]
+    hub._said += ["all is well\n"]
     hub.assert_no_secret_in_log({"refresh-token-of-ada"})
     for secret in ("refresh-token-of-ada", hub.client_secret, hub.api_token):
-        hub._lines[:] = [f"DEBUG answer: {secret}\n"]
+        hub._said[:] = [f"DEBUG answer: {secret}\n"]
         with pytest.raises(AssertionError, match=r"1 secrets? .* character 14") as found:
             hub.assert_no_secret_in_log({"refresh-token-of-ada"})
         assert secret not in str(found.value).partition("\n")[0]

@@ -32,7 +32,7 @@ class Site:
     """A Traefik, and a delivery whose routes it watches."""
 
     def __init__(self, directory: Path) -> None:
-        self.ports = dict(zip(("scheduler", "worker"), free_ports(2), strict=True))
+        self.ports = dict(zip(("scheduler", "worker"), free_ports(2, self), strict=True))
         self.routes = directory / "routes"
         self.routes.mkdir()
         (directory / "dask.secret").write_text("c2VjcmV0" * 8 + "\n")
@@ -83,16 +83,16 @@ class Site:
     async def ask(self, host: str, purpose: str, client: ssl.SSLContext) -> bytes:
         """What answers for `host`."""
         reader, writer = await asyncio.wait_for(
-            asyncio.open_connection("127.0.0.1", self.ports[purpose], ssl=client, server_hostname=host), 10
+            asyncio.open_connection("127.0.0.1", self.ports[purpose], ssl=client, server_hostname=host), 30
         )
         try:
-            return await asyncio.wait_for(reader.read(), 10)
+            return await asyncio.wait_for(reader.read(), 30)
         finally:
             writer.close()
 
     async def until(self, reachable: bool, host: str, purpose: str, client: ssl.SSLContext) -> None:
         """Traefik gives no event to wait for, so ask again up to a deadline."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             try:
                 now = bool(await self.ask(host, purpose, client))
@@ -122,10 +122,10 @@ def site(tmp_path: Path) -> Iterator[Site]:
     with (tmp_path / "traefik.log").open("wb") as log:
         traefik = subprocess.Popen([TRAEFIK, *arguments], stdout=log, stderr=log, cwd=tmp_path)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         for port in site.ports.values():
             while True:
-                with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 1):
+                with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 5):
                     break
                 assert traefik.poll() is None, (tmp_path / "traefik.log").read_text()
                 assert time.monotonic() < deadline
@@ -133,7 +133,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield site
     finally:
         traefik.terminate()
-        traefik.wait(10)
+        traefik.wait(60)
         site.delivery.close()
 
 

@@ -34,8 +34,8 @@ from distributed.security import Security
 
 host, ca, certificate = sys.argv[1:]
 security = Security(require_encryption=True, tls_ca_file=ca, tls_client_cert=certificate, tls_client_key=certificate)
-with Client(f"tls://{host}:8786", security=security, timeout="30s") as client:
-    print(client.submit(lambda: os.environ["WHOSE"]).result(30))
+with Client(f"tls://{host}:8786", security=security, timeout="60s") as client:
+    print(client.submit(lambda: os.environ["WHOSE"]).result(60))
 """
 
 #: Each worker named does a task of its own, and then one that needs the others' results, which it gets from them.
@@ -50,12 +50,12 @@ security = Security(require_encryption=True, tls_ca_file=ca, tls_client_cert=cer
 def whose(*others):
     return os.environ["WHOSE"] + "".join(f"<{other}>" for other in others)
 
-with Client(f"tls://{host}:8786", security=security, timeout="30s") as client:
-    client.wait_for_workers(len(workers), timeout=30)
+with Client(f"tls://{host}:8786", security=security, timeout="60s") as client:
+    client.wait_for_workers(len(workers), timeout=60)
     at = {name: client.submit(whose, workers=[name], pure=False) for name in workers}
     for name in workers:
         others = [at[other] for other in workers if other != name]
-        print(client.submit(whose, *others, workers=[name], pure=False).result(30))
+        print(client.submit(whose, *others, workers=[name], pure=False).result(60))
 """
 
 
@@ -80,7 +80,7 @@ class Running:
     def wait_for(self, name: str) -> None:
         """Until a worker says that the scheduler has accepted it."""
         log = self.directory / f"{name}.log"
-        self.workers[name].wait_until("the scheduler knows it", lambda: "Registered to:" in read_log(log), 60)
+        self.workers[name].wait_until("the scheduler knows it", lambda: "Registered to:" in read_log(log), 120)
 
 
 class Site:
@@ -138,7 +138,7 @@ class Site:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=240,
             env=minimal_environment(**self.names.environment),
         )
 
@@ -149,7 +149,7 @@ class Site:
 
 def dial(address: str, port: int, host: str, context: ssl.SSLContext) -> str:
     """What a TLS client hears of `host` at Traefik: "welcome", or the refusal."""
-    with socket.create_connection((address, port), 20) as connection:
+    with socket.create_connection((address, port), 60) as connection:
         try:
             with context.wrap_socket(connection, server_hostname=host) as tls:
                 # Dask speaks first, to whom it accepts. TLS 1.3 tells a client of its refusal only here.

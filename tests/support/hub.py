@@ -35,7 +35,7 @@ def casa_config(issuer: str, **traits: object) -> str:
     return LATER + SERVERS + "".join(f"c.CasaOAuthenticator.{name} = {value!r}\n" for name, value in settings.items())
 
 
-def wait_for_port(port: int, *, timeout: float = 20) -> None:
+def wait_for_port(port: int, *, timeout: float = 60) -> None:
     """Until something listens there; a server that tells nobody that it is ready leaves only the asking."""
     deadline = time.monotonic() + timeout
     while True:

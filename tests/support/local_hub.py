@@ -31,7 +31,8 @@ CONFIG = (
 c.JupyterHub.spawner_class = "casa-local"
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.cleanup_servers = False
-c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0}
+# A start is looked at while it goes on; a stop is over when it is answered.
+c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0, "slow_stop_timeout": 50}
 c.Authenticator.allow_all = True
 c.Spawner.poll_interval = 1
 c.Spawner.args = ["--allow-root"]
@@ -85,7 +86,7 @@ class LocalHub(Hub):
             (directory / name).write_bytes(encoded.replace(b"\n", b"") + b"\n")
             (directory / name).chmod(0o600)
 
-    def start(self, *, timeout: float = 60) -> LocalHub:
+    def start(self, *, timeout: float = 120) -> LocalHub:
         super().start(timeout=timeout)
         return self
 
@@ -108,7 +109,7 @@ class LocalHub(Hub):
             f"{self.url}/hub/api{path}/progress",
             headers={"Authorization": f"token {self.api_token}"},
             stream=True,
-            timeout=90,
+            timeout=180,
         ) as answer:
             for line in answer.iter_lines():
                 if line.startswith(b"data:"):
@@ -148,7 +149,7 @@ class LocalHub(Hub):
         return content
 
 
-def until(true: Callable[[], object], what: str, seconds: float = 30) -> None:
+def until(true: Callable[[], object], what: str, seconds: float = 60) -> None:
     """For what happens in the hub without a word: look again, up to a deadline."""
     deadline = time.monotonic() + seconds
     while not true():

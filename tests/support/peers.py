@@ -68,7 +68,7 @@ def http(
     trust = ssl.create_default_context(cafile=str(xcache.tls.ca_file))
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
     try:
-        with opener.open(asked, timeout=20) as answer:
+        with opener.open(asked, timeout=60) as answer:
             return Answer(answer.status, answer.read())
     except urllib.error.HTTPError as error:
         return Answer(error.code, error.read(), str(error))
@@ -98,7 +98,7 @@ def root(xcache: XCache, path: str, token: str | None = None, *, by: str = "ztn"
         by: ``ztn`` (the client finds $BEARER_TOKEN_FILE and logs in with it) or ``authz`` (``?authz=Bearer%20...``).
     """
     with tempfile.TemporaryDirectory(prefix="casa-client-") as home:
-        environment = {"PATH": os.environ["PATH"], "HOME": home, "XRD_CONNECTIONRETRY": "1", "XRD_REQUESTTIMEOUT": "20"}
+        environment = {"PATH": os.environ["PATH"], "HOME": home, "XRD_CONNECTIONRETRY": "1", "XRD_REQUESTTIMEOUT": "60"}
         environment |= xcache.client_environment
         url = xcache.url(path)
         if token is not None and by == "ztn":
@@ -133,7 +133,7 @@ try:
     elif operation == "run":
         job = schedd.submit(htcondor.Submit(arguments["job"] | {"output": "out", "error": "err"}), spool=True)
         schedd.spool(job)
-        mine, end = f"ClusterId == {job.cluster()}", time.monotonic() + 60
+        mine, end = f"ClusterId == {job.cluster()}", time.monotonic() + 150
         while True:
             ad = schedd.query(mine, PROPERTIES + ["HoldReasonCode"])[0]
             held = ad["JobStatus"] == 5 and ad.get("HoldReasonCode") != SPOOLING
@@ -197,7 +197,7 @@ def condor(
 
 
 def _run(command: list[str], environment: dict[str, str], cwd: str | None = None) -> str:
-    ran = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 

@@ -48,7 +48,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def tokens(idp: IdP, clock: Clock) -> AsyncIterator[LogoutTokens]:
-    issuer = Issuer(Client(idp.issuer, "hub", "s", timeout=5))
+    issuer = Issuer(Client(idp.issuer, "hub", "s", timeout=30))
     yield LogoutTokens(issuer, clock=clock)
     await issuer.close()
 

@@ -30,7 +30,7 @@ class KubernetesError(Exception):
         self.body = body
 
 
-def eventually(condition: Callable[[], T], timeout: float = 10.0) -> T:
+def eventually(condition: Callable[[], T], timeout: float = 60.0) -> T:
     """The first true answer of `condition`; a 404 of the API server means: not yet."""
     deadline = time.monotonic() + timeout
     while True:
@@ -79,7 +79,7 @@ class Api(ABC):
         *,
         content_type: str = "application/json",
         token: str | None = None,
-        timeout: float = 10.0,
+        timeout: float = 30.0,
     ) -> Any:
         """One call of the API as administrator, or as the bearer of `token`.
 

@@ -74,7 +74,7 @@ $ORIGIN {0}.
 #: Removes directories of cgroups, from the leaves up, once their processes have gone and whoever started this has too.
 REMOVE_CGROUPS = r"""
 cat > /dev/null
-for _ in $(seq 200); do
+for _ in $(seq 1200); do
     find "$@" -depth -type d -exec rmdir {} \; 2> /dev/null
     left=$(for directory; do [ -e "$directory" ] && echo "$directory"; done)
     [ -z "$left" ] && exit 0
@@ -180,7 +180,7 @@ class Cluster:
             imports = [] if linked else self._import_images(self.images)
             self.plane.start()
             kubelet = self._start_node()
-            kubelet.wait_until("the node is ready", self._node_ready, timeout=60)
+            kubelet.wait_until("the node is ready", self._node_ready, timeout=120)
             self._finish(imports)
 
     def save_store(self, store: Path) -> None:

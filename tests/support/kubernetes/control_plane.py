@@ -106,7 +106,7 @@ class ControlPlane(Api):
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, timeout: float = 60.0) -> None:
+    def start(self, timeout: float = 120.0) -> None:
         """Start all and wait until pods can be made in the namespace `default`."""
         deadline = time.monotonic() + timeout
         self._admin = self.issue("admin", "admin", "system:masters")

@@ -99,7 +99,7 @@ class Rule:
             self._changed.notify_all()
         return True
 
-    def wait(self, hits: int = 1, timeout: float = 30) -> None:
+    def wait(self, hits: int = 1, timeout: float = 60) -> None:
         """Until the fault has happened so often."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.hits >= hits, timeout), f"no {self.method} {self.path.pattern}"
@@ -187,7 +187,7 @@ class FaultProxy:
         self._loop.close()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _start(self) -> None:
         upstream = ssl.create_default_context(cafile=self._api.ca_path)

@@ -21,8 +21,8 @@ c.JupyterHub.spawner_class = {spawner_class!r}
 c.JupyterHub.cleanup_servers = False
 c.KubeSpawner.namespace = {namespace!r}
 c.KubeSpawner.image = "none.test/singleuser:1"
-c.KubeSpawner.start_timeout = 30
-c.KubeSpawner.http_timeout = 10
+c.KubeSpawner.start_timeout = 60
+c.KubeSpawner.http_timeout = 30
 """
 
 #: What the hub needs beside.

@@ -485,8 +485,10 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             return ""
         held, since = upkeep.holdback.holds(user.name), upkeep.rounds.noticed(user.name)
         text = notice(standing, self.keeper, now, held_back=held, since=since)
+        if text or standing.verdict is not Verdict.YES:  # who is refused isn't let in again
+            return text
         ended = upkeep.departures.to_tell(user.name, now)
-        return text or (farewell(ended) if ended is not None else "")
+        return farewell(ended) if ended is not None else ""
 
     async def delete_user(self, user: Any) -> None:
         """An administrator removes a user from the hub: all access ends first, as that of somebody who is out.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,10 @@ from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.membership import Allowed
 from casa_hub.identity.providers import PROVIDERS
 from casa_hub.identity.settings import ALWAYS_ON, SUPERSEDED
+from casa_hub.identity.standing import Standing
+from casa_hub.identity.verdicts import Verdict
+from casa_hub.keeper.ledger import Entry
+from casa_hub.keeper.times import Keeper
 
 GOOD: dict[str, Any] = {
     "provider": "cms-iam",
@@ -170,3 +175,17 @@ def test_a_block_beside_ways_in_without_groups_is_a_warning(caplog: pytest.LogCa
     caplog.clear()
     configured(blocked_groups=["/cms/suspended"], allow_all=True, required_groups=["/cms"])
     assert "required_groups" not in caplog.text
+
+
+@pytest.mark.parametrize(("verdict", "told"), [(Verdict.YES, True), (Verdict.NO, False)])
+def test_only_who_is_let_in_again_is_told_so(verdict: Verdict, told: bool) -> None:
+    """Another "no" later that day said so as well, on the page that asks for the log-in."""
+    standings = SimpleNamespace(last=lambda _: Standing(verdict, 0.0, "not in /cms", 0.0))
+    ended = Entry("alice", "", "out", "no", "", 0.0, done=1.0)
+    upkeep = SimpleNamespace(
+        holdback=SimpleNamespace(holds=lambda _: False),
+        rounds=SimpleNamespace(noticed=lambda _: 0.0),
+        departures=SimpleNamespace(to_tell=lambda *_: ended),
+    )
+    hub: Any = SimpleNamespace(standings=standings, upkeep=upkeep, clock=lambda: 60.0, keeper=Keeper())
+    assert ("You are let in again" in CasaOAuthenticator.notice(hub, SimpleNamespace(name="alice"))) is told

@@ -22,7 +22,7 @@ help:
 	@echo "make bench       what a mint costs, a thousand servers to keep fresh, and a hundred starts at once"
 	@echo "make lock        resolve the versions that the tests run with anew"
 	@echo "make image       a hub's image for Kubernetes, from a wheel of this source"
-	@echo "                 (HUB=image of the chart's hub, without it: how to get that; IMAGE=registry.example.org/name:tag)"
+	@echo "                 (HUB=the image of the chart's hub; left out, it says how to find that. IMAGE=registry.example.org/name:tag)"
 
 demo: $(VENV)/.demo
 	@exec $(VENV)/bin/casa-hub demo $(DEMO)

@@ -289,7 +289,7 @@ class Departures:
                         problem = error
                 if not spawner.pending:
                     break
-                await self._not_pending(spawner)
+                await self._not_pending(spawner, kept)
             if spawner.active:
                 await self._stop(departure, user, name, spawner)
             departure.stopped.add(name)
@@ -303,9 +303,13 @@ class Departures:
             return False
         return bool(getattr(spawner, "casa_log_in", None) == now.session_id)
 
-    async def _not_pending(self, spawner: Any) -> None:
-        while spawner.pending:  # noqa: ASYNC110 - nobody has an event of it
-            await asyncio.sleep(_LOOK)
+    async def _not_pending(self, spawner: Any, kept: Any) -> None:
+        """Wait until a start or stop is over, or it is only now known what a start was given."""
+        before = None if kept is None else kept.running_start
+        while spawner.pending:
+            await asyncio.sleep(_LOOK)  # nobody has an event of it
+            if kept is not None and kept.running_start not in (None, before):
+                return
 
     async def _stop(self, departure: _Departure, user: Any, name: str, spawner: Any) -> None:
         """As JupyterHub's own handler does, whose method needs a request."""

@@ -29,12 +29,14 @@ class Kept:
     def __init__(self, fails: Exception | None = None) -> None:
         self.fails = fails
         self.withdrawn = 0
+        self.running_start: str | None = None
 
     async def holding(self) -> Holding:
         return Holding("0" * 32, {"credentials": {"xcache": EDITED, "dask": GOOD}})
 
     async def withdraw(self) -> None:
         self.withdrawn += 1
+        self.running_start = None
         if self.fails is not None:
             raise self.fails
 
@@ -183,6 +185,24 @@ async def test_a_server_of_a_new_log_in_is_not_taken_for_one_that_could_not_be_s
     await is_done(departures, "alice")
     assert user.spawners[""].active
     assert not new.withdrawn
+
+
+async def test_what_a_start_under_way_is_given_is_taken_as_soon_as_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not when the start is over: an image that is pulled takes minutes."""
+    monkeypatch.setattr(module, "_LOOK", 0.001)
+    kept = Kept()
+    user, departures = hub(kept)
+    user.spawners[""].pending = "spawn"
+    ending = asyncio.create_task(departures.end(user, "out", why="no"))
+    async with asyncio.timeout(10):
+        while kept.withdrawn < 1:  # noqa: ASYNC110 - nobody has an event of it
+            await asyncio.sleep(0)
+        kept.running_start = "0" * 32
+        while kept.withdrawn < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert user.spawners[""].pending
+        user.spawners[""].pending = None
+        assert (await ending).servers == ("",)
 
 
 async def test_another_name_saves_nobody() -> None:

@@ -43,6 +43,18 @@ class Server:
         """Unambiguous text of hub, user and server: equal texts mean the same server."""
         return json.dumps([self.hub_id, self.username, self.name])
 
+    @classmethod
+    def of_identity(cls, text: str | None) -> Server | None:
+        """The server of an `identity`; None for a text that is none, wherever it was found."""
+        try:
+            parts = json.loads(text or "")
+        except (ValueError, RecursionError):
+            return None
+        match parts:
+            case [str(hub_id), str(username), str(name)]:
+                return cls(hub_id, username, name)
+        return None
+
     def object_name(self, start_id: str) -> str:
         """Name of a start's objects in Kubernetes, a DNS label: ``casa-alice-1f2e3d4c``, at most 63 characters.
 

@@ -1,13 +1,10 @@
-"""What both deliveries have in common: the parcel, and the verbs."""
+"""What a delivery brings to a server, in a cluster as on one machine."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
-
-from traitlets.config import LoggingConfigurable
 
 if TYPE_CHECKING:
     from casa_hub.naming import Server
@@ -35,23 +32,3 @@ class Parcel:
     routes: tuple[Route, ...]
     #: What a restarted hub must know of this start: JSON-able, credential names, identifiers, expiries. No secret.
     record: Mapping[str, Any]
-
-
-class Delivery(LoggingConfigurable):
-    """Brings parcels to servers and takes them away again. Every verb may be repeated without harm."""
-
-    @abstractmethod
-    async def deliver(self, parcel: Parcel) -> None:
-        """Give a starting server its files and routes; all of it or nothing.
-
-        Raises:
-            DeliveryError: nothing is left behind then.
-        """
-
-    @abstractmethod
-    async def renew(self, parcel: Parcel) -> None:
-        """Replace the files of a running server, all at once; readers see the old set or the new one."""
-
-    @abstractmethod
-    async def withdraw(self, server: Server, start_id: str) -> None:
-        """Take everything of this start away; what belongs to another start or server is left alone."""

@@ -64,6 +64,18 @@ def test_every_name_is_valid_wherever_it_is_used(server: Server, start_id: str) 
     assert len(host) <= 253
 
 
+@given(servers)
+def test_an_identity_is_read_back(server: Server) -> None:
+    assert Server.of_identity(server.identity) == server
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "abc", '"abc"', "[]", '["a", "b"]', '["a", "b", 1]', '["a", "b", "c", "d"]', "[" * 10**5]
+)
+def test_what_is_no_identity_is_nobodys(text: str | None) -> None:
+    assert Server.of_identity(text) is None
+
+
 @given(servers, start_ids)
 def test_the_names_of_all_its_objects_are_valid(server: Server, start_id: str) -> None:
     start = Start(server, start_id, "users", "hub", {})

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -83,7 +84,7 @@ class KubernetesError(DeliveryError):
     @property
     def transient(self) -> bool:
         """Whether the same request may succeed in a moment."""
-        if self.status == 409:  # noqa: PLR2004
+        if self.status == HTTPStatus.CONFLICT:
             return _TRY_AGAIN in self.problem
         return self.status is None or self.status in _TRANSIENT
 
@@ -96,7 +97,6 @@ class OwnLoop:
         # A daemon: nothing in it outlives the hub or is worth to be waited for at its end.
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
-
         #: Of the callers' loop.
         self._work: set[asyncio.Future[Any]] = set()
 
@@ -160,7 +160,7 @@ class KubernetesAPI:
         try:
             return await self._request(_Call("GET", path(what), what, None, headers), deadline)
         except KubernetesError as error:
-            if error.status != 404:  # noqa: PLR2004
+            if error.status != HTTPStatus.NOT_FOUND:
                 raise
             return None
 
@@ -187,7 +187,7 @@ class KubernetesAPI:
         try:
             await self._request(_Call("DELETE", path(what), what, options), deadline)
         except KubernetesError as error:
-            if error.status not in {404, 409}:
+            if error.status not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
                 raise
 
     async def close(self) -> None:
@@ -232,7 +232,7 @@ class KubernetesAPI:
             document = json.loads(content)
         except ValueError:
             document = None
-        if 200 <= answer.status < 300:  # noqa: PLR2004
+        if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
             if not isinstance(document, dict) or "metadata" not in document:
                 raise _no_answer(call.what, "an answer that is none of Kubernetes'")
             return document

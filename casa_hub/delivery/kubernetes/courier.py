@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TypeAlias
 
 from casa_hub.delivery.kubernetes import manifests, marks
@@ -97,7 +98,7 @@ class Courier:
         try:
             await self._api.patch(manifests.reference("Secret", start), changes, deadline)
         except KubernetesError as error:
-            if error.status != 422:  # noqa: PLR2004
+            if error.status != HTTPStatus.UNPROCESSABLE_ENTITY:
                 raise
             there = await self.secret(start, deadline)
             ours = there is not None and marks.start_id_of(there) == start.start_id
@@ -105,7 +106,9 @@ class Courier:
             if found == after:  # by a try whose answer got lost
                 return
             if found is not None and found != before:
-                raise OvertakenError(error.thing, "was renewed by another request", "Try again.", 409) from None
+                raise OvertakenError(
+                    error.thing, "was renewed by another request", "Try again.", HTTPStatus.CONFLICT
+                ) from None
             raise
 
     async def secret(self, start: Start, deadline: Deadline) -> Object | None:
@@ -180,7 +183,7 @@ class Courier:
             try:
                 return await self._api.create(body, deadline)
             except KubernetesError as error:
-                if error.status != 409 or error.transient:  # noqa: PLR2004
+                if error.status != HTTPStatus.CONFLICT or error.transient:
                     raise
                 there = await self._api.get(body, deadline)
                 if there is not None:
@@ -198,7 +201,7 @@ class Courier:
                 thing,
                 "it is another server's, or not a server of this hub",
                 "Choose another name for this server; if that doesn't help, the operator must look at that pod.",
-                409,
+                HTTPStatus.CONFLICT,
             )
         self._log.info("Removing pod %s/%s, of an earlier start", start.namespace, name)
         await self._api.delete(body, uid, deadline, grace_seconds=0)
@@ -211,7 +214,7 @@ class Courier:
                     thing,
                     "an earlier one of this server does not go away",
                     "Try again in a minute; if it stays, its node may be down: tell the operator.",
-                    409,
+                    HTTPStatus.CONFLICT,
                 )
             await asyncio.sleep(_LOOK_AGAIN)
 

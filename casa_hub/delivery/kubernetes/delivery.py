@@ -129,18 +129,15 @@ class KubernetesDelivery(LoggingConfigurable):
             objects = self._objects(start, facility.routes(start.server, record))
             return objects if record is None or _wants_secret(record) else objects[1:]
 
-        self._leftovers = Leftovers(
-            self._courier, self._loop.run, hub, database=app.db, objects_of=objects_of, log=self.log
-        )
+        leftovers = Leftovers(self._courier, self._loop.run, hub, database=app.db, objects_of=objects_of, log=self.log)
+        self._leftovers = leftovers
         # Kept: the loop itself knows its tasks by weak references only.
-        self._living = asyncio.get_running_loop().create_task(self._live())
+        self._living = asyncio.get_running_loop().create_task(self._live(leftovers))
 
-    async def _live(self) -> None:
+    async def _live(self, leftovers: Leftovers) -> None:
         """As long as the hub: at its end JupyterHub cancels what runs."""
         try:
-            if self._leftovers is not None:
-                await self._leftovers.watch()
-            await asyncio.Event().wait()
+            await leftovers.watch()
         except asyncio.CancelledError:
             await self._loop.end(self._api.close())
             raise
@@ -226,10 +223,8 @@ class KubernetesDelivery(LoggingConfigurable):
             OvertakenError: the Secret has another record by now.
             KubernetesError: nothing is known to be replaced; what there is must be asked for before another try.
         """
-        changes, after = (
-            manifests.renewal(start, parcel.files, parcel.record, before),
-            manifests.record_text(parcel.record),
-        )
+        changes = manifests.renewal(start, parcel.files, parcel.record, before)
+        after = manifests.record_text(parcel.record)
         await self._loop.run(self._courier.renew(start, changes, before, after, deadline))
         return after
 

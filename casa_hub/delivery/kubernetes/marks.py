@@ -34,17 +34,8 @@ def is_of(pod: Object, server: Server, instance: str) -> bool:
 def whose(pod: Object) -> tuple[str, str]:
     """User and server of a pod, by KubeSpawner's annotations, and by ours where there are some; ("", "") if none."""
     annotations = pod["metadata"].get("annotations") or {}
-    identity = _identity(annotations.get(SERVER))
-    return identity[1:] if identity else (annotations.get(_USER, ""), annotations.get(_SERVER, ""))
-
-
-def _identity(text: str | None) -> tuple[str, str, str] | None:
-    """Hub, user and server (`Server.identity`)."""
-    try:
-        hub_id, username, name = json.loads(text or "")
-    except (TypeError, ValueError):
-        return None
-    return str(hub_id), str(username), str(name)
+    server = Server.of_identity(annotations.get(SERVER))
+    return (server.username, server.name) if server else (annotations.get(_USER, ""), annotations.get(_SERVER, ""))
 
 
 def _is_by(pod: Object, instance: str) -> bool:
@@ -78,11 +69,11 @@ def hub_selector(hub: Start) -> str:
 
 def start_of(pod: Object, hub: Start) -> Start | None:
     """The start that a pod of this hub is; None if it isn't marked as one."""
-    identity, start_id = _identity((pod["metadata"].get("annotations") or {}).get(SERVER)), start_id_of(pod)
-    if identity is None or not start_id or not (identity[0] == hub.server.hub_id or _is_by(pod, hub.instance)):
+    server, start_id = Server.of_identity((pod["metadata"].get("annotations") or {}).get(SERVER)), start_id_of(pod)
+    if server is None or not start_id or not (server.hub_id == hub.server.hub_id or _is_by(pod, hub.instance)):
         return None
     namespace = pod["metadata"].get("namespace", hub.namespace)
-    return replace(hub, server=Server(*identity), start_id=start_id, namespace=namespace)
+    return replace(hub, server=server, start_id=start_id, namespace=namespace)
 
 
 def has_ended(pod: Object) -> bool:

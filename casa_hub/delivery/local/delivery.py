@@ -31,9 +31,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from traitlets import TraitError, Unicode, validate
+from traitlets.config import LoggingConfigurable
 
 from casa_hub.delivery import layout
-from casa_hub.delivery.base import Delivery, Parcel, Route
+from casa_hub.delivery.base import Parcel, Route
 from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.local.route_files import RouteFiles
 from casa_hub.delivery.traefik import TraefikRoutes
@@ -81,8 +82,11 @@ class Delivered:
         return cls(server=server, routes=routes, record=read_record(state.pop("record")), **state)
 
 
-class LocalDelivery(Delivery):
-    """Secrets in directories of this machine, for servers that run as processes beside the hub."""
+class LocalDelivery(LoggingConfigurable):
+    """Secrets in directories of this machine, for servers that run as processes beside the hub.
+
+    Every verb may be repeated without harm.
+    """
 
     directory = Unicode(
         "casa-hub-servers",
@@ -219,10 +223,17 @@ class LocalDelivery(Delivery):
     # -- while it runs
 
     async def deliver(self, parcel: Parcel) -> None:
+        """Give a starting server its files and routes; all of it or nothing.
+
+        Raises:
+            DeliveryError: nothing is left behind then.
+        """
         await self._in_turn(parcel.server, lambda: self._deliver(parcel))
 
     async def renew(self, parcel: Parcel) -> None:
-        """As `Delivery.renew`; files of credentials that aren't renewed stay, those that none has any more go.
+        """Replace files of a running server, all at once; readers see the old set or the new one.
+
+        Files of credentials that aren't renewed stay, those that none has any more go.
 
         Raises:
             DeliveryError: the server is gone, withdrawn or another start; or nothing could be replaced.
@@ -238,7 +249,7 @@ class LocalDelivery(Delivery):
         await self._in_turn(server, lambda: self._empty(server, start_id))
 
     async def withdraw(self, server: Server, start_id: str) -> None:
-        """As `Delivery.withdraw`.
+        """Take everything of this start away; what belongs to another start or server is left alone.
 
         Raises:
             DeliveryError: something could not be removed; it will be at the hub's next start.

@@ -93,7 +93,7 @@ class RouteFiles:
         """
         there = [(path, _owner(path)) for path in self._directory.glob("*.yml")] if self._in_use else []
         keys = living()
-        return [(path, one) for path, one in there if one is not None and one not in keys and _hub(one[0]) == hub_id]
+        return [(path, one) for path, one in there if one is not None and one not in keys and _is_of(one, hub_id)]
 
     def remove(self, path: Path, owner: tuple[str, str]) -> None:
         """Take away a document that `left` has found, if it still is its owner's. Raises OSError."""
@@ -107,7 +107,7 @@ class RouteFiles:
         # What a hub that was killed had written, but not named yet.
         for path in self._directory.glob(".*.new") if self._in_use else ():
             one = _owner(path) if is_on_its_way(path.name) else None
-            if one is not None and _hub(one[0]) == hub_id:
+            if one is not None and _is_of(one, hub_id):
                 self.remove(path, one)
 
     def _path(self, server: Server) -> Path:
@@ -130,18 +130,11 @@ def _owner(path: Path) -> tuple[str, str] | None:
     except (FileNotFoundError, PermissionError, ValueError, RecursionError):
         return None
     match mark:
-        case {"server": str(identity), "start_id": str(start_id)} if _hub(identity) is not None:
+        case {"server": str(identity), "start_id": str(start_id)} if Server.of_identity(identity):
             return identity, start_id
     return None
 
 
-def _hub(identity: str) -> str | None:
-    """The hub in a server's identity (`casa_hub.naming`); None if this is no identity."""
-    try:
-        parts = json.loads(identity)
-    except (ValueError, RecursionError):
-        return None
-    match parts:
-        case [str(hub_id), str(), str()]:
-            return hub_id
-    return None
+def _is_of(owner: tuple[str, str], hub_id: str) -> bool:
+    server = Server.of_identity(owner[0])
+    return server is not None and server.hub_id == hub_id

@@ -132,11 +132,12 @@ def test_with_another_authenticator_a_restarted_hub_renews_and_sweeps_before_any
 def test_with_another_authenticator_a_setting_that_cannot_work_is_one_line_at_the_hubs_start(
     make_hub: MakeHub, tmp_path: Path
 ) -> None:
-    hub = make_hub(facility(tmp_path) + SITE + INSTALL + STOCK + 'c.KubernetesDelivery.fils = "mount"\n')
+    wrong = 'c.KubernetesDelivery.fils = "mount"\nc.Keeper.recheck_intervall = 60\n'
+    hub = make_hub(facility(tmp_path) + SITE + INSTALL + STOCK + wrong)
     hub.begin()
     assert hub.process is not None
     assert hub.process.wait(60) != 0
-    eventually(lambda: "Did you mean files?" in hub.log)
+    eventually(lambda: "Did you mean files?" in hub.log and "Did you mean recheck_interval?" in hub.log)
     assert "Traceback" not in hub.log
 
 

@@ -77,7 +77,7 @@ class Peer:
 
 
 @asynccontextmanager
-async def asked(*answers: Answer, seconds: float = 0.3) -> AsyncIterator[tuple[KubernetesAPI, Peer]]:
+async def asked(*answers: Answer, seconds: float = 30) -> AsyncIterator[tuple[KubernetesAPI, Peer]]:
     peer = Peer()
     peer.answers = list(answers)
     app = web.Application()
@@ -103,8 +103,8 @@ async def asked(*answers: Answer, seconds: float = 0.3) -> AsyncIterator[tuple[K
     ids=["429", "500", "502", "503", "504", "no answer", "reset", "no JSON"],
 )
 async def test_what_may_pass_is_tried_again(fault: Answer) -> None:
-    async with asked(fault, fault, good) as (api, peer):
-        assert (await api.create(SECRET, Deadline(5)))["metadata"]["uid"] == "1"
+    async with asked(fault, fault, good, seconds=1.5 if fault is never else 30) as (api, peer):
+        assert (await api.create(SECRET, Deadline(60)))["metadata"]["uid"] == "1"
         assert len(peer.requests) == 3
 
 
@@ -128,11 +128,11 @@ async def test_two_requests_that_met_at_a_quota_are_no_conflict() -> None:
 
 @pytest.mark.parametrize("fault", [status(503), never, reset], ids=["503", "no answer", "reset"])
 async def test_all_tries_together_end_with_the_deadline(fault: Answer) -> None:
-    async with asked(fault) as (api, peer):
+    async with asked(fault, seconds=0.3) as (api, peer):
         begun = time.monotonic()
         with pytest.raises(KubernetesError, match=r"Secret jupyter/casa-ada-1f2e3d4c: the (Kubernetes )?API server"):
-            await api.create(SECRET, Deadline(1))
-        assert time.monotonic() - begun < 1.3
+            await api.create(SECRET, Deadline(2))
+        assert time.monotonic() - begun < 10
         assert len(peer.requests) >= 2
 
 
@@ -144,7 +144,7 @@ async def test_a_deadline_that_is_over_is_none_to_try_in() -> None:
 
 def test_a_deadline_is_never_negative() -> None:
     assert Deadline(-1).left == 0
-    assert 4.9 < Deadline(5).left <= 5
+    assert 50 < Deadline(60).left <= 60
 
 
 async def test_the_server_is_left_alone_as_long_as_it_asks_for() -> None:
@@ -158,8 +158,8 @@ async def test_a_server_that_wants_to_be_left_alone_for_longer_than_there_is_tim
     async with asked(status(429, "slow down", Retry_After="60")) as (api, peer):
         begun = time.monotonic()
         with pytest.raises(KubernetesError, match=r"too much to do \(slow down\)"):
-            await api.create(SECRET, Deadline(5))
-        assert time.monotonic() - begun < 1
+            await api.create(SECRET, Deadline(50))
+        assert time.monotonic() - begun < 20
         assert len(peer.requests) == 1
 
 
@@ -175,7 +175,7 @@ async def test_an_odd_retry_after_is_as_good_as_none(odd: str) -> None:
 async def test_an_answer_that_is_none_of_kubernetes_is_an_error(odd: Answer) -> None:
     async with asked(odd) as (api, _):
         with pytest.raises(KubernetesError, match="an answer that is none of Kubernetes'"):
-            await api.create(SECRET, Deadline(0.3))
+            await api.create(SECRET, Deadline(1))
 
 
 @pytest.mark.parametrize("odd", ["<html>Bad gateway", "", "[]", "null", '{"message": 7}'])
@@ -185,7 +185,7 @@ async def test_an_odd_error_is_told_by_its_status(odd: str) -> None:
 
     async with asked(answer) as (api, _):
         with pytest.raises(KubernetesError, match="failed with status 418") as raised:
-            await api.create(SECRET, Deadline(1))
+            await api.create(SECRET, Deadline(30))
         assert "html" not in str(raised.value)
 
 
@@ -205,7 +205,7 @@ async def test_an_odd_error_is_told_by_its_status(odd: str) -> None:
 async def test_an_error_says_what_why_and_the_remedy(code: int, message: str, says: str, remedy: str) -> None:
     async with asked(status(code, message)) as (api, _):
         with pytest.raises(KubernetesError) as raised:
-            await api.apply(SECRET, Deadline(1))
+            await api.apply(SECRET, Deadline(30))
         assert raised.value.thing == "Secret jupyter/casa-ada-1f2e3d4c"
         assert says in raised.value.problem
         assert message in raised.value.problem or code == 401
@@ -215,14 +215,14 @@ async def test_an_error_says_what_why_and_the_remedy(code: int, message: str, sa
 async def test_what_is_gone_already_is_deleted() -> None:
     for code in (404, 409):
         async with asked(status(code)) as (api, peer):
-            await api.delete(POD, "uid-1", Deadline(1), grace_seconds=0)
+            await api.delete(POD, "uid-1", Deadline(30), grace_seconds=0)
             assert len(peer.requests) == 1
             assert await peer.requests[0][1].json() == {"preconditions": {"uid": "uid-1"}, "gracePeriodSeconds": 0}
 
 
 async def test_what_is_not_there_is_none() -> None:
     async with asked(status(404)) as (api, _):
-        assert await api.get(POD, Deadline(1)) is None
+        assert await api.get(POD, Deadline(30)) is None
 
 
 async def test_a_list_comes_in_pages() -> None:
@@ -232,8 +232,8 @@ async def test_a_list_comes_in_pages() -> None:
         items = [{"metadata": {"name": f"pod-{number}"}} for number in range(begin, min(end, 1000))]
         return web.json_response({"metadata": {"continue": str(end)} if end < 1000 else {}, "items": items})
 
-    async with asked(page, seconds=2) as (api, peer):
-        found = await api.list(POD, {"labelSelector": "a=b"}, Deadline(10))
+    async with asked(page) as (api, peer):
+        found = await api.list(POD, {"labelSelector": "a=b"}, Deadline(60))
         assert [one["metadata"]["name"] for one in found] == [f"pod-{number}" for number in range(1000)]
         assert len(peer.requests) == 10
         assert {request.query["labelSelector"] for _, request in peer.requests} == {"a=b"}
@@ -242,7 +242,7 @@ async def test_a_list_comes_in_pages() -> None:
 
 async def test_an_empty_list_is_one() -> None:
     async with asked(text('{"metadata": {}, "items": null}', "application/json")) as (api, _):
-        assert await api.list(POD, {}, Deadline(1)) == []
+        assert await api.list(POD, {}, Deadline(30)) == []
 
 
 async def test_a_name_that_nobody_resolves_is_told() -> None:
@@ -272,13 +272,13 @@ async def test_a_token_that_kubelet_has_replaced_is_read_again(tmp_path: Path, m
     configuration.ssl_ca_cert = None
 
     async with asked(good) as (plain, _):
-        await plain.get(POD, Deadline(1))
+        await plain.get(POD, Deadline(30))
         assert plain._client is not None
         configuration.host = plain._client.configuration.host
-        api = KubernetesAPI(lambda: ApiClient(configuration), 1)
+        api = KubernetesAPI(lambda: ApiClient(configuration), 30)
         for content in ("the-first", "the-second"):
             token.write_text(content)
-            answer = await api.get(POD, Deadline(1))
+            answer = await api.get(POD, Deadline(30))
             assert answer is not None
             assert answer["metadata"]["token"] == f"Bearer {content}"
         await api.close()
@@ -287,7 +287,7 @@ async def test_a_token_that_kubelet_has_replaced_is_read_again(tmp_path: Path, m
 async def test_a_secret_is_in_no_error_and_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     for answer in (status(422, "invalid"), status(503), never, reset, text("<html>")):
-        async with asked(answer) as (api, _):
+        async with asked(answer, seconds=0.3) as (api, _):
             with pytest.raises(KubernetesError) as raised:
                 await api.apply(SECRET, Deadline(0.4))
             assert SECRET["data"]["xcache_token"] not in f"{raised.value!r} {raised.value}"  # type: ignore[index]
@@ -327,7 +327,7 @@ async def test_work_ends_with_a_caller_that_is_cancelled() -> None:
     task = asyncio.create_task(loop.run(work()))
     await begun.wait()
     task.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await ended.wait()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -348,9 +348,9 @@ async def test_the_last_work_waits_for_what_cancelled_callers_still_do(caplog: p
             raise
 
     task = asyncio.create_task(caller())
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
     task.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await loop.end(note("the last"))
     assert order == ["cleaned up", "the last"]
     assert task.cancelled()

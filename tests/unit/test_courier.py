@@ -94,7 +94,7 @@ async def test_a_name_that_stays_taken_by_nothing_ends_in_the_conflict() -> None
     with pytest.raises(KubernetesError) as raised:
         await launch(Courier(script, LOG), start(), 0.5)  # type: ignore[arg-type]
     assert raised.value.status == 409
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 10
     assert len(script.asked) < 20, "it asks without a pause"
 
 
@@ -119,11 +119,10 @@ async def test_a_pod_that_does_not_go_holds_up_nobody_else() -> None:
 
     script = Script(create=create, get=get, delete=delete)
     courier = Courier(script, LOG)  # type: ignore[arg-type]
-    stuck = [asyncio.create_task(launch(courier, start(user, "1" * 32), 3)) for user in old]
+    stuck = [asyncio.create_task(launch(courier, start(user, "1" * 32), 6)) for user in old]
     await waiting.wait()
-    begun = time.monotonic()
-    await launch(courier, start("ada"))
-    assert time.monotonic() - begun < 1
+    await launch(courier, start("ada"), 60)
+    assert not any(task.done() for task in stuck)
     for task in stuck:
         with pytest.raises(KubernetesError, match="an earlier one of this server does not go away"):
             await task
@@ -141,8 +140,8 @@ async def test_requests_that_hang_hold_up_nobody_elses_launch() -> None:
     courier = Courier(Script(create=create), LOG)  # type: ignore[arg-type]
     others = [asyncio.create_task(launch(courier, start(f"user-{number}"))) for number in range(module._AT_ONCE)]
     await hanging.wait()
-    async with asyncio.timeout(3):
-        assert (await launch(courier, start())).pod.name == "jupyter-ada"
+    assert (await launch(courier, start())).pod.name == "jupyter-ada"
+    assert not any(task.done() for task in others)
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
@@ -165,7 +164,7 @@ async def test_a_turn_comes_back_from_a_launch_that_was_cancelled() -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    assert (await launch(courier, start(), 0.5)).pod.name == "jupyter-ada"
+    assert (await launch(courier, start(), 30)).pod.name == "jupyter-ada"
 
 
 async def test_all_that_is_refused_is_told_and_what_is_wished_only_is_no_error() -> None:
@@ -178,10 +177,10 @@ async def test_all_that_is_refused_is_told_and_what_is_wished_only_is_no_error()
 
     courier = Courier(Script(apply=apply), LOG)  # type: ignore[arg-type]
     objects = [{"kind": kind} for kind in ("Secret", "Service", "IngressRouteTCP")]
-    missing = await courier.deliver(Pod("p", "u"), lambda _: (objects[:1], objects[1:]), Deadline(1))
+    missing = await courier.deliver(Pod("p", "u"), lambda _: (objects[:1], objects[1:]), Deadline(30))
     assert set(missing) == refused
     with pytest.raises(KubernetesError):
-        await courier.deliver(Pod("p", "u"), lambda _: (objects, []), Deadline(1))
+        await courier.deliver(Pod("p", "u"), lambda _: (objects, []), Deadline(30))
 
 
 @pytest.mark.parametrize(
@@ -192,5 +191,5 @@ async def test_only_this_starts_pod_is_taken_down(there: Object | None) -> None:
         return there
 
     script = Script(get=get)
-    await Courier(script, LOG).take_down(start(), "jupyter-ada", Deadline(1))  # type: ignore[arg-type]
+    await Courier(script, LOG).take_down(start(), "jupyter-ada", Deadline(30))  # type: ignore[arg-type]
     assert script.asked == ["get"]

@@ -19,7 +19,7 @@ LOOPBACK = "127.0.0.1"
 @pytest.fixture
 def inside() -> Iterator[socket.socket]:
     with socket.create_server((LOOPBACK, 0)) as listening:
-        listening.settimeout(10)
+        listening.settimeout(60)
         yield listening
 
 
@@ -31,7 +31,7 @@ def leading_to(listening: socket.socket) -> tuple[Address, Doors]:
 def test_both_sides_say_all_they_have_to_say(inside: socket.socket) -> None:
     door, doors = leading_to(inside)
     much = bytes(range(256)) * 10_000
-    with doors, socket.create_connection(door, 10) as outer, inside.accept()[0] as inner:
+    with doors, socket.create_connection(door, 60) as outer, inside.accept()[0] as inner:
         sending = threading.Thread(target=lambda: (outer.sendall(much), outer.shutdown(socket.SHUT_WR)))
         sending.start()
         assert b"".join(iter(lambda: inner.recv(1 << 16), b"")) == much
@@ -44,14 +44,14 @@ def test_both_sides_say_all_they_have_to_say(inside: socket.socket) -> None:
 def test_where_nobody_answers_the_door_shuts(inside: socket.socket) -> None:
     door, doors = leading_to(inside)
     inside.close()
-    with doors, socket.create_connection(door, 10) as outer:
+    with doors, socket.create_connection(door, 60) as outer:
         assert outer.recv(1) == b""
 
 
 def test_at_the_end_who_is_inside_has_to_go(inside: socket.socket) -> None:
     door, doors = leading_to(inside)
     with doors:
-        outer, inner = socket.create_connection(door, 10), inside.accept()[0]
+        outer, inner = socket.create_connection(door, 60), inside.accept()[0]
     with outer, inner:
         assert outer.recv(1) == inner.recv(1) == b""
     with socket.create_server(door):

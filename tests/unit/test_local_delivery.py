@@ -197,11 +197,12 @@ async def test_old_sets_are_removed_a_while_after_they_were_replaced(
 async def test_a_set_that_was_replaced_just_now_stays_whatever_was_replaced_before(
     delivery: LocalDelivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_GRACE", 0.3)
+    monkeypatch.setattr(local, "_GRACE", 0.2)
     await delivery.deliver(parcel(ALICE))
     await delivery.renew(parcel(ALICE))
     [first] = delivery._tasks
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0)  # it waits for as long as it should
+    monkeypatch.setattr(local, "_GRACE", 2)
     old = (delivery.path(ALICE) / "..data").resolve()
     await delivery.renew(parcel(ALICE))
     await first
@@ -219,7 +220,7 @@ async def test_a_cancelled_delivery_is_followed_by_its_withdrawal(
 
     def slow(*args: object) -> None:
         loop.call_soon_threadsafe(writing.set)
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         place(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(delivery, "_place", slow)

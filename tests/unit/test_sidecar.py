@@ -123,7 +123,7 @@ class Copier:
             process.wait()
 
 
-def wait(condition: Callable[[], bool], seconds: float = 10) -> float:
+def wait(condition: Callable[[], bool], seconds: float = 60) -> float:
     """The seconds that it took."""
     begin = time.monotonic()
     while not condition():
@@ -175,8 +175,8 @@ def test_it_follows_a_change_of_the_secret_within_seconds(copier: Copier) -> Non
     wait(lambda: copier.ready)
     changed = {path: data for path, data in files(2).items() if path != "-odd.name"} | {"ca.pem": b"new"}
     copier.volume.update(changed)
-    assert wait(lambda: copier.present == changed) < 2.5
-    assert wait(lambda: not (copier.target / "-odd.name").is_symlink()) < 1
+    assert wait(lambda: copier.present == changed) < 15
+    assert wait(lambda: not (copier.target / "-odd.name").is_symlink()) < 15
     assert (copier.target / "ca.pem").read_bytes() == b"new"
 
 
@@ -233,22 +233,27 @@ def test_a_set_that_vanishes_while_it_is_copied_is_left_for_the_next(copier: Cop
     assert process.poll() is None
 
 
-def test_it_ends_at_once_when_it_is_told(copier: Copier) -> None:
+def test_it_ends_at_once_when_it_is_told(copier: Copier, tmp_path: Path) -> None:
+    over = tmp_path / "over"
+    copier.replace("sleep", f"until [ -e {over} ]; do {shutil.which('sleep')} 0.1; done")
     process = copier.start()
     wait(lambda: copier.ready)
-    begin = time.monotonic()
     process.terminate()
-    assert process.wait(5) == 0
-    assert time.monotonic() - begin < 0.2
+    try:
+        assert process.wait(60) == 0  # its pause is not over
+    finally:
+        over.touch()
 
 
-def test_the_set_before_stays_for_its_readers_and_goes_later(copier: Copier) -> None:
-    copier.hasten()
+def test_the_set_before_stays_for_its_readers_and_goes_later(copier: Copier, tmp_path: Path) -> None:
+    rounds = tmp_path / "rounds"
+    copier.replace("sleep", f"echo >> {rounds}; exec {shutil.which('sleep')} 0.01")
     copier.start()
     wait(lambda: copier.ready)
+    before = rounds.stat().st_size if rounds.exists() else 0
     copier.volume.update(files(2))
-    wait(lambda: copier.present == files(2))
-    assert wait(lambda: len(copier.sets) == 1) > 0.1  # 15 rounds of 10 ms
+    wait(lambda: copier.present == files(2) and len(copier.sets) == 1)
+    assert rounds.stat().st_size - before >= 15
     assert copier.present == files(2)
 
 
@@ -292,6 +297,6 @@ def test_a_copy_that_fails_ends_it_and_leaves_the_set_in_use(copier: Copier) -> 
     wait(lambda: copier.ready)
     copier.replace("cat", "echo no room >&2; exit 1")
     copier.volume.update(files(2))
-    assert process.wait(5) == 1
+    assert process.wait(60) == 1
     assert "no room" in copier.errors.read_text()
     assert copier.present == files(1)

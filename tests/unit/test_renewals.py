@@ -1,13 +1,15 @@
-"""Which server is renewed when, and what follows when that fails; lives are of tenths of seconds."""
+"""Which server is renewed when, and what follows when that fails; by a clock that jumps from one timer to the next."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -24,9 +26,29 @@ from casa_hub.keeper import schedule
 from casa_hub.keeper.kept import Holding
 from casa_hub.keeper.renewals import Renewals
 from casa_hub.naming import Server
+from tests.support.jumping import JumpingLoop
 from tests.support.kept import App, Kept, Spawner
 
 LIFE = 0.6
+#: Epoch seconds.
+BEGIN = 1_800_000_000.0
+
+
+@pytest.fixture(scope="module")
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+    class Policy(asyncio.DefaultEventLoopPolicy):
+        _loop_factory = JumpingLoop
+
+    return Policy()
+
+
+def clock() -> float:
+    """Of the hub and of everybody in it."""
+    return BEGIN + asyncio.get_running_loop().time()
+
+
+def now() -> datetime:
+    return datetime.fromtimestamp(clock(), UTC)
 
 
 class Token(Minter):
@@ -90,16 +112,16 @@ class Hub:
     def __init__(self, *credentials: str) -> None:
         self.facility = Facility(config=Config(Facility={"credentials": list(credentials)}))
         self.app = App()
-        self.renewals = Renewals(self.app, self.facility)
+        self.renewals = Renewals(self.app, self.facility, clock)
 
     def add(self, user: str = "ada", token: AccessToken | None = None) -> tuple[Spawner, Kept]:
-        kept = Kept(self.facility, Server("", user), f"{len(self.app.users):032x}", token)
+        kept = Kept(self.facility, Server("", user), f"{len(self.app.users):032x}", token, clock)
         return self.app.add(kept), kept
 
     def restart(self) -> None:
         for task in self.renewals._tasks:
             task.cancel()
-        self.renewals = Renewals(self.app, self.facility)
+        self.renewals = Renewals(self.app, self.facility, clock)
         self.renewals.begin()
 
     def minter(self, name: str) -> Token:
@@ -116,6 +138,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         for cls in (Pass, Badge, Certificate, Own)
     ]
     monkeypatch.setattr(facility_module, "entry_points", lambda group: points)
+    monkeypatch.setattr(
+        module,
+        "time",
+        SimpleNamespace(
+            monotonic=lambda: asyncio.get_running_loop().time(), strftime=time.strftime, gmtime=time.gmtime
+        ),
+    )
     monkeypatch.setattr(schedule, "_SHORTEST", 0.02)
     monkeypatch.setattr(module, "_FIRST_LOOKS", 0.05)
     monkeypatch.setattr(module, "_PACE", 0.001)
@@ -170,7 +199,7 @@ async def test_a_server_is_renewed_again_and_again_before_anything_expires(make:
     for number in range(1, 4):
         end = expires(kept)
         await until(partial(is_of_order, kept, number))
-        assert datetime.now(UTC) < end
+        assert now() < end
         assert expires(kept) > end
     assert kept.asked == [("pass", "badge")] * 3, "one change of files for both"
     assert kept.looked == 3
@@ -187,7 +216,7 @@ async def test_nothing_is_done_while_nothing_is_due(make: Callable[..., Hub]) ->
 
 async def test_what_is_not_renewed_by_time_stays(make: Callable[..., Hub]) -> None:
     hub = make("pass", "certificate", "own")
-    spawner, kept = hub.add(token=AccessToken("t", datetime.now(UTC) + timedelta(seconds=LIFE)))
+    spawner, kept = hub.add(token=AccessToken("t", now() + timedelta(seconds=LIFE)))
     before = dict(kept.files)
     hub.renewals.started(spawner)
     await until(lambda: order(kept) == 2)
@@ -214,7 +243,7 @@ async def test_a_server_that_has_started_anew_is_another_one(make: Callable[...,
     spawner, first = hub.add()
     hub.renewals.started(spawner)
     await until(lambda: order(first) == 1)
-    spawner.casa_kept = second = Kept(hub.facility, first.server, "f" * 32)
+    spawner.casa_kept = second = Kept(hub.facility, first.server, "f" * 32, clock=clock)
     first.running_start = None
     hub.renewals.started(spawner)
     await until(lambda: order(second) == 2)
@@ -252,7 +281,7 @@ async def test_a_hundred_due_at_once_are_renewed_four_at_a_time(make: Callable[.
             busy -= 1
             return await super().renew(names, anyhow=anyhow)
 
-    servers = [Slow(hub.facility, Server("", f"user-{number}"), f"{number:032x}") for number in range(100)]
+    servers = [Slow(hub.facility, Server("", f"user-{number}"), f"{number:032x}", clock=clock) for number in range(100)]
     for kept in servers:
         hub.renewals.started(hub.app.add(kept))
     await until(lambda: all(order(kept) == 1 for kept in servers))
@@ -301,7 +330,7 @@ async def test_a_delivery_that_fails_is_tried_again(make: Callable[..., Hub], ca
     hub.renewals.started(spawner)
     end = expires(kept)
     await until(lambda: order(kept) == 1)
-    assert datetime.now(UTC) < end
+    assert now() < end
     assert "Secret x: no answer" in caplog.text
 
 
@@ -363,7 +392,7 @@ async def test_what_is_nearest_to_its_end_is_shown(make: Callable[..., Hub]) -> 
 
 
 def token(seconds: float = 3600) -> AccessToken:
-    return AccessToken("t", datetime.now(UTC) + timedelta(seconds=seconds))
+    return AccessToken("t", now() + timedelta(seconds=seconds))
 
 
 async def test_a_new_token_is_brought_though_it_lives_shorter(make: Callable[..., Hub]) -> None:
@@ -434,7 +463,7 @@ async def test_a_token_that_an_earlier_hub_did_not_live_to_deliver_is_delivered(
 async def test_it_is_delivered_also_where_the_earlier_hub_has_brought_others_before(make: Callable[..., Hub]) -> None:
     """What a server held at its start, which is all that is known at first, tells of an older one."""
     hub = make("own")
-    kept = Kept(hub.facility, Server("", "ada"), "1" * 32, token(60))
+    kept = Kept(hub.facility, Server("", "ada"), "1" * 32, token(60), clock)
     kept.token = token(120)
     await kept.renew(["own"])
     kept.token = token()

@@ -11,6 +11,7 @@ from tests.support.kubernetes.cluster import Cluster
 from tests.support.kubernetes.image import add_layer
 
 NAME, TAG = "casa-hub.test/hub", "1"
+_PROGRAM = "#!/usr/bin/env python3\nfrom casa_hub.cli import main\nraise SystemExit(main())\n"
 
 
 def add_hub_image(cluster: Cluster, scratch: Path) -> None:
@@ -22,6 +23,8 @@ def add_hub_image(cluster: Cluster, scratch: Path) -> None:
     tree = scratch / "tree"
     install = ["pip", "install", "--quiet", "--offline", "--no-deps", "--target", str(tree / "opt/hub"), str(built)]
     subprocess.run([sys.executable, "-m", "uv", *install], check=True, capture_output=True)
+    # As it is in the image; the package's own program would look for this machine's Python.
+    (tree / "opt/hub/bin/casa-hub").write_text(_PROGRAM, encoding="ascii")
     archive = scratch / "hub-with-casa.tar"
     add_layer(f"{NAME}:{TAG}", build.directory() / "images" / "hub.tar", tree, archive)
     cluster.add_image(archive)

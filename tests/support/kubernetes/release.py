@@ -57,6 +57,7 @@ def of_our_own(values: Mapping[str, Any], namespace: str) -> list[Object]:
             {"name": "existing-secret", "secret": {"secretName": hub["existingSecret"]}},
             *hub["extraVolumes"],
         ],
+        "initContainers": hub.get("initContainers", []),
         "containers": [
             {
                 "name": "hub",

@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from casa_hub.database import mended
 from casa_hub.identity.bindings import Identities, IdentityError, UnknownOwnerError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.membership import Allowed, MalformedClaim, Refused
@@ -126,9 +127,13 @@ class Standings:
     async def session(self, user: Any) -> Session | None:
         """What is stored of a user's last log-in."""
         async with self.saving(user.name):
-            stored = Session.from_auth_state(await user.get_auth_state())
+            stored = await self._stored(user)
         unsaved = self._unsaved.get(user.name)
         return unsaved if unsaved is not None and stored is not None and unsaved.id == stored.id else stored
+
+    async def _stored(self, user: Any) -> Session | None:
+        mended(user.db)
+        return Session.from_auth_state(await user.get_auth_state())
 
     def logged_in(self, username: str, session: Session, decision: Allowed) -> None:
         """A log-in is a "yes" of its own."""
@@ -138,7 +143,7 @@ class Standings:
     async def refused(self, user: Any, reason: str, decision: Refused | None = None) -> None:
         """A refused log-in is a "no" for the same person's earlier ones, which may have no way to be asked about."""
         async with self.saving(user.name):
-            session = Session.from_auth_state(await user.get_auth_state())
+            session = await self._stored(user)
             if session is not None:
                 await user.save_auth_state(replace(session, refused=reason).to_auth_state())
         session_id, last_yes = ("", 0.0) if session is None else (session.id, session.last_yes)
@@ -150,7 +155,7 @@ class Standings:
     async def forget(self, user: Any, session_id: str) -> bool:
         """Drop what is stored of a log-in, unless there is a later one. Returns whether none is stored any more."""
         async with self.saving(user.name):
-            session = Session.from_auth_state(await user.get_auth_state())
+            session = await self._stored(user)
             last = session is None or session.id == session_id
             if last:
                 await user.save_auth_state(None)
@@ -372,7 +377,7 @@ class Standings:
     async def _save(self, user: Any, session: Session) -> None:
         try:
             async with self.saving(user.name):
-                stored = Session.from_auth_state(await user.get_auth_state())
+                stored = await self._stored(user)
                 if stored is not None and stored.id == session.id:
                     await user.save_auth_state(session.to_auth_state())
                 else:

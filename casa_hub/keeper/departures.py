@@ -22,6 +22,7 @@ from jupyterhub import orm
 
 from casa_hub import metrics
 from casa_hub.audit import Action, Event, tell
+from casa_hub.database import mended
 from casa_hub.errors import CasaError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.keeper.ledger import Entry, Ledger
@@ -172,6 +173,7 @@ class Departures:
 
     def has_any(self, user: Any) -> bool:
         """Whether there is anything to end."""
+        mended(self._app.db)
         return bool(user.active or user.encrypted_auth_state is not None or user.api_tokens)
 
     # -- first, in one commit
@@ -188,6 +190,7 @@ class Departures:
     def _end_tokens(self, user: Any, note: Callable[[], None] = lambda: None) -> int:
         """Tokens, codes and cookies, together with `note`. Returns how many tokens there were."""
         tokens = 0
+        mended(self._app.db)
         try:
             for token in list(user.api_tokens):
                 self._app.db.delete(token)

@@ -7,9 +7,12 @@ from typing import Any
 from jupyterhub import orm
 from sqlalchemy import or_
 
+from casa_hub.database import mended
+
 
 def watched(db: Any) -> dict[str, bool]:
     """User name -> whether a server of theirs runs, or is about to. Two queries."""
+    mended(db)
     tokens = db.query(orm.User.name).join(orm.APIToken, orm.APIToken.user_id == orm.User.id)
     tokens = tokens.filter(or_(orm.APIToken.expires_at.is_(None), orm.APIToken.expires_at >= orm.APIToken.now()))
     servers = db.query(orm.User.name).join(orm.Spawner, orm.Spawner.user_id == orm.User.id)

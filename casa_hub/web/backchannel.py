@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 
 from casa_hub import audit
+from casa_hub.database import mended
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LoggedOut, LogoutTokens
 from casa_hub.identity.session import Session
@@ -76,6 +77,7 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
             self._refuse("there must be one logout_token in a form")
             return
         try:
+            mended(self.db)  # no provider sends it twice
             # Somebody whom nobody knows here, or who isn't logged in, is logged out (2.7).
             for user in await self._users(said):
                 await self._end(user, said)

@@ -52,10 +52,13 @@ class User:
         self.orm_user = orm.User(name="alice")
         db.add(self.orm_user)
         db.commit()
-        self.id, self.name, self.api_tokens = self.orm_user.id, "alice", self.orm_user.api_tokens
+        self.id, self.name = self.orm_user.id, "alice"
         self.spawners = {"": server(kept)}
         self.may, self.stopped = asyncio.Event(), asyncio.Event()
         self.may.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.orm_user, name)
 
     async def stop(self, name: str) -> None:
         spawner = self.spawners[name]
@@ -217,13 +220,19 @@ async def test_another_name_saves_nobody() -> None:
     assert not user.spawners[""].active
 
 
-async def test_an_end_that_can_t_begin_leaves_nothing_half_done_in_the_hub_s_session() -> None:
-    """The next commit, whosever it is, would delete the tokens of somebody whose servers go on."""
-    user, departures = hub(Kept())
+def with_token(user: User, departures: Departures) -> Any:
+    """The hub's database, with a token of the user."""
     db = departures._app.db
     db.add(orm.OAuthClient(identifier="jupyterhub"))
     db.add(orm.APIToken(user=user.orm_user, client_id="jupyterhub", hashed="x", prefix="x"))
     db.commit()
+    return db
+
+
+async def test_an_end_that_can_t_begin_leaves_nothing_half_done_in_the_hub_s_session() -> None:
+    """The next commit, whosever it is, would delete the tokens of somebody whose servers go on."""
+    user, departures = hub(Kept())
+    db = with_token(user, departures)
     with pytest.raises(UnicodeEncodeError):
         await departures.end(user, "half a character: \udce9", why="operator")
     db.commit()
@@ -261,3 +270,16 @@ async def test_who_has_logged_in_anew_under_the_same_name_loses_what_ran_before(
     await is_done(later, "alice")
     assert not user.spawners[""].active
     assert later._app.authenticator.standings.log_ins == {"alice": "log-in-2"}
+
+
+async def test_no_request_of_a_user_s_keeps_an_end_from_beginning() -> None:
+    """As JupyterHub makes a token whose note has half a character: from then on the hub's session refuses all."""
+    user, departures = hub(Kept())
+    db = with_token(user, departures)
+    db.add(orm.APIToken(user=user.orm_user, client_id="jupyterhub", note="\ud800", hashed="y", prefix="y"))
+    with pytest.raises(UnicodeEncodeError):
+        db.commit()
+    user.active = False
+    assert departures.has_any(user)
+    assert (await departures.end(user, "out", why="no")).tokens == 1
+    assert db.query(orm.APIToken).count() == 0

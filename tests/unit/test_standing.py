@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ class User:
 
     name: str = "alice"
     state: dict[str, Any] | None = None
-    db: Any = None
+    db: Any = field(default_factory=lambda: SimpleNamespace(is_active=True))
 
     async def get_auth_state(self) -> dict[str, Any] | None:
         await asyncio.sleep(0)
@@ -311,7 +312,7 @@ async def test_a_rotated_refresh_token_survives_a_database_that_is_locked() -> N
     async def locked(state: dict[str, Any] | None) -> None:
         raise OperationalError("UPDATE", {}, Exception("database is locked"))
 
-    world.user.db = type("Database", (), {"rollback": lambda _: rolled_back.append(True)})()
+    world.user.db = SimpleNamespace(is_active=True, rollback=lambda: rolled_back.append(True))
     world.user.save_auth_state = locked  # type: ignore[method-assign]
     assert (await world.ask()).verdict is Verdict.CANT_SAY
     assert rolled_back
@@ -330,3 +331,17 @@ async def test_a_log_in_that_is_forgotten_while_it_is_asked_about_is_none() -> N
     world.gate.set()
     assert (await asking).verdict is Verdict.LOG_IN_AGAIN
     assert world.standings.last("alice") is None
+
+
+async def test_a_request_of_somebody_else_that_fails_in_the_database_makes_nobody_s_membership_uncertain() -> None:
+    world = World()
+    db = world.user.db = SimpleNamespace(is_active=False, rollback=lambda: setattr(db, "is_active", True))
+    read = world.user.get_auth_state
+
+    async def get_auth_state() -> dict[str, Any] | None:
+        assert db.is_active, "Can't reconnect until invalid transaction is rolled back"
+        return await read()
+
+    world.user.get_auth_state = get_auth_state  # type: ignore[method-assign]
+    world.decision = NO
+    assert (await world.ask()).verdict is Verdict.NO

@@ -127,6 +127,7 @@ def audits(hub: Hub, since: int, name: str) -> list[dict[str, Any]]:
 def test_a_log_out_ends_the_browser_s_sessions_and_nothing_else(hub: Hub, idp: IdP) -> None:
     person, other = Person(hub, idp), Person(hub, idp)
     assert person.browser.spawn().status_code in (201, 202)
+    hub.wait_for(rf"User {person.name} took")
     seen_by_service = redeemed(hub, person.code_for_service()).json()["access_token"]
     assert hub.api("GET", "/user", token=seen_by_service).json()["name"] == person.name
     not_redeemed = person.code_for_service()
@@ -244,7 +245,7 @@ def test_what_is_no_such_request_is_refused(online: Hub, idp: IdP, request_: dic
 
 def test_a_large_request_isn_t_read(online: Hub, idp: IdP) -> None:
     head = "POST /hub/backchannel-logout HTTP/1.1\r\nHost: hub\r\nContent-Length: {}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", urlsplit(online.url).port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", urlsplit(online.url).port), timeout=60) as connection:
         connection.sendall(head.format(BODY_LIMIT + 1).encode())
         assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
     assert post(online, "a" * (BODY_LIMIT - 100)).status_code == 400

@@ -199,7 +199,7 @@ class Run:
             self.note(progress)
 
 
-def until(true: Callable[[], object], what: str, hub: Hub, seconds: float = 30) -> None:
+def until(true: Callable[[], object], what: str, hub: Hub, seconds: float = 60) -> None:
     """For what happens in the hub without a word: look again, up to a deadline."""
     deadline = time.monotonic() + seconds
     while not true():

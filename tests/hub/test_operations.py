@@ -29,7 +29,7 @@ TOKEN = "token-of-the-operator-0123456789"
 CONFIG = f"""
 c.JupyterHub.spawner_class = "casa-local"
 c.JupyterHub.allow_named_servers = True
-c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 20, "slow_stop_timeout": 20}}
+c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 50, "slow_stop_timeout": 50}}
 c.JupyterHub.services.append({{"name": "operator", "api_token": "{TOKEN}"}})
 c.JupyterHub.load_roles.append({{"name": "operator", "services": ["operator"], "scopes": ["{SCOPE}"]}})
 c.Spawner.cmd = ["sh", "-c", 'exec "$0" -m jupyterhub.tests.mocksu "$@" 2>server.log', sys.executable]
@@ -95,7 +95,7 @@ def command(hub: Hub, *arguments: str, **environment: str) -> subprocess.Complet
         env={**hub.environment, **environment},
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=120,
     )
     assert TOKEN not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -366,7 +366,7 @@ def test_a_hub_that_takes_long_is_waited_for(hub: Hub) -> None:
         assert waiting.stderr.readline() == "casa-hub: the hub is working on it (confirm) ...\n"
     finally:
         os.kill(hub.process.pid, signal.SIGCONT)
-    assert waiting.communicate(timeout=30)[0] == "Nothing is held back.\n"
+    assert waiting.communicate(timeout=60)[0] == "Nothing is held back.\n"
     assert waiting.returncode == 0
 
 

@@ -6,6 +6,7 @@ of whose log-in isn't: their time must not begin anew with each restart.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -104,6 +105,6 @@ class UnknownLogIns:
         self._db.execute(insert(_unknown).values(username=username, since=since))
         self._db.commit()
 
-    def remove(self, username: str) -> None:
-        self._db.execute(delete(_unknown).where(_unknown.c.username == username))
+    def remove(self, usernames: Collection[str]) -> None:
+        self._db.execute(delete(_unknown).where(_unknown.c.username.in_(usernames)))
         self._db.commit()

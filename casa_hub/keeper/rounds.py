@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -109,8 +109,7 @@ class Rounds:
     async def _look(self) -> None:
         """Have all asked whose turn comes before the next look."""
         people = dict.fromkeys(self._gate.open_cases, False) | watched(self._app.db)
-        for name in self._noticed.keys() - people.keys():
-            self._forget(name)
+        self._forget(self._noticed.keys() - people.keys())
         self._silent = {name: at for name, at in self._silent.items() if name in people}
         now = now_of(self._app)
         # After a long pause (a machine that slept) those who missed their turn would all come at once.
@@ -189,7 +188,7 @@ class Rounds:
         verdict = self._gate.effective(name, standing)
         last_yes = standing.last_yes
         if standing.session_id:
-            self._forget(name)
+            self._forget({name})
         elif verdict is Verdict.LOG_IN_AGAIN:
             last_yes = self._notice(name, now)
         silent = self._is_silent(name, standing, now)
@@ -221,9 +220,13 @@ class Rounds:
             self._write(lambda: self._unknown.note(name, now))
         return since
 
-    def _forget(self, name: str) -> None:
-        if self._noticed.pop(name, None) is not None:
-            self._write(lambda: self._unknown.remove(name))
+    def _forget(self, names: Collection[str]) -> None:
+        """Of these a log-in is known, or nothing runs any more; all in one commit."""
+        known = self._noticed.keys() & names
+        for name in known:
+            del self._noticed[name]
+        if known:
+            self._write(lambda: self._unknown.remove(known))
 
     def _write(self, change: Callable[[], None]) -> None:
         """What can't be written is known to this hub all the same."""

@@ -71,8 +71,8 @@ CasaOAuthenticator.clock = staticmethod(lambda: time.time() + float(Path("ahead"
 """
 
 
-def free_ports(count: int, owner: object) -> list[int]:
-    """Ports of 127.0.0.1 where nobody listens, and which nobody else is given as long as `owner` exists.
+def free_ports(count: int, owner: object, address: str = "127.0.0.1") -> list[int]:
+    """Ports of a loopback address where nobody listens, and which nobody else is given as long as `owner` exists.
 
     Each is held by a socket that is bound and doesn't listen. Linux lets a server bind and listen beside it, since both
     have SO_REUSEADDR, and gives the port to nobody who asks for any. Without that, another test on a busy machine gets
@@ -82,7 +82,7 @@ def free_ports(count: int, owner: object) -> list[int]:
     for each in held:
         weakref.finalize(owner, each.close)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        each.bind(("127.0.0.1", 0))
+        each.bind((address, 0))
     return [each.getsockname()[1] for each in held]
 
 

@@ -27,14 +27,15 @@ from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.person import CANT_SAY, LOG_IN_AGAIN, NO, Person
 
-RECHECK, GRACE, MAX_AGE = 3.0, 9.0, 12.0
+#: The last two leave a slow machine the time to look at all that goes on meanwhile.
+RECHECK, GRACE, MAX_AGE = 3.0, 20.0, 20.0
 #: Seconds that are promised from the change at the provider to the end of access.
 PROMISED = RECHECK + 30
 
 SERVERS = """
 c.JupyterHub.spawner_class = "casa-local"
 c.JupyterHub.allow_named_servers = True
-c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 20, "slow_stop_timeout": 20}}
+c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 40, "slow_stop_timeout": 40}}
 c.JupyterHub.services.append({{"name": "operator", "api_token": "token-of-the-operator"}})
 c.JupyterHub.load_roles.append(
     {{"name": "operator", "services": ["operator"], "scopes": ["custom:casa-hub:operate", "read:metrics"]}}
@@ -114,7 +115,7 @@ class User(Person):
         answer = self.browser.spawn(name)
         assert answer.status_code in (201, 202), answer.text
         self.path = f"/user/{self.name}/{name}".rstrip("/") + "/env"
-        until(lambda: requests.get(self.hub.url + self.path, timeout=10).status_code == 200, "the server answers")
+        until(lambda: requests.get(self.hub.url + self.path, timeout=30).status_code == 200, "the server answers")
         (file,) = set(self.hub.directory.glob("servers/*/process")) - before
         self.server, self.process = file.parent, signed_in(file)
         assert self.effects() == NOTHING
@@ -133,7 +134,7 @@ class User(Person):
         effects = {"page refused": not self.browser.is_in(), "API token refused": self.api() == 403}
         if self.process is None:
             return effects
-        page = requests.get(self.hub.url + self.path, timeout=10, allow_redirects=False)
+        page = requests.get(self.hub.url + self.path, timeout=30, allow_redirects=False)
         return effects | {
             "file gone": not (self.server / "access_token").exists(),
             "route gone": self.server.name not in "".join(map(Path.read_text, self.routes())),
@@ -161,7 +162,7 @@ def audit(hub: Hub) -> list[dict[str, Any]]:
     return [json.loads(line.partition(PREFIX)[2]) for line in hub.log.splitlines() if PREFIX in line]
 
 
-def until(condition: Callable[[], bool], what: str, *, timeout: float = 40) -> float:
+def until(condition: Callable[[], bool], what: str, *, timeout: float = 90) -> float:
     """Wait for what tells nobody when it happens. Returns the seconds that it took."""
     begin = time.monotonic()
     while not condition():
@@ -192,7 +193,7 @@ def ended(user: User) -> dict[str, Any]:
 
 def metric(hub: Hub, name: str) -> float:
     text = requests.get(
-        f"{hub.url}/hub/metrics", headers={"Authorization": "token token-of-the-operator"}, timeout=10
+        f"{hub.url}/hub/metrics", headers={"Authorization": "token token-of-the-operator"}, timeout=30
     ).text
     (value,) = re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+]+)$", text, re.MULTILINE)
     return float(value)
@@ -369,7 +370,7 @@ def test_what_is_held_back_takes_effect_when_the_operator_confirms_it(five: list
 
 
 def test_what_is_held_back_takes_effect_when_the_grace_ends(make_servers: MakeServers, idp: IdP) -> None:
-    with make_servers(provider="wlcg-iam", grace=15).running() as hub:
+    with make_servers(provider="wlcg-iam", grace=24).running() as hub:
         users = [User(hub, idp) for _ in range(4)]
         users[0].starts()
         nobody_has_groups(users)
@@ -377,7 +378,7 @@ def test_what_is_held_back_takes_effect_when_the_grace_ends(make_servers: MakeSe
         held_back(users)
         for user in users:
             ended(user)
-        assert 15 - RECHECK <= time.monotonic() - begin <= 15 + 30
+        assert 24 - RECHECK <= time.monotonic() - begin <= 24 + 30
         assert users[0].has_nothing
 
 
@@ -530,13 +531,14 @@ def test_without_refresh_tokens_a_log_in_counts_for_its_time_and_pages_tell_its_
 ) -> None:
     idp.rotate = False
     idp.change["/oauth2/token"] = lambda document: {k: v for k, v in document.items() if k != "refresh_token"}
-    with make_servers(provider="wlcg-iam").running() as hub:
+    max_age = 24  # the start of a server is within it, and the notice comes in its last quarter
+    with make_servers(provider="wlcg-iam", max_age=max_age).running() as hub:
         user = User(hub, idp).starts()
         begin = time.monotonic()
         until(lambda: "Please log out and in again" in user.browser.page("/hub/home").text, "a notice")
         assert user.has_all
         assert ended(user)["reason"].startswith("No new log-in in time")
-        assert time.monotonic() - begin <= MAX_AGE + 30
+        assert time.monotonic() - begin <= max_age + 30
         until(lambda: user.has_nothing, "the end of the access")
         # A refused log-in is a "no" for what nobody can be asked about.
         other = User(hub, idp).starts()

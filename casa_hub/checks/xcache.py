@@ -7,8 +7,10 @@ the XCache, which is of a grid's authority as a rule, need not be believed.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 
@@ -16,7 +18,7 @@ import aiohttp
 
 from casa_hub.checks.findings import NOBODY, Finding, error, ok, unseen
 from casa_hub.checks.site import Site
-from casa_hub.checks.web import Answer, NoAnswerError, ask
+from casa_hub.checks.web import Answer, NoAnswerError, ask, resolve
 from casa_hub.credentials.xcache import XCache, mint_macaroon, parse_secret_key
 from casa_hub.keys import KeyFile
 
@@ -37,16 +39,21 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     where = f"{minter.host}:{minter.port}"
     path = f"{minter.path_for(NOBODY).rstrip('/')}/casa-hub-check-{secrets.token_hex(8)}"
     key = KeyFile("XCache.key_file", parse_secret_key, "").read(minter.key_file).value
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
-        try:
-            own = await _read(session, where, path, _probe(minter, key, path))
-            forged = await _read(session, where, path, _probe(minter, secrets.token_bytes(64), path))
-        except NoAnswerError as problem:
-            if problem.tls:
-                yield unseen(f"XCache {where}", "it speaks no HTTP, by which macaroons are tried", _WHERE_HTTP)
-            else:
-                yield error(f"XCache {where}", str(problem), "Check XCache.host and XCache.port; does it run?")
-            return
+    macaroons = _probe(minter, key, path), _probe(minter, secrets.token_bytes(64), path)
+    *families, last = await _families(minter)
+    try:
+        for family in families:
+            with contextlib.suppress(NoAnswerError):
+                own, forged = await _read_all(family, where, path, macaroons)
+                break
+        else:
+            own, forged = await _read_all(last, where, path, macaroons)
+    except NoAnswerError as problem:
+        if problem.tls:
+            yield unseen(f"XCache {where}", "it speaks no HTTP, by which macaroons are tried", _WHERE_HTTP)
+        else:
+            yield error(f"XCache {where}", str(problem), "Check XCache.host and XCache.port; does it run?")
+        return
     yield read(minter, where, own)
     yield read_forged(where, forged)
 
@@ -103,6 +110,22 @@ def _probe(minter: XCache, key: bytes, path: str) -> str:
         f"before:{end:%Y-%m-%dT%H:%M:%SZ}",
     )
     return mint_macaroon(key, minter.site_name, f"{NOBODY}/{secrets.token_hex(8)}", caveats)
+
+
+async def _families(minter: XCache) -> list[socket.AddressFamily]:
+    """Of its addresses, in their order. An XRootD may turn one away, by the name of who comes; clients try the next."""
+    try:
+        found = await resolve(minter.host, minter.port)
+    except OSError:
+        return [socket.AF_UNSPEC]
+    return list(dict.fromkeys(socket.AF_INET6 if ":" in address else socket.AF_INET for address in found))
+
+
+async def _read_all(family: socket.AddressFamily, where: str, path: str, macaroons: Iterable[str]) -> list[Answer]:
+    """Its answers at such an address. Raises NoAnswerError."""
+    connector = aiohttp.TCPConnector(family=family)
+    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
+        return [await _read(session, where, path, macaroon) for macaroon in macaroons]
 
 
 async def _read(session: aiohttp.ClientSession, where: str, path: str, macaroon: str) -> Answer:

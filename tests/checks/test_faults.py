@@ -73,6 +73,12 @@ def test_the_probe_leaves_nothing_behind(facility: Facility) -> None:
     assert objects() == before
 
 
+def test_an_xcache_that_answers_at_one_of_its_addresses_is_sound(facility: Facility) -> None:
+    """XRootD 5 and 6 of the tests turn ::1 away; so may one elsewhere whose IPv6 isn't in order, and clients go on."""
+    checked = told(facility, facility.check("c.XCache.host = 'localhost'"))
+    assert (checked.code, checked.bad) == (0, []), checked.printed
+
+
 def test_a_servicex_that_answers_is_sound(facility: Facility) -> None:
     checked = told(facility, facility.check(SERVICEX.format(url=facility.idp.issuer)))
     # Its client and XRootD's want two things of one variable, which nobody can put right.
@@ -522,7 +528,7 @@ def test_servers_that_never_answer_are_told_in_seconds(facility: Facility) -> No
         )
         begin = time.monotonic()
         checked = told(facility, facility.check(config))
-        assert time.monotonic() - begin < 15
+        assert time.monotonic() - begin < 30  # one after the other they would take ten seconds each
     assert "casa-hub: still looking at issuer, kubernetes, xcache, htcondor, servicex ...\n" in checked.printed
     silences = {one["check"] for one in checked.bad if one["problem"].startswith("no answer within")}
     assert silences == {"issuer", "kubernetes", "xcache", "htcondor", "servicex"}, checked.bad

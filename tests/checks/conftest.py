@@ -237,4 +237,4 @@ def facility(  # noqa: PLR0917 - a facility has as many parts
         yield made
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(10)
+        process.wait(60)

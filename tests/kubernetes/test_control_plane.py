@@ -40,7 +40,7 @@ def test_what_a_pod_owns_goes_when_the_pod_goes(plane: Api, namespace: str) -> N
     for path, body in objects.items():
         plane.apply(path, body)
     plane.request("DELETE", f"{core}/pods/jupyter-ada")
-    eventually(lambda: all(plane.gone(path) for path in objects), timeout=20)
+    eventually(lambda: all(plane.gone(path) for path in objects))
 
 
 def test_a_field_of_another_manager_is_not_taken_unasked(plane: Api, namespace: str) -> None:

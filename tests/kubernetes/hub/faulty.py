@@ -49,7 +49,7 @@ class Faulty(Site):
 
     proxy: FaultProxy
 
-    def nothing_left(self, timeout: float = 25) -> None:
+    def nothing_left(self, timeout: float = 60) -> None:
         """Wait until there are no pods, and none of our objects."""
         eventually(lambda: self.list("pods") == [] and self.ours() == NONE, timeout=timeout)
 

@@ -95,7 +95,7 @@ class Site:
             servers = self.hub.api("GET", f"/users/{quote(user, safe='')}").json()["servers"]
             return server not in servers or not servers[server]["pending"]
 
-        eventually(settled, timeout=30)
+        eventually(settled)
 
     def stop(self, user: str, server: str = "") -> None:
         assert self.hub.api("DELETE", _path(user, server)).status_code in {202, 204}

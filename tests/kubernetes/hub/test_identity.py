@@ -287,6 +287,7 @@ def test_the_label_that_a_service_selects_is_not_told_by_anything_else(site: Sit
 
 
 @pytest.mark.any_hub
+@pytest.mark.timeout(900)
 def test_two_hundred_stops_followed_at_once_by_a_start(site: Site) -> None:
     """Five servers, each stopped and started again without a pause: only the newest start's objects are left."""
     servers = [("ada", ""), ("ada", "one"), ("bob", ""), ("bob", "one"), ("eve", "")]

@@ -30,9 +30,9 @@ def test_servers_start_and_stop_with_the_rights_of_the_chart(
             answers = pool.map(lambda user: hub.api("POST", f"/users/{user}/server"), users)
         assert {answer.status_code for answer in answers} <= {201, 202}
         for user in users:
-            eventually(lambda user=user: ready(hub, user), timeout=30)
+            eventually(lambda user=user: ready(hub, user))
             headers = {"Authorization": f"token {hub.api_token}"}
-            seen = requests.get(f"{hub.url}/user/{user}/lab", headers=headers, timeout=10).json()
+            seen = requests.get(f"{hub.url}/user/{user}/lab", headers=headers, timeout=30).json()
             assert seen["pod"] == f"jupyter-{user}"
 
         assert hub.api("DELETE", f"/users/{users[0]}/server").status_code in {202, 204}

@@ -35,7 +35,7 @@ c.JupyterHub.services.append({{"name": "operator", "api_token": "token-of-the-op
 c.JupyterHub.load_roles.append(
     {{"name": "operator", "services": ["operator"], "scopes": ["custom:casa-hub:operate"]}}
 )
-c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 20, "slow_stop_timeout": 20}}
+c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 40, "slow_stop_timeout": 40}}
 c.Facility.required = ["xcache", "bearer"]
 c.Keeper.recheck_interval = {RECHECK}
 c.Keeper.outage_grace = {GRACE}
@@ -151,7 +151,7 @@ class User(Person):
         until(lambda: not self.hub.api("GET", f"/users/{self.name}").json()["auth_state"], "the log-in is forgotten")
 
 
-def until(condition: Callable[[], object], what: str, timeout: float = PROMISED) -> float:
+def until(condition: Callable[[], object], what: str, timeout: float = 90) -> float:
     """Wait for what tells nobody when it happens. Returns the seconds that it took."""
     begin = time.monotonic()
     while not condition():
@@ -179,7 +179,7 @@ def test_who_loses_the_group_loses_pod_secret_and_routes(
             seen.setdefault(effect, round(time.monotonic() - begin, 1))
         return len(seen) == len(effects)
 
-    until(all_seen, f"the end of {user.name}'s access, so far {seen}")
+    until(all_seen, f"the end of {user.name}'s access, so far {seen}", PROMISED)
     # These have ended before the first request to Kubernetes; asked for last, or else that would have been the reason.
     page, api = user.access()
     asked = round(time.monotonic() - begin, 1)
@@ -211,7 +211,7 @@ def test_what_kubernetes_cannot_do_is_tried_again_until_it_is_done(site: Faulty,
     else:
         site.proxy.on("DELETE", THIS_POD, Answer(403), times=math.inf)
     user.is_in_groups()
-    site.hub.wait_for_all(f"The end of the access of {user.name} is tried again", 1, since=since, timeout=60)
+    site.hub.wait_for_all(f"The end of the access of {user.name} is tried again", 1, since=since, timeout=90)
     # What needs no Kubernetes has ended.
     assert user.access() == (False, False)
     assert user.mine(site.list("pods"))

@@ -241,7 +241,7 @@ def check_without(site: Site, account: Account, right: Right, act: Act) -> None:
         assert f"needs the verb {right.verb} on {right.resource}" in said
     finally:
         account.give_back(right)
-    eventually(lambda: site.list("pods") == [], timeout=5)
+    eventually(lambda: site.list("pods") == [])
     eventually(lambda: site.ours() == NONE)
 
 

@@ -161,7 +161,7 @@ def listening(site: Site, user: str) -> tuple[list[dict[str, Any]], threading.Th
     def listen() -> None:
         url = f"{site.hub.url}/hub/api/users/{user}/servers//progress"
         headers = {"Authorization": f"token {site.hub.api_token}"}
-        with requests.get(url, headers=headers, stream=True, timeout=60) as answer:
+        with requests.get(url, headers=headers, stream=True, timeout=120) as answer:
             lines = answer.iter_lines(chunk_size=1, decode_unicode=True)
             heard.extend(json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
 
@@ -193,7 +193,7 @@ def test_the_spawn_page_shows_the_events_of_kubernetes_too(
         plane.request("POST", f"/api/v1/namespaces/{site.namespace}/events", event)
         eventually(lambda: any("Pulling image" in each["message"] for each in heard))
         with RunningPods(plane, site.namespace, tmp_path_factory.mktemp("pods")):
-            listener.join(30)
+            listener.join(120)
             assert heard[-1].get("ready"), heard
         said = messages(heard)
         [pulling] = [each for each in heard if "Pulling image" in each["message"]]
@@ -214,7 +214,7 @@ def test_without_its_kind_of_route_a_server_starts_if_dask_is_optional(
         heard, listener = listening(site, "ada")
         eventually(lambda: any(each.startswith("Starting without TLSRoute") for each in messages(heard)))
         with RunningPods(bare, site.namespace, tmp_path_factory.mktemp("pods")):  # not sooner: it would be told no more
-            listener.join(30)
+            listener.join(120)
             assert heard[-1].get("ready"), heard
         [said] = [each for each in messages(heard) if each.startswith("Starting without TLSRoute")]
         assert f"TLSRoute {site.namespace}/casa-ada-" in said

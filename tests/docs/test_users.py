@@ -53,7 +53,7 @@ def port(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[int]:
     scheduler = Process("dask", ["bash", "-c", f"exec {command}"], log=log, env=environment, cwd=tmp_path)
     scheduler.start()
     try:
-        scheduler.wait_until("its log says where it is", lambda: "Scheduler at:" in read_log(log))
+        scheduler.wait_until("its log says where it is", lambda: "Scheduler at:" in read_log(log), 90)
         yield port
     finally:
         scheduler.stop()
@@ -63,9 +63,9 @@ def connect(port: int, files: Path) -> subprocess.CompletedProcess[str]:
     """Run the page's Python where `files` are."""
     (block,) = [block for block in blocks() if block.page == PAGE and block.language == "python"]
     assert ADDRESS in block.content
-    program = block.content.replace(ADDRESS, f"tls://127.0.0.1:{port}").replace("security=", "timeout='5s', security=")
+    program = block.content.replace(ADDRESS, f"tls://127.0.0.1:{port}").replace("security=", "timeout='60s', security=")
     program += "\nprint(client.scheduler_info()['type'])\nclient.close()\n"
-    return subprocess.run([sys.executable, "-c", program], cwd=files, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", program], cwd=files, capture_output=True, text=True, timeout=120)
 
 
 def test_a_laptop_connects_as_the_page_says(port: int, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.support.peers import condor, http
 from tests.support.served import NAME, Served, short_lived
 from tests.support.xrootd_client import content_of, path_of
 
-LIFE, RECHECK = 40, 4
+LIFE, RECHECK = 60, 4
 #: Seconds that are promised.
 PROMISED = RECHECK + 30
 
@@ -84,7 +84,7 @@ def test_who_leaves_has_nothing_within_the_time_but_copies_that_can_be_blocked(s
     with ExitStack() as stack:
         # Outside the server, so that it goes on when that is stopped: what ends is the way to it.
         scheduler = stack.enter_context(served.scheduler())
-        scheduler.wait_until("it is there", lambda: "Scheduler at:" in read_log(served.directory / "scheduler.log"))
+        scheduler.wait_until("it is there", lambda: "Scheduler at:" in read_log(served.directory / "scheduler.log"), 90)
         copies = Copies(served, tmp_path)
         ends: dict[str, Callable[[], bool]] = {
             # Pages and the API last: who asks for them has the membership looked at, and here nobody does.
@@ -114,10 +114,10 @@ def test_who_leaves_has_nothing_within_the_time_but_copies_that_can_be_blocked(s
         log = facility.hub.log if facility.hub is not None else Path()
 
         # The copies: nothing but their end, or whoever is told what to block, ends them.
-        assert time.time() < served.expiry - 10, "the machine is too busy for this test"
-        assert copies.reads()
-        assert copies.commands()
-        scheduler.wait_until("the end is told", lambda: '"access-ended"' in read_log(log), 30)
+        reads, commands = copies.reads(), copies.commands()
+        assert time.time() < served.expiry - 1, "the machine is too busy for this test"
+        assert (reads, commands) == (True, True)
+        scheduler.wait_until("the end is told", lambda: '"access-ended"' in read_log(log), 60)
         told = [json.loads(line) for line in re.findall(rf"{PREFIX}(.*)", read_log(log))]
         revoked = {event["credential"]: event["identifiers"] for event in told if event["action"] == "revoked"}
         assert revoked.keys() == {"xcache", "htcondor", "dask", "bearer"}
@@ -128,7 +128,7 @@ def test_who_leaves_has_nothing_within_the_time_but_copies_that_can_be_blocked(s
         assert not copies.commands()
         seconds["IDTOKEN, blocked by its jti"] = round(time.time() - left, 1)
         while copies.reads():
-            assert time.time() < served.expiry + 5
+            assert time.time() < served.expiry + 20
             time.sleep(0.2)
         seconds["macaroon, by itself"] = round(time.time() - left, 1)
         assert time.time() > served.expiry - 2

@@ -38,21 +38,21 @@ def server(peers_directory: Path, tmp_path: Path) -> Iterator[Served]:
         yield Served(facility, tmp_path)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(700)
 def test_nobody_notices_that_credentials_expire(server: Served) -> None:
     facility = server.facility
     assert facility.xcache is not None
     assert facility.pool is not None
+    server.fresh(LIFE / 2)  # to begin before their renewal
     begin = time.time()
     end = begin + LONG
-    assert begin < server.expiry - LIFE / 2, "the machine is too busy for this test"
     new: list[dict[str, Any]] = []
     workers: list[str] = []
     jobs: list[dict[str, Any]] = []
     with ExitStack() as stack, ThreadPoolExecutor() as threads:
         scheduler = stack.enter_context(server.scheduler())
-        reading = threads.submit(server.read, end, "open", "authz", "named", "https")
-        commanding = threads.submit(server.command, end, 0.2)
+        reading = threads.submit(server.read, end, "open", "authz", "named", "https", at_least=2_500)
+        commanding = threads.submit(server.command, end, 0.2, at_least=150)
         for number, at in enumerate(ROUNDS):
             time.sleep(max(0.0, begin + at - time.time()))
             # Dask certificates live as long as a server may; they are issued again when the operator asks for it.
@@ -66,7 +66,7 @@ def test_nobody_notices_that_credentials_expire(server: Served) -> None:
             ]
             token = (server.secrets / "condor_token").read_text().strip()
             jobs.append(condor(facility.pool, token, "run", job=JOB))
-            worker.wait_until("the scheduler knows it", lambda log=log: "Registered to:" in read_log(log), 60)
+            worker.wait_until("the scheduler knows it", lambda log=log: "Registered to:" in read_log(log), 120)
             workers.append(f"worker-{number}")
             assert server.work(*workers) == expected(workers)
             new += [other.result() for other in others]

@@ -1,8 +1,8 @@
 """An HTCondor client that lives long: one process that gives commands to a schedd while its token file is replaced.
 
 Run as a program: ``condor_client.py END PAUSE``, with a server's environment. Submits a job (held), looks at it and
-removes it, over and over until END (seconds since the epoch), PAUSE seconds between two commands; prints how many were
-done and what was refused, as JSON. Nothing is tried twice.
+removes it, over and over until END (seconds since the epoch) and until ``AT_LEAST`` commands were given, PAUSE seconds
+between two commands; prints how many were done and what was refused, as JSON. Nothing is tried twice.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ def main(end: float, pause: float) -> None:
         return bool(schedd.act(htcondor2.JobAction.Remove, f"ClusterId == {cluster}")["TotalSuccess"] == 1)
 
     commands: list[Callable[[], bool]] = [submit, query, remove]
-    while time.time() < end:
+    least, given = int(os.environ.get("AT_LEAST", "0")), 0
+    while time.time() < end or given < least:
         for command in commands:
             try:
                 why = "" if command() else "not done"
             except htcondor2.HTCondorException as error:
                 why = str(error)
-            done += not why
+            given, done = given + 1, done + (not why)
             if why and len(failures) < _KEPT:
                 failures.append([round(time.time() - begin, 2), command.__name__, why])
             time.sleep(pause)

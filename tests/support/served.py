@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -66,36 +67,50 @@ class Served:
         self.browser.log_in(NAME)
         self.browser.spawn(NAME)
         self.secrets = facility.directory / "servers" / NAME
-        state = json.loads((self.secrets / "state.json").read_text())
-        self.address = state["address"]
-        entries = state["record"]["credentials"]
-        #: When the first credentials expire, whichever lives longer (epoch seconds).
-        self.expiry = max(self._epoch(entries[name]["expires_at"]) for name in ("xcache", "htcondor"))
-        self.first = {name: (self.secrets / name).read_text() for name in ("xcache_token", "condor_token")}
+        self.look()
         process = signed_in(self.secrets / "process")
         assert process is not None
         self.process = process
         self.environment = process.environment()
         self.host = self.environment["HOST_IP"]
 
+    def look(self) -> None:
+        """Take those credentials for the first that are there now."""
+        state = json.loads((self.secrets / "state.json").read_text())
+        self.address = state["address"]
+        entries = state["record"]["credentials"]
+        #: When the first credentials expire, whichever lives longer (epoch seconds).
+        self.expiry = max(self._epoch(entries[name]["expires_at"]) for name in ("xcache", "htcondor"))
+        self.first = {name: (self.secrets / name).read_text() for name in ("xcache_token", "condor_token")}
+
+    def fresh(self, seconds: float) -> None:
+        """Wait until the first credentials live so much longer: where the start took too long, for the next ones."""
+        deadline = time.monotonic() + 120
+        while time.time() > self.expiry - seconds:
+            assert time.monotonic() < deadline, "the credentials are never so fresh"
+            time.sleep(0.05)
+            self.look()
+
     @staticmethod
     def _epoch(text: str) -> float:
         return datetime.fromisoformat(text).timestamp()
 
-    def run(self, program: str, *arguments: str) -> dict[str, Any]:
+    def run(self, program: str, *arguments: str, at_least: int = 0) -> dict[str, Any]:
         """One of the clients, as a process of the server."""
         command = [sys.executable, program, *arguments]
-        ran = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, cwd="/")
+        environment = {**self.environment, "AT_LEAST": str(at_least)}
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, cwd="/")
         assert ran.returncode == 0, ran.stderr
         answer: dict[str, Any] = json.loads(ran.stdout)
         return answer
 
-    def read(self, end: float, *ways: str) -> dict[str, Any]:
+    def read(self, end: float, *ways: str, at_least: int = 0) -> dict[str, Any]:
         assert self.facility.xcache is not None
-        return self.run(xrootd_client.__file__, str(end), str(self.facility.xcache.tls.ca_file), *ways)
+        authority = str(self.facility.xcache.tls.ca_file)
+        return self.run(xrootd_client.__file__, str(end), authority, *ways, at_least=at_least)
 
-    def command(self, end: float, pause: float) -> dict[str, Any]:
-        return self.run(condor_client.__file__, str(end), str(pause))
+    def command(self, end: float, pause: float, *, at_least: int = 0) -> dict[str, Any]:
+        return self.run(condor_client.__file__, str(end), str(pause), at_least=at_least)
 
     # Dask
 
@@ -117,6 +132,6 @@ class Served:
         """What a new client is told by these workers."""
         files = [str(self.secrets / name) for name in ("ca.pem", "usercert.pem")]
         command = [sys.executable, "-c", TOGETHER, self.host, *files, *workers]
-        ran = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, cwd="/")
+        ran = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=240, cwd="/")
         assert ran.returncode == 0, ran.stderr
         return ran.stdout.splitlines()

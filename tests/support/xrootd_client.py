@@ -2,7 +2,8 @@
 
 Run as a program: ``xrootd_client.py END CA WAY... < /dev/null``. Environment as a server's: ``XCACHE_HOST``,
 ``XCACHE_PORT``, ``BEARER_TOKEN_FILE``. Reads the files ``/store/long/0`` to ``49`` in turn, each way another one, until
-END (seconds since the epoch), and prints how often and what was not read, as JSON. Nothing is tried twice.
+END (seconds since the epoch) and until it has done so ``AT_LEAST`` times, and prints how often and what was not read,
+as JSON. Nothing is tried twice.
 
 In turn, since an XCache can hang for ever on a file that is opened while it is being closed (XRootD 5.8, its issue
 2561), which is none of a credential's doing.
@@ -90,7 +91,7 @@ def main(end: float, ca_file: str, ways: list[str]) -> None:
     reader, begin = Reader(ca_file), time.time()
     counts, failures = dict.fromkeys(ways, 0), []
     for number in itertools.count():
-        if time.time() > end:
+        if time.time() > end and number >= int(os.environ.get("AT_LEAST", "0")):
             break
         for offset, way in enumerate(ways):
             read: Callable[[str], bytes | str] = getattr(reader, way)

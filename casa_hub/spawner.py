@@ -18,7 +18,7 @@ from casa_hub.facility import Facility
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.pod_server import PodServer
 from casa_hub.startup import not_the_hubs_fault, on_hub_start
-from casa_hub.steps import Steps, merged
+from casa_hub.steps import Steps
 
 
 class CasaSpawner(KubeSpawner):  # type: ignore[misc]
@@ -106,7 +106,7 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         """Our steps, and Kubernetes' events below."""
-        async for event in merged(self._steps.follow(), super().progress()):
+        async for event in self._steps.follow(beside=super().progress()):
             yield event
 
     # -- a hub that was restarted: for a user who was renamed; all else is in the pod's annotations

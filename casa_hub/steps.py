@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,42 +22,42 @@ class Steps:
     def say(self, progress: int, message: str) -> None:
         """`progress` of 100."""
         self._events.append({"progress": progress, "message": message})
+        self._tell()
+
+    def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def follow(self) -> AsyncIterator[dict[str, Any]]:
-        """All events, also those to come; without end: JupyterHub listens as long as the start takes."""
-        told = 0
-        while True:
-            changed = self._changed
-            for event in self._events[told:]:
-                told += 1
-                yield event
-            if changed is self._changed:
+    async def follow(self, beside: AsyncIterator[dict[str, Any]] | None = None) -> AsyncIterator[dict[str, Any]]:
+        """All events, also those to come; without end: JupyterHub listens as long as the start takes.
+
+        Args:
+            beside: other events, told as they come.
+        """
+        others: deque[dict[str, Any]] = deque()
+        heard = 0
+
+        async def listen(stream: AsyncIterator[dict[str, Any]]) -> None:
+            async for event in stream:
+                others.append(event)
+                self._tell()
+
+        listening = asyncio.create_task(listen(beside)) if beside is not None else None
+        try:
+            while True:
+                changed = self._changed
+                # At once: when the start is over, JupyterHub takes what is there, and waits for nothing, not even for
+                # a turn of the loop. Who looks at a quick start hears of what is missing, too.
+                while others or heard < len(self._events):
+                    if heard < len(self._events):
+                        heard += 1
+                        yield self._events[heard - 1]
+                    else:
+                        yield others.popleft()
                 await changed.wait()
-
-
-async def merged(*streams: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
-    """Events of all streams, each as it comes."""
-    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-
-    async def pump(stream: AsyncIterator[dict[str, Any]]) -> None:
-        async for event in stream:
-            events.put_nowait(event)
-
-    pumps = [asyncio.create_task(pump(stream)) for stream in streams]
-    getting: asyncio.Task[dict[str, Any]] | None = None
-    try:
-        while not (events.empty() and all(task.done() for task in pumps)):
-            getting = asyncio.create_task(events.get())
-            await asyncio.wait([getting, *(task for task in pumps if not task.done())], return_when="FIRST_COMPLETED")
-            if getting.done():
-                yield getting.result()
-            else:
-                getting.cancel()
-    finally:
-        for task in filter(None, [getting, *pumps]):
-            task.cancel()
+        finally:
+            if listening is not None:
+                listening.cancel()
 
 
 def told(facility: Facility, minted: Minted, now: datetime) -> list[str]:

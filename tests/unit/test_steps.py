@@ -1,10 +1,13 @@
 """What the local spawner says, and what it refuses, before there is any server."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from jupyterhub.utils import iterate_until
 
 from casa_hub.credentials.base import Credential
 from casa_hub.facility import Minted
@@ -78,3 +81,36 @@ async def test_every_spawn_page_hears_all_steps_from_the_beginning() -> None:
     await asyncio.sleep(0)
     steps.say(100, "three")
     assert await asyncio.wait_for(early, 5) == await asyncio.wait_for(late, 5) == ["one", "two", "three"]
+
+
+async def test_who_looks_when_a_start_is_just_over_still_hears_all_of_it() -> None:
+    """A page that was asked for late lost the reason why there was no route: JupyterHub takes what is there at once."""
+    steps = Steps()
+    for number in range(3):
+        steps.say(number, str(number))
+    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    over.set_result(None)
+
+    async def events() -> AsyncIterator[dict[str, Any]]:
+        await asyncio.sleep(3600)
+        yield {}
+
+    heard = [event["message"] async for event in iterate_until(over, steps.follow(beside=events()))]
+    assert heard == ["0", "1", "2"]
+
+
+async def test_other_events_come_between_the_steps() -> None:
+    steps, others = Steps(), asyncio.Queue[dict[str, Any]]()
+
+    async def events() -> AsyncIterator[dict[str, Any]]:
+        while True:
+            yield await others.get()
+
+    following = steps.follow(beside=events())
+    steps.say(1, "a step")
+    assert (await anext(following))["message"] == "a step"
+    others.put_nowait({"progress": 2, "message": "an event"})
+    assert (await anext(following))["message"] == "an event"
+    steps.say(3, "another step")
+    assert (await anext(following))["message"] == "another step"
+    await following.aclose()  # type: ignore[attr-defined]

@@ -462,7 +462,7 @@ def preset_hubs(make_hub: MakeHub) -> dict[str, Hub]:
     for hub in hubs.values():
         hub.begin()  # all at once: each waits for the disk as much as for the processor
     for hub in hubs.values():
-        hub.wait_for("JupyterHub is now running", timeout=120)
+        hub.wait_for("JupyterHub is now running", timeout=200)
     return hubs
 
 

@@ -157,5 +157,5 @@ class HubPod:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=250,
         )

@@ -90,7 +90,7 @@ class RunningPods:
 
     def __enter__(self) -> Self:
         self._process.start()
-        self._process.wait_until("watching", lambda: READY_LINE in read_log(self._process.log))
+        self._process.wait_until("watching", lambda: READY_LINE in read_log(self._process.log), 90)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -67,7 +67,7 @@ def create(cluster: Cluster, namespace: str, name: str, **spec: Any) -> dict[str
         conditions = pod["status"].get("conditions", [])
         return dict(pod) if any(c["type"] == "Ready" and c["status"] == "True" for c in conditions) else {}
 
-    return eventually(ready, timeout=30)
+    return eventually(ready, timeout=90)
 
 
 def test_a_native_sidecar_keeps_a_private_copy_of_a_changing_secret(cluster: Cluster, namespace: str) -> None:
@@ -125,9 +125,9 @@ def test_pods_and_tests_reach_a_service_and_nothing_else(cluster: Cluster, names
         f"try: print(r.urlopen('http://web.{namespace}.svc/hostname', timeout=2).read().decode())\n"
         "except OSError as error: print(error)"
     )
-    eventually(lambda: cluster.exec(namespace, "client", "python3", "-c", fetch).strip() == "web", timeout=20)
+    eventually(lambda: cluster.exec(namespace, "client", "python3", "-c", fetch).strip() == "web")
     for host, port in ((service["spec"]["clusterIP"], 80), (web["status"]["podIP"], 8080)):
-        connection = http.client.HTTPConnection(host, port, timeout=5)
+        connection = http.client.HTTPConnection(host, port, timeout=30)
         connection.request("GET", "/hostname")
         assert connection.getresponse().read() == b"web\n"
     assert {name[:4] for _, name in socket.if_nameindex()} == {"lo", "veth"}
@@ -142,7 +142,7 @@ context = ssl.create_default_context(cafile=account / "ca.crt")
 headers = {"Authorization": "Bearer " + (account / "token").read_text()}
 request = urllib.request.Request("https://kubernetes.default.svc" + sys.argv[1], headers=headers)
 try:
-    urllib.request.urlopen(request, context=context, timeout=5)
+    urllib.request.urlopen(request, context=context, timeout=30)
 except urllib.error.HTTPError as error:
     print(error.code, error.read().decode())
 """
@@ -162,7 +162,7 @@ def test_a_pod_that_would_be_root_does_not_start(cluster: Cluster, namespace: st
         [status] = cluster.plane.request("GET", f"{pods}/root")["status"].get("containerStatuses", [{}])
         return str(status.get("state", {}).get("waiting", {}).get("reason", ""))
 
-    eventually(lambda: reason() == "CreateContainerConfigError", timeout=20)
+    eventually(lambda: reason() == "CreateContainerConfigError")
 
 
 START = """
@@ -187,5 +187,5 @@ def test_of_a_cluster_whose_tests_are_killed_nothing_is_left(tmp_path: Path) -> 
         groups = [each / f"casa-hub-test-{tests.pid}" for each in cgroup_roots()]
         assert all(group.exists() for group in groups)
         tests.kill()
-        assert still_there(started, 20) == []
+        assert still_there(started, 90) == []
         assert not [group for group in groups if group.exists()]

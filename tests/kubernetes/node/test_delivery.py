@@ -70,7 +70,7 @@ print(json.dumps({
 WATCH = """
 import json, os, sys, time
 last, names, odd, seen, rounds = sys.argv[1], sys.argv[2:], [], [], 0
-until = time.monotonic() + 60
+until = time.monotonic() + 200
 while last not in seen and time.monotonic() < until:
     rounds += 1
     try:
@@ -89,6 +89,8 @@ while last not in seen and time.monotonic() < until:
     if len(versions) != 1:
         odd.append(sorted(versions))
     seen += versions - set(seen)
+    if rounds == 1:
+        open("/tmp/watching", "w").close()
 print(json.dumps({"odd": odd[:10], "seen": seen, "rounds": rounds}))
 """
 
@@ -137,14 +139,14 @@ class Servers:
         """Seconds until it is ready."""
         begin = time.monotonic()
         self.create(name, sidecar, **options)
-        eventually(lambda: self.ready(name), 30)
+        eventually(lambda: self.ready(name), 90)
         return time.monotonic() - begin
 
     def delete(self, name: str) -> float:
         """Seconds until it is gone."""
         begin = time.monotonic()
         self.plane.request("DELETE", f"{self.pods}/{name}")
-        eventually(lambda: self.plane.gone(f"{self.pods}/{name}"), 40)
+        eventually(lambda: self.plane.gone(f"{self.pods}/{name}"), 90)
         return time.monotonic() - begin
 
     def python(self, name: str, program: str, *arguments: str) -> Any:
@@ -218,6 +220,8 @@ def test_a_reader_in_the_pod_sees_one_whole_set_at_every_moment(servers: Servers
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    look = ["ls", "/tmp"]
+    eventually(lambda: "watching" in servers.cluster.exec(servers.namespace, "ada", *look, container="notebook"))
     for version in range(2, 6):
         servers.update("ada", files(version))
         token = ["cat", "/etc/cmsaf-secrets/..data/xcache_token"]
@@ -285,12 +289,12 @@ def test_an_image_that_starts_as_root_and_goes_on_as_the_user(
 
 def test_a_server_that_ends_by_itself_ends_its_pod(servers: Servers) -> None:
     """As after "Shut Down" in JupyterLab: no container stays behind to keep the pod alive."""
-    servers.start("ada", Sidecar(), uid=4321, cmd=["sleep", "2"])
+    servers.create("ada", Sidecar(), uid=4321, cmd=["sleep", "2"])
     pod = f"{servers.pods}/ada"
-    eventually(lambda: servers.plane.request("GET", pod)["status"]["phase"] == "Succeeded", 15)
+    eventually(lambda: servers.plane.request("GET", pod)["status"]["phase"] == "Succeeded", 90)
 
 
 def test_the_sidecar_ends_when_its_pod_is_to_end(servers: Servers) -> None:
     """A signal that isn't heard keeps a deleted pod for its grace period: 30 s."""
     servers.start("ada", Sidecar(), uid=4321)
-    assert servers.delete("ada") < 15
+    assert servers.delete("ada") < 25

@@ -21,13 +21,13 @@ def test_a_user_gets_a_notebook_server(cluster: Cluster, namespace: str, make_hu
         ada.trust_env = False
         ada.headers["Authorization"] = f"token {hub.api_token}"
         status = f"{hub.url}/user/ada/api/status"
-        eventually(lambda: ada.get(status, timeout=10).status_code == 200, timeout=120)
+        eventually(lambda: ada.get(status, timeout=60).status_code == 200, timeout=120)
 
         file = {"type": "file", "format": "text", "content": "hello"}
-        written = ada.put(f"{hub.url}/user/ada/api/contents/note.txt", json=file, timeout=10)
+        written = ada.put(f"{hub.url}/user/ada/api/contents/note.txt", json=file, timeout=60)
         assert written.status_code == 201, written.text
         pod = "jupyter-ada"
         assert cluster.exec(namespace, pod, "sh", "-c", "id -u; cat /home/jovyan/note.txt") == "1000\nhello"
 
         assert hub.api("DELETE", "/users/ada/server").status_code in {202, 204}
-        eventually(lambda: cluster.plane.gone(f"/api/v1/namespaces/{namespace}/pods/{pod}"), timeout=20)
+        eventually(lambda: cluster.plane.gone(f"/api/v1/namespaces/{namespace}/pods/{pod}"))

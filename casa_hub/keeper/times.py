@@ -32,7 +32,7 @@ class Keeper(LoggingConfigurable):
         help="""Seconds between two membership checks, at most, of everybody with a running server or a token that is
         good, whether or not a browser is open; a bare cookie is checked at its next request. Thirty seconds after this
         time, at the latest, somebody who is no member any more has nothing that works. Shorter asks the identity
-        provider more often: with 500 users, 300 is about two requests a second, spread evenly.""",
+        provider more often: with 500 users, 300 is two to four requests a second, spread evenly.""",
     ).tag(config=True)
 
     outage_grace = Float(

@@ -73,6 +73,7 @@ class Checks:
             self._quickstart(kernel)
             self._from_outside()
         self._refusals()
+        self._operator()
         self._renewal()
         self._stop()
 
@@ -185,6 +186,13 @@ class Checks:
 
     def _forged_idtoken(self) -> None:
         self._kernel(MEMBER.name).run(_FORGE.format(token=self._forged("condor_token")))
+
+    def _operator(self) -> None:
+        def check() -> None:
+            done = self._facility.operate("check")
+            _expect(done.returncode == 0, f"casa-hub ended with {done.returncode}: {done.stdout}{done.stderr[-300:]}")
+
+        self._step("the operator finds nothing wrong: casa-hub check", check)
 
     def _renewal(self) -> None:
         name = MEMBER.name

@@ -7,20 +7,23 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from casa_hub.checks.findings import NOBODY
 from casa_hub.demo import htcondor, xrootd
 from casa_hub.demo.accounts import ACCOUNTS, ADMINISTRATORS, DOMAIN, MEMBERS, RECHECK_INTERVAL
 from casa_hub.demo.names import HostNames, facility_address
@@ -54,6 +57,8 @@ class Facility:
     #: Where servers find HTCondor, and XCache by this name; and who may connect to it beside this machine.
     peers_address, xcache_name = "127.0.0.1", "localhost"
     xcache_clients: Sequence[str] = ()
+    #: What else the operator's commands find by name, and where.
+    more_names: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, directory: Path, *, port: int | None, progress: Progress) -> None:
         """Args:
@@ -73,6 +78,7 @@ class Facility:
         self.xcache: xrootd.XCache | None = None
         self.pool: htcondor.HTCondorPool | None = None
         self.hub: Process | None = None
+        self._for_hub: dict[str, str] = {}
         self._servers: list[ServerProcess] = []
 
     @contextmanager
@@ -107,6 +113,10 @@ class Facility:
     def network(self) -> Iterator[None]:
         """The calling thread, and what it starts, is where the facility's programs reach each other."""
         yield
+
+    def _inside(self, *command: str) -> list[str]:
+        """The same as a command from this machine's own network."""
+        return list(command)
 
     def _doors(self, stack: ExitStack) -> None:
         """Let this machine in: the hub at `url`, the identity provider at `issuer`, Traefik at `address`."""
@@ -160,7 +170,7 @@ class Facility:
     def operate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of `casa-hub` as this facility's operator would, beside its hub."""
         command = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "casa_hub.cli", *arguments]
-        environment = minimal_environment(CASA_HUB_DEMO=str(self._settings_file))
+        environment = minimal_environment(**self.operator_environment)
         with self.network():
             return subprocess.run(
                 [*command, "-f", self._config_file],
@@ -172,10 +182,16 @@ class Facility:
             )
 
     @property
+    def operator_environment(self) -> dict[str, str]:
+        """Variables of a command beside the hub, which knows the servers' names as Dask's clients do."""
+        return {"CASA_HUB_DEMO": str(self._settings_file), **self.names.environment, **self._for_hub}
+
+    @property
     def operator_command(self) -> str:
         """For the person who tries the demo."""
-        program = Path(sys.executable).parent / "casa-hub"
-        return f"CASA_HUB_DEMO={self._settings_file} {program} status -f {self._config_file}"
+        variables = [f"{name}={value}" for name, value in self.operator_environment.items()]
+        program = str(Path(sys.executable).parent / "casa-hub")
+        return shlex.join(self._inside("env", *variables, program, "check", "-f", self._config_file))
 
     @property
     def _settings_file(self) -> Path:
@@ -205,8 +221,9 @@ class Facility:
             self.names.prepare(self._progress)
             # All that will ever be in there: the file isn't replaced while programs use it.
             labels = ("dask", "dask-worker")
-            hosts = [Server("demo", who.name).host(label, DOMAIN) for who in ACCOUNTS for label in labels]
-            self.names.replace(dict.fromkeys(hosts, self.address))
+            users = [*(who.name for who in ACCOUNTS), NOBODY]
+            hosts = [Server("demo", name).host(label, DOMAIN) for name in users for label in labels]
+            self.names.replace({**dict.fromkeys(hosts, self.address), **self.more_names})
 
     def _issuer_port(self) -> int:
         """Always the same: the hub has bound the user names to this issuer, and lets nobody else have them."""
@@ -259,15 +276,15 @@ class Facility:
     def _hub(self, stack: ExitStack) -> None:
         self._progress("JupyterHub")
         (self.directory / "proxy").mkdir(mode=0o700, exist_ok=True)
-        crypt_key = self._key("crypt-key", lambda path: path.write_text(secrets.token_hex(32)))
+        self._key("crypt-key", lambda path: path.write_text(secrets.token_hex(32)))
+        self._for_hub = self._hub_environment()
         self._settings_file.touch(mode=0o600)
         self._settings_file.write_text(json.dumps(self._settings(), indent=1))
         bin_directory = Path(sys.executable).parent
         environment = minimal_environment(
             CASA_HUB_DEMO=str(self._settings_file),
-            JUPYTERHUB_CRYPT_KEY=crypt_key.read_text(),
             PATH=f"{bin_directory}{os.pathsep}{os.environ['PATH']}",
-            **self._hub_environment(),
+            **self._for_hub,
         )
         self.hub = self._start(
             stack,

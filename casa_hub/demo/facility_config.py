@@ -49,6 +49,7 @@ c.Dask.secret_file = demo["dask"]["secret_file"]
 c.Dask.domain = demo["dask"]["domain"]
 
 # The hub itself.
+c.CryptKeeper.keys = [(here / "crypt-key").read_text()]
 c.JupyterHub.bind_url = demo["url"]
 c.JupyterHub.hub_port = demo["hub_port"]
 c.JupyterHub.db_url = "sqlite:///" + str(here / "hub.sqlite")

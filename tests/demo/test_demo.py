@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -58,6 +59,10 @@ def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     else:
         pytest.fail("".join(lines))
     assert processes_of(tmp_path), "a running demo must be found by this test, or its end could not be"
+    command = lines[next(n for n, line in enumerate(lines) if "To operate it" in line) + 1]
+    checked = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=120)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "error" not in checked.stdout
     rest = threading.Thread(target=demo.stdout.read, daemon=True)
     rest.start()
     demo.send_signal(signal.SIGINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -46,6 +47,9 @@ def test_a_person_is_let_in_from_outside_and_ctrl_c_ends_all_of_it(tmp_path: Pat
         browser = Browser(url)
         assert browser.log_in("oksana").status_code == 200
         browser.spawn("oksana")
+        command = lines[next(n for n, line in enumerate(lines) if "To operate it" in line) + 1]
+        checked = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=120)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
         started = descendants(demo.pid)
         assert {"kubelet", "kube-apiserver", "containerd", "traefik"} <= {process.name for process in started}
         demo.send_signal(signal.SIGINT)

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from casa_hub.delivery.kubernetes.manifests import SERVER
 from casa_hub.demo.accounts import DOMAIN
 from casa_hub.demo.doors import Doors
 from casa_hub.demo.facility import QUICKSTART, Facility
+from casa_hub.demo.names import HostNames
 from casa_hub.demo.run import run
 from casa_hub.demo.traefik import DASK_PORT, DASK_WORKER_PORT, Traefik
 from casa_hub.errors import CasaError
@@ -63,6 +65,7 @@ class KubernetesFacility(Facility):
     name = "casa-hub-demo-kubernetes"
     config = "kubernetes_config.py"
     peers_address, xcache_name = NODE_ADDRESS, f"xcache.{DOMAIN}"
+    more_names = MappingProxyType({xcache_name: NODE_ADDRESS})
     xcache_clients = (f"{POD_CIDR.split('.0.')[0]}.*",)
 
     def _home(self, stack: ExitStack) -> None:
@@ -73,6 +76,7 @@ class KubernetesFacility(Facility):
             **build.node_parts(), work_dir=work_dir, crds=definitions(), wildcards={DOMAIN: NODE_ADDRESS}
         )
         stack.enter_context(self.cluster)
+        self.names = HostNames(self.directory / "hosts")  # XCache isn't where this machine may have *.localhost
         with self.network():
             body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
             self.cluster.plane.apply(f"/api/v1/namespaces/{NAMESPACE}", body)
@@ -82,6 +86,9 @@ class KubernetesFacility(Facility):
     def network(self) -> Iterator[None]:
         with self.cluster.network():
             yield
+
+    def _inside(self, *command: str) -> list[str]:
+        return self.cluster.inside(*command)
 
     def _doors(self, stack: ExitStack) -> None:
         ports = {urlsplit(url).port or 80 for url in (self.url, self.issuer)}

@@ -28,6 +28,8 @@ c.KubeSpawner.enable_user_namespaces = True
 c.KubeSpawner.user_namespace_template = "{prefix}-{{username}}"
 c.KubeSpawner.pod_name_template = "notebook"
 c.Spawner.poll_interval = 3600
+# A start stays under way while a test looks around, on a busy machine, too.
+c.KubeSpawner.start_timeout = 120
 """
 USERS = ["ada", "bea", "cyd"]
 

@@ -40,7 +40,6 @@ _BEARER_CONFLICTS = {
     ("none", "xcache"): "the XRootD client finds no macaroon for XCache by itself",
 }
 
-
 _ASK_OPERATOR = "Tell the operator of this hub; its log says more."
 
 

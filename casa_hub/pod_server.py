@@ -26,8 +26,6 @@ from casa_hub.steps import told
 
 #: Seconds for what must still be done when a start has failed or a server has ended.
 _CLEAN_UP = 15.0
-
-
 #: Renewals that may come between a look at the Secret and ours: none but our own, which nobody got an answer to.
 _MOST_OVERTAKEN = 3
 

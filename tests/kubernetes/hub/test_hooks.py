@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.kubernetes.conftest import MakeHub
-from tests.kubernetes.hub.servers import NONE, Site, open_site
+from tests.kubernetes.hub.servers import KINDS, NONE, SECRETS, Site, open_site
 from tests.support.hub import Hub
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.facility import facility
@@ -127,6 +128,19 @@ def test_with_another_authenticator_a_restarted_hub_renews_and_sweeps_before_any
             token = site.files(site.pod("ada"))["xcache_token"]
         assert site.hub.api("GET", "/users/ada").json()["servers"][""]["ready"]
         assert "Traceback" not in site.hub.log
+
+
+def test_with_another_authenticator_what_a_killed_hub_left_half_made_is_removed_by_the_next(
+    plane: Api, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with open_site(plane, tmp_path_factory, SITE + INSTALL + STOCK, pods=False) as site:
+        site.begin("ada")  # and its pod never runs
+        eventually(lambda: site.names() and len(site.of(site.pod("ada"))) == len(KINDS))
+        site.hub.stop(signal.SIGKILL)
+        secret = site.of(site.pod("ada"))["Secret"]["metadata"]["name"]
+        plane.request("DELETE", f"{SECRETS.format(site.namespace)}/{secret}")  # as if it had died before this
+        site.hub.begin()
+        eventually(lambda: site.names() == set() and site.ours() == NONE, timeout=30)
 
 
 def test_with_another_authenticator_a_setting_that_cannot_work_is_one_line_at_the_hubs_start(

@@ -109,7 +109,7 @@ def test_a_fault_that_does_not_pass_fails_the_start_in_time(site: Faulty, kind: 
     site.proxy.on(*TARGETS[kind], fault, times=math.inf)
     begun = time.monotonic()
     said = site.fails("ada")
-    assert time.monotonic() - begun < 12
+    assert time.monotonic() - begun < 25  # six for the start; JupyterHub itself would give up after forty
     assert f"{kind} {site.namespace}/" in said
     site.proxy.clear()
     site.nothing_left()
@@ -159,7 +159,7 @@ def test_a_start_in_a_namespace_of_its_own_is_undone_later_too(
         site.fails("ada")
         assert [pod["metadata"]["name"] for pod in plane.request("GET", pods)["items"]] == ["jupyter-ada"]
         site.proxy.clear()
-        eventually(lambda: plane.request("GET", pods)["items"] == [], timeout=25)
+        eventually(lambda: plane.request("GET", pods)["items"] == [])
     plane.delete_namespace(elsewhere)
 
 
@@ -179,7 +179,8 @@ def test_a_pod_that_vanishes_before_it_gets_its_objects_leaves_none(
     plane: Api, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Nobody but the hub's clock notices: the watch has never shown the pod."""
-    with open_faulty(plane, tmp_path_factory, "c.KubeSpawner.start_timeout = 5\n") as site:
+    config = "c.KubeSpawner.start_timeout = 8\nc.KubeSpawner.k8s_api_request_timeout = 6\n"
+    with open_faulty(plane, tmp_path_factory, config) as site:
         rule = site.proxy.on("POST", POD, Hold(after=True))
         site.begin("ada")
         eventually(lambda: site.list("pods"))
@@ -194,13 +195,19 @@ def test_a_pod_that_vanishes_before_it_gets_its_objects_leaves_none(
 def test_a_hub_whose_clock_runs_out_in_the_middle_of_a_launch_leaves_nothing(
     plane: Api, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    config = "c.KubeSpawner.start_timeout = 2\nc.KubeSpawner.k8s_api_request_timeout = 10\n"
+    config = """
+c.KubeSpawner.k8s_api_request_timeout = 10
+c.KubeSpawner.pre_spawn_hook = lambda spawner: setattr(spawner, "start_timeout", 3 if Path("hurry").exists() else 40)
+"""
     with open_faulty(plane, tmp_path_factory, config) as site:
+        hurry = site.hub.directory / "hurry"
+        hurry.touch()
         for method, path in TARGETS.values():
-            rule = site.proxy.on(method, path, Delay(4))
+            rule = site.proxy.on(method, path, Delay(6))
             site.fails("ada")
             assert rule.hits == 1
             site.nothing_left()
+        hurry.unlink()
         starts_and_stops(site)
 
 
@@ -244,11 +251,11 @@ def test_a_pod_that_vanishes_before_it_runs_fails_the_start_at_once(plane: Api, 
     site = without_kubelet
     site.begin("ada")
     eventually(lambda: all(site.ours().values()))
-    time.sleep(1)  # the hub has seen it by then; a pod that nobody saw ends in the start's time-out
+    time.sleep(3)  # the hub has seen it by then; a pod that nobody saw ends in the start's time-out
     plane.request("DELETE", f"{site.pods}/jupyter-ada")
     gone = time.monotonic()
     last = site.progress("ada")[-1]
-    assert time.monotonic() - gone < 5
+    assert time.monotonic() - gone < 20  # that time-out is forty
     assert f"Pod {site.namespace}/jupyter-ada: it was removed while the server was starting" in last["message"]
     site.settle("ada")
     site.nothing_left()
@@ -338,14 +345,13 @@ def test_the_api_server_may_be_away_for_half_a_minute(site: Faulty) -> None:
     for user in ("bob", "carol"):
         site.ready(user)
     bobs = site.whole("bob")["metadata"]["uid"]
-    slowest, over = 0.0, threading.Event()
+    took, over = list[float](), threading.Event()
 
     def ask() -> None:
-        nonlocal slowest
         while not over.wait(0.2):
             begun = time.monotonic()
-            requests.get(f"{site.hub.url}/hub/health", timeout=30).raise_for_status()
-            slowest = max(slowest, time.monotonic() - begun)
+            requests.get(f"{site.hub.url}/hub/health", timeout=60).raise_for_status()
+            took.append(time.monotonic() - begun)
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -364,8 +370,9 @@ def test_the_api_server_may_be_away_for_half_a_minute(site: Faulty) -> None:
         over.set()
         asking.join()
         site.proxy.come_back()
-    assert slowest < 1
-    eventually(lambda: [pod["metadata"]["uid"] for pod in site.list("pods")] == [bobs], timeout=30)
+    # Six requests and more are given up after two seconds each. A machine that stands still does so for once.
+    assert [seconds for seconds in sorted(took)[:-2] if seconds >= 1] == []
+    eventually(lambda: [pod["metadata"]["uid"] for pod in site.list("pods")] == [bobs])
     site.whole("bob")
     site.ready("ada")
     site.ready("carol")

@@ -17,8 +17,9 @@ START = {"Pod": ("POST", POD), "Secret": ("PATCH", SECRET), "Service": ("PATCH",
 START["IngressRouteTCP"] = ("PATCH", ROUTE)
 STOP = ("DELETE", THIS_POD)
 
-#: Seconds within which the next hub has looked after what was left.
-SOON = 8.0
+#: Seconds within which the next hub has looked after what was left: it looks at once, and after five; then only after
+#: a minute. On a machine that is not busy, eight are enough.
+SOON = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_killed_with_a_creation_on_its_way_that_arrives_when_the_next_hub_has_lo
     site.settle("ada")
     rule.release()
     eventually(lambda: site.list("pods"))
-    site.nothing_left(timeout=75)  # at the second look, or a minute later if it comes even after that
+    site.nothing_left(timeout=120)  # at the second look, or a minute later if it comes even after that
     starts_and_stops(site)
 
 
@@ -113,7 +114,7 @@ def test_killed_when_all_is_there_but_the_pod_does_not_run_yet(
         kill(site)
         site.hub.start()
         # Nothing of it is half done, so JupyterHub decides: nobody answers at its address within `http_timeout`.
-        eventually(lambda: site.list("pods") == [], timeout=20)
+        eventually(lambda: site.list("pods") == [])
         site.nothing_left()
 
 
@@ -179,7 +180,7 @@ def test_a_running_server_of_before_is_the_next_hubs(site: Faulty) -> None:
     pod = site.whole("ada")
     kill(site)
     site.hub.start()
-    assert running(site)
+    eventually(lambda: running(site))
     assert site.whole("ada")["metadata"]["uid"] == pod["metadata"]["uid"]
 
     (site.hub.directory / "token").write_text("a-newer-one")
@@ -221,4 +222,4 @@ def test_servers_that_the_database_does_not_know_are_left_alone(site: Faulty) ->
     kill(site)
     database.with_name("kept.sqlite").replace(database)
     site.hub.start()
-    assert running(site)
+    eventually(lambda: running(site))

@@ -134,7 +134,7 @@ class Run:
             self.site.make_user(user)
         for user in STAY:
             self.site.begin(user)
-        until(lambda: (self.site.running() or set()) ^ set(STAY), "all run", 60)
+        until(lambda: (self.site.running() or set()) ^ set(STAY), "all run", 120)
 
     def once(self, number: int) -> None:
         way = WAYS[number % len(WAYS)]
@@ -189,12 +189,12 @@ class Run:
 
     def look_afterwards(self, token: str) -> None:
         site = self.site
-        until(lambda: site.running() is None, "all starts and stops are over", 40)
-        until(lambda: site.orphans(site.running() or set()), "nothing is left of servers that don't run", 40)
+        until(lambda: site.running() is None, "all starts and stops are over", 90)
+        until(lambda: site.orphans(site.running() or set()), "nothing is left of servers that don't run", 90)
         running = site.running()
         assert running is not None
         assert running >= set(STAY)
-        self.slowest = max(self.slowest, until(lambda: self.late(token), "all are renewed by the next hub", 20))
+        self.slowest = max(self.slowest, until(lambda: self.late(token), "all are renewed by the next hub", 60))
 
     def late(self, token: str) -> list[str]:
         """Who has not got yet what only the next hub can have given; everybody's files fit."""
@@ -211,9 +211,9 @@ class Run:
         before = {user: self.site.order(user) for user in STAY}
         refused = self.refused()
         held.release()
-        until(lambda: self.refused() == refused, "the late request is refused", 10)
+        until(lambda: self.refused() == refused, "the late request is refused", 60)
         self.count["refused"] += 1
-        until(lambda: self.late(token), "it has changed nothing", 20)
+        until(lambda: self.late(token), "it has changed nothing", 60)
         assert all(self.site.order(user) >= order for user, order in before.items())
 
     def refused(self) -> int:

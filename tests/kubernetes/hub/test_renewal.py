@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,10 +14,11 @@ import pytest
 from tests.kubernetes.hub.faulty import PASSING, SECRET, Faulty, open_faulty
 from tests.kubernetes.hub.servers import NONE
 from tests.support.kubernetes.api import MERGE, Api, eventually
-from tests.support.kubernetes.fault_proxy import Answer, Delay, Fault, Hold
+from tests.support.kubernetes.fault_proxy import Answer, Delay, Hold
 
-#: Seconds that macaroons live; the others live for hours, so that each renewal is of one credential.
-LIFE = 9
+#: Seconds that macaroons live; the others live for hours, so that each renewal is of one credential. The longer one
+#: is for where a new one must be there in time: a third of it is left for that.
+LIFE, LONG = 9, 27
 #: Whatever is written into this file is done in the hub, where a test can't call anything.
 CONFIG = f"""
 import asyncio
@@ -65,7 +67,7 @@ def call(site: Faulty, name: str, user: str = "ada") -> None:
     done = site.hub.directory / "called"
     (site.hub.directory / "calls.new").write_text(f"{name} {user}")
     (site.hub.directory / "calls.new").replace(site.hub.directory / "calls")
-    eventually(done.exists, timeout=30)
+    eventually(done.exists)
     done.unlink()
 
 
@@ -81,6 +83,9 @@ class Watched:
 
     def look(self) -> dict[str, Any]:
         secret = self._site.plane.request("GET", self._path)
+        times = [datetime.fromisoformat(one["time"]) for one in secret["metadata"]["managedFields"]]
+        #: When it was written last; the API server notes the second.
+        self.written = max(times).timestamp()
         record: dict[str, Any] = json.loads(secret["metadata"]["annotations"]["casa-hub/record"])
         state = record.get("order", 0), secret["data"]["xcache_token"]
         if not self.states or state != self.states[-1]:
@@ -96,8 +101,8 @@ class Watched:
         entry = self.look()["credentials"]["xcache"]
         return datetime.fromisoformat(entry["expires_at"]).timestamp()
 
-    def wait_for(self, order: int, timeout: float = 3 * LIFE) -> None:
-        eventually(lambda: self.order() >= order, timeout=timeout)
+    def wait_for(self, order: int) -> None:
+        eventually(lambda: self.order() >= order, timeout=90)
 
 
 def test_a_secret_is_renewed_again_and_again_also_by_the_next_hub(site: Faulty) -> None:
@@ -127,17 +132,27 @@ def test_nothing_is_asked_while_nothing_is_due(plane: Api, tmp_path_factory: pyt
 
 
 @pytest.mark.any_hub
-@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
-def test_a_renewal_outlives_a_fault_that_passes(site: Faulty, fault: Fault) -> None:
-    site.ready("ada")
-    watched = Watched(site)
-    end = watched.expires()
-    rule = site.proxy.on("PATCH", SECRET, fault, times=1)
-    rule.wait()
-    watched.wait_for(1)
-    assert time.time() < end + 1, "the old one was still valid, or nearly so on a slow machine"
-    assert site.hub.log.count('"action": "renewed"') >= 1
-    watched.wait_for(2)
+def test_renewals_outlive_faults_that_pass(plane: Api, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each fault meets a server of its own, all in the same life."""
+    with open_faulty(plane, tmp_path_factory, f"c.XCache.lifetime = {LONG}\n") as site:
+        users = {fault: f"user-{number}" for number, fault in enumerate(PASSING)}
+        rules, watched = {}, {}
+        for fault, user in users.items():
+            renewal = rf"/secrets/casa-{user}-[^/?]*\?fieldManager=casa-hub$"  # a start's has more in its query
+            rules[fault] = site.proxy.on("PATCH", renewal, PASSING[fault], times=1)
+            site.begin(user)
+        for fault, user in users.items():
+            assert site.progress(user)[-1].get("ready"), site.hub.log[-20000:]
+            watched[fault] = Watched(site, user)
+        for fault, user in users.items():
+            rules[fault].wait()
+            watched[fault].wait_for(1)
+            first = json.loads(site.pod(user)["metadata"]["annotations"]["casa-hub/record"])["credentials"]["xcache"]
+            end = datetime.fromisoformat(first["expires_at"]).timestamp()
+            assert watched[fault].written < end, f"{fault}: the old one was no longer valid"
+        for fault, user in users.items():
+            assert re.search(rf'"action": "renewed".*"{user}"|"{user}".*"action": "renewed"', site.hub.log), fault
+            watched[fault].wait_for(2)
 
 
 def test_a_renewal_that_fails_is_told_keeps_the_old_files_and_comes_later(site: Faulty) -> None:
@@ -149,7 +164,7 @@ def test_a_renewal_that_fails_is_told_keeps_the_old_files_and_comes_later(site: 
     site.hub.wait_for_all(r"xcache of .*ada.* expires at .*, and there is no new one: .*not here", 1, since=since)
     assert watched.order() == 0
     site.proxy.clear()
-    watched.wait_for(1, timeout=30)
+    watched.wait_for(1)
     site.hub.wait_for_all(r"xcache of .*ada.* is renewed after all", 1, since=since)
 
 
@@ -160,13 +175,11 @@ def test_a_late_request_of_an_earlier_try_changes_nothing(site: Faulty) -> None:
     # Twice: within a renewal, the request itself is tried again with the same content.
     held = site.proxy.on("PATCH", SECRET, Hold(), times=3)
     held.wait(3)
-    watched.wait_for(1, timeout=40)
+    watched.wait_for(1)
     order, token = watched.states[-1]
     answered = len(site.proxy.answered)
     held.release()
-    eventually(
-        lambda: sum(method == "PATCH" for method, _, _ in site.proxy.answered[answered:]) >= held.hits, timeout=10
-    )
+    eventually(lambda: sum(method == "PATCH" for method, _, _ in site.proxy.answered[answered:]) >= held.hits)
     late = [status for method, _, status in site.proxy.answered[answered:] if method == "PATCH"]
     assert late.count(422) >= held.hits - 1
     watched.look()
@@ -179,9 +192,9 @@ def test_a_request_that_was_given_up_and_came_through_is_gone_on_from(site: Faul
     watched = Watched(site)
     slow = site.proxy.on("PATCH", SECRET, Delay(7), times=10**6)
     slow.wait(1)
-    eventually(lambda: watched.order() == 1, timeout=30)
+    eventually(lambda: watched.order() == 1)
     site.proxy.clear()
-    watched.wait_for(2, timeout=30)
+    watched.wait_for(2)
     record = watched.look()
     assert record["order"] == record["credentials"]["xcache"]["order"]
 
@@ -201,7 +214,7 @@ def test_a_secret_of_the_first_version_is_renewed(site: Faulty, plane: Api) -> N
         plane.request("PATCH", path, text, content_type=MERGE)
     site.hub.start()
     watched = Watched(site)
-    eventually(lambda: watched.look()["version"] == 2, timeout=3 * LIFE)
+    eventually(lambda: watched.look()["version"] == 2)
     assert watched.order() >= 1
 
 
@@ -244,16 +257,20 @@ def test_a_withdrawn_server_has_nothing_any_more_and_stops_as_ever(site: Faulty,
     site.nothing_left()
 
 
-def test_a_withdrawal_does_not_wait_for_a_renewal_that_hangs(site: Faulty) -> None:
-    site.ready("ada")
-    held = site.proxy.on("PATCH", SECRET, Hold(), times=10**6)
-    held.wait()
-    begun = time.monotonic()
-    call(site, "withdraw")
-    assert time.monotonic() - begun < 1.5
-    assert site.ours() == NONE
-    held.release()
-    time.sleep(1)
-    assert site.ours() == NONE
-    site.stop("ada")
-    site.nothing_left()
+def test_a_withdrawal_does_not_wait_for_a_renewal_that_hangs(
+    plane: Api, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    patient = "c.KubeSpawner.k8s_api_request_timeout = 60\nc.KubeSpawner.k8s_api_request_retry_timeout = 120\n"
+    with open_faulty(plane, tmp_path_factory, CONFIG + patient) as site:
+        site.ready("ada")
+        held = site.proxy.on("PATCH", SECRET, Hold(), times=10**6)
+        held.wait()
+        begun = time.monotonic()
+        call(site, "withdraw")
+        assert time.monotonic() - begun < 20
+        assert site.ours() == NONE
+        held.release()
+        time.sleep(1)
+        assert site.ours() == NONE
+        site.stop("ada")
+        site.nothing_left()

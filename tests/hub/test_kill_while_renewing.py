@@ -62,7 +62,7 @@ c.Spawner.environment = {{"KILL_MARK": "{mark}"}}
 c.Spawner.poll_interval = 1
 # What answers does so within a second; of a start that was cut off, perhaps nobody ever does.
 c.JupyterHub.init_spawners_timeout = 1
-c.Spawner.http_timeout = 5
+c.Spawner.http_timeout = {http_timeout}
 c.Facility.credentials = ["xcache", "htcondor", "dask", "bearer"]
 c.Facility.required = ["xcache"]
 c.XCache.key_file = "xcache.key"
@@ -108,7 +108,8 @@ class KilledHub(Hub):
 
     def __init__(self, directory: Path) -> None:
         self.mark = secrets.token_hex(8)
-        super().__init__(directory, CONFIG.format(mark=self.mark), proxy=False)
+        timeout = 'int(os.environ.get("HTTP_TIMEOUT", "5"))'
+        super().__init__(directory, CONFIG.format(mark=self.mark, http_timeout=timeout), proxy=False)
         self.servers, self.traefik = directory / "casa-hub-servers", directory / "traefik"
         self.traefik.mkdir()
         for name, content in {
@@ -259,7 +260,7 @@ def kill(hub: KilledHub, number: int, lot: random.Random, count: Count) -> None:
     if not by_fuse:
         time.sleep(lot.random() * 0.8)
         process.kill()
-    process.wait(30)  # the renewals alone burn the fuse down
+    process.wait(120)  # the renewals alone burn the fuse down
     assert process.returncode == -signal.SIGKILL
     for thread in threads:
         thread.join()
@@ -273,12 +274,14 @@ def test_killed_while_renewing_and_starting(hub: KilledHub, capsys: pytest.Captu
     lot, count = random.Random(seed), Count()
     kills = int(os.environ.get("CASA_HUB_KILLS", KILLS))
     print(f"CASA_HUB_KILL_SEED={seed}")
+    hub.environment["HTTP_TIMEOUT"] = "60"  # for servers that start at the same time
     hub.start()
+    del hub.environment["HTTP_TIMEOUT"]
     for user in STAY + COME:
         assert hub.api("POST", f"/users/{user}").status_code == 201
     for user in STAY:
         hub.begin_start(user)
-    until(lambda: (hub.running() or set()) ^ set(STAY), "all run", 60)
+    until(lambda: (hub.running() or set()) ^ set(STAY), "all run", 120)
 
     begun, orders = time.monotonic(), dict.fromkeys(STAY, 0)
     for number in range(kills):
@@ -302,8 +305,8 @@ def test_killed_while_renewing_and_starting(hub: KilledHub, capsys: pytest.Captu
         count.left_on_its_way += bool(left)
 
         hub.start()
-        until(lambda: hub.running() is None, "all starts and stops are over", 40)
-        until(lambda: hub.orphans(hub.running() or set()), "nothing is left of servers that don't run", 20)
+        until(lambda: hub.running() is None, "all starts and stops are over", 90)
+        until(lambda: hub.orphans(hub.running() or set()), "nothing is left of servers that don't run", 60)
         running = hub.running()
         assert running is not None
         assert running >= set(STAY)
@@ -318,9 +321,9 @@ def test_killed_while_renewing_and_starting(hub: KilledHub, capsys: pytest.Captu
                     late.append(user)
             return late
 
-        count.slowest = max(count.slowest, until(renewed, "all are renewed by the next hub", 20))
+        count.slowest = max(count.slowest, until(renewed, "all are renewed by the next hub", 60))
         for user in running - set(STAY):
-            until(lambda user=user: hub.keys.assert_sound(hub.files(user), hub.record(user)), f"{user}'s files fit", 10)
+            until(lambda user=user: hub.keys.assert_sound(hub.files(user), hub.record(user)), f"{user}'s files fit", 60)
     took = time.monotonic() - begun
     with capsys.disabled():
         print(f"\n{kills} kills in {took:.0f} s (seed {seed}): {count}")

@@ -22,8 +22,8 @@ from tests.support.local_hub import LocalHub, gone, until
 MakeHub = Callable[..., LocalHub]
 
 #: Seconds; and where a hub is killed, or a key is put back, and the next renewal must come in time: a start takes three
-#: seconds, or ten on a busy machine, and a failed renewal is tried again after one.
-LIFE, LONG = 9, 27
+#: seconds, or ten on a busy machine; a missing key is told in the last sixth of a life, and tried again after a second.
+LIFE, LONG, LONGEST = 9, 27, 42
 
 
 def config(life: int) -> str:
@@ -120,11 +120,11 @@ def test_a_server_never_has_an_expired_file_also_when_its_hub_is_killed(make_loc
     assert hub.spawn("alice")[-1]["ready"], hub.log[-5000:]
     ca = (hub.path("alice") / "hostcert.pem").read_bytes()
     with always_valid(hub) as ends:
-        until(lambda: order(hub) == 1, "a renewal", LONG)
+        until(lambda: order(hub) == 1, "a renewal")
         hub.crash()
         time.sleep(0.2)
         hub.start()
-        until(lambda: order(hub) == 2, "a renewal by the next hub", LONG)
+        until(lambda: order(hub) == 2, "a renewal by the next hub")
     assert len(ends) == 3
     state = record(hub)
     assert state["credentials"]["site"]["order"] == state["credentials"]["xcache"]["order"] == state["order"] == 2
@@ -136,17 +136,17 @@ def test_a_server_never_has_an_expired_file_also_when_its_hub_is_killed(make_loc
 
 
 def test_an_unreadable_key_is_told_and_the_old_file_stays_until_it_is_back(make_local_hub: MakeHub) -> None:
-    hub = make_local_hub(config(LONG)).start()
+    hub = make_local_hub(config(LONGEST)).start()
     assert hub.spawn("alice")[-1]["ready"]
     key = hub.directory / "xcache.key"
     with always_valid(hub):
         key.rename(hub.directory / "away")
         hub.wait_for(r"No new xcache for .*alice.* keeps the one it has, which is valid until .*does not exist")
         before = order(hub)
-        metrics = requests.get(f"{hub.url}/hub/metrics", timeout=10).text
+        metrics = requests.get(f"{hub.url}/hub/metrics", timeout=30).text
         assert 'casa_hub_mints_total{credential="xcache",outcome="failed"} ' in metrics
-        until(lambda: order(hub, "site") > before, "the other one is renewed", 8)
-        hub.wait_for(r"xcache of .*alice.* expires at .* and there is no new one", timeout=LONG)
+        until(lambda: order(hub, "site") > before, "the other one is renewed")
+        hub.wait_for(r"xcache of .*alice.* expires at .* and there is no new one")
         assert order(hub) == before
         (hub.directory / "away").rename(key)
         hub.wait_for(r"xcache of .*alice.* is renewed after all")
@@ -157,7 +157,7 @@ def test_a_server_that_the_first_version_started_is_renewed_and_one_of_a_later_v
     make_local_hub: MakeHub,
 ) -> None:
     hub = make_local_hub(config(LONG)).start()
-    for user in ("alice", "bob"):
+    for user in ("bob", "alice"):  # hers are the ones that live on
         assert hub.spawn(user)[-1]["ready"]
     hub.crash()
     states = {user: hub.state(user) for user in ("alice", "bob")}
@@ -174,13 +174,13 @@ def test_a_server_that_the_first_version_started_is_renewed_and_one_of_a_later_v
     bobs = {path.name: path.read_bytes() for path in (hub.path("bob") / "..data").iterdir()}
     with always_valid(hub):
         hub.start()
-        until(lambda: record(hub)["version"] == 2, "the first renewal", LONG)
+        until(lambda: record(hub)["version"] == 2, "the first renewal")
     assert order(hub) == 1
     until(lambda: hub.ready("bob") == {""}, "bob's server is known to the hub")
     assert {path.name: path.read_bytes() for path in (hub.path("bob") / "..data").iterdir()} == bobs
     [line] = [line for line in hub.log.splitlines() if "Nothing is known of what the server" in line]
     assert "bob" in line
-    metrics = requests.get(f"{hub.url}/hub/metrics", timeout=10).text
+    metrics = requests.get(f"{hub.url}/hub/metrics", timeout=30).text
     assert "casa_hub_servers_unkept 1.0" in metrics
     hub.stop_server("bob")
     assert gone(hub, ("bob", ""))

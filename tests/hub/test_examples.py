@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+#: Each runs tests with hubs of their own.
+pytestmark = pytest.mark.timeout(600)
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: What a run in place leaves there.
 LEFT = shutil.ignore_patterns("__pycache__", ".*_cache", "dist")
@@ -31,7 +34,7 @@ def python(site_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def run_tests(python: Path, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", *options]
     variables = {"PATH": os.environ["PATH"], "HOME": str(directory), "LANG": "C.UTF-8"}
-    return subprocess.run(command, cwd=directory, env=variables, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=directory, env=variables, capture_output=True, text=True, timeout=580)
 
 
 def test_the_site_credential_passes_its_own_tests(python: Path, tmp_path: Path) -> None:

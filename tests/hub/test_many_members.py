@@ -108,10 +108,16 @@ def _json(start_response: Any, value: Any) -> list[bytes]:
     return [body]
 
 
-def in_a_second(times: list[float]) -> tuple[int, float]:
-    """Most in one second, and on average."""
-    seconds = Counter(int(at) for at in times)
-    return (max(seconds.values()), len(times) / (max(times) - min(times))) if len(times) > 1 else (len(times), 0.0)
+#: Seconds that are looked at together: a machine that stood still for two does their work in the next.
+SPAN = 5
+
+
+def in_a_second(times: list[float]) -> tuple[float, float]:
+    """Most in a second of a `SPAN`, and on average."""
+    spans = Counter(at // SPAN for at in times)
+    if len(times) < 2:
+        return len(times) / SPAN, 0.0
+    return max(spans.values()) / SPAN, len(times) / (max(times) - min(times))
 
 
 @pytest.fixture
@@ -125,6 +131,7 @@ def full(make_hub: MakeHub, idp: IdP) -> Hub:
 
 
 @pytest.mark.any_hub
+@pytest.mark.timeout(600)
 def test_five_hundred_users_are_asked_evenly_also_after_a_restart_and_a_mass_no_is_held_back_in_time(
     full: Hub, idp: IdP, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,7 +143,7 @@ def test_five_hundred_users_are_asked_evenly_also_after_a_restart_and_a_mass_no_
         provider.asked.clear()
         commits.write_text("")
         with full.running():
-            deadline = time.monotonic() + ROUND + 20
+            deadline = time.monotonic() + ROUND + 150  # two thousand commits take what they take
             while len({number for _, number in provider.asked}) < COUNT:
                 assert time.monotonic() < deadline, "not all were asked in a round"
                 time.sleep(0.5)
@@ -144,19 +151,19 @@ def test_five_hundred_users_are_asked_evenly_also_after_a_restart_and_a_mass_no_
             written = times(commits, since=asked[0])
             most, average = in_a_second(asked)
             most_commits, average_commits = in_a_second(written)
-            told.append(f"{start}: {len(asked)} asked, at most {most}/s (average {average:.1f})")
-            told.append(f"  commits: {len(written)}, at most {most_commits}/s (average {average_commits:.1f})")
-            assert most <= 3 * COUNT / ROUND
+            told.append(f"{start}: {len(asked)} asked, at most {most:.1f}/s (average {average:.1f})")
+            told.append(f"  commits: {len(written)}, at most {most_commits:.1f}/s (average {average_commits:.1f})")
+            assert most <= 2 * COUNT / ROUND
             if start == "restart":  # at first each gets its groups
-                assert most_commits <= 6 * COUNT / ROUND
+                assert most_commits <= 4 * COUNT / ROUND
                 began = time.time()
                 provider.groups = []
-                full.wait_for(r"\[C .*no members any more, all at once", timeout=60)
+                full.wait_for(r"\[C .*no members any more, all at once", timeout=RECHECK + 60)
                 took = time.time() - began
                 most, _ = in_a_second(times(commits, since=began))
-                told.append(f"all out at once: held back after {took:.1f} s; commits at most {most}/s")
+                told.append(f"all out at once: held back after {took:.1f} s; commits at most {most:.1f}/s")
                 assert took <= RECHECK + 30
-                assert most <= 100
+                assert most <= 50
                 held = full.api("GET", "/casa-hub/status", token="token-of-the-operator").json()["held_back"]
                 assert len(held) > COUNT // 10
     assert '"access-ended"' not in full.log

@@ -124,7 +124,7 @@ def test_with_another_authenticator_a_restarted_hub_renews_and_sweeps_before_any
         site.hub.start()
         eventually(lambda: left["metadata"]["name"] not in site.names())
         for _ in range(2):
-            eventually(lambda before=token: site.files(site.pod("ada"))["xcache_token"] != before, timeout=30)
+            eventually(lambda before=token: site.files(site.pod("ada"))["xcache_token"] != before)
             token = site.files(site.pod("ada"))["xcache_token"]
         assert site.hub.api("GET", "/users/ada").json()["servers"][""]["ready"]
         assert "Traceback" not in site.hub.log
@@ -135,12 +135,12 @@ def test_with_another_authenticator_what_a_killed_hub_left_half_made_is_removed_
 ) -> None:
     with open_site(plane, tmp_path_factory, SITE + INSTALL + STOCK, pods=False) as site:
         site.begin("ada")  # and its pod never runs
-        eventually(lambda: site.names() and len(site.of(site.pod("ada"))) == len(KINDS))
+        eventually(lambda: [len(objects) for objects in site.ours().values()] == [1] * len(KINDS))
         site.hub.stop(signal.SIGKILL)
         secret = site.of(site.pod("ada"))["Secret"]["metadata"]["name"]
         plane.request("DELETE", f"{SECRETS.format(site.namespace)}/{secret}")  # as if it had died before this
         site.hub.begin()
-        eventually(lambda: site.names() == set() and site.ours() == NONE, timeout=30)
+        eventually(lambda: site.names() == set() and site.ours() == NONE)
 
 
 def test_with_another_authenticator_a_setting_that_cannot_work_is_one_line_at_the_hubs_start(

@@ -86,6 +86,8 @@ def test_who_leaves_has_nothing_within_the_time_but_copies_that_can_be_blocked(s
         scheduler = stack.enter_context(served.scheduler())
         scheduler.wait_until("it is there", lambda: "Scheduler at:" in read_log(served.directory / "scheduler.log"), 90)
         copies = Copies(served, tmp_path)
+        # Traefik takes up what changed in its directory when it comes to it.
+        scheduler.wait_until("the way to it is there", copies.opens_the_scheduler, 60)
         ends: dict[str, Callable[[], bool]] = {
             # Pages and the API last: who asks for them has the membership looked at, and here nobody does.
             "files": copies.has_files,

@@ -294,7 +294,7 @@ class Facility:
             grace=20.0,
         )
         hub_log = self.hub.log
-        self.hub.wait_until("it says that it runs", lambda: "JupyterHub is now running" in read_log(hub_log), 60)
+        self.hub.wait_until("it says that it runs", lambda: "JupyterHub is now running" in read_log(hub_log), 120)
 
     def _settings(self) -> dict[str, Any]:
         """What the hub's configuration needs to know."""

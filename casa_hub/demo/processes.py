@@ -91,7 +91,7 @@ class Process:
         assert self._supervisor is not None  # noqa: S101
         return self._supervisor.wait(timeout)
 
-    def wait_until(self, what: str, ready: Callable[[], _T | None], timeout: float = 30.0) -> _T:
+    def wait_until(self, what: str, ready: Callable[[], _T | None], timeout: float = 60.0) -> _T:
         """Wait for the first true answer of `ready` and return it.
 
         Raises:

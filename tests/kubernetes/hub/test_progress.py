@@ -177,6 +177,8 @@ def test_the_spawn_page_shows_the_events_of_kubernetes_too(
         site.begin("ada")
         pod = eventually(lambda: site.list("pods") and site.list("pods")[0])
         heard, listener = listening(site, "ada")
+        # The pod is there before all that it owns is, and before that is said.
+        eventually(lambda: any(each["message"].startswith("Pod created") for each in heard))
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         reference = {key: pod["metadata"][key] for key in ("name", "namespace", "uid")}
         event = {

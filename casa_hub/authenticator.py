@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from functools import cached_property
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 
 from jupyterhub.roles import assign_default_roles
 from oauthenticator.generic import GenericOAuthenticator
@@ -61,9 +61,6 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
 
     login_handler = CasaLoginHandler
     callback_handler = CasaCallbackHandler
-
-    #: Whose configuration sections this authenticator uses.
-    casa_classes: ClassVar = (Keeper,)
 
     #: Epoch seconds.
     clock = staticmethod(time.time)

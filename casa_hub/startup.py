@@ -123,12 +123,11 @@ def not_the_hubs_fault(error: BaseException, app: Any) -> None:
 
 def sections(*used: type) -> list[type[Configurable]]:
     """Classes of this package with a configuration section: every hub's, what `used` ones are or bring, and minters."""
-    classes: list[type[Configurable]] = [Facility]
+    classes: list[type[Configurable]] = [Facility, Keeper]
     for cls in used:
         ours = [base for base in cls.__mro__ if base.__module__.startswith("casa_hub.")]
         classes += [base for base in ours if issubclass(base, Configurable)]
         classes += getattr(cls, "casa_classes", ())
-    classes.append(Keeper)  # whatever the authenticator
     for point in entry_points(group=GROUP):
         try:
             minter = point.load()

@@ -16,7 +16,6 @@ it to a service, in ``jupyterhub_config.py``::
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -33,6 +32,7 @@ from casa_hub.errors import CasaError
 from casa_hub.facility import Facility
 from casa_hub.keeper.survey import shown, survey
 from casa_hub.keeper.upkeep import Upkeep
+from casa_hub.naming import Server
 from casa_hub.startup import home_of, on_hub_start
 
 if TYPE_CHECKING:
@@ -116,9 +116,9 @@ class _Operation(APIHandler):  # type: ignore[misc]
 
 
 def _shown(identity: str) -> str:
-    """A server (`casa_hub.naming.Server.identity`) for people."""
-    _, username, name = json.loads(identity)
-    return shown(username, name)
+    """A server (`Server.identity`) for people."""
+    server = Server.of_identity(identity)
+    return identity if server is None else shown(server.username, server.name)
 
 
 def _departed(departed: Departed) -> dict[str, Any]:

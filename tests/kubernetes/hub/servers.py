@@ -149,6 +149,10 @@ class Site:
             for kind, path in KINDS.items()
         }
 
+    def has_one_start(self) -> bool:
+        """Whether one start has all of its objects, and nothing else is there."""
+        return [len(objects) for objects in self.ours().values()] == [1] * len(KINDS)
+
     def of(self, pod: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """What a pod owns: one object of each kind."""
         found = self.ours(pod["metadata"]["labels"]["casa-hub/start-id"])

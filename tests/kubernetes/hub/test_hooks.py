@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.kubernetes.conftest import MakeHub
-from tests.kubernetes.hub.servers import KINDS, NONE, SECRETS, Site, open_site
+from tests.kubernetes.hub.servers import NONE, SECRETS, Site, open_site
 from tests.support.hub import Hub
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.facility import facility
@@ -135,7 +135,7 @@ def test_with_another_authenticator_what_a_killed_hub_left_half_made_is_removed_
 ) -> None:
     with open_site(plane, tmp_path_factory, SITE + INSTALL + STOCK, pods=False) as site:
         site.begin("ada")  # and its pod never runs
-        eventually(lambda: [len(objects) for objects in site.ours().values()] == [1] * len(KINDS))
+        eventually(site.has_one_start)
         site.hub.stop(signal.SIGKILL)
         secret = site.of(site.pod("ada"))["Secret"]["metadata"]["name"]
         plane.request("DELETE", f"{SECRETS.format(site.namespace)}/{secret}")  # as if it had died before this

@@ -133,7 +133,7 @@ def test_what_has_no_living_server_is_collected_in_all_namespaces(
     again = bea.pod("bea")
     anothers = add_anothers(bea, again)
     cyd.begin("cyd")  # under way until its pod runs
-    eventually(lambda: [len(objects) for objects in cyd.ours().values()] == [1] * len(KINDS))
+    eventually(cyd.has_one_start)
 
     told = dict.fromkeys(left, "its pod is gone")
     assert ada.collect(dry_run=True) == told

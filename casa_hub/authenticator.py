@@ -32,8 +32,9 @@ from casa_hub.identity.settings import check_settings, refuse_superseded
 from casa_hub.identity.standing import FRESH, Standing, Standings
 from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Answer, Verdict
-from casa_hub.keeper.notices import farewell, notice
-from casa_hub.keeper.times import Access, Keeper
+from casa_hub.keeper.notices import farewell
+from casa_hub.keeper.outcome import Access, Outcome, outcome
+from casa_hub.keeper.times import Keeper
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.startup import on_hub_start
 from casa_hub.web import operations
@@ -419,7 +420,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         the auth state that it read before, over a newer one.
         """
         standing = await self.standings.of(user, max_age=self.keeper.recheck_interval, patience=PATIENCE)
-        access = self._access(user.name, standing)
+        access = self._outcome(user.name, standing).access
         if access is not Access.ON:
             NOTICE.set(self.notice(user))  # for the page that asks for the log-in, where nobody is logged in
         if handler is not None and not hasattr(handler, "_token_authenticated"):
@@ -452,7 +453,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         ending = self.upkeep.departures.ending(user.name, standing.session_id) if self.upkeep is not None else ""
         if ending:
             raise MembershipError(user.name, ending.rstrip("."), "Log in again when all of it has ended")
-        if self._access(user.name, standing) is Access.OFF:
+        if not self._outcome(user.name, standing).may_start:
             remedy = {
                 Verdict.NO: "Ask the administrators of this hub" if standing.decision is None else "",  # it says itself
                 Verdict.LOG_IN_AGAIN: "Log in again",
@@ -460,10 +461,11 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             raise MembershipError(user.name, standing.reason.rstrip("."), remedy)
         return standing
 
-    def _access(self, username: str, standing: Standing) -> Access:
-        """What a user may do now, with what is held back taken into account."""
-        verdict = standing.verdict if self.upkeep is None else self.upkeep.holdback.effective(username, standing)
-        return self.keeper.access(verdict, standing.last_yes, self.clock())
+    def _outcome(self, username: str, standing: Standing) -> Outcome:
+        """What follows for a user now, with what is held back taken into account."""
+        if self.upkeep is None:
+            return outcome(standing, self.keeper, self.clock())
+        return self.upkeep.rounds.outcome(username, standing)
 
     def _heard(self, username: str, standing: Standing) -> None:
         metrics.VERDICTS.labels(standing.verdict).inc()
@@ -477,14 +479,13 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
 
     def notice(self, user: Any) -> str:
         """What the hub's pages tell this user about the membership; "" if there is nothing to tell."""
-        standing, upkeep, now = self.standings.last(user.name), self.upkeep, self.clock()
+        standing, upkeep = self.standings.last(user.name), self.upkeep
         if standing is None or upkeep is None:
             return ""
-        held, since = upkeep.holdback.holds(user.name), upkeep.rounds.noticed(user.name)
-        text = notice(standing, self.keeper, now, held_back=held, since=since)
+        text = upkeep.rounds.outcome(user.name, standing).notice
         if text or standing.verdict is not Verdict.YES:  # who is refused isn't let in again
             return text
-        ended = upkeep.departures.to_tell(user.name, now)
+        ended = upkeep.departures.to_tell(user.name, self.clock())
         return farewell(ended) if ended is not None else ""
 
     async def delete_user(self, user: Any) -> None:

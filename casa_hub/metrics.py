@@ -9,9 +9,9 @@ from prometheus_client import Counter, Gauge
 
 from casa_hub.identity.verdicts import Verdict
 
-#: Why somebody's access was ended: the provider's "no", its silence for too long, no new log-in in time, the
-#: operator's word, the user deleted in the hub.
-WHYS = ("no", "outage", "age", "operator", "deleted")
+#: Why somebody's access was ended: the provider's "no", its silence for too long, no new log-in in time, a sign-in that
+#: the provider took back, the operator's word, the user deleted in the hub.
+WHYS = ("no", "outage", "age", "revoked", "operator", "deleted")
 
 MINTS = Counter(
     "casa_hub_mints",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.identity.groups import NO_AUTHORITY, GroupSource, MalformedClaim, groups_of, normalised
@@ -28,6 +29,9 @@ __all__ = [
     "decide",
     "groups_of",
 ]
+
+#: A claim that INDIGO IAM's userinfo has in its own profile and never in the profile `wlcg` (IAM 1.12, measured).
+_IAMS_OWN_PROFILE = "organisation_name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +91,9 @@ class Refused:
     found: frozenset[str]
     #: Whether the claim itself was missing. Many of these at once are a fault of the provider or of our client.
     claim_missing: bool
-    #: Whether the provider is known to have left it out because this client may not have it: not the person's fault.
-    claim_withheld: bool = False
+    #: What keeps the claim from this hub, where the provider is known to have left it out for that, so that nobody was
+    #: said to be out. "scope": it wasn't granted, to the client or to this person; "profile": the client lacks it; "".
+    claim_withheld: Literal["", "scope", "profile"] = ""
 
 
 class RefusedError(CasaError):
@@ -127,7 +132,7 @@ def decide(
             return refused
         raise
     groups = stated or frozenset()
-    why = _Why(policy, stated, granted_scopes)
+    why = _Why(policy, stated, granted_scopes, claims)
     if refused := _barred(policy, groups, why):
         return refused
     admin_by_group = _matching(policy.admin_groups, groups)
@@ -148,7 +153,7 @@ def decide(
 
 def _barred_by(policy: Policy, groups: frozenset[str], granted_scopes: frozenset[str] | None) -> Refused | None:
     if blocked := _blocked(policy, groups):
-        why = _Why(policy, groups, granted_scopes)
+        why = _Why(policy, groups, granted_scopes, {})
         return why.refused(f"This hub is closed to members of {_listed(blocked)}. Ask its operator.")
     return None
 
@@ -157,7 +162,7 @@ def _barred(policy: Policy, groups: frozenset[str], why: _Why) -> Refused | None
     """What holds for everybody, whichever way in."""
     if refused := _barred_by(policy, groups, why.granted_scopes):
         return refused
-    if policy.blocked_groups and why.stated is None and why.scope_granted is False:
+    if policy.blocked_groups and why.withheld:
         # Nobody could be blocked any more, and nobody would notice. Where the scope can't be known, a missing claim has
         # to count as "in no group" here: else a hub for everybody but the blocked would refuse whoever has no group.
         return why.refused("This hub has to know your groups.")
@@ -218,6 +223,7 @@ class _Why:
     #: The groups claimed; None where the claim is missing.
     stated: frozenset[str] | None
     granted_scopes: frozenset[str] | None
+    claims: Mapping[str, object]
 
     @property
     def scope_granted(self) -> bool | None:
@@ -231,10 +237,19 @@ class _Why:
             return None
         return any(scope == claim or scope.startswith(f"{claim}:") for scope in self.granted_scopes)
 
+    @property
+    def withheld(self) -> Literal["", "scope", "profile"]:
+        """See `Refused.claim_withheld`."""
+        if self.stated is not None:
+            return ""
+        if self.scope_granted is False:
+            return "scope"
+        return "profile" if self.scope_granted and _IAMS_OWN_PROFILE in self.claims else ""
+
     def refused(self, problem: str, missing: frozenset[str] | None = None) -> Refused:
         """Without `missing` no group would help, so nothing is said of joining one."""
         sentences = [problem]
-        if not self.stated and (missing or self.scope_granted is False):
+        if not self.stated and (missing or self.withheld):
             sentences.append(self._no_groups())
         if missing:
             join_url = self.policy.join_url
@@ -244,16 +259,22 @@ class _Why:
             missing or frozenset(),
             self.stated or frozenset(),
             claim_missing=self.stated is None,
-            claim_withheld=self.stated is None and self.scope_granted is False,
+            claim_withheld=self.withheld,
         )
 
     def _no_groups(self) -> str:
         """Why no group arrived, as far as it can be told: providers leave the claim out in either case."""
         claim = self.policy.source.claim
-        if self.scope_granted is False:
+        if self.withheld == "scope":
             return (
                 f"The identity provider didn't grant this hub the scope {claim}, so it doesn't tell your groups:"
-                " the hub's operator has to add the scope to the client's registration."
+                " either the hub's client lacks the scope, and the hub's operator has to add it to the registration,"
+                " or a policy of the provider keeps it from you, and its administrators have to change that."
+            )
+        if self.withheld == "profile":
+            return (
+                "The identity provider answered in its own profile, so it doesn't tell your groups"
+                f" (claim {claim}): the hub's operator has to give the client the profile wlcg again."
             )
         if self.policy.source.syntax is GroupSyntax.ENTITLEMENTS and self.stated is not None:
             return (

@@ -29,7 +29,7 @@ from casa_hub.identity.discovery import Metadata
 from casa_hub.identity.errors import OIDCError, TokenError, cant_say
 from casa_hub.identity.signatures import KeySet, read_claims, read_header
 from casa_hub.identity.tokens import RefreshedTokenError, Tokens, read_answer, with_claims
-from casa_hub.identity.transport import USERINFO_LIMIT, Client, Transport, split_url
+from casa_hub.identity.transport import USERINFO_LIMIT, Client, Reply, Transport, split_url
 from casa_hub.identity.verdicts import of_token_answer, of_userinfo_answer
 
 #: Seconds that a discovery document and a key set are believed without asking again.
@@ -40,6 +40,9 @@ METADATA_RETRY = 60.0
 KEYS_RETRY = 10.0
 #: Times that discovery is asked before the provider counts as away.
 ATTEMPTS = 2
+#: Seconds that a refresh may take. A provider finishes a refresh whose client has hung up (INDIGO IAM does, measured):
+#: the old refresh token is dead then, and nobody has the new one. So this waits longer than any other request.
+REFRESH_PATIENCE = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +114,7 @@ class Issuer:
         self._transport.check(url, "CasaOAuthenticator.issuer")
         for attempt in range(1, ATTEMPTS + 1):  # one lost packet is no outage
             try:
-                status, document = await self._transport.ask("GET", url)
+                status, document, _ = await self._transport.ask("GET", url)
             except OIDCError:
                 if attempt == ATTEMPTS:
                     raise
@@ -144,7 +147,7 @@ class Issuer:
 
     async def _load_keys(self) -> None:
         url = (await self.metadata()).jwks_uri
-        status, document = await self._transport.ask("GET", url)
+        status, document, _ = await self._transport.ask("GET", url)
         entries = document.get("keys") if isinstance(document, dict) else None
         if status != HTTPStatus.OK or not isinstance(entries, list):
             raise cant_say(url, f"no key set (status {status})", "Ask the provider's administrators")
@@ -192,7 +195,9 @@ class Issuer:
             RefreshedTokenError: the answer must not be used, but what it holds must be stored.
             OIDCError: there is no answer, or none with a token.
         """
-        tokens, problem = await self._grant({"grant_type": "refresh_token", "refresh_token": refresh_token})
+        tokens, problem = await self._grant(
+            {"grant_type": "refresh_token", "refresh_token": refresh_token}, patience=REFRESH_PATIENCE
+        )
         if problem is not None:
             raise RefreshedTokenError(tokens, problem)
         if not tokens.id_token:
@@ -205,18 +210,20 @@ class Issuer:
             cause = TokenError("ID token", f"it can't be verified ({type(error).__name__})")
             raise RefreshedTokenError(tokens, cause) from error
 
-    async def _grant(self, parameters: dict[str, str]) -> tuple[Tokens, OIDCError | None]:
+    async def _grant(
+        self, parameters: dict[str, str], *, patience: float | None = None
+    ) -> tuple[Tokens, OIDCError | None]:
         """What the token endpoint gave, and why it must not be used, if so. Nothing after its "200" raises here."""
         metadata = await self.metadata()
-        status, document = await self._ask_as_client(metadata.token_endpoint, parameters)
+        status, document, _ = await self._ask_as_client(metadata.token_endpoint, parameters, patience=patience)
         answer = document if status == HTTPStatus.OK and isinstance(document, dict) else {}
         tokens, problem = read_answer(answer, metadata.token_endpoint, self._clock())
         if tokens is None:
             raise OIDCError(metadata.token_endpoint, of_token_answer(status, document))
         return tokens, problem
 
-    async def _ask_as_client(self, url: str, parameters: dict[str, str]) -> tuple[int, object]:
-        """One request with this client's credentials; status and body as those of `_ask`."""
+    async def _ask_as_client(self, url: str, parameters: dict[str, str], *, patience: float | None = None) -> Reply:
+        """One request with this client's credentials; `patience` as in `Transport.ask`."""
         client = self.client
         headers = {"Accept": "application/json"}
         if client.basic_auth:
@@ -225,7 +232,7 @@ class Issuer:
             headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
         else:
             parameters = parameters | {"client_id": client.client_id, "client_secret": client.client_secret}
-        return await self._transport.ask("POST", url, headers=headers, data=parameters)
+        return await self._transport.ask("POST", url, headers=headers, data=parameters, patience=patience)
 
     async def revoke(self, refresh_token: str) -> bool:
         """Let the provider end a refresh token, and with it what was made of it (RFC 7009).
@@ -241,7 +248,7 @@ class Issuer:
             return False
         self._transport.check(url, f"revocation_endpoint of {self.client.issuer}")
         form = {"token": refresh_token, "token_type_hint": "refresh_token"}
-        status, document = await self._ask_as_client(url, form)
+        status, document, _ = await self._ask_as_client(url, form)
         error = document.get("error") if isinstance(document, dict) else None
         if status == HTTPStatus.BAD_REQUEST and error == "unsupported_token_type":
             return False
@@ -264,9 +271,9 @@ class Issuer:
         metadata = await self.metadata()
         url = metadata.userinfo_endpoint
         headers = {"Accept": "application/json", "Authorization": f"Bearer {access_token}"}
-        status, document = await self._transport.ask("GET", url, headers=headers, limit=USERINFO_LIMIT)
+        status, document, challenges = await self._transport.ask("GET", url, headers=headers, limit=USERINFO_LIMIT)
         if status != HTTPStatus.OK:
-            raise OIDCError(url, of_userinfo_answer(status, document))
+            raise OIDCError(url, of_userinfo_answer(status, document, challenges))
         if isinstance(document, str):
             document = await self.verified(document, "signed userinfo", require=["sub"])
         if not isinstance(document, dict) or not document:

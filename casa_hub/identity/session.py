@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,11 @@ from casa_hub.identity.tokens import Tokens
 
 #: Raised when the meaning of the section "casa" in the auth state changes.
 VERSION = 1
+
+#: Seconds before the end of a sign-in at which its person is told, at most; a tenth of its life if that is less.
+_WARNING = 86400.0
+#: Seconds by which two tellings of one end may differ: providers round.
+_SAME_END = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,12 @@ class Session:
     #: Why a later log-in of the same person was refused, "" if none was: what is known of this one by its age only
     #: counts no more.
     refused: str = ""
+    #: When the refresh token ends, epoch seconds; None where nobody says, or it has no end.
+    refresh_expires_at: float | None = None
+    #: Epoch seconds at which the provider first told just that end.
+    refresh_told_at: float = 0.0
+    #: Epoch seconds since when the provider refuses the refresh token although its end has not come; 0 if it doesn't.
+    revoked_at: float = 0.0
 
     @classmethod
     def of_login(cls, tokens: Tokens, *, issuer: str, claims: Mapping[str, Any]) -> Session:
@@ -56,10 +68,18 @@ class Session:
             last_yes=tokens.obtained_at,
             claims=claims,
             sid=sid if isinstance(sid := tokens.id_claims.get("sid"), str) else "",
+            refresh_expires_at=tokens.refresh_expires_at,
+            refresh_told_at=tokens.obtained_at,
         )
 
     def refreshed(self, tokens: Tokens) -> Session:
         """The same log-in with newer tokens; an answer without refresh token or scope keeps the old one."""
+        end, told_at = self.refresh_expires_at, self.refresh_told_at
+        if tokens.refresh_token:
+            before, end = end, tokens.refresh_expires_at
+            # The end of a session that each refresh prolongs moves on; one that stays where it is was told before.
+            if before is None or end is None or abs(end - before) > _SAME_END:
+                told_at = tokens.obtained_at
         return replace(
             self,
             access_token=tokens.access_token,
@@ -67,7 +87,22 @@ class Session:
             expires_at=tokens.expires_at,
             obtained_at=tokens.obtained_at,
             scope=self.scope if tokens.scope is None else tokens.scope,
+            refresh_expires_at=end,
+            refresh_told_at=told_at,
+            revoked_at=0.0,
         )
+
+    @property
+    def warn_at(self) -> float:
+        """When to tell the person that the sign-in is about to run out, epoch seconds; infinite if it has no end."""
+        if not self.refresh_token or self.refresh_expires_at is None:
+            return math.inf
+        return self.refresh_expires_at - min(_WARNING, (self.refresh_expires_at - self.refresh_told_at) / 10)
+
+    def outlived(self, now: float, leeway: float) -> bool:
+        """Whether the refresh token's known end has come; `leeway`: seconds that the provider's clock may differ."""
+        end = self.refresh_expires_at
+        return end is not None and now >= end - min(leeway, (end - self.refresh_told_at) / 10)
 
     @property
     def due_at(self) -> float | None:
@@ -96,6 +131,9 @@ class Session:
                 "last_yes": self.last_yes,
                 "sid": self.sid,
                 "refused": self.refused,
+                "refresh_expires_at": self.refresh_expires_at,
+                "refresh_told_at": self.refresh_told_at,
+                "revoked_at": self.revoked_at,
             },
         }
 
@@ -119,6 +157,9 @@ class Session:
                 claims=state["oauth_user"],  # type: ignore[index]
                 sid=casa.get("sid", ""),
                 refused=casa.get("refused", ""),
+                refresh_expires_at=casa.get("refresh_expires_at"),
+                refresh_told_at=float(casa.get("refresh_told_at", 0.0)),
+                revoked_at=float(casa.get("revoked_at", 0.0)),
             )
         except (KeyError, TypeError, ValueError):
             return None

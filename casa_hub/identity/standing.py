@@ -13,13 +13,14 @@ import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import mended
 from casa_hub.identity.bindings import Identities, IdentityError, UnknownOwnerError
-from casa_hub.identity.errors import OIDCError
+from casa_hub.identity.errors import OIDCError, cant_say
 from casa_hub.identity.membership import Allowed, MalformedClaim, Refused
 from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.session import Session
@@ -56,6 +57,12 @@ class Standing:
     our_fault: bool = False
     #: Epoch seconds at which the access token should be replaced; infinite if there is no need or no way.
     due_at: float = math.inf
+    #: Epoch seconds since when the provider refuses the refresh token although its end has not come: it was taken back
+    #: (account deleted, session or consent revoked). 0 if that isn't so.
+    revoked_at: float = 0.0
+    #: Epoch seconds at which the refresh token ends, and at which its person is told so; infinite without a known end.
+    sign_in_ends_at: float = math.inf
+    warn_at: float = math.inf
 
 
 @dataclass(slots=True)
@@ -69,6 +76,8 @@ class _Inquiry:
     since: float
     #: Whether new tokens were had.
     refreshed: bool = False
+    #: Whether the provider refused the refresh token.
+    refused: bool = False
     #: Of the log-in that is asked about, as in `Standing`.
     last_yes: float = 0.0
     due_at: float = math.inf
@@ -138,7 +147,8 @@ class Standings:
     def logged_in(self, username: str, session: Session, decision: Allowed) -> None:
         """A log-in is a "yes" of its own."""
         at = session.last_yes
-        self._learn(username, Standing(Verdict.YES, at, "", at, session.id, decision, due_at=_due_at(session)))
+        standing = Standing(Verdict.YES, at, "", at, session.id, decision, due_at=_due_at(session))
+        self._learn(username, _with_end(standing, session))
 
     async def refused(self, user: Any, reason: str, decision: Refused | None = None) -> None:
         """A refused log-in is a "no" for the same person's earlier ones, which may have no way to be asked about."""
@@ -230,9 +240,10 @@ class Standings:
         return self._known.setdefault(user.name, unasked)
 
     def _counts(self, known: Standing, max_age: float) -> bool:
-        # A dead refresh token doesn't come to life again: only the next log-in changes that verdict.
+        # A dead refresh token doesn't come to life again: only the next log-in changes that verdict, unless somebody
+        # has a reason to doubt it.
         if known.verdict is Verdict.LOG_IN_AGAIN:
-            return True
+            return known.at > -math.inf
         # One of the future is of a clock that was put back since, and may be of long ago.
         return 0 <= self._clock() - known.at < (max_age if known.verdict is Verdict.YES else min(FRESH, max_age))
 
@@ -296,11 +307,15 @@ class Standings:
             return Standing(Verdict.LOG_IN_AGAIN, self._clock(), reason, last_yes, session.id)
         problem: Exception
         our_fault = False
+        revoked_at = 0.0
         try:
             return await self._ask(inquiry, session)
         except OIDCError as error:
             problem, verdict, reason = error, error.answer.verdict, error.answer.reason
             our_fault = error.answer.our_fault
+            if inquiry.refused and not session.outlived(self._clock(), self._issuer.client.leeway):
+                revoked_at = await self._note_revoked(inquiry, session)
+                reason = f"The sign-in was taken back at the identity provider before its time. {reason}"
         except MalformedClaim as error:
             problem, verdict, reason = error, Verdict.CANT_SAY, str(error)
         except IdentityError as error:
@@ -308,8 +323,16 @@ class Standings:
             unknown = isinstance(error, UnknownOwnerError)
             problem, verdict, reason = error, Verdict.CANT_SAY if unknown else Verdict.NO, str(error)
         log.warning("Membership of %s: %s", inquiry.user.name, problem)
-        now, due_at = self._clock(), inquiry.due_at
-        return Standing(verdict, now, reason, last_yes, session.id, our_fault=our_fault, due_at=due_at)
+        return Standing(
+            verdict,
+            self._clock(),
+            reason,
+            last_yes,
+            session.id,
+            our_fault=our_fault,
+            due_at=inquiry.due_at,
+            revoked_at=revoked_at,
+        )
 
     async def _ask(self, inquiry: _Inquiry, session: Session) -> Standing:
         user, now = inquiry.user, self._clock()
@@ -320,27 +343,36 @@ class Standings:
         elif not self._groups_live or session.due(now):
             session = await self._refresh(inquiry, session)
         try:
-            claims = await self._issuer.userinfo(session.access_token, sub=session.sub)
+            claims = await self._claims(inquiry, session)
         except OIDCError as error:
             if error.answer.verdict is not Verdict.LOG_IN_AGAIN or inquiry.refreshed or not session.refresh_token:
                 raise
             # Only the access token is dead; the refresh token may have outlived it.
             session = await self._refresh(inquiry, session)
-            claims = await self._issuer.userinfo(session.access_token, sub=session.sub)
+            claims = await self._claims(inquiry, session)
         self._identities.check(user.name, issuer=session.issuer, sub=session.sub)
         decision = self._decide(user.name, claims, session.scope)
         now = self._clock()
         if isinstance(decision, Refused) and decision.claim_withheld:
-            # This client lost the claim, and so will everybody who is asked for: nobody was said to be out.
+            # The provider keeps the groups from this client: nobody was said to be out.
             log.error("Membership of %s: %s", user.name, decision.reason)
-            told = Standing(Verdict.CANT_SAY, now, decision.reason, inquiry.last_yes, session.id)
+            told = Standing(Verdict.CANT_SAY, now, decision.reason, inquiry.last_yes, session.id, decision)
             return replace(told, our_fault=True, due_at=inquiry.due_at)
         if isinstance(decision, Refused):
             log.warning("Membership of %s: refused, %s", user.name, decision.reason)
             return Standing(Verdict.NO, now, decision.reason, inquiry.last_yes, session.id, decision)
         if session.refused or not 0 <= now - session.last_yes <= min(LAST_YES_SAVED, self._keeper.outage_grace / 10):
             await self._save(user, replace(session, last_yes=now, claims=claims, refused=""))
-        return Standing(Verdict.YES, now, "", now, session.id, decision, due_at=inquiry.due_at)
+        return _with_end(Standing(Verdict.YES, now, "", now, session.id, decision, due_at=inquiry.due_at), session)
+
+    async def _claims(self, inquiry: _Inquiry, session: Session) -> Mapping[str, Any]:
+        try:
+            return await self._issuer.userinfo(session.access_token, sub=session.sub)
+        except OIDCError as error:
+            if not (error.answer.unexplained and inquiry.refreshed):
+                raise
+            # Of a token that is a moment old this is userinfo's own fault, and says nothing of the person.
+            raise cant_say(error.thing, "it refuses a new access token and does not say why") from error
 
     def _no_log_in(self) -> Standing:
         return Standing(Verdict.LOG_IN_AGAIN, self._clock(), "no log-in of this user is stored", 0.0)
@@ -369,10 +401,45 @@ class Standings:
             kept = replace(session, refresh_token=error.tokens.refresh_token or session.refresh_token)
             await self._save(inquiry.user, kept)
             raise
+        except OIDCError as error:
+            inquiry.refused = error.answer.verdict is Verdict.LOG_IN_AGAIN
+            if error.answer.status is not None and error.answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                await self._hear_of_account(session)
+            raise
         session = session.refreshed(tokens)
         await self._save(inquiry.user, session)
         inquiry.refreshed, inquiry.due_at = True, _due_at(session)
         return session
+
+    async def _hear_of_account(self, session: Session) -> None:
+        """Ask userinfo where a refresh fails at the provider: it may know that the account is gone.
+
+        INDIGO IAM answers 500 to each refresh of an account that was deleted while one was under way. No other word of
+        userinfo counts: the access token may hold groups of long ago.
+
+        Raises:
+            OIDCError: the provider's "no".
+        """
+        if session.expires_at is not None and self._clock() >= session.expires_at:
+            return
+        try:
+            await self._issuer.userinfo(session.access_token, sub=session.sub)
+        except OIDCError as error:
+            if error.answer.verdict is Verdict.NO:
+                raise
+
+    async def _note_revoked(self, inquiry: _Inquiry, session: Session) -> float:
+        """Since when the refresh token is taken back, epoch seconds; stored, for a restart must not begin it anew."""
+        now = self._clock()
+        before = inquiry.before.revoked_at if inquiry.before.session_id == session.id else 0.0
+        since = min(session.revoked_at or before or now, now)  # a clock that was put back gives no more time
+        if since != session.revoked_at:
+            try:
+                await self._save(inquiry.user, replace(session, revoked_at=since))
+            except SQLAlchemyError as error:
+                name = type(error).__name__
+                log.error("When the sign-in of %s was taken back can't be stored (%s)", inquiry.user.name, name)  # noqa: TRY400
+        return since
 
     async def _save(self, user: Any, session: Session) -> None:
         try:
@@ -387,6 +454,13 @@ class Standings:
             self._unsaved[user.name] = session
             raise
         self._unsaved.pop(user.name, None)
+
+
+def _with_end(standing: Standing, session: Session) -> Standing:
+    """A "yes" with the end of the sign-in that it came of."""
+    if session.refresh_expires_at is None or not session.refresh_token:
+        return standing
+    return replace(standing, sign_in_ends_at=session.refresh_expires_at, warn_at=session.warn_at)
 
 
 def _due_at(session: Session) -> float:

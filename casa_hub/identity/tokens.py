@@ -27,6 +27,8 @@ class Tokens:
     obtained_at: float
     #: Granted scopes; None if the answer doesn't say, which means those asked for (RFC 6749, 5.1).
     scope: frozenset[str] | None
+    #: When the refresh token ends, epoch seconds; None where nobody says, or it has no end.
+    refresh_expires_at: float | None = None
     #: Verified claims of the ID token; empty where there is none (a refresh may leave it out).
     id_claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -62,6 +64,7 @@ def read_answer(answer: Mapping[str, Any], thing: str, now: float) -> tuple[Toke
         expires_at=_expiry(answer.get("expires_in"), now),
         obtained_at=now,
         scope=frozenset(scope.split()) if isinstance(scope, str) else None,
+        refresh_expires_at=_refresh_end(answer, refresh_token, now),
     )
     if not access_token:
         problem = "the answer has no access token"
@@ -110,10 +113,30 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def _refresh_end(answer: Mapping[str, Any], refresh_token: str, now: float) -> float | None:
+    """When a refresh token ends, epoch seconds; None where nobody says, or it has no end.
+
+    Keycloak says it in ``refresh_expires_in`` (0: it has no end). INDIGO IAM's refresh tokens are JWTs with ``exp``,
+    read here without their signature: it is the provider's own affair, and only decides which notice somebody reads
+    and how long what runs goes on after a refusal.
+    """
+    if "refresh_expires_in" in answer:
+        return _expiry(answer["refresh_expires_in"], now)
+    try:
+        end = float(jwt.decode(refresh_token, options={"verify_signature": False, "verify_exp": False})["exp"])
+    except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return end if now < end < now + _LONGEST_LIFE else None
+
+
+#: Seconds; what claims to live for longer has no end that matters.
+_LONGEST_LIFE = 10 * 365 * 86400.0
+
+
 def _expiry(expires_in: object, now: float) -> float | None:
     """`expires_in` is a number of seconds; some providers send it as a string."""
     try:
         seconds = float(expires_in)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return None
-    return now + seconds if 0 < seconds < 10 * 365 * 86400 else None
+    return now + seconds if 0 < seconds < _LONGEST_LIFE else None

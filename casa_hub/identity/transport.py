@@ -8,6 +8,7 @@ import math
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -43,6 +44,17 @@ class Client:
     timeout: float = 10.0
 
 
+class Reply(NamedTuple):
+    """What the provider answered."""
+
+    #: HTTP status.
+    status: int
+    #: JSON value, text of a JWT, or None where it is neither.
+    body: object
+    #: Values of the ``WWW-Authenticate`` headers, where a protected resource says its error (RFC 6750, 3).
+    challenges: tuple[str, ...] = ()
+
+
 class Transport:
     """Requests of this hub to its identity provider, over connections that are kept."""
 
@@ -73,14 +85,24 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         data: Mapping[str, str] | None = None,
         limit: int = ANSWER_LIMIT,
-    ) -> tuple[int, object]:
-        """One request: status, and the body as JSON value, as text of a JWT, or None. Never follows a redirect.
+        patience: float | None = None,
+    ) -> Reply:
+        """One request. Never follows a redirect.
+
+        Args:
+            method: of HTTP.
+            url: where to.
+            headers: of the request.
+            data: the form in its body.
+            limit: bytes of the answer that are read at the most.
+            patience: seconds until the answer must be there; default: `Client.timeout`.
 
         Raises:
             OIDCError: nobody answered in time, or with more than `limit` bytes.
         """
+        seconds = self._client.timeout if patience is None else patience
         try:
-            async with asyncio.timeout(self._client.timeout):
+            async with asyncio.timeout(seconds):
                 async with (await self.session()).request(
                     method, url, headers=headers, data=data, proxy=self._client.proxy or None, allow_redirects=False
                 ) as response:
@@ -89,18 +111,19 @@ class Transport:
                         body += await response.content.read(limit + 1 - len(body))
                     kind = response.content_type
                     status = response.status
+                    challenges = tuple(response.headers.getall("WWW-Authenticate", ()))
         except TimeoutError as error:
-            raise cant_say(_bare(url), f"no answer within {self._client.timeout:g} s") from error
+            raise cant_say(_bare(url), f"no answer within {seconds:g} s") from error
         except (aiohttp.ClientError, ssl.SSLError, OSError, ValueError) as error:
             raise cant_say(_bare(url), f"can't be reached ({type(error).__name__})") from error
         if len(body) > limit:
             raise cant_say(_bare(url), f"the answer is longer than {limit} bytes")
         if kind == "application/jwt":
-            return status, body.decode("ascii", "replace").strip()
+            return Reply(status, body.decode("ascii", "replace").strip(), challenges)
         try:
-            return status, json.loads(body, parse_int=_integer)
+            return Reply(status, json.loads(body, parse_int=_integer), challenges)
         except (ValueError, RecursionError):
-            return status, None
+            return Reply(status, None, challenges)
 
     async def session(self) -> aiohttp.ClientSession:
         """What carries the requests; `close` ends it."""

@@ -1,4 +1,4 @@
-"""What an identity provider's refusal means for the person: the one function from its answer to a verdict.
+"""What an identity provider's refusal means for the person: the one place from its answer to a verdict.
 
 Rules, in the order of what a mistake would cost:
 
@@ -8,17 +8,22 @@ Rules, in the order of what a mistake would cost:
 - What may only mean an old, revoked or used token is LOG_IN_AGAIN.
 - The unknown is CANT_SAY: it ends by itself with the grace time, and it ends nobody by mistake.
 
-Sources: INDIGO IAM's refresh granter and its tests; Keycloak 26.4, measured; RFC 6749 5.2; RFC 6750 3.1; OpenID
-Connect Core 3.1.2.6.
+The token end point says its error in the body (RFC 6749, 5.2). Userinfo is a protected resource and says it in the
+header ``WWW-Authenticate`` (RFC 6750, 3); INDIGO IAM repeats it in the body, Keycloak leaves the body empty.
+
+Sources: INDIGO IAM 1.12 and Keycloak 26.4, both measured; IAM's refresh granter and its tests; RFC 6749 5.2; RFC 6750
+3 and 3.1; OpenID Connect Core 3.1.2.6.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from http import HTTPStatus
+
+from casa_hub.identity.challenges import bearer_error
 
 
 class Verdict(StrEnum):
@@ -42,6 +47,10 @@ class Answer:
     reason: str
     #: Whether it is about this hub's registration at the provider: everybody's, until the operator acts.
     our_fault: bool = False
+    #: HTTP status of the provider's answer; None where no answer came.
+    status: int | None = None
+    #: Whether userinfo refused the access token without saying why: only another access token can tell.
+    unexplained: bool = False
 
 
 #: The provider's explicit word on an account. Whole sentences, because a description is free text elsewhere.
@@ -56,6 +65,10 @@ _NO = (
     # Keycloak: 400 invalid_grant at the token end point, 401 invalid_token at userinfo.
     (re.compile(r"User disabled"), "The identity provider says that the account is disabled."),
 )
+
+#: IAM's userinfo, 404 with this as its error: the account was deleted while its tokens were refreshed. From then on its
+#: token end point answers 500, so this is IAM's only word on the account.
+_ACCOUNT_GONE = re.compile(r"User '.+' not found")
 
 #: Errors in whose description a sentence of `_NO` counts. `unauthorized` without one is Spring's word for a request
 #: without client authentication: our own fault, and everybody's at once.
@@ -81,7 +94,8 @@ _OUR_FAULT = frozenset(
         "insufficient_scope",
     }
 )
-
+#: Errors that this module can read; CILogon's userinfo says one of them in the header and another one in the body.
+_KNOWN = _ABOUT_A_PERSON | _LOG_IN_AGAIN | _OUR_FAULT
 
 #: The client errors, save those that only say "not now".
 _REFUSALS = range(HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -95,20 +109,41 @@ def of_token_answer(status: int, body: object) -> Answer:
         status: HTTP status; 200 for a success whose body can't be used.
         body: the parsed JSON, or None where it wasn't JSON.
     """
-    return _read("The token end point", status, body)
+    code, description = _error_of(body)
+    return replace(_read("The token end point", status, code, description), status=status)
 
 
-def of_userinfo_answer(status: int, body: object) -> Answer:
-    """What a refusal by userinfo of a new access token means; arguments as in `of_token_answer`."""
-    return _read("Userinfo", status, body)
+def of_userinfo_answer(status: int, body: object, challenges: Sequence[str] = ()) -> Answer:
+    """What a refusal by userinfo means.
+
+    Args:
+        status: HTTP status.
+        body: the parsed JSON, or None where it wasn't JSON.
+        challenges: the values of the answer's ``WWW-Authenticate`` headers.
+    """
+    code, description = _error_of(body)
+    if status == HTTPStatus.NOT_FOUND and _ACCOUNT_GONE.fullmatch(code):
+        return Answer(Verdict.NO, "The identity provider says that the account does not exist any more.", status=status)
+    in_header = bearer_error(challenges)
+    if in_header[0] in _KNOWN or not code:
+        code, description = in_header
+    if status == HTTPStatus.UNAUTHORIZED and not code:
+        reason = "Userinfo of the identity provider refuses the access token and does not say why."
+        return Answer(Verdict.LOG_IN_AGAIN, reason, status=status, unexplained=True)
+    return replace(_read("Userinfo", status, code, description), status=status)
 
 
-def _read(end_point: str, status: int, body: object) -> Answer:
-    code = body.get("error") if isinstance(body, Mapping) else None
-    if status in _LATER or status not in _REFUSALS or not isinstance(code, str):
+def _error_of(body: object) -> tuple[str, str]:
+    """Error code and description of a JSON body; "" for what is missing or no text."""
+    if not isinstance(body, Mapping):
+        return "", ""
+    code, description = body.get("error"), body.get("error_description")
+    return code if isinstance(code, str) else "", description if isinstance(description, str) else ""
+
+
+def _read(end_point: str, status: int, code: str, description: str) -> Answer:
+    if status in _LATER or status not in _REFUSALS or not code:
         return Answer(Verdict.CANT_SAY, f"{end_point} of the identity provider gave no usable answer (HTTP {status}).")
-    given = body.get("error_description") if isinstance(body, Mapping) else None
-    description = given if isinstance(given, str) else ""
     said = _sanitised(code, description)
     if code in _ABOUT_A_PERSON:
         for sentence, reason in _NO:

@@ -1,5 +1,8 @@
 """Between a "no" of the identity provider and what can't be undone: the shell around `holdback`.
 
+A sign-in that was taken back is weighed as a "no" is: a provider that has lost its sessions takes back everybody's at
+once. What is said here of a "no" holds for it, but that access goes on for `Keeper.revoked_grace`.
+
 A "no" refuses pages, API and spawns at once. Before servers are stopped and tokens deleted, all the others whose word
 is older are asked, as fast as a provider and the hub's database can take it; if too many are out as well, all of them
 are held back: that is treated as "can't say" until they say "yes" again, the grace ends, or the operator confirms it.
@@ -14,11 +17,13 @@ from typing import Any
 
 from casa_hub import metrics
 from casa_hub.audit import Action, Event, tell
+from casa_hub.identity.membership import Refused
 from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.holdback import Holdback, Ruling
-from casa_hub.keeper.times import Access, Keeper, now_of
+from casa_hub.keeper.outcome import Access, Outcome, outcome
+from casa_hub.keeper.times import Keeper, now_of
 from casa_hub.keeper.watched import watched
 
 #: Seconds for which a "no" waits for the others, at most; with what follows it is over in 30.
@@ -41,6 +46,8 @@ class Gate:
         self._tasks: set[asyncio.Task[Any]] = set()
         #: Users about whom the provider refuses to speak with this hub.
         self._unheard_of: set[str] = set()
+        #: Whether the operator was told that this is so for everybody.
+        self._unheard_alarm = False
         #: Users whose "no" has taken effect, and whose turn to leave hasn't come yet.
         self._leaving: set[str] = set()
 
@@ -48,7 +55,7 @@ class Gate:
 
     def heard(self, username: str, standing: Standing) -> None:
         """Of every verdict."""
-        if standing.verdict is Verdict.NO:
+        if standing.verdict is Verdict.NO or standing.revoked_at:
             self._no(username, standing)
         elif standing.verdict is Verdict.YES:
             held = username in self._holdback.held
@@ -69,6 +76,11 @@ class Gate:
     def effective(self, username: str, standing: Standing) -> Verdict:
         """The verdict as it counts: a "no" that is held back is "can't say"."""
         return Verdict.CANT_SAY if standing.verdict is Verdict.NO and self.holds(username) else standing.verdict
+
+    def outcome(self, username: str, standing: Standing, *, noticed_at: float = 0.0) -> Outcome:
+        """What follows for this user now; `noticed_at` as in `casa_hub.keeper.outcome.outcome`."""
+        held = self.holds(username)
+        return outcome(standing, self._keeper, now_of(self._app), held_back=held, noticed_at=noticed_at)
 
     def release(self, username: str) -> None:
         """What becomes of this user is decided elsewhere."""
@@ -93,7 +105,7 @@ class Gate:
         for name in names:
             confirmed = Event(Action.CONFIRMED, name, reason=self._reason(name), by=by)
             tell(self._app.tornado_settings, confirmed)
-        self._depart(names, by=by)
+        self._depart(names, by=by, confirmed=True)
         self._count()
         return names
 
@@ -106,8 +118,10 @@ class Gate:
         if not self._departures.has_any(user):
             return
         now = now_of(self._app)
-        graceless = self._keeper.access(Verdict.CANT_SAY, standing.last_yes, now) is Access.OFF
-        if graceless and not user.active and not user.api_tokens:
+        idle = not user.active and not user.api_tokens
+        if idle and standing.revoked_at:
+            return  # nothing of theirs runs, and a page asks for the log-in
+        if idle and now - standing.last_yes >= self._keeper.outage_grace:
             # Somebody who left long ago opens an old page. To hold that back spares nothing, and if a whole class does
             # so on one morning, it says nothing of who is out now.
             self._depart([username])
@@ -169,16 +183,23 @@ class Gate:
 
     # -- what follows
 
-    def _depart(self, names: Sequence[str], by: str = "") -> None:
-        """Pages refuse all of them from now on; the rest ends for one after the other."""
+    def _depart(self, names: Sequence[str], by: str = "", *, confirmed: bool = False) -> None:
+        """Pages refuse all of them from now on; the rest ends for one after the other.
+
+        Who has a sign-in that was taken back goes on until its grace is over (the rounds see to it), unless the
+        operator has confirmed it.
+        """
         self._leaving.update(names)
 
         async def end(name: str) -> None:
             try:
                 user = self._app.users.get(name)
                 standing = self._app.authenticator.standings.last(name)
-                if user is not None and standing is not None and standing.verdict is Verdict.NO:  # not logged in since
-                    await self._departures.end(user, standing.reason, why="no", by=by)
+                if user is None or standing is None:
+                    return
+                follows = self.outcome(name, standing)
+                if follows.access is Access.OFF or (confirmed and standing.revoked_at):  # not logged in since
+                    await self._departures.end(user, standing.reason, why=follows.why, by=by)
             finally:
                 self._leaving.discard(name)
 
@@ -200,9 +221,10 @@ class Gate:
         level = logging.CRITICAL if first else logging.WARNING
         log.log(
             level,
-            "The identity provider says of %d of %d users that they are no members any more, all at once. That is held "
-            "back, as if it couldn't say: their access goes on for %g s since each one's last confirmation. Look for a "
-            "change at the provider; if it is true, end their access with casa-hub confirm. The first of them: %s",
+            "The identity provider says of %d of %d users that they are no members any more, or has taken back their "
+            "sign-ins, all at once. That is held back, as if it couldn't say: their access goes on for %g s since each "
+            "one's last confirmation. Look for a change at the provider; if it is true, end their access with casa-hub "
+            "confirm. The first of them: %s",
             len(self._holdback.held),
             users,
             self._keeper.outage_grace,
@@ -210,17 +232,22 @@ class Gate:
         )
 
     def _our_fault(self, username: str, standing: Standing) -> None:
-        before = bool(self._unheard_of)
+        before = set(self._unheard_of)
         (self._unheard_of.add if standing.our_fault else self._unheard_of.discard)(username)
-        if self._unheard_of and not before:
-            log.critical(
-                "%s Until that is mended nobody's membership can be confirmed, and access ends %g s after each one's "
-                "last confirmation.",
-                standing.reason,
-                self._keeper.outage_grace,
-            )
-        elif before and not self._unheard_of:
+        if before and not self._unheard_of:
             log.warning("The identity provider speaks with this hub again")
+        # A scope policy of the provider can keep the groups of a single person from the hub.
+        single = isinstance(standing.decision, Refused) and standing.decision.claim_withheld == "scope"
+        if not standing.our_fault or (single and len(self._unheard_of) == 1) or self._unheard_alarm:
+            self._unheard_alarm = self._unheard_alarm and bool(self._unheard_of)
+            return
+        self._unheard_alarm = True
+        log.critical(
+            "%s Until that is mended nobody's membership can be confirmed, and access ends %g s after each one's "
+            "last confirmation.",
+            standing.reason,
+            self._keeper.outage_grace,
+        )
 
     # -- parts
 

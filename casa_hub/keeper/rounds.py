@@ -20,8 +20,8 @@ from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.gate import Gate
 from casa_hub.keeper.ledger import UnknownLogIns
-from casa_hub.keeper.notices import when
-from casa_hub.keeper.times import Access, Keeper, now_of
+from casa_hub.keeper.outcome import Access, Outcome, when
+from casa_hub.keeper.times import Keeper, now_of
 from casa_hub.keeper.watched import watched
 
 #: Of `Keeper.recheck_interval`: the length of a round, and the age up to which a "yes" of somebody else's asking
@@ -76,6 +76,10 @@ class Rounds:
     def noticed(self, username: str) -> float:
         """Epoch seconds since when this hub knows of somebody's servers, but of no log-in; 0 if it isn't so."""
         return self._noticed.get(username, 0.0)
+
+    def outcome(self, username: str, standing: Standing) -> Outcome:
+        """What follows for this user now."""
+        return self._gate.outcome(username, standing, noticed_at=self.noticed(username))
 
     async def _go(self) -> None:
         await asyncio.shield(self._app._start_future)  # noqa: SLF001 - users and servers are known then
@@ -134,22 +138,13 @@ class Rounds:
 
     def _sooner(self, name: str, standing: Standing, now: float, *, has_server: bool) -> list[float]:
         """When somebody is looked at before his turn."""
-        ends = self._end_of(name, standing)
+        ends = self.outcome(name, standing).ends_at
         times = [ends if ends > now - self._pause else math.inf]
         if has_server:
             # What a server holds lives no longer than the token; tried again as any verdict is.
             again = standing.at + FRESH if standing.verdict is not Verdict.YES else -math.inf
             times.append(max(standing.due_at, again))
         return times
-
-    def _end_of(self, name: str, standing: Standing) -> float:
-        """When access ends if nothing changes; epoch seconds."""
-        verdict = self._gate.effective(name, standing)
-        if verdict is Verdict.CANT_SAY and standing.last_yes:
-            return standing.last_yes + self._keeper.outage_grace
-        if verdict is Verdict.LOG_IN_AGAIN or standing.aged:
-            return max(standing.last_yes, self.noticed(name)) + self._keeper.membership_max_age
-        return math.inf
 
     async def _read(self, names: list[str]) -> None:
         """Learn from the database when the tokens of those are due about whom nobody asked yet."""
@@ -179,46 +174,48 @@ class Rounds:
         if user is None:
             self._gate.release(name)
             return
+        if self._gate.holds(name):
+            self._standings.doubt(name)  # it may have been the provider's fault, which is mended by now
         spared = self._keeper.recheck_interval * _SPARED
         await self._follow(user, await self._standings.of(user, max_age=spared, for_server=user.active))
 
     async def _follow(self, user: Any, standing: Standing) -> None:
         """End the access of somebody whose time is over; a new "no" has gone to the gate by itself."""
         now, name = now_of(self._app), user.name
-        verdict = self._gate.effective(name, standing)
-        last_yes = standing.last_yes
         if standing.session_id:
             self._forget({name})
-        elif verdict is Verdict.LOG_IN_AGAIN:
-            last_yes = self._notice(name, now)
+        elif standing.verdict is Verdict.LOG_IN_AGAIN:
+            self._notice(name, now)
         silent = self._is_silent(name, standing, now)
-        if self._keeper.access(verdict, last_yes, now) is not Access.OFF:
+        follows = self.outcome(name, standing)
+        if follows.access is not Access.OFF:
             return
         if not self._departures.has_any(user) or self._departures.ending(name, standing.session_id):
             self._gate.release(name)
             return
-        if verdict is Verdict.NO:
+        since = when(standing.last_yes or self.noticed(name))
+        if self._gate.waits(name) or (standing.verdict is Verdict.NO and not self._gate.holds(name)):
             self._gate.heard(name, standing)
-        elif verdict is Verdict.CANT_SAY:
-            if not silent and standing.verdict is Verdict.CANT_SAY:
-                return  # pages refuse; it is asked again soon
-            why = "no" if standing.verdict is Verdict.NO else "outage"
-            reason = f"The identity provider has not confirmed the membership since {when(last_yes)}: {standing.reason}"
-            self._gate.release(name)
-            await self._departures.end(user, reason, why=why)
-        else:
-            reason = f"No new log-in in time, the last is of {when(last_yes)}: {standing.reason}"
-            if not standing.last_yes:
+            return
+        if follows.why == "revoked":
+            reason = standing.reason
+        elif follows.why == "age":
+            reason = f"No new log-in in time, the last is of {since}: {standing.reason}"
+            if not standing.session_id:
                 reason = f"No log-in in time: {standing.reason}"
-            await self._departures.end(user, reason, why="age")
+        elif not silent and standing.verdict is Verdict.CANT_SAY:
+            return  # pages refuse; it is asked again soon
+        else:
+            reason = f"The identity provider has not confirmed the membership since {since}: {standing.reason}"
+        self._gate.release(name)
+        await self._departures.end(user, reason, why=follows.why)
 
-    def _notice(self, name: str, now: float) -> float:
-        """Since when this user is known, but no log-in; a clock that was put back gives no more time."""
+    def _notice(self, name: str, now: float) -> None:
+        """This user is known, but no log-in; a clock that was put back gives no more time."""
         since = self._noticed.get(name, now)
         if name not in self._noticed or since > now:
-            since = self._noticed[name] = now
+            self._noticed[name] = now
             self._write(lambda: self._unknown.note(name, now))
-        return since
 
     def _forget(self, names: Collection[str]) -> None:
         """Of these a log-in is known, or nothing runs any more; all in one commit."""

@@ -1,26 +1,12 @@
-"""How long a membership counts: what follows from a verdict, and the times an operator sets."""
+"""How long a membership counts: the times an operator sets. What follows from them: `casa_hub.keeper.outcome`."""
 
 from __future__ import annotations
 
 import time
-from enum import StrEnum
 from typing import Any
 
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
-
-from casa_hub.identity.verdicts import Verdict
-
-
-class Access(StrEnum):
-    """What a user may do now."""
-
-    #: Everything.
-    ON = "on"
-    #: Pages ask for a new log-in; what runs, runs on.
-    LOG_IN = "log in"
-    #: Nothing.
-    OFF = "off"
 
 
 class Keeper(LoggingConfigurable):
@@ -39,26 +25,28 @@ class Keeper(LoggingConfigurable):
         14400,
         min=0,
         help="""Seconds that an identity provider which can't answer is forgiven, counted for each user from its last
-        "yes". After them the user's access ends: servers are stopped, tokens deleted. The same holds for "no"s that
-        are held back because too many came at once (more than three and a tenth of the users).""",
+        "yes". After them the user's access ends: servers are stopped, tokens deleted. The same holds for "no"s and
+        sign-ins taken back that are held back because too many came at once (more than three and a tenth of the
+        users).""",
     ).tag(config=True)
 
     membership_max_age = Float(
         86400,
         min=0,
-        help="""Seconds that a "yes" counts where the provider can't be asked again: it gave no refresh token, or wants
-        a new log-in. Pages ask for the log-in, servers run on until then and are stopped if none came.""",
+        help="""Seconds that a "yes" counts where the provider can't be asked again: it gave no refresh token, or the
+        refresh token has run out. Pages ask for the log-in, servers run on until then and are stopped if none came.
+        A refresh token that is refused before its end was taken back: see `Keeper.revoked_grace`.""",
     ).tag(config=True)
 
-    def access(self, verdict: Verdict, last_yes: float, now: float) -> Access:
-        """What a verdict means for somebody whose last "yes" was at `last_yes` (both epoch seconds)."""
-        if verdict is Verdict.YES:
-            return Access.ON
-        if verdict is Verdict.CANT_SAY:
-            return Access.ON if now - last_yes < self.outage_grace else Access.OFF
-        if verdict is Verdict.LOG_IN_AGAIN:
-            return Access.LOG_IN if now - last_yes < self.membership_max_age else Access.OFF
-        return Access.OFF
+    revoked_grace = Float(
+        3600,
+        min=0,
+        help="""Seconds that what runs goes on after the identity provider has taken a sign-in back: it refuses a
+        refresh token before the token's end, or one without a known end. So it answers when an account was deleted, a
+        session ended or a consent revoked, and it does not say which. Pages ask for a new log-in at once and say when
+        access ends; a new log-in keeps everything. 0: access ends at once. Never longer than
+        `Keeper.membership_max_age` since the last "yes".""",
+    ).tag(config=True)
 
 
 def now_of(app: Any) -> float:

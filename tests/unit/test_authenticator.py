@@ -19,6 +19,7 @@ from casa_hub.identity.settings import ALWAYS_ON, SUPERSEDED
 from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.ledger import Entry
+from casa_hub.keeper.outcome import outcome
 from casa_hub.keeper.times import Keeper
 
 GOOD: dict[str, Any] = {
@@ -183,8 +184,7 @@ def test_only_who_is_let_in_again_is_told_so(verdict: Verdict, told: bool) -> No
     standings = SimpleNamespace(last=lambda _: Standing(verdict, 0.0, "not in /cms", 0.0))
     ended = Entry("alice", "", "out", "no", "", 0.0, done=1.0)
     upkeep = SimpleNamespace(
-        holdback=SimpleNamespace(holds=lambda _: False),
-        rounds=SimpleNamespace(noticed=lambda _: 0.0),
+        rounds=SimpleNamespace(outcome=lambda _, standing: outcome(standing, Keeper(), 60.0)),
         departures=SimpleNamespace(to_tell=lambda *_: ended),
     )
     hub: Any = SimpleNamespace(standings=standings, upkeep=upkeep, clock=lambda: 60.0, keeper=Keeper())

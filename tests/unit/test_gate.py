@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from casa_hub.identity.membership import Refused
 from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper import gate as module
 from casa_hub.keeper.gate import Gate
+from casa_hub.keeper.outcome import Access
 from casa_hub.keeper.times import Keeper
+
+AGAIN = Verdict.LOG_IN_AGAIN
 
 
 class Hub:
@@ -25,6 +29,8 @@ class Hub:
         self.tornado_settings: dict[str, Any] = {}
         self.authenticator = SimpleNamespace(clock=lambda: self.now, standings=self, hand_out_token=self.hand_out)
         self.began: list[str] = []
+        #: Since when the sign-ins of those who are out are taken back; 0: they are no members instead.
+        self.revoked_at = 0.0
         self.out = set(self.names)
         self.last_yes = dict.fromkeys(self.names, self.now - 60)
         departures: Any = SimpleNamespace(has_any=lambda _: True, ending=lambda *_: "", end=self.end)
@@ -32,6 +38,10 @@ class Hub:
         self.db: Any = None
 
     def last(self, name: str) -> Standing:
+        if name in self.out and self.revoked_at:
+            session = f"that of {name}"
+            last_yes = self.last_yes[name]
+            return Standing(AGAIN, self.now, "taken back", last_yes, session, revoked_at=self.revoked_at)
         verdict = Verdict.NO if name in self.out else Verdict.YES
         return Standing(verdict, self.now, "not in /cms", self.last_yes[name])
 
@@ -133,3 +143,70 @@ async def test_whose_server_ran_on_without_a_hub_is_weighed_with_the_others(hub:
     await hub.hears_all()
     assert len(hub.gate.held()) == 50
     assert hub.began == []
+
+
+async def test_a_hundred_sign_ins_taken_back_at_once_are_held_back(hub: Hub) -> None:
+    """A provider that has lost its sessions, in a restart say, refuses every refresh token before its time."""
+    hub.revoked_at = hub.now
+    await hub.hears_all()
+    assert len(hub.gate.held()) == 50
+    standing = hub.last(hub.names[0])
+    follows = hub.gate.outcome(hub.names[0], standing)
+    assert (follows.access, follows.ends_at) == (Access.LOG_IN, standing.last_yes + Keeper().outage_grace)
+    assert hub.began == []
+    hub.out.clear()
+    for name in hub.names:  # they have signed in again
+        hub.gate.heard(name, hub.last(name))
+    assert hub.gate.held() == []
+
+
+async def test_a_sign_in_taken_back_ends_at_once_only_where_its_grace_is_over(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RATE", 1e6)
+    hub.revoked_at, hub.out = hub.now, {hub.names[0]}
+    await hub.hears_all()
+    await turns(20)
+    assert hub.began == []  # the rounds end it in an hour
+    hub.now += Keeper().revoked_grace
+    await hub.hears_all()
+    async with asyncio.timeout(10):
+        while hub.began != [hub.names[0]]:  # noqa: ASYNC110 - nobody has an event of it
+            await asyncio.sleep(0)
+
+
+async def test_what_an_operator_confirms_of_sign_ins_taken_back_ends_at_once(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.revoked_at = hub.now
+    await hub.hears_all()
+    monkeypatch.setattr(module, "RATE", 1e6)
+    hub.gate.confirm("operator")
+    async with asyncio.timeout(10):
+        while set(hub.began) != set(hub.names):  # noqa: ASYNC110 - nobody has an event of it
+            await asyncio.sleep(0)
+
+
+def refused_groups(hub: Hub, name: str, withheld: Literal["scope", "profile"]) -> None:
+    decision = Refused(
+        "the scope wasn't granted", frozenset(), frozenset(), claim_missing=True, claim_withheld=withheld
+    )
+    standing = Standing(Verdict.CANT_SAY, hub.now, decision.reason, hub.now - 60, "one", decision, our_fault=True)
+    hub.gate.heard(name, standing)
+
+
+async def test_groups_that_are_kept_from_one_person_are_no_alarm_for_everybody(
+    hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    """INDIGO IAM's scope policy denied one person the scope, and the log said that nobody could be confirmed."""
+    refused_groups(hub, hub.names[0], "scope")
+    refused_groups(hub, hub.names[0], "scope")
+    assert "nobody's membership" not in caplog.text
+    refused_groups(hub, hub.names[1], "scope")
+    refused_groups(hub, hub.names[2], "scope")
+    assert caplog.text.count("nobody's membership") == 1
+
+
+async def test_a_client_that_lost_its_profile_is_an_alarm_at_once(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    refused_groups(hub, hub.names[0], "profile")
+    assert "nobody's membership" in caplog.text

@@ -242,11 +242,22 @@ def test_granted_scopes_make_the_cause_more_precise() -> None:
     assert "didn't grant this hub the scope wlcg.groups" in refusal(NO_CLAIM, "openid profile", **settings).reason
     assert "the scope wlcg.groups was granted" in refusal(NO_CLAIM, "openid wlcg.groups", **settings).reason
     assert "the scope wlcg.groups was granted" in refusal(NO_CLAIM, "wlcg.groups:/cms/production", **settings).reason
+    # Its scope policy can keep the scope from one person (INDIGO IAM 1.12, measured): the client may be all right.
+    assert "a policy of the provider keeps it from you" in refusal(NO_CLAIM, "openid profile", **settings).reason
     # Where no scope brings the claim, scopes prove nothing.
     assert (
         "may lack the scope, the mapper or the profile"
         in refusal(NO_CLAIM, "openid", source=KEYCLOAK, **settings).reason
     )
+
+
+def test_a_client_without_the_profile_is_told_from_somebody_without_groups() -> None:
+    """INDIGO IAM 1.12, measured: the scope is granted, and userinfo is that of IAM's own profile for everybody."""
+    claims: dict[str, object] = {"sub": "s", "groups": ["cms"], "organisation_name": "indigo-dc"}
+    refused = refusal(claims, "openid wlcg.groups", allowed_groups=["/cms"])
+    assert refused.claim_withheld == "profile"
+    assert "give the client the profile wlcg again" in refused.reason
+    assert not refusal(NO_CLAIM, "openid wlcg.groups", allowed_groups=["/cms"]).claim_withheld
 
 
 def test_foreign_entitlements_are_said_to_be_foreign() -> None:

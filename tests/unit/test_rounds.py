@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.keeper.outcome import outcome
 from casa_hub.keeper.rounds import Rounds, turn
 from casa_hub.keeper.times import Keeper
 
@@ -55,9 +56,16 @@ class Hub:
         self.now = 1.7e9
         self.db = orm.new_session_factory("sqlite:///:memory:")()
         self.ended: list[str] = []
+        self.weighing = False
         self.keeper = Keeper()
         self.authenticator = SimpleNamespace(clock=lambda: self.now, standings=None)
-        gate: Any = SimpleNamespace(effective=lambda _, standing: standing.verdict, release=lambda _: None)
+        gate: Any = SimpleNamespace(
+            outcome=lambda _, standing, noticed_at: outcome(standing, self.keeper, self.now, noticed_at=noticed_at),
+            holds=lambda _: False,
+            waits=lambda _: self.weighing,
+            heard=lambda *_: None,
+            release=lambda _: None,
+        )
         departures: Any = SimpleNamespace(
             has_any=lambda _: True, ending=lambda *_: "", end=self.end, resume=self.end_all
         )
@@ -74,10 +82,10 @@ class Hub:
     async def end(self, user: Any, reason: str, *, why: str) -> None:
         self.ended.append(why)
 
-    async def hear(self, verdict: Verdict, last_yes: float, *, later: float) -> list[str]:
+    async def hear(self, verdict: Verdict, last_yes: float, *, later: float, revoked_at: float = 0.0) -> list[str]:
         self.now += later
         session_id = "a log-in" if last_yes else ""
-        standing = Standing(verdict, self.now, "no answer", last_yes, session_id)
+        standing = Standing(verdict, self.now, "no answer", last_yes, session_id, revoked_at=revoked_at)
         await self.rounds._follow(SimpleNamespace(name="alice"), standing)
         return self.ended
 
@@ -152,3 +160,17 @@ async def test_what_an_earlier_hub_has_begun_to_end_is_gone_on_with_when_the_dat
         assert rounds._task is not None
         await rounds._task  # another authenticator knows of no memberships
     assert len(tries) == 3
+
+
+async def test_a_sign_in_that_was_taken_back_ends_after_its_grace() -> None:
+    """A deleted account kept its servers for a day, as if its refresh token had only become too old."""
+    hub = Hub()
+    since = hub.now
+    assert await hub.hear(Verdict.LOG_IN_AGAIN, hub.now - 60, later=3599, revoked_at=since) == []
+    assert await hub.hear(Verdict.LOG_IN_AGAIN, hub.now - 60, later=1, revoked_at=since) == ["revoked"]
+
+
+async def test_a_sign_in_that_was_taken_back_does_not_end_while_it_is_weighed() -> None:
+    hub = Hub()
+    hub.weighing = True
+    assert await hub.hear(Verdict.LOG_IN_AGAIN, hub.now - 60, later=4000, revoked_at=hub.now) == []

@@ -19,7 +19,7 @@ from casa_hub.identity.membership import Allowed, Refused
 from casa_hub.identity.session import Session
 from casa_hub.identity.standing import Standing, Standings
 from casa_hub.identity.tokens import Tokens
-from casa_hub.identity.verdicts import Answer, Verdict
+from casa_hub.identity.verdicts import Answer, Verdict, of_token_answer, of_userinfo_answer
 from casa_hub.keeper.times import Keeper
 
 ISSUER = "https://idp.example.org/"
@@ -34,7 +34,7 @@ class User:
 
     name: str = "alice"
     state: dict[str, Any] | None = None
-    db: Any = field(default_factory=lambda: SimpleNamespace(is_active=True))
+    db: Any = field(default_factory=lambda: SimpleNamespace(is_active=True, rollback=lambda: None))
 
     async def get_auth_state(self) -> dict[str, Any] | None:
         await asyncio.sleep(0)
@@ -63,10 +63,15 @@ class World:
     told: list[tuple[Verdict, str]] = field(default_factory=list)
     tokens: list[Verdict] = field(default_factory=list)
     gate: asyncio.Event | None = None
+    #: Access token -> what userinfo refuses it with; "": any.
+    userinfo_says: dict[str, OIDCError] = field(default_factory=dict)
+    refreshes: int = 0
+    #: Seconds after the log-in at which the provider says that the refresh token ends.
+    refresh_life: float | None = None
     client: Any = None
 
     def __post_init__(self) -> None:
-        self.client = type("Client", (), {"issuer": ISSUER})()
+        self.client = type("Client", (), {"issuer": ISSUER, "leeway": 60.0})()
         self.user = User()
         self.standings = self.restarted()
         self.log_in()
@@ -101,6 +106,8 @@ class World:
             scope=None,
             last_yes=self.now,
             claims={},
+            refresh_expires_at=None if self.refresh_life is None else self.now + self.refresh_life,
+            refresh_told_at=self.now,
         )
         self.user.state = session.to_auth_state()
         self.standings.logged_in(self.user.name, session, YES)
@@ -116,9 +123,13 @@ class World:
             await self.gate.wait()
         if isinstance(self.says, Exception):
             raise self.says
+        self.refreshes += 1
         return Tokens("newer", token + "+", "", self.now + 3600, self.now, None)
 
     async def userinfo(self, token: str, *, sub: str) -> dict[str, Any]:
+        said = self.userinfo_says.get(token, self.userinfo_says.get(""))
+        if said is not None:
+            raise said
         return {"sub": sub}
 
     def check(self, username: str, **_: str) -> None:
@@ -250,7 +261,7 @@ async def test_what_is_our_own_fault_is_told_apart() -> None:
     assert (standing.verdict, standing.our_fault) == (Verdict.CANT_SAY, True)
     world.says = None
     assert not (await world.ask()).our_fault
-    world.decision = replace(NO, claim_withheld=True)
+    world.decision = replace(NO, claim_withheld="scope")
     standing = await world.ask()
     assert (standing.verdict, standing.our_fault) == (Verdict.CANT_SAY, True)
 
@@ -345,3 +356,125 @@ async def test_a_request_of_somebody_else_that_fails_in_the_database_makes_nobod
     world.user.get_auth_state = get_auth_state  # type: ignore[method-assign]
     world.decision = NO
     assert (await world.ask()).verdict is Verdict.NO
+
+
+# -- a sign-in that was taken back, or has run out -------------------------------------------------------------------
+
+
+async def test_a_refresh_token_refused_before_its_known_end_was_taken_back() -> None:
+    """Deleted accounts, ended sessions and revoked consents all answer like a token that has run out."""
+    world = World(refresh_life=30 * 86400.0)
+    world.says = LOG_IN_AGAIN
+    standing = await world.ask()
+    assert (standing.verdict, standing.revoked_at) == (Verdict.LOG_IN_AGAIN, NOW + 300)
+    assert standing.reason == ("The sign-in was taken back at the identity provider before its time. says log-in-again")
+
+
+async def test_a_refresh_token_without_a_known_end_was_taken_back_when_it_is_refused() -> None:
+    world = World()
+    world.says = LOG_IN_AGAIN
+    assert (await world.ask()).revoked_at == NOW + 300
+
+
+@pytest.mark.parametrize("late", [-59.0, 0.0, 86400.0])
+async def test_a_refresh_token_refused_at_its_known_end_has_run_out(late: float) -> None:
+    """The provider's clock may be ahead of ours, by the leeway."""
+    world = World(refresh_life=30 * 86400.0)
+    world.says = LOG_IN_AGAIN
+    standing = await world.ask(later=30 * 86400.0 + late)
+    assert (standing.verdict, standing.revoked_at) == (Verdict.LOG_IN_AGAIN, 0.0)
+
+
+async def test_since_when_a_sign_in_is_taken_back_outlives_a_restart_and_ends_with_a_log_in() -> None:
+    world = World()
+    world.says = LOG_IN_AGAIN
+    await world.ask()
+    world.restarted()
+    assert (await world.ask(later=1000)).revoked_at == NOW + 300
+    world.says = None
+    world.log_in("two")
+    standing = await world.ask()
+    assert (standing.verdict, standing.revoked_at) == (Verdict.YES, 0.0)
+    assert world.user.session is not None
+    assert world.user.session.revoked_at == 0.0
+
+
+async def test_a_sign_in_that_is_doubted_is_asked_about_again() -> None:
+    """Held back for many at once, it may have been the provider's own fault."""
+    world = World()
+    world.says = LOG_IN_AGAIN
+    await world.ask()
+    world.says = None
+    assert (await world.ask()).verdict is Verdict.LOG_IN_AGAIN
+    world.standings.doubt("alice")
+    standing = await world.ask()
+    assert (standing.verdict, standing.revoked_at) == (Verdict.YES, 0.0)
+
+
+async def test_that_a_sign_in_was_taken_back_is_known_though_it_can_not_be_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    world.says = LOG_IN_AGAIN
+
+    async def locked(_: Any) -> None:
+        raise OperationalError("UPDATE", {}, Exception("database is locked"))
+
+    monkeypatch.setattr(world.user, "save_auth_state", locked)
+    standing = await world.ask()
+    assert (standing.verdict, standing.revoked_at) == (Verdict.LOG_IN_AGAIN, NOW + 300)
+
+
+async def test_the_end_of_a_sign_in_is_told_a_day_before_or_in_the_last_tenth_of_its_life() -> None:
+    world = World(live=True, refresh_life=30 * 86400.0)
+    standing = await world.ask()
+    assert (standing.sign_in_ends_at, standing.warn_at) == (NOW + 30 * 86400, NOW + 29 * 86400)
+    world = World(live=True, refresh_life=36000.0)
+    assert (await world.ask()).warn_at == NOW + 36000 - 3600
+
+
+# -- what userinfo says ----------------------------------------------------------------------------------------------
+
+UNEXPLAINED = OIDCError("userinfo", of_userinfo_answer(401, None))
+
+
+async def test_userinfo_that_refuses_a_token_without_a_word_leads_to_a_refresh() -> None:
+    """It was no usable answer, and a disabled account kept its server until the grace was over."""
+    world = World(live=True)
+    world.userinfo_says = {"token": UNEXPLAINED}
+    assert (await world.ask()).verdict is Verdict.YES
+    assert world.refreshes == 1
+
+
+async def test_userinfo_that_refuses_a_new_token_without_a_word_says_nothing_of_the_person() -> None:
+    world = World(live=True)
+    world.userinfo_says = {"": UNEXPLAINED}
+    standing = await world.ask()
+    assert (standing.verdict, standing.revoked_at) == (Verdict.CANT_SAY, 0.0)
+    assert standing.reason == "it refuses a new access token and does not say why"
+
+
+async def test_without_a_refresh_token_a_refusal_without_a_word_asks_for_a_log_in() -> None:
+    world = World(live=True, refresh_token="")
+    world.userinfo_says = {"": UNEXPLAINED}
+    assert (await world.ask()).verdict is Verdict.LOG_IN_AGAIN
+
+
+DELETED = OIDCError("userinfo", of_userinfo_answer(404, {"error": "User 'ada' not found"}))
+
+
+async def test_an_account_deleted_during_a_refresh_is_a_no_though_refreshes_only_fail() -> None:
+    """INDIGO IAM 1.12, measured: its token end point says 500 for ever, and userinfo knows."""
+    world = World()
+    world.says = OIDCError("the token end point", of_token_answer(500, {"error": "server_error"}))
+    assert (await world.ask()).verdict is Verdict.CANT_SAY
+    world.userinfo_says = {"token": DELETED}
+    assert (await world.ask()).verdict is Verdict.NO
+
+
+async def test_of_a_provider_that_fails_no_other_word_of_userinfo_counts() -> None:
+    world = World()
+    world.says = OIDCError("the token end point", of_token_answer(503, None))
+    world.userinfo_says = {"token": error(Verdict.LOG_IN_AGAIN)}
+    standing = await world.ask()
+    assert (standing.verdict, standing.revoked_at) == (Verdict.CANT_SAY, 0.0)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casa_hub.identity.challenges import bearer_error
 from casa_hub.identity.verdicts import Verdict, of_token_answer, of_userinfo_answer
 
 NO, AGAIN, CANT_SAY = Verdict.NO, Verdict.LOG_IN_AGAIN, Verdict.CANT_SAY
@@ -81,13 +82,73 @@ USERINFO = {
     "IAM: account disabled": (401, error("unauthorized", "User alice is not active."), NO),
     "token expired": (401, error("invalid_token", "Token expired"), AGAIN),
     "scope openid is missing": (403, error("insufficient_scope", "Missing openid scope"), CANT_SAY),
-    "CILogon: token expired, said in the header only": (401, error("access_denied", "access denied"), CANT_SAY),
-    "a refusal without words": (401, None, CANT_SAY),
+    "an error that nobody knows": (401, error("access_denied", "access denied"), CANT_SAY),
+    "IAM: account deleted during a refresh": (404, error("User 'ada' not found"), NO),
+    "IAM: the same words with another status": (400, error("User 'ada' not found"), CANT_SAY),
+    "somebody else's words around IAM's": (404, error("Sorry: User 'ada' not found"), CANT_SAY),
+    "a refusal without words": (401, None, AGAIN),
+    "a refusal of an empty object": (401, {}, AGAIN),
     "forbidden": (403, None, CANT_SAY),
     "success that isn't JSON": (200, None, CANT_SAY),
     "server error": (500, None, CANT_SAY),
     "too many requests": (429, None, CANT_SAY),
 }
+
+
+def bearer(code: str, description: str) -> str:
+    return f'Bearer realm="facility", error="{code}", error_description="{description}"'
+
+
+#: Userinfo's errors in the header `WWW-Authenticate`: Keycloak 26.4 and INDIGO IAM 1.12 as measured, and what the RFCs
+#: allow besides.
+IN_THE_HEADER = {
+    "Keycloak: account disabled": (401, None, [bearer("invalid_token", "User disabled")], NO),
+    "Keycloak: deleted or logged out": (401, None, [bearer("invalid_token", "user_session_not_found")], AGAIN),
+    "Keycloak: client disabled": (401, None, [bearer("invalid_token", "Client disabled")], CANT_SAY),
+    "IAM: in both places": (
+        401,
+        error("unauthorized", "User ada is not active."),
+        [bearer("unauthorized", "User ada is not active.")],
+        NO,
+    ),
+    "CILogon: another error in the body": (
+        401,
+        error("access_denied", "access denied"),
+        [bearer("invalid_token", "Token expired")],
+        AGAIN,
+    ),
+    "an error in the body, none in the header": (401, error("invalid_token", "User disabled"), ["Bearer"], NO),
+    "no error anywhere": (401, None, ['Bearer realm="facility"'], AGAIN),
+    "another scheme's parameter": (401, None, ['Basic realm="x", error="invalid_token"'], AGAIN),
+    "the second of two challenges": (
+        401,
+        None,
+        ['Negotiate YII=, Bearer error="invalid_token",error_description="User disabled"'],
+        NO,
+    ),
+    "the second of two headers": (401, None, ["Negotiate", bearer("invalid_token", "User disabled")], NO),
+    "scope openid is missing": (403, None, ['Bearer error="insufficient_scope"'], CANT_SAY),
+    "a word about an account needs a client error": (503, None, [bearer("invalid_token", "User disabled")], CANT_SAY),
+    "half a header": (401, None, ['Bearer error="invalid_token", error_description="User dis'], AGAIN),
+}
+
+
+@pytest.mark.parametrize(("status", "body", "headers", "verdict"), IN_THE_HEADER.values(), ids=IN_THE_HEADER)
+def test_userinfo_says_its_error_in_the_header(status: int, body: object, headers: list[str], verdict: Verdict) -> None:
+    """A disabled account kept its server: Keycloak's userinfo answers with an empty body, and only that was read."""
+    assert of_userinfo_answer(status, body, headers).verdict is verdict
+
+
+@given(headers=st.lists(st.text()))
+def test_any_header_can_be_read(headers: list[str]) -> None:
+    assert of_userinfo_answer(401, None, headers).verdict is not Verdict.YES
+
+
+@given(description=st.text(st.characters(exclude_categories=["Cs", "Cc"])))
+def test_a_quoted_description_is_read_to_its_end(description: str) -> None:
+    quoted = description.replace("\\", "\\\\").replace('"', '\\"')
+    header = f'Bearer realm="a, b=c", error="invalid_token", error_description="{quoted}"'
+    assert bearer_error([header]) == ("invalid_token", description)
 
 
 @pytest.mark.parametrize(("status", "body", "verdict"), TOKEN.values(), ids=TOKEN)

@@ -1,0 +1,44 @@
+"""Pure: the error that a protected resource says in its ``WWW-Authenticate`` header (RFC 6750, 3; RFC 9110, 11.6.1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+#: A parameter ``name=value`` or ``name="value"``; else the name of a scheme, with or without a token68 behind it.
+_PART = re.compile(
+    rf"""[\s,]*(?:
+        (?P<name>{_WORD})\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>{_WORD}))(?=[\s,]|$)
+      | (?P<scheme>{_WORD})(?:\s+[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$)))?(?=[\s,]|$)
+    )""",
+    re.VERBOSE,
+)
+
+
+def bearer_error(challenges: Sequence[str]) -> tuple[str, str]:
+    """``error`` and ``error_description`` of the Bearer challenge; "" for what is missing.
+
+    A header that can't be read says nothing from there on.
+
+    Args:
+        challenges: the values of all ``WWW-Authenticate`` headers; one value may hold several challenges.
+    """
+    for challenge in challenges:
+        parameters = {name: value for scheme, name, value in _parameters(challenge) if scheme == "bearer"}
+        if "error" in parameters:
+            return parameters["error"], parameters.get("error_description", "")
+    return "", ""
+
+
+def _parameters(challenge: str) -> Iterator[tuple[str, str, str]]:
+    """Scheme, name and value of each parameter; schemes and names in lower case."""
+    scheme, position = "", 0
+    while (part := _PART.match(challenge, position)) is not None and part.end() > position:
+        position = part.end()
+        if part["scheme"] is not None:
+            scheme = part["scheme"].lower()
+        else:
+            quoted = part["quoted"]
+            value = part["plain"] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+            yield scheme, part["name"].lower(), value

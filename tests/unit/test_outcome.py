@@ -1,0 +1,140 @@
+"""What follows from where somebody stands: a table of truth, and what holds for any times."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casa_hub.identity.standing import Standing
+from casa_hub.identity.verdicts import Verdict
+from casa_hub.keeper.outcome import Access, Outcome, outcome
+from casa_hub.keeper.times import Keeper
+
+NOW = 1.7e9
+KEEPER = Keeper(recheck_interval=300, outage_grace=14400, membership_max_age=86400, revoked_grace=3600)
+ON, LOG_IN, OFF = Access.ON, Access.LOG_IN, Access.OFF
+YES, NO, AGAIN, CANT_SAY = Verdict.YES, Verdict.NO, Verdict.LOG_IN_AGAIN, Verdict.CANT_SAY
+
+
+def standing(verdict: Verdict, *, last_yes: float = -60.0, session: str = "one", **more: float | bool) -> Standing:
+    """Times in seconds from now."""
+    times = {name: NOW + value if name.endswith("_at") else value for name, value in more.items()}
+    return Standing(verdict, NOW, "it says so", NOW + last_yes, session, **times)  # type: ignore[arg-type]
+
+
+UNKNOWN = Standing(AGAIN, NOW, "no log-in of this user is stored", 0.0)
+
+#: Case -> standing, further arguments, then: access, whether a server may start, when access ends (from now), why.
+TABLE = {
+    "a member": (standing(YES), {}, ON, True, math.inf, ""),
+    "a member whom nobody can ask about": (standing(YES, last_yes=-400, aged=True), {}, ON, True, 86000, "age"),
+    "a no": (standing(NO), {}, OFF, False, 0, "no"),
+    "a no that is held back": (standing(NO, last_yes=-400), {"held_back": True}, ON, True, 14000, "no"),
+    "held back for too long": (standing(NO, last_yes=-14400), {"held_back": True}, OFF, False, 0, "no"),
+    "no answer": (standing(CANT_SAY, last_yes=-400), {}, ON, True, 14000, "outage"),
+    "no answer for too long": (standing(CANT_SAY, last_yes=-14401), {}, OFF, False, -1, "outage"),
+    "run out": (standing(AGAIN, last_yes=-400), {}, LOG_IN, True, 86000, "age"),
+    "run out long ago": (standing(AGAIN, last_yes=-86400), {}, OFF, False, 0, "age"),
+    "taken back": (standing(AGAIN, revoked_at=-100), {}, LOG_IN, False, 3500, "revoked"),
+    "taken back an hour ago": (standing(AGAIN, revoked_at=-3600), {}, OFF, False, 0, "revoked"),
+    "taken back after a long absence of the hub": (
+        standing(AGAIN, last_yes=-86000, revoked_at=-1),
+        {},
+        LOG_IN,
+        False,
+        400,
+        "revoked",
+    ),
+    "taken back from many at once": (
+        standing(AGAIN, last_yes=-4000, revoked_at=-3600),
+        {"held_back": True},
+        LOG_IN,
+        False,
+        10400,
+        "revoked",
+    ),
+    "nobody knows of a log-in": (UNKNOWN, {"noticed_at": NOW - 400}, LOG_IN, False, 86000, "age"),
+    "nobody knew of a log-in for a day": (UNKNOWN, {"noticed_at": NOW - 86400}, OFF, False, 0, "age"),
+    "nobody knows of a log-in, and nothing runs": (UNKNOWN, {}, LOG_IN, False, math.inf, "age"),
+}
+
+
+@pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
+def test_what_follows(row: tuple[Standing, dict[str, float], Access, bool, float, str]) -> None:
+    where, more, *expected = row
+    follows = outcome(where, KEEPER, NOW, **more)  # type: ignore[arg-type]
+    assert [follows.access, follows.may_start, follows.ends_at - NOW, follows.why] == expected
+
+
+def test_a_sign_in_taken_back_is_told_with_when_and_why_and_how_to_keep_it() -> None:
+    text = outcome(standing(AGAIN, revoked_at=-100), KEEPER, NOW).notice
+    assert text.startswith("Please log in again: it says so.")
+    assert "your servers stop at 2023-11-14 23:11 UTC" in text
+
+
+def test_the_end_of_a_sign_in_is_told_before_it_comes() -> None:
+    soon = standing(YES, sign_in_ends_at=50000, warn_at=100)
+    assert outcome(soon, KEEPER, NOW).notice == ""
+    text = outcome(soon, KEEPER, NOW + 100).notice
+    assert "Your sign-in runs out at 2023-11-15 12:06 UTC." in text
+    assert "log out and in again" in text
+
+
+def test_a_log_in_that_nobody_knows_of_names_no_time_that_never_was() -> None:
+    """The page told of an end in 1970."""
+    assert outcome(UNKNOWN, KEEPER, NOW).notice == "Please log in again: no log-in of this user is stored."
+    assert "1970" not in outcome(UNKNOWN, KEEPER, NOW, noticed_at=NOW - 5).notice
+
+
+times = st.floats(-2e6, 2e6)
+standings = st.builds(
+    Standing,
+    st.sampled_from(Verdict),
+    st.just(NOW),
+    st.just("it says so"),
+    st.just(0.0) | times.map(lambda t: NOW - abs(t)),
+    st.sampled_from(["", "one"]),
+    aged=st.booleans(),
+    revoked_at=st.just(0.0) | times.map(lambda t: NOW - abs(t)),
+)
+keepers = st.builds(
+    Keeper,
+    recheck_interval=st.floats(1, 1e4),
+    outage_grace=st.floats(0, 1e6),
+    membership_max_age=st.floats(0, 1e6),
+    revoked_grace=st.floats(0, 1e6),
+)
+
+
+def follow(where: Standing, keeper: Keeper, held: bool, noticed: float, later: float = 0.0) -> Outcome:
+    return outcome(where, keeper, NOW + later, held_back=held, noticed_at=noticed)
+
+
+@given(standings, keepers, st.booleans(), st.just(0.0) | times.map(lambda t: NOW - abs(t)), times.map(abs))
+def test_access_ends_when_it_was_said_to_end_and_never_comes_back(
+    where: Standing, keeper: Keeper, held: bool, noticed: float, later: float
+) -> None:
+    """One answer for pages, API and rounds: each computed its own, and they had drifted."""
+    first, then = follow(where, keeper, held, noticed), follow(where, keeper, held, noticed, later)
+    assert (first.ends_at, first.why) == (then.ends_at, then.why)
+    if where.verdict in (AGAIN, CANT_SAY) or (where.verdict is NO and held):
+        assert (then.access is OFF) == (NOW + later >= then.ends_at)
+    assert not (first.access is OFF and then.access is not OFF)
+    assert not (then.may_start and then.access is OFF)
+
+
+@given(standings, keepers, st.booleans())
+def test_holding_back_never_ends_anything_sooner(where: Standing, keeper: Keeper, noticed: bool) -> None:
+    plain, held = follow(where, keeper, False, NOW * noticed), follow(where, keeper, True, NOW * noticed)
+    if where.verdict is not NO:
+        assert held.ends_at >= plain.ends_at
+    assert not (held.access is OFF and plain.access is not OFF)
+
+
+@given(standings, keepers)
+def test_nobody_starts_a_server_without_a_log_in_that_counts(where: Standing, keeper: Keeper) -> None:
+    if where.verdict is AGAIN and (where.revoked_at or not where.session_id):
+        assert not follow(where, keeper, False, NOW - 1).may_start

@@ -54,6 +54,9 @@ class IdP:
         self.change: dict[str, Change] = {}
         #: Refresh tokens are good for one use.
         self.rotate = False
+        #: Seconds until a refresh token ends, told as Keycloak does (``refresh_expires_in``); None tells nothing. The
+        #: mock itself accepts it until a test refuses it (`refresh_answer`).
+        self.refresh_life: float | None = None
         #: Userinfo shows the claims that were true when the access token was made.
         self.frozen = False
         #: Event on which requests to a path, or with a grant type, wait: to show time-outs and races.
@@ -86,6 +89,7 @@ class IdP:
         self.userinfo_answers.clear()
         self.arrived.clear()
         self.refresh_answer, self.rotate, self.frozen, self.pkce_failures = None, False, False, 0
+        self.refresh_life = None
 
     @contextlib.contextmanager
     def holding(self, what: str) -> Iterator[threading.Event]:
@@ -241,6 +245,8 @@ class IdP:
     def _made(self, document: dict[str, Any], form: dict[str, str]) -> None:
         """Take note of new tokens. All scopes are granted, also those that the mock has never heard of."""
         document["scope"] = self._asked_scope
+        if self.refresh_life is not None:
+            document["refresh_expires_in"] = self.refresh_life
         if self.rotate:
             real = document.get("refresh_token") or form["refresh_token"]
             alias = secrets.token_urlsafe(16)

@@ -192,10 +192,11 @@ def ended(user: User) -> dict[str, Any]:
 
 
 def metric(hub: Hub, name: str) -> float:
+    """The value of a metric, by its name or by its name with labels."""
     text = requests.get(
         f"{hub.url}/hub/metrics", headers={"Authorization": "token token-of-the-operator"}, timeout=30
     ).text
-    (value,) = re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+]+)$", text, re.MULTILINE)
+    (value,) = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? ([0-9.e+]+)$", text, re.MULTILINE)
     return float(value)
 
 
@@ -262,6 +263,7 @@ def several(user_of: Callable[[str], User], table: dict[str, tuple[str, Callable
 def test_log_in_again_lets_servers_run_until_the_log_in_is_too_old(
     user_of: Callable[[str], User], idp: IdP, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    idp.refresh_life = 1.0  # so that a refusal comes after the token's end
     users = several(user_of, LOG_IN_AGAIN)
     begin = time.monotonic()
     until(lambda: not any(user.browser.is_in() for user in users), "pages ask for a log-in")
@@ -285,6 +287,33 @@ def test_log_in_again_lets_servers_run_until_the_log_in_is_too_old(
     assert back.runs
     with capsys.disabled():
         print(f"\n{len(users)} log-ins that counted {MAX_AGE:g} s more: ended after {took:.1f} s")
+
+
+def test_a_sign_in_that_was_taken_back_ends_after_its_grace_and_a_new_log_in_keeps_everything(
+    make_servers: MakeServers, idp: IdP
+) -> None:
+    """Deleted accounts and revoked sessions answer like a token that is too old: their servers ran on for a day."""
+    grace = 12.0
+    with make_servers(f"c.Keeper.revoked_grace = {grace}\n", provider="wlcg-iam", max_age=600.0).running() as hub:
+        leaver, stays = User(hub, idp).starts(), User(hub, idp).starts()
+        for user in (leaver, stays):
+            idp.revoke(user.sub)
+        begin = time.monotonic()
+        for user in (leaver, stays):
+            until(lambda user=user: not user.browser.is_in(), "pages ask for a log-in", timeout=RECHECK + 30)
+            page = user.browser.page("/hub/home").text
+            assert "The sign-in was taken back at the identity provider before its time." in page
+            assert "your servers stop at" in page
+            assert user.api() == 200
+            assert user.runs
+        assert stays.browser.log_in(stays.sub).status_code == 200
+        assert ended(leaver)["reason"].startswith("The sign-in was taken back")
+        until(lambda: leaver.has_nothing, "the end of the leaver's access")
+        assert grace - 1 <= time.monotonic() - begin <= grace + PROMISED
+        assert {event["credential"] for event in leaver.audit() if event["action"] == "revoked"} >= {"dask"}
+        assert metric(hub, 'casa_hub_access_ended_total{why="revoked"}') == 1
+        assert stays.runs
+        assert stays.has_all
 
 
 def test_a_provider_that_can_t_say_is_forgiven_for_the_grace(
@@ -324,6 +353,22 @@ def five(make_servers: MakeServers, idp: IdP) -> Iterator[list[User]]:
     with make_servers(provider="wlcg-iam", grace=600).running() as hub:
         users = [User(hub, idp) for _ in range(5)]
         yield [users[0].starts(), *users[1:]]
+
+
+def test_a_provider_that_takes_back_all_sign_ins_at_once_ends_nobody_s_servers(five: list[User], idp: IdP) -> None:
+    """A provider that has lost its sessions refuses every refresh token before its time."""
+    hub = five[0].hub
+    for user in five:
+        idp.refresh_answers[user.sub] = (400, {"error": "invalid_grant", "error_description": "Session not active"})
+    until(lambda: metric(hub, "casa_hub_memberships_held_back") == 5, "all are held back")
+    assert re.search(r"\[C .*taken back their sign-ins, all at once", hub.log)
+    assert all(user.access() == (False, True) for user in five)
+    assert five[0].runs
+    # It has its sessions again: nobody has to do anything.
+    idp.refresh_answers.clear()
+    until(lambda: metric(hub, "casa_hub_memberships_held_back") == 0, "nobody is held back any more")
+    assert all(user.access() == (True, True) for user in five)
+    assert five[0].has_all
 
 
 def nobody_has_groups(users: list[User]) -> None:

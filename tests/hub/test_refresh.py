@@ -127,11 +127,36 @@ def test_an_explicit_no_ends_access(person_of: Callable[[str], Person], row: str
     assert person.access() == (True, True)
 
 
+#: Seconds: the default of `Keeper.revoked_grace`.
+REVOKED_GRACE = 3600
+
+
 @pytest.mark.parametrize("row", LOG_IN_AGAIN)
-def test_log_in_again_asks_pages_for_it_while_tokens_go_on_for_a_time(
+def test_a_sign_in_taken_back_asks_pages_for_a_new_one_while_tokens_go_on_for_its_grace(
     person_of: Callable[[str], Person], row: str
 ) -> None:
+    """It may be of an account that was deleted, which went on for a day."""
     provider, happens = LOG_IN_AGAIN[row]
+    person = person_of(provider)
+    happens(person)
+    assert person.access() == (False, True)
+    assert person.hub.api("POST", f"/users/{person.name}/server").status_code == 403  # nothing new by it
+    person.hub.put_forward(REVOKED_GRACE - 60)
+    assert person.access() == (False, True)
+    person.hub.put_forward(60)
+    assert person.access() == (False, False)
+    person.idp.reset()
+    person.idp.rotate = True
+    assert person.browser.log_in(person.sub).status_code == 200
+    assert person.access() == (True, True)
+
+
+@pytest.mark.parametrize("row", LOG_IN_AGAIN)
+def test_a_sign_in_that_has_run_out_asks_pages_for_a_new_one_while_tokens_go_on_for_a_time(
+    person_of: Callable[[str], Person], idp: IdP, row: str
+) -> None:
+    provider, happens = LOG_IN_AGAIN[row]
+    idp.refresh_life = 120  # over when the provider is next asked
     person = person_of(provider)
     happens(person)
     assert person.access() == (False, True)
@@ -476,7 +501,8 @@ def test_a_restarted_hub_goes_on_and_one_that_lost_its_crypt_key_asks_for_a_log_
         idp.rotate = True
     hub.environment["JUPYTERHUB_CRYPT_KEY"] = "0" * 64
     with hub.running():
-        assert person.access() == (False, False)
+        assert person.access() == (False, True)  # as what runs, until somebody should have logged in
+        assert hub.api("POST", f"/users/{person.name}/server").status_code == 403
         assert person.browser.log_in(person.sub).status_code == 200
         assert person.access() == (True, True)
     # The same machine by another name is another issuer: it must not see the tokens of the first.

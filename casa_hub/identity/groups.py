@@ -92,8 +92,10 @@ def groups_of(claims: Mapping[str, object], source: GroupSource) -> frozenset[st
     value = _find(claims, source.claim)
     if value is None:
         return None
-    if isinstance(value, str) and source.syntax is GroupSyntax.NAMES:
-        value = [name for name in (part.strip() for part in value.split(";")) if name]
+    if isinstance(value, str):
+        # One value as text: Keycloak's mappers without "multivalued", ADFS. SAML gateways join names with semicolons.
+        names = [name for name in (part.strip() for part in value.split(";")) if name]
+        value = names if source.syntax is GroupSyntax.NAMES else [value]
     if not isinstance(value, list | tuple):
         raise MalformedClaim(source.claim, f"holds {_kind(value)} instead of a list of strings")
     if len(value) > MAX_GROUPS:

@@ -1,6 +1,7 @@
 """Somebody at a hub and at its identity provider, and what real providers answer when somebody is gone.
 
-The tables are those of docs/identity-providers.md: INDIGO IAM and Keycloak.
+The tables are those of docs/identity-providers.md. The answers are those that INDIGO IAM 1.12 and Keycloak 26.4 were
+seen to give, to the letter but for names and ids; a running Keycloak is asked in `tests/hub/test_keycloak.py`.
 """
 
 from __future__ import annotations
@@ -58,6 +59,17 @@ def refused(status: int, error: str, description: str = "") -> tuple[int, Any]:
     return status, {"error": error} | ({"error_description": description} if description else {})
 
 
+def in_header(error: str, description: str) -> Any:
+    """A refusal by Keycloak's userinfo: the body is empty, the error is in the header (RFC 6750, 3)."""
+
+    def userinfo(_: Any, start_response: Any) -> list[bytes]:
+        challenge = f'Bearer realm="facility", error="{error}", error_description="{description}"'
+        start_response("401 Unauthorized", [("Content-Type", "text/plain"), ("WWW-Authenticate", challenge)])
+        return []
+
+    return userinfo
+
+
 def dead(person: Person, *, refresh: Any = None, userinfo: Any = None) -> None:
     """From now on the provider answers so where this person is concerned."""
     if refresh is not None:
@@ -93,13 +105,21 @@ NO: dict[str, tuple[str, Row]] = {
         "iam",
         of_iam(refused(400, "invalid_grant", "User x needs to sign AUP for this organization in order to proceed.")),
     ),
+    "IAM: account deleted during a refresh": (
+        "iam",
+        lambda p: dead(
+            p,
+            refresh=refused(500, "server_error", "Internal Server Error"),
+            userinfo=refused(404, "User 'x' not found"),
+        ),
+    ),
     "Keycloak: in no group any more": ("keycloak", lambda p: p.is_in_groups()),
     "Keycloak: account disabled, by userinfo": (
         "keycloak",
         lambda p: dead(
             p,
             refresh=refused(400, "invalid_grant", "User disabled"),
-            userinfo=refused(401, "invalid_token", "User disabled"),
+            userinfo=in_header("invalid_token", "User disabled"),
         ),
     ),
     "Keycloak: account disabled, by refresh": (
@@ -110,6 +130,10 @@ NO: dict[str, tuple[str, Row]] = {
 
 LOG_IN_AGAIN: dict[str, tuple[str, Row]] = {
     "IAM: refresh token revoked": ("iam", lambda p: p.idp.revoke(p.sub)),
+    "IAM: account deleted": (
+        "iam",
+        of_iam(refused(401, "invalid_token", "Refresh token for value eyJhbGciOiJub25lIn0.eyJqdGkiOiIx was not found")),
+    ),
     "IAM: invalid_grant": ("iam", of_iam(refused(400, "invalid_grant", "Invalid refresh token: x"))),
     "IAM: invalid_token": ("iam", of_iam(refused(400, "invalid_token"))),
     "Keycloak: deleted, or logged out everywhere": (
@@ -117,7 +141,7 @@ LOG_IN_AGAIN: dict[str, tuple[str, Row]] = {
         lambda p: dead(
             p,
             refresh=refused(400, "invalid_grant", "Session not active"),
-            userinfo=refused(401, "invalid_token", "user_session_not_found"),
+            userinfo=in_header("invalid_token", "user_session_not_found"),
         ),
     ),
     "Keycloak: refresh token used twice": (
@@ -139,7 +163,9 @@ LOG_IN_AGAIN: dict[str, tuple[str, Row]] = {
 }
 
 CANT_SAY: dict[str, tuple[str, Row]] = {
-    "IAM: our client suspended": ("iam", of_iam(refused(401, "invalid_client"))),
+    "IAM: our client suspended": ("iam", of_iam(refused(401, "invalid_client", "Client is suspended: hub-client"))),
+    "IAM: our secret is wrong, or our client deleted": ("iam", of_iam(refused(401, "unauthorized", "Bad credentials"))),
+    "IAM: our client lost the grant": ("iam", of_iam(refused(401, "invalid_client", "Unauthorized grant type"))),
     "IAM: no client authentication": ("iam", of_iam(refused(401, "unauthorized", "Full authentication is required"))),
     "IAM: 500": ("iam", of_iam((500, {"error": "server_error"}))),
     "IAM: 503 with a page": ("iam", of_iam((503, "<html><h1>Maintenance</h1></html>"))),
@@ -150,6 +176,12 @@ CANT_SAY: dict[str, tuple[str, Row]] = {
     "IAM: userinfo 502": ("iam", lambda p: dead(p, userinfo=(502, "<html>"))),
     "IAM: userinfo of somebody else": ("iam", lambda p: dead(p, userinfo=(200, {"sub": "x"}))),
     "IAM: the claim's scope was taken from our client": ("iam", scope_taken),
+    "IAM: the profile wlcg was taken from our client": (
+        "iam",
+        lambda p: dead(
+            p, userinfo=(200, {"sub": p.sub, "groups": ["cms", "cms/uscms"], "organisation_name": "indigo-dc"})
+        ),
+    ),
     "IAM: malformed claim": ("iam", lambda p: dead(p, userinfo=(200, {"sub": p.sub, "wlcg.groups": {"a": 1}}))),
     "Keycloak: our secret is wrong": (
         "keycloak-due",
@@ -160,7 +192,7 @@ CANT_SAY: dict[str, tuple[str, Row]] = {
         lambda p: dead(
             p,
             refresh=refused(401, "invalid_client", "Invalid client or Invalid client credentials"),
-            userinfo=refused(401, "invalid_token", "Client disabled"),
+            userinfo=in_header("invalid_token", "Client disabled"),
         ),
     ),
     "Keycloak: our client disabled, by refresh": (

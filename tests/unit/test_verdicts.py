@@ -25,8 +25,14 @@ TOKEN = {
     "IAM: AUP not signed": (400, error("invalid_grant", AUP), NO),
     "IAM: AUP not signed, newer": (400, error("invalid_grant", AUP_UUID), NO),
     "IAM: refresh token expired or revoked": (400, error("invalid_grant", "Invalid refresh token: eyJhbGciOi"), AGAIN),
-    "IAM: refresh token unknown": (401, error("invalid_token", "Refresh token not found"), AGAIN),
-    "IAM: client suspended or wrong secret": (401, error("invalid_client", "Bad client credentials"), CANT_SAY),
+    "IAM: refresh token unknown, or its account deleted": (
+        401,
+        error("invalid_token", "Refresh token for value eyJhbGciOiJub25lIn0.eyJqdGkiOiIx was not found"),
+        AGAIN,
+    ),
+    "IAM: wrong secret, unknown or deleted client": (401, error("unauthorized", "Bad credentials"), CANT_SAY),
+    "IAM: client suspended": (401, error("invalid_client", "Client is suspended: hub"), CANT_SAY),
+    "IAM: the client lacks the grant": (401, error("invalid_client", "Unauthorized grant type"), CANT_SAY),
     "IAM: no client authentication": (
         401,
         error("unauthorized", "Full authentication is required to access this resource"),

@@ -1,7 +1,12 @@
 """For all tests."""
 
+import os
 import signal
+import sys
+from functools import partial
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # How long an example takes is the machine's affair: a busy one must not fail a test.
@@ -10,3 +15,21 @@ settings.load_profile("casa_hub")
 
 # Whoever runs the tests in the background of a shell has Ctrl-C ignored, and so has every program they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the Kubernetes of the chosen tests, if CASA_HUB_BUILD=1 asks for it, as `make test TESTS=...` does.
+
+    It is built before the first test, because a test's time-out is shorter than the build.
+    """
+    if os.environ.get("CASA_HUB_BUILD") != "1" or session.config.option.collectonly:
+        return
+    paths = {item.path.relative_to(HERE) for item in session.items if item.path.is_relative_to(HERE)}
+    fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    with_node = any(path.is_relative_to("kubernetes/node") for path in paths)
+    if with_node or "plane" in fixtures or any(path.is_relative_to("kubernetes") for path in paths):
+        from tests.support.kubernetes import build  # noqa: PLC0415 - most tests don't need it
+
+        build.prepare(with_node=with_node, write=partial(print, file=sys.__stderr__, flush=True))

@@ -1,8 +1,8 @@
 """A hub that is killed again and again while servers start and stop and their credentials are renewed; local servers.
 
 Some kills come by the clock. The others come between two file operations of a renewal or a start: the hub counts its
-own, and kills itself at one that was drawn by lot. CASA_HUB_KILL_SEED repeats a run, as far as clocks allow;
-CASA_HUB_KILLS is another number of them.
+own, and kills itself at one that was drawn by lot. CASA_HUB_KILL_SEED repeats a run, as far as clocks allow. How many
+kills: `tests.support.scale`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from casa_hub.delivery.layout import read_set
 from casa_hub.naming import Server
 from casa_hub.processes import signed_in
 from tests.support.hub import Hub
+from tests.support.scale import KILLS
 from tests.support.sound import Keys
 
-KILLS = 25
 #: Servers that run all the time, and those that come and go.
 STAY, COME = [f"stay-{number}" for number in range(6)], [f"come-{number}" for number in range(3)]
 #: At which file operation a hub kills itself, at most, and of which files: any; those that don't have their names yet;
@@ -267,12 +267,11 @@ def kill(hub: KilledHub, number: int, lot: random.Random, count: Count) -> None:
     count.clock, count.fuse = count.clock + (not by_fuse), count.fuse + by_fuse
 
 
-@pytest.mark.any_hub
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_killed_while_renewing_and_starting(hub: KilledHub, capsys: pytest.CaptureFixture[str]) -> None:
     seed = int(os.environ.get("CASA_HUB_KILL_SEED", random.randrange(1 << 32)))
     lot, count = random.Random(seed), Count()
-    kills = int(os.environ.get("CASA_HUB_KILLS", KILLS))
     print(f"CASA_HUB_KILL_SEED={seed}")
     hub.environment["HTTP_TIMEOUT"] = "60"  # for servers that start at the same time
     hub.start()
@@ -284,7 +283,7 @@ def test_killed_while_renewing_and_starting(hub: KilledHub, capsys: pytest.Captu
     until(lambda: (hub.running() or set()) ^ set(STAY), "all run", 120)
 
     begun, orders = time.monotonic(), dict.fromkeys(STAY, 0)
-    for number in range(kills):
+    for number in range(KILLS):
         token = hub.new_token()
         kill(hub, number, lot, count)
         # What a server reads at that very moment is one whole set, and what is not due yet is valid.
@@ -326,5 +325,5 @@ def test_killed_while_renewing_and_starting(hub: KilledHub, capsys: pytest.Captu
             until(lambda user=user: hub.keys.assert_sound(hub.files(user), hub.record(user)), f"{user}'s files fit", 60)
     took = time.monotonic() - begun
     with capsys.disabled():
-        print(f"\n{kills} kills in {took:.0f} s (seed {seed}): {count}")
-    assert count.renewals > kills
+        print(f"\n{KILLS} kills in {took:.0f} s (seed {seed}): {count}")
+    assert count.renewals > KILLS

@@ -17,6 +17,8 @@ from casa_hub.naming import Server
 from casa_hub.processes import signed_in
 from tests.support.local_hub import SECRET, LocalHub, gone, until
 
+pytestmark = pytest.mark.both_hubs
+
 HOSTILE = "ü.. \"'`$(touch x)\n;%2e" + "x" * 150
 
 

@@ -2,7 +2,7 @@
 
 Some kills come by the clock, the others with a renewal's request on its way to the API server: it arrives, it is lost,
 its answer is lost, or it arrives when the next hub has renewed that server. CASA_HUB_KILL_SEED repeats a run, as far as
-clocks allow; CASA_HUB_KILLS is another number of kills.
+clocks allow. How many kills: `tests.support.scale`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from casa_hub.delivery.kubernetes.manifests import RECORD, START_ID
 from tests.kubernetes.hub.faulty import Faulty, open_faulty
 from tests.support.kubernetes.api import Api, KubernetesError
 from tests.support.kubernetes.fault_proxy import Hold, Rule
+from tests.support.scale import KILLS
 from tests.support.sound import Keys
 
-KILLS = 25
 #: Servers that run all the time, and those that come and go.
 STAY, COME = [f"stay-{number}" for number in range(6)], [f"come-{number}" for number in range(3)]
 #: A renewal of a server that stays; a start's request has more in its query.
@@ -220,13 +220,12 @@ class Run:
         return sum(method == "PATCH" and status == 422 for method, _, status in self.site.proxy.answered)
 
 
-@pytest.mark.any_hub
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_killed_while_renewing_and_starting(
     plane: Api, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = int(os.environ.get("CASA_HUB_KILL_SEED", random.randrange(1 << 32)))
-    kills = int(os.environ.get("CASA_HUB_KILLS", KILLS))
     print(f"CASA_HUB_KILL_SEED={seed}")
     with open_faulty(plane, tmp_path_factory, CONFIG) as opened:
         site = Killed(**vars(opened))
@@ -235,12 +234,12 @@ def test_killed_while_renewing_and_starting(
         run = Run(site, random.Random(seed))
         run.begin()
         begun = time.monotonic()
-        for number in range(kills):
+        for number in range(KILLS):
             run.once(number)
         with capsys.disabled():
             took, count = time.monotonic() - begun, dict(run.count)
-            print(f"\n{kills} kills in {took:.0f} s (seed {seed}), renewed within {run.slowest:.1f} s: {count}")
-        assert run.count["renewals"] > kills
+            print(f"\n{KILLS} kills in {took:.0f} s (seed {seed}), renewed within {run.slowest:.1f} s: {count}")
+        assert run.count["renewals"] > KILLS
         assert run.count["refused"] == run.count["arrives late"]
         for user in site.running() or set():
             site.stop(user)

@@ -199,7 +199,6 @@ def test_who_loses_the_group_loses_pod_secret_and_routes(
     site.stop(other.name)
 
 
-@pytest.mark.any_hub
 @pytest.mark.parametrize("fault", ["500", "unreachable", "403 for the pod"])
 def test_what_kubernetes_cannot_do_is_tried_again_until_it_is_done(site: Faulty, idp: IdP, fault: str) -> None:
     user = person(site, idp).starts()
@@ -223,7 +222,6 @@ def test_what_kubernetes_cannot_do_is_tried_again_until_it_is_done(site: Faulty,
     user.has_left()
 
 
-@pytest.mark.any_hub
 @pytest.mark.parametrize("arrives", [True, False], ids=["it-arrives", "it-is-lost"])
 @pytest.mark.parametrize("step", ["Secret", "Pod"])
 def test_a_hub_killed_in_the_middle_of_a_departure_goes_on_with_it(

@@ -131,7 +131,6 @@ def test_nothing_is_asked_while_nothing_is_due(plane: Api, tmp_path_factory: pyt
         assert [path for _, path, _ in site.proxy.answered if "/secrets" in path] == []
 
 
-@pytest.mark.any_hub
 def test_renewals_outlive_faults_that_pass(plane: Api, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Each fault meets a server of its own, all in the same life."""
     with open_faulty(plane, tmp_path_factory, f"c.XCache.lifetime = {LONG}\n") as site:

@@ -1,13 +1,20 @@
 """For all tests."""
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.support.idp import IdP
 
 # How long an example takes is the machine's affair: a busy one must not fail a test.
 settings.register_profile("casa_hub", deadline=None)
@@ -17,6 +24,22 @@ settings.load_profile("casa_hub")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[IdP]:
+    """An identity provider for the tests of a module; its users and tokens stay."""
+    from tests.support.idp import IdP  # noqa: PLC0415 - most tests have none
+
+    with IdP().running() as running:
+        yield running
+
+
+@pytest.fixture
+def idp(provider: IdP) -> IdP:
+    """It as it was at first, but for users and tokens."""
+    provider.reset()
+    return provider
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -16,7 +16,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -29,12 +28,16 @@ from tests.support.kubernetes.api import Api, KubernetesError
 from tests.support.kubernetes.fault_proxy import Hold, Rule
 from tests.support.scale import KILLS
 from tests.support.sound import Keys
+from tests.support.waiting import until_none
 
 #: Servers that run all the time, and those that come and go.
 STAY, COME = [f"stay-{number}" for number in range(6)], [f"come-{number}" for number in range(3)]
 #: A renewal of a server that stays; a start's request has more in its query.
 RENEWAL = ("PATCH", r"/secrets/casa-stay-[^/?]*\?fieldManager=casa-hub$")
 WAYS = ["clock", "arrives", "is lost", "arrives late", "its answer is lost"]
+
+#: What a look may meet before all objects of a start are there.
+BETWEEN = (AssertionError, KeyError, KubernetesError)
 
 CONFIG = """
 c.XCache.lifetime = 4
@@ -102,21 +105,6 @@ def _files(secret: Object) -> dict[str, bytes]:
     return {key.replace("..", "/"): base64.b64decode(value) for key, value in secret["data"].items()}
 
 
-def until(condition: Callable[[], object], what: str, timeout: float) -> float:
-    """Wait until there is nothing left to say. The seconds that it took."""
-    begun = time.monotonic()
-    last: object = None
-    while True:
-        try:
-            last = condition()
-            if not last:
-                return time.monotonic() - begun
-        except (AssertionError, KeyError, KubernetesError) as error:  # not there yet
-            last = repr(error)
-        assert time.monotonic() - begun < timeout, f"not within {timeout:g} s: {what}: {last!r}"
-        time.sleep(0.05)
-
-
 class Run:
     """Kill after kill of the hub of one site."""
 
@@ -134,7 +122,7 @@ class Run:
             self.site.make_user(user)
         for user in STAY:
             self.site.begin(user)
-        until(lambda: (self.site.running() or set()) ^ set(STAY), "all run", 120)
+        until_none(lambda: (self.site.running() or set()) ^ set(STAY), "all run", 120, not_yet=BETWEEN)
 
     def once(self, number: int) -> None:
         way = WAYS[number % len(WAYS)]
@@ -189,12 +177,19 @@ class Run:
 
     def look_afterwards(self, token: str) -> None:
         site = self.site
-        until(lambda: site.running() is None, "all starts and stops are over", 90)
-        until(lambda: site.orphans(site.running() or set()), "nothing is left of servers that don't run", 90)
+        until_none(lambda: site.running() is None, "all starts and stops are over", 90, not_yet=BETWEEN)
+        until_none(
+            lambda: site.orphans(site.running() or set()),
+            "nothing is left of servers that don't run",
+            90,
+            not_yet=BETWEEN,
+        )
         running = site.running()
         assert running is not None
         assert running >= set(STAY)
-        self.slowest = max(self.slowest, until(lambda: self.late(token), "all are renewed by the next hub", 60))
+        self.slowest = max(
+            self.slowest, until_none(lambda: self.late(token), "all are renewed by the next hub", 60, not_yet=BETWEEN)
+        )
 
     def late(self, token: str) -> list[str]:
         """Who has not got yet what only the next hub can have given; everybody's files fit."""
@@ -211,9 +206,9 @@ class Run:
         before = {user: self.site.order(user) for user in STAY}
         refused = self.refused()
         held.release()
-        until(lambda: self.refused() == refused, "the late request is refused", 60)
+        until_none(lambda: self.refused() == refused, "the late request is refused", 60, not_yet=BETWEEN)
         self.count["refused"] += 1
-        until(lambda: self.late(token), "it has changed nothing", 60)
+        until_none(lambda: self.late(token), "it has changed nothing", 60, not_yet=BETWEEN)
         assert all(self.site.order(user) >= order for user, order in before.items())
 
     def refused(self) -> int:

@@ -24,6 +24,7 @@ from tests.support.idp import IdP
 from tests.support.kubernetes.api import Api
 from tests.support.kubernetes.fault_proxy import Answer, Hold
 from tests.support.person import Person
+from tests.support.waiting import until
 
 RECHECK, GRACE = 3.0, 600.0
 #: Seconds that are promised from the change at the provider to the end of access.
@@ -64,17 +65,10 @@ casa_hub.hooks.install(c)
 Open = Callable[..., Faulty]
 
 
-@pytest.fixture(scope="module")
-def provider() -> Iterator[IdP]:
-    with IdP().running() as idp:
-        yield idp
-
-
 @pytest.fixture
-def idp(provider: IdP) -> IdP:
-    provider.reset()
-    provider.rotate = True
-    return provider
+def idp(idp: IdP) -> IdP:
+    idp.rotate = True
+    return idp
 
 
 @pytest.fixture(scope="module")
@@ -149,15 +143,6 @@ class User(Person):
         assert self.access() == (False, False)
         assert {event["credential"] for event in self.audit("revoked")} >= {"xcache", "htcondor", "dask"}
         until(lambda: not self.hub.api("GET", f"/users/{self.name}").json()["auth_state"], "the log-in is forgotten")
-
-
-def until(condition: Callable[[], object], what: str, timeout: float = 90) -> float:
-    """Wait for what tells nobody when it happens. Returns the seconds that it took."""
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < timeout, f"not within {timeout:g} s: {what}"
-        time.sleep(0.1)
-    return time.monotonic() - begin
 
 
 def person(site: Faulty, idp: IdP) -> User:

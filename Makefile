@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up what they need in .venv.
+# On a fresh machine, `make demo`, `make unit` and `make test` do everything: each sets up what it needs in .venv.
 # PYTHON chooses the interpreter (3.11 to 3.14): make demo PYTHON=python3.13
 
 PYTHON ?= python3
@@ -6,8 +6,10 @@ VENV := .venv
 # The oldest JupyterHub that is supported, with the newest Python: what Zero-to-JupyterHub runs.
 VENV_HUB5 := .venv-hub5
 LOCK := tests/lock
+# Tests that need no server of the facility, and take seconds.
+UNIT := tests/unit
 
-.PHONY: help demo demo-check demo-kubernetes demo-kubernetes-check test kubernetes lint docs bench lock image clean
+.PHONY: help demo demo-check demo-kubernetes demo-kubernetes-check unit test soak kubernetes lint docs bench lock image clean
 
 help:
 	@echo "make demo        a whole facility on this machine; open it in a browser"
@@ -15,7 +17,10 @@ help:
 	@echo "make demo-check  the same, headless: tries everything and prints a table"
 	@echo "make demo-kubernetes, make demo-kubernetes-check"
 	@echo "                 both with servers on a Kubernetes of one node (as root; builds Kubernetes first, once)"
-	@echo "make test        all tests, with JupyterHub 6 and 5.5"
+	@echo "make unit        the fast tests, for every save: two minutes; no Go, no root, no server of the facility"
+	@echo "make test        all tests, long ones shortened; what is about JupyterHub with 6 and 5.5: twenty minutes"
+	@echo "                 (TESTS=\"tests/hub/test_login.py -k refused\" runs only those, and prepares only what they need)"
+	@echo "make soak        what make test shortens or leaves out: long tests in full, everything with JupyterHub 5.5"
 	@echo "make kubernetes  only builds the Kubernetes that tests run on: nine minutes, once; make test does it too"
 	@echo "make lint        ruff and mypy --strict"
 	@echo "make docs        the documentation as a site (build/site), every link checked; renews the settings' reference"
@@ -36,13 +41,22 @@ demo-kubernetes: $(VENV)/.test kubernetes
 demo-kubernetes-check: $(VENV)/.test kubernetes
 	@exec $(VENV)/bin/python -m tests.support.kubernetes.demo --check $(DEMO)
 
-# TESTS="tests/unit tests/hub/test_login.py" runs those only.
-test: $(VENV)/.test $(VENV_HUB5)/.test kubernetes
+# Needs .venv and nothing else.
+unit: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -q -m "not debian" $(UNIT)
+
+# TESTS="tests/unit tests/hub/test_login.py" runs those only, with the first environment. Kubernetes is built if they
+# run on it (tests/conftest.py).
 ifdef TESTS
-	$(VENV)/bin/python -m pytest $(TESTS)
+test: $(VENV)/.test
+	CASA_HUB_BUILD=1 $(VENV)/bin/python -m pytest $(TESTS)
 else
+test: $(VENV)/.test $(VENV_HUB5)/.test kubernetes
 	@$(VENV)/bin/python -m tests.support.all_tests $(VENV_HUB5)/bin/python
 endif
+
+soak: $(VENV)/.test $(VENV_HUB5)/.test kubernetes
+	@$(VENV)/bin/python -m tests.support.all_tests --soak $(VENV_HUB5)/bin/python
 
 # Never fails: without it (no Go, no root for a node) its tests are skipped, or fail where all peers are required.
 kubernetes: $(VENV)/.test

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.kubernetes.conftest import control_plane, plane  # noqa: F401 - fixtures
+from tests.kubernetes.conftest import control_plane, namespace, namespace_labels, plane  # noqa: F401 - fixtures
 from tests.support.helm import HUB_CHART, ROOT, TRAEFIK_CHART, helm, template
 from tests.support.hub_pod import HubPod, Object
 from tests.support.peers import require
@@ -63,7 +63,7 @@ def traefik_chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def render(chart: Path, tmp_path_factory: pytest.TempPathFactory) -> Render:
     @cache
-    def rendered(namespace: str, *parts: str) -> str:
+    def rendered(namespace: str, *parts: str) -> str:  # noqa: F811
         files = []
         for part in parts:
             named = VALUES / f"{part}.yaml"
@@ -73,7 +73,7 @@ def render(chart: Path, tmp_path_factory: pytest.TempPathFactory) -> Render:
             files.append(named)
         return json.dumps(template(chart, files, namespace=namespace))
 
-    def render(*values: str | Object, namespace: str = "facility") -> list[Object]:
+    def render(*values: str | Object, namespace: str = "facility") -> list[Object]:  # noqa: F811
         parts = [part if isinstance(part, str) else json.dumps(part) for part in values]
         objects: list[Object] = json.loads(rendered(namespace, *parts))
         return objects

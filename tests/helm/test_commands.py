@@ -28,13 +28,6 @@ Shell = Callable[[str], str]
 
 
 @pytest.fixture
-def namespace(plane: Api) -> Iterator[str]:
-    name = plane.make_namespace()
-    yield name
-    plane.delete_namespace(name)
-
-
-@pytest.fixture
 def shell(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Shell]:
     """Runs text in a directory like a checkout of this project, with kubectl and helm on PATH."""
     require(helm)

@@ -14,6 +14,8 @@ from tests.helm.conftest import CLIENT_SECRET, FILES, ROOT, VALUES, HubIn, Probe
 from tests.support.helm import template
 from tests.support.hub_pod import HubPod
 
+pytestmark = pytest.mark.both_hubs
+
 CONFIG_D = "/usr/local/etc/jupyterhub/jupyterhub_config.d"
 SNIPPET = ROOT / "jupyterhub_config.d" / "casa_hub.py"
 PARTS = ("authenticator_class", "spawner_class")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from casa_hub.testing import casa_hub_factory, casa_idp  # noqa: F401 - fixtures
-from tests.support.hub import CLIENT_SECRET, Hub, casa_config
+from tests.support.hub import CLIENT_SECRET, Hub, all_ended, casa_config
 from tests.support.idp import IdP
 from tests.support.local_hub import LocalHub, build_site_package
 
@@ -19,14 +19,8 @@ MakeHub = Callable[..., Hub]
 
 @pytest.fixture(scope="module")
 def provider(casa_idp: IdP) -> IdP:  # noqa: F811
+    """That of facilities' own tests."""
     return casa_idp
-
-
-@pytest.fixture
-def idp(provider: IdP) -> IdP:
-    """As at first; users and tokens stay."""
-    provider.reset()
-    return provider
 
 
 @pytest.fixture(scope="session")
@@ -46,20 +40,14 @@ def assert_no_secret(log: str, idp: IdP) -> None:
 @pytest.fixture(scope="module")
 def make_hub(provider: IdP, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeHub]:
     """Makes hubs, not yet started, that end with the module. Arguments: configuration text, traits."""
-    hubs: list[Hub] = []
 
     def make(config: str = "", *, proxy: bool = False, **traits: object) -> Hub:
         text = casa_config(**{"issuer": provider.issuer, **traits})
         hubs.append(Hub(tmp_path_factory.mktemp("hub"), text + config, proxy=proxy))
         return hubs[-1]
 
-    try:
+    with all_ended() as hubs:
         yield make
-    finally:
-        for hub in hubs:
-            hub.end()
-        for hub in hubs:
-            hub.stop()
     for hub in hubs:
         assert_no_secret(hub.log, provider)
         # A hub that ran has said what it had to say without one; one that refused to start ends with it.

@@ -21,6 +21,8 @@ from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.tokens import Signer, by_hand
 
+pytestmark = pytest.mark.both_hubs
+
 OURS, FOREIGN = Signer("back-channel"), Signer("foreign")
 numbers = itertools.count(1)
 CALLBACK = "http://127.0.0.1:9/callback"

@@ -1,13 +1,12 @@
 """A hub that is killed again and again while servers start and stop and their credentials are renewed; local servers.
 
 Some kills come by the clock. The others come between two file operations of a renewal or a start: the hub counts its
-own, and kills itself at one that was drawn by lot. CASA_HUB_KILL_SEED repeats a run, as far as clocks allow;
-CASA_HUB_KILLS is another number of them.
+own, and kills itself at one that was drawn by lot. CASA_HUB_KILL_SEED repeats a run, as far as clocks allow. How many
+kills: `tests.support.scale`.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -27,15 +26,20 @@ import requests
 from casa_hub.delivery.layout import read_set
 from casa_hub.naming import Server
 from casa_hub.processes import signed_in
+from tests.support.facility_config import credentials, make_keys
 from tests.support.hub import Hub
+from tests.support.scale import KILLS
 from tests.support.sound import Keys
+from tests.support.waiting import until_none
 
-KILLS = 25
 #: Servers that run all the time, and those that come and go.
 STAY, COME = [f"stay-{number}" for number in range(6)], [f"come-{number}" for number in range(3)]
 #: At which file operation a hub kills itself, at most, and of which files: any; those that don't have their names yet;
 #: those of servers that start and stop. Every fourth kill comes by the clock.
 FUSES = {1: (80, ""), 2: (12, ".new"), 3: (40, "come- /.new. /.old.")}
+
+#: What a look may meet at a moment between two files.
+BETWEEN = (AssertionError, FileNotFoundError)
 
 CONFIG = """
 import signal
@@ -63,18 +67,8 @@ c.Spawner.poll_interval = 1
 # What answers does so within a second; of a start that was cut off, perhaps nobody ever does.
 c.JupyterHub.init_spawners_timeout = 1
 c.Spawner.http_timeout = {http_timeout}
-c.Facility.credentials = ["xcache", "htcondor", "dask", "bearer"]
-c.Facility.required = ["xcache"]
-c.XCache.key_file = "xcache.key"
-c.XCache.site_name = "T3_TEST"
-c.XCache.host = "xcache.example.org"
-c.XCache.lifetime = 3
-c.HTCondor.key_file = "htcondor.key"
-c.HTCondor.trust_domain = c.HTCondor.uid_domain = "pool.example.org"
-c.HTCondor.subject = "{{username}}"
+{credentials}c.XCache.lifetime = 3
 c.HTCondor.lifetime = 30
-c.Dask.secret_file = "dask.secret"
-c.Dask.domain = "example.org"
 c.TraefikRoutes.directory = "traefik"
 c.LocalDelivery.network = "127.84.0.0/16"
 
@@ -109,16 +103,18 @@ class KilledHub(Hub):
     def __init__(self, directory: Path) -> None:
         self.mark = secrets.token_hex(8)
         timeout = 'int(os.environ.get("HTTP_TIMEOUT", "5"))'
-        super().__init__(directory, CONFIG.format(mark=self.mark, http_timeout=timeout), proxy=False)
+        super().__init__(
+            directory,
+            CONFIG.format(
+                mark=self.mark,
+                http_timeout=timeout,
+                credentials=credentials("xcache", "htcondor", "dask", "bearer"),
+            ),
+            proxy=False,
+        )
         self.servers, self.traefik = directory / "casa-hub-servers", directory / "traefik"
         self.traefik.mkdir()
-        for name, content in {
-            "xcache.key": base64.b64encode(os.urandom(48)) + b"\n",
-            "dask.secret": base64.b64encode(os.urandom(48)) + b"\n",
-            "htcondor.key": os.urandom(32),
-        }.items():
-            (directory / name).write_bytes(content)
-            (directory / name).chmod(0o600)
+        make_keys(directory)
         self.keys = Keys.of(directory / "xcache.key", directory / "htcondor.key")
         self.new_token()
 
@@ -222,21 +218,6 @@ class Count:
     slowest: float = 0.0
 
 
-def until(condition: Any, what: str, timeout: float) -> float:
-    """Wait for what tells nobody when it happens. The seconds that it took."""
-    begun = time.monotonic()
-    last: Any = None
-    while True:
-        try:
-            last = condition()
-            if not last:
-                return time.monotonic() - begun
-        except (AssertionError, FileNotFoundError) as error:  # a moment between two files
-            last = error
-        assert time.monotonic() - begun < timeout, f"not within {timeout:g} s: {what}: {last!r}"
-        time.sleep(0.05)
-
-
 def kill(hub: KilledHub, number: int, lot: random.Random, count: Count) -> None:
     """Some servers are told to start or stop, and in the midst of it the hub ends."""
     process = hub.process
@@ -267,12 +248,11 @@ def kill(hub: KilledHub, number: int, lot: random.Random, count: Count) -> None:
     count.clock, count.fuse = count.clock + (not by_fuse), count.fuse + by_fuse
 
 
-@pytest.mark.any_hub
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_killed_while_renewing_and_starting(hub: KilledHub, capsys: pytest.CaptureFixture[str]) -> None:
     seed = int(os.environ.get("CASA_HUB_KILL_SEED", random.randrange(1 << 32)))
     lot, count = random.Random(seed), Count()
-    kills = int(os.environ.get("CASA_HUB_KILLS", KILLS))
     print(f"CASA_HUB_KILL_SEED={seed}")
     hub.environment["HTTP_TIMEOUT"] = "60"  # for servers that start at the same time
     hub.start()
@@ -281,10 +261,10 @@ def test_killed_while_renewing_and_starting(hub: KilledHub, capsys: pytest.Captu
         assert hub.api("POST", f"/users/{user}").status_code == 201
     for user in STAY:
         hub.begin_start(user)
-    until(lambda: (hub.running() or set()) ^ set(STAY), "all run", 120)
+    until_none(lambda: (hub.running() or set()) ^ set(STAY), "all run", 120)
 
     begun, orders = time.monotonic(), dict.fromkeys(STAY, 0)
-    for number in range(kills):
+    for number in range(KILLS):
         token = hub.new_token()
         kill(hub, number, lot, count)
         # What a server reads at that very moment is one whole set, and what is not due yet is valid.
@@ -305,8 +285,13 @@ def test_killed_while_renewing_and_starting(hub: KilledHub, capsys: pytest.Captu
         count.left_on_its_way += bool(left)
 
         hub.start()
-        until(lambda: hub.running() is None, "all starts and stops are over", 90)
-        until(lambda: hub.orphans(hub.running() or set()), "nothing is left of servers that don't run", 60)
+        until_none(lambda: hub.running() is None, "all starts and stops are over", 90)
+        until_none(
+            lambda: hub.orphans(hub.running() or set()),
+            "nothing is left of servers that don't run",
+            60,
+            not_yet=BETWEEN,
+        )
         running = hub.running()
         assert running is not None
         assert running >= set(STAY)
@@ -321,10 +306,15 @@ def test_killed_while_renewing_and_starting(hub: KilledHub, capsys: pytest.Captu
                     late.append(user)
             return late
 
-        count.slowest = max(count.slowest, until(renewed, "all are renewed by the next hub", 60))
+        count.slowest = max(count.slowest, until_none(renewed, "all are renewed by the next hub", 60, not_yet=BETWEEN))
         for user in running - set(STAY):
-            until(lambda user=user: hub.keys.assert_sound(hub.files(user), hub.record(user)), f"{user}'s files fit", 60)
+            until_none(
+                lambda user=user: hub.keys.assert_sound(hub.files(user), hub.record(user)),
+                f"{user}'s files fit",
+                60,
+                not_yet=BETWEEN,
+            )
     took = time.monotonic() - begun
     with capsys.disabled():
-        print(f"\n{kills} kills in {took:.0f} s (seed {seed}): {count}")
-    assert count.renewals > kills
+        print(f"\n{KILLS} kills in {took:.0f} s (seed {seed}): {count}")
+    assert count.renewals > KILLS

@@ -15,7 +15,10 @@ import yaml
 from casa_hub.credentials.tokens import unverified_claims
 from casa_hub.naming import Server
 from casa_hub.processes import signed_in
-from tests.support.local_hub import SECRET, LocalHub, gone, until
+from tests.support.local_hub import SECRET, LocalHub, gone
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.both_hubs
 
 HOSTILE = "ü.. \"'`$(touch x)\n;%2e" + "x" * 150
 

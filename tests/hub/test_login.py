@@ -18,6 +18,8 @@ from tests.hub.conftest import MakeHub
 from tests.support.hub import CLIENT_SECRET, Browser, Hub
 from tests.support.idp import IdP
 
+pytestmark = pytest.mark.both_hubs
+
 JOIN = "https://iam.example.org/join"
 numbers = itertools.count(1)
 

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +22,11 @@ import requests
 from casa_hub.audit import PREFIX
 from casa_hub.processes import signed_in
 from tests.hub.conftest import MakeHub
+from tests.support.facility_config import credentials, make_keys
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.person import CANT_SAY, LOG_IN_AGAIN, NO, Person
+from tests.support.waiting import until
 
 #: The last two leave a slow machine the time to look at all that goes on meanwhile.
 RECHECK, GRACE, MAX_AGE = 3.0, 20.0, 20.0
@@ -42,11 +43,7 @@ c.JupyterHub.load_roles.append(
 )
 # Their words are their own: an interrupted one may say what reads like the hub's.
 c.Spawner.cmd = ["sh", "-c", 'exec "$0" -m jupyterhub.tests.mocksu "$@" 2>server.log', sys.executable]
-c.Facility.credentials = ["bearer", "dask"]
-c.Facility.required = ["bearer", "dask"]
-c.Facility.bearer_token_file = "access_token"
-c.Dask.secret_file = "dask.secret"
-c.Dask.domain = "example.org"
+{credentials}c.Facility.bearer_token_file = "access_token"
 c.TraefikRoutes.directory = "traefik"
 c.LocalDelivery.directory = "servers"
 c.LocalDelivery.network = "127.{net}.0.0/16"
@@ -54,6 +51,7 @@ c.Keeper.recheck_interval = {recheck}
 c.Keeper.outage_grace = {grace}
 c.Keeper.membership_max_age = {max_age}
 """
+CREDENTIALS = credentials("bearer", "dask", required=("bearer", "dask"))
 networks = iter(range(90, 120))
 
 MakeServers = Callable[..., Hub]
@@ -67,12 +65,12 @@ def make_servers(make_hub: MakeHub) -> Iterator[MakeServers]:
     def make(
         more: str = "", *, recheck: float = RECHECK, grace: float = GRACE, max_age: float = MAX_AGE, **traits: Any
     ) -> Hub:
-        text = SERVERS.format(net=next(networks), recheck=recheck, grace=grace, max_age=max_age)
+        text = SERVERS.format(
+            credentials=CREDENTIALS, net=next(networks), recheck=recheck, grace=grace, max_age=max_age
+        )
         hub = make_hub(text + more, proxy=True, **traits)
         (hub.directory / "traefik").mkdir()
-        secret = subprocess.run(["openssl", "rand", "-base64", "48"], check=True, capture_output=True).stdout
-        (hub.directory / "dask.secret").write_bytes(secret)
-        (hub.directory / "dask.secret").chmod(0o600)
+        make_keys(hub.directory, "dask")
         hubs.append(hub)
         return hub
 
@@ -160,15 +158,6 @@ NOTHING = dict.fromkeys(
 
 def audit(hub: Hub) -> list[dict[str, Any]]:
     return [json.loads(line.partition(PREFIX)[2]) for line in hub.log.splitlines() if PREFIX in line]
-
-
-def until(condition: Callable[[], bool], what: str, *, timeout: float = 90) -> float:
-    """Wait for what tells nobody when it happens. Returns the seconds that it took."""
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < timeout, f"not within {timeout} s: {what}"
-        time.sleep(0.1)
-    return time.monotonic() - begin
 
 
 def measured(user: User, begin: float) -> dict[str, float]:

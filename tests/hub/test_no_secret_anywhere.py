@@ -14,8 +14,7 @@ import os
 import re
 import secrets
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,12 @@ from casa_hub.credentials.base import Request
 from casa_hub.credentials.dask import Authority, Start, parse_secrets
 from casa_hub.credentials.htcondor import master_key, scramble
 from casa_hub.naming import Server
+from tests.support.facility_config import credentials
 from tests.support.hub import CLIENT_SECRET, Browser, Hub, casa_config
 from tests.support.idp import IdP
+from tests.support.waiting import until
 
+CREDENTIALS = credentials("xcache", "htcondor", "dask", "bearer", "servicex")
 CONFIG = """
 import logging
 
@@ -49,18 +51,8 @@ c.EventLogger.handlers = [logging.FileHandler("events")]
 c.Keeper.recheck_interval = 1
 c.LocalDelivery.network = "127.83.0.0/16"
 c.TraefikRoutes.directory = "traefik"
-c.Facility.credentials = ["xcache", "htcondor", "dask", "bearer", "servicex"]
-c.Facility.required = ["xcache"]
-c.XCache.key_file = "xcache.key"
-c.XCache.site_name = "T3_TEST"
-c.XCache.host = "xcache.example.org"
 c.XCache.lifetime = 6
-c.HTCondor.key_file = "condor.key"
-c.HTCondor.trust_domain = c.HTCondor.uid_domain = "pool.example.org"
-c.HTCondor.subject = "{username}"
 c.HTCondor.lifetime = 6
-c.Dask.secret_file = "dask.secret"
-c.Dask.domain = "example.org"
 c.ServiceX.endpoint = "https://servicex.example.org"
 c.ServiceX.type = "uproot"
 c.ServiceX.mode = "registered"
@@ -152,9 +144,9 @@ class Watcher(threading.Thread):
 def key(directory: Path, name: str, found: Secrets) -> None:
     """A new key of the hub, put in place of the one that is there."""
     raw = os.urandom(64)
-    content = raw if name == "condor.key" else base64.b64encode(raw) + b"\n"
+    content = raw if name == "htcondor.key" else base64.b64encode(raw) + b"\n"
     found.add(raw)
-    if name == "condor.key":
+    if name == "htcondor.key":
         found.add(scramble(raw))
         found.add(master_key(raw, "POOL"))
     new = directory / f"{name}.new"
@@ -199,14 +191,6 @@ class Run:
             self.note(progress)
 
 
-def until(true: Callable[[], object], what: str, hub: Hub, seconds: float = 60) -> None:
-    """For what happens in the hub without a word: look again, up to a deadline."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}\n{hub.log[-6000:]}"
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def made() -> Secrets:
     return Secrets()
@@ -216,9 +200,9 @@ def made() -> Secrets:
 def run(idp: IdP, made: Secrets, tmp_path: Path) -> Iterator[Run]:
     reader, operator = secrets.token_hex(16), secrets.token_hex(16)
     tokens_of_services = f"READER, OPERATOR = {reader!r}, {operator!r}\n"
-    hub = Hub(tmp_path, casa_config(idp.issuer) + tokens_of_services + CONFIG, proxy=False)
+    hub = Hub(tmp_path, casa_config(idp.issuer) + tokens_of_services + CREDENTIALS + CONFIG, proxy=False)
     (hub.directory / "traefik").mkdir()
-    for name in ("xcache.key", "condor.key", "dask.secret"):
+    for name in ("xcache.key", "htcondor.key", "dask.secret"):
         key(hub.directory, name, made)
     tokens = {user: secrets.token_urlsafe(40) for user in ("alice", "bob")}
     (hub.directory / "servicex.yaml").write_text("".join(f"{user}: {token}\n" for user, token in tokens.items()))
@@ -294,6 +278,10 @@ def test_nothing_that_the_hub_says_holds_a_secret(run: Run, made: Secrets) -> No
 def live(run: Run, made: Secrets, watcher: Watcher, root: Path) -> list[dict[str, Any]]:
     """All that happens; returns what the state files of the servers said."""
     hub, idp = run.hub, run.idp
+
+    def hub_log() -> str:
+        return hub.log[-6000:]
+
     for user, group in {"alice": "/cms/uscms", "bob": "/cms/uscms", "guest": "/atlas"}.items():
         idp.put_user(user, preferred_username=user, **{"wlcg.groups": [group]})
     alice, bob, guest = Browser(hub), Browser(hub), Browser(hub)
@@ -308,22 +296,22 @@ def live(run: Run, made: Secrets, watcher: Watcher, root: Path) -> list[dict[str
 
     # Of two servers, each at least twice.
     for name in ("xcache_token", "condor_token", "access_token"):
-        until(lambda name=name: len(watcher.versions[name]) >= 6, f"renewals of {name}", hub)  # type: ignore[misc]
+        until(lambda name=name: len(watcher.versions[name]) >= 6, f"renewals of {name}", more=hub_log)  # type: ignore[misc]
     run.look(alice, bob)
 
     # Renewals that fail: with a key that is none, and with none at all. Then a start that does.
     (hub.directory / "xcache.key").write_text(f"not base64, {secrets.token_hex(16)}")
-    (hub.directory / "condor.key").unlink()
+    (hub.directory / "htcondor.key").unlink()
     since = len(hub.log)
     for name in ("XCache.key_file", "HTCondor.key_file"):
         hub.wait_for_all(re.escape(name), 1, since=since)
     run.ask("POST", "/casa-hub/renew", run.operator, json={})
     run.look(alice)
     run.ask("DELETE", "/users/bob/server")
-    until(lambda: not (root / "bob").exists(), "his server has stopped", hub)
+    until(lambda: not (root / "bob").exists(), "his server has stopped", more=hub_log)
     run.spawn(bob, "bob")
     run.note(bob.page("/hub/spawn/bob"))
-    for name in ("xcache.key", "condor.key", "dask.secret"):
+    for name in ("xcache.key", "htcondor.key", "dask.secret"):
         key(hub.directory, name, made)
     answer = run.ask("POST", "/casa-hub/renew", run.operator, json={"users": ["alice"]})
     assert answer.json()["renewed"], answer.text
@@ -332,11 +320,11 @@ def live(run: Run, made: Secrets, watcher: Watcher, root: Path) -> list[dict[str
 
     # A "no" of the provider; an operator's revocation; and who asks once more.
     idp.put_user("alice", preferred_username="alice", **{"wlcg.groups": ["/cms"]})
-    until(lambda: not (root / "alice").exists(), "her server has ended", hub)
+    until(lambda: not (root / "alice").exists(), "her server has ended", more=hub_log)
     run.note(alice.page("/hub/home"))
     run.note(alice.log_in("alice"))
     run.ask("POST", "/casa-hub/revoke", run.operator, json={"user": "bob", "reason": "A test."})
-    until(lambda: not (root / "bob").exists(), "his server has ended", hub)
+    until(lambda: not (root / "bob").exists(), "his server has ended", more=hub_log)
     run.note(bob.page("/hub/home"))
     run.look()
     return states

@@ -24,6 +24,8 @@ from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.person import Person
 
+pytestmark = pytest.mark.both_hubs
+
 TOKEN = "token-of-the-operator-0123456789"
 
 CONFIG = f"""

@@ -30,6 +30,8 @@ Gate.heard = lambda self, *_: None
 #: Pages wait for the provider's answer, however slow this machine is.
 PATIENT = """
 import casa_hub.authenticator
+
+pytestmark = pytest.mark.both_hubs
 casa_hub.authenticator.PATIENCE = 60
 """
 

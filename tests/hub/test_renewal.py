@@ -17,7 +17,9 @@ import requests
 from pymacaroons import Macaroon
 
 from casa_hub.delivery import layout
-from tests.support.local_hub import LocalHub, gone, until
+from tests.support.called import CALLED, call
+from tests.support.local_hub import LocalHub, gone
+from tests.support.waiting import until
 
 MakeHub = Callable[..., LocalHub]
 
@@ -31,42 +33,6 @@ def config(life: int) -> str:
 c.XCache.lifetime = c.Site.lifetime = {life}
 c.JupyterHub.authenticate_prometheus = False
 """
-
-
-#: Whatever is written into this file is done in the hub, where a test can't call anything.
-CALLS = """
-import asyncio, traceback
-
-async def follow(app):
-    calls = Path("calls")
-    while True:
-        await asyncio.sleep(0.05)
-        if calls.exists():
-            name = calls.read_text()
-            calls.unlink()
-            [spawner] = app.users["alice"].spawners.values()
-            if name == "withdraw":
-                await spawner.casa_kept.withdraw()
-            elif name == "renew":
-                print("REPORT", await app.tornado_settings["casa_upkeep"].renewals.renew_now(), flush=True)
-            Path("called").touch()
-
-class Called(WithToken):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        if self.parent.parent is None:
-            self.following = asyncio.get_running_loop().create_task(follow(self.parent))
-
-c.JupyterHub.authenticator_class = Called
-"""
-
-
-def call(hub: LocalHub, name: str) -> None:
-    done = hub.directory / "called"
-    (hub.directory / "calls.new").write_text(name)
-    (hub.directory / "calls.new").replace(hub.directory / "calls")
-    until(done.exists, f"{name} was called")
-    done.unlink()
 
 
 def record(hub: LocalHub) -> dict[str, Any]:
@@ -190,9 +156,9 @@ def test_a_server_that_the_first_version_started_is_renewed_and_one_of_a_later_v
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_withdrawn_server_has_nothing_any_more_and_stops_as_ever(make_local_hub: MakeHub, killed: bool) -> None:
-    hub = make_local_hub(config(LIFE) + CALLS).start()
+    hub = make_local_hub(config(LIFE) + CALLED).start()
     assert hub.spawn("alice")[-1]["ready"]
-    call(hub, "withdraw")
+    call(hub, "withdraw", "alice")
     directory = hub.path("alice")
     assert sorted(path.name for path in directory.rglob("*") if path.is_file()) == ["process", "state.json"]
     assert list((hub.directory / "traefik").iterdir()) == []
@@ -212,13 +178,13 @@ def test_a_withdrawn_server_has_nothing_any_more_and_stops_as_ever(make_local_hu
 
 
 def test_all_is_renewed_on_request_with_a_new_key(make_local_hub: MakeHub) -> None:
-    hub = make_local_hub(config(LIFE) + CALLS + "c.XCache.lifetime = 3600\n").start()
+    hub = make_local_hub(config(LIFE) + CALLED + "c.XCache.lifetime = 3600\n").start()
     (hub.directory / "token").write_text("the-users-token")
     assert hub.spawn("alice")[-1]["ready"]
     before = {path.name: path.read_bytes() for path in (hub.path("alice") / "..data").iterdir()}
     (hub.directory / "xcache.key").write_text("b" * 64 + "\n")
     (hub.directory / "token").write_text("the-users-other-token")
-    call(hub, "renew")
+    call(hub, "renew", "alice")
     hub.wait_for(r"REPORT Report\(renewed=\('\[\"\", \"alice\", \"\"\]',\), failed=\{\}\)")
     after = {path.name: path.read_bytes() for path in (hub.path("alice") / "..data").iterdir()}
     changed = {name for name in before if after[name] != before[name]}

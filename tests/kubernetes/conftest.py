@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.hub import Hub
+from tests.support.hub import Hub, all_ended
 from tests.support.kubernetes import build
 from tests.support.kubernetes.api import Api
 from tests.support.kubernetes.control_plane import ControlPlane
@@ -60,8 +60,14 @@ def control_plane(plane: Api) -> ControlPlane:
 
 
 @pytest.fixture
-def namespace(plane: Api) -> Iterator[str]:
-    name = plane.make_namespace()
+def namespace_labels() -> dict[str, str]:
+    """Labels of `namespace`; a module may have its own."""
+    return {}
+
+
+@pytest.fixture
+def namespace(plane: Api, namespace_labels: dict[str, str]) -> Iterator[str]:
+    name = plane.make_namespace(namespace_labels)
     yield name
     plane.delete_namespace(name)
 
@@ -74,16 +80,9 @@ def running_pods(control_plane: ControlPlane, namespace: str, tmp_path: Path) ->
 
 @pytest.fixture
 def make_hub(plane: Api, namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeHub]:
-    hubs: list[Hub] = []
-
     def make(config: str = "", **options: Any) -> Hub:
         hubs.append(kubernetes_hub(tmp_path_factory.mktemp("hub"), plane, namespace, config=config, **options))
         return hubs[-1]
 
-    try:
+    with all_ended() as hubs:
         yield make
-    finally:
-        for hub in hubs:
-            hub.end()
-        for hub in hubs:
-            hub.stop()

@@ -24,6 +24,7 @@ from tests.support.hub import Hub, casa_config
 from tests.support.idp import IdP
 from tests.support.peers import Answer, http, root
 from tests.support.person import Person
+from tests.support.waiting import until
 
 FILE = "/store/departure"
 #: Seconds.
@@ -44,12 +45,6 @@ c.Keeper.recheck_interval = {recheck}
 
 
 @pytest.fixture
-def idp() -> Iterator[IdP]:
-    with IdP().running() as provider:
-        yield provider
-
-
-@pytest.fixture
 def hub(tmp_path: Path, idp: IdP, xcache: XCache) -> Iterator[Hub]:
     (tmp_path / "key").write_bytes(Path(xcache.key_file).read_bytes())
     (tmp_path / "key").chmod(0o600)
@@ -61,13 +56,6 @@ def hub(tmp_path: Path, idp: IdP, xcache: XCache) -> Iterator[Hub]:
         process = signed_in(path)
         if process is not None and process.alive:
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def until(condition: Callable[[], object], what: str, timeout: float = 90) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.02)
 
 
 def expiry(macaroon: str) -> float:

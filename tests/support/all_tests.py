@@ -1,58 +1,185 @@
-"""All tests, in three processes at the same time: most of them wait for a server to start.
+"""All tests, as several pytest processes side by side: most tests wait for a server more than they compute.
 
-    python -m tests.support.all_tests PYTHON_WITH_JUPYTERHUB_5
+    python -m tests.support.all_tests [--soak] PYTHON_WITH_JUPYTERHUB_5
 
-What the first one prints is shown as it comes; that of each other when it has ended, and a line a minute until then.
+The suites are taken from a queue, the longest first. The output of each suite goes to ``build/tests/NAME.log`` and is
+printed when the suite ends; a line a minute says what still runs. At the end a table tells the wall and CPU time of
+each suite, and ``build/tests/durations.txt`` lists all tests by their time.
+
+``--soak`` runs what ``make test`` leaves out: the long tests in full (``tests.support.scale``), and everything with
+JupyterHub 5.5 that `make test` runs with JupyterHub 6 only.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
-#: Tests against servers in pods, and against the facility's servers; the rest is found by leaving them out.
-PEERS = ["tests/kubernetes", "tests/peers", "tests/helm"]
-#: What depends on JupyterHub or on Python alone; servers of the facility don't know the difference.
-WITH_HUB5 = ["-m", "not any_hub", "tests/unit", "tests/hub", "tests/helm", "tests/kubernetes/hub"]
-LOGS = Path("build")
+BUILD = Path("build/tests")
+#: Suites at the same time. A test waits for about half of its time, and there are two cores at least.
+AT_ONCE = int(os.environ.get("CASA_HUB_SUITES_AT_ONCE") or max(3, min(os.cpu_count() or 2, 6)))
+#: Seconds between two lines that say what still runs.
+PULSE = 60.0
 
 
-def main(hub5: str) -> int:
-    LOGS.mkdir(exist_ok=True)
+@dataclass(frozen=True)
+class Suite:
+    """Arguments of one pytest process."""
+
+    name: str
+    arguments: Sequence[str]
+    #: Whether it runs with the second environment: JupyterHub 5.5, and the newest Python.
+    hub5: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+#: In the order in which they begin: the longest first, so that none runs alone at the end.
+EVERYTHING = [
+    Suite("kubernetes-hub", ["tests/kubernetes/hub"]),
+    Suite("hub", ["tests/hub"]),
+    Suite("peers", ["tests/peers"]),
+    # What depends on JupyterHub, KubeSpawner or Python; servers of the facility don't know the difference.
+    Suite(
+        "jupyterhub-5-kubernetes",
+        ["-m", "both_hubs", "tests/kubernetes/hub", "tests/helm"],
+        hub5=True,
+    ),
+    Suite("jupyterhub-5-hub", ["-m", "both_hubs", "tests/unit", "tests/hub"], hub5=True),
+    Suite("node", ["tests/kubernetes/node"]),
+    Suite(
+        "kubernetes",
+        ["tests/kubernetes", "tests/helm", "--ignore=tests/kubernetes/hub", "--ignore=tests/kubernetes/node"],
+    ),
+    Suite("demo", ["tests/demo"]),
+    Suite("checks", ["tests/checks"]),
+    Suite(
+        "rest",
+        ["tests", *(f"--ignore=tests/{name}" for name in ("checks", "demo", "helm", "hub", "kubernetes", "peers"))],
+    ),
+]
+IN_FULL = {"CASA_HUB_SOAK": "1"}
+SOAK = [
+    Suite("soak-kubernetes", ["-m", "soak", "tests/kubernetes"], environment=IN_FULL),
+    Suite("soak", ["-m", "soak", "tests", "--ignore=tests/kubernetes"], environment=IN_FULL),
+    Suite(
+        "jupyterhub-5",
+        ["-m", "not soak and not both_hubs", "tests/kubernetes/hub", "tests/helm", "tests/hub", "tests/unit"],
+        hub5=True,
+    ),
+]
+
+
+@dataclass
+class Running:
+    suite: Suite
+    process: subprocess.Popen[bytes]
+    begun: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    suite: Suite
+    code: int
+    wall: float
+    #: Of the tests and all programs that they started and waited for.
+    cpu: float
+
+
+def log_of(suite: Suite) -> Path:
+    return BUILD / f"{suite.name}.log"
+
+
+def begin(suite: Suite, hub5: str) -> Running:
+    command = [hub5 if suite.hub5 else sys.executable, "-m", "pytest", *suite.arguments]
+    command += ["--durations=40", f"--junitxml={BUILD / suite.name}.xml"]
+    with log_of(suite).open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | suite.environment)
+    print(f"Started: {suite.name}, which prints to {log_of(suite)}", flush=True)
+    return Running(suite, process, time.monotonic())
+
+
+def next_end(running: list[Running], timeout: float) -> Ended | None:
+    """Wait for any of them, and take it from the list; None if none ends so soon."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for each in running:
+            # Like Popen.wait(), which doesn't tell the time that was used.
+            pid, status, usage = os.wait4(each.process.pid, os.WNOHANG)
+            if pid:
+                code = each.process.returncode = os.waitstatus_to_exitcode(status)
+                running.remove(each)
+                return Ended(each.suite, code, time.monotonic() - each.begun, usage.ru_utime + usage.ru_stime)
+        time.sleep(0.5)
+    return None
+
+
+def run(suites: Sequence[Suite], hub5: str) -> list[Ended]:
+    waiting, running, ended = list(suites), list[Running](), list[Ended]()
     begun = time.monotonic()
-    suites = {
-        "JupyterHub 6, pods and peers": [sys.executable, "-m", "pytest", *PEERS],
-        "JupyterHub 5.5": [hub5, "-m", "pytest", *WITH_HUB5],
-    }
-    beside: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
-    here = subprocess.Popen([sys.executable, "-m", "pytest", *(f"--ignore={path}" for path in PEERS)])
-    for number, (name, command) in enumerate(suites.items()):
-        log = LOGS / f"tests-{number}.log"
-        with log.open("wb") as output:
-            beside[name] = subprocess.Popen(command, stdout=output, stderr=output), log
-        print(f"Beside this: tests with {name}, which print to {log}", flush=True)
     try:
-        codes = [here.wait()]
-        while beside:
-            for name, (process, log) in list(beside.items()):
-                try:
-                    codes.append(process.wait(60 / len(beside)))
-                except subprocess.TimeoutExpired:
-                    print(f"{time.monotonic() - begun:.0f} s: waiting for {name} ({log})", flush=True)
-                else:
-                    print(f"\nTests with {name}:\n{log.read_text(errors='replace')}", flush=True)
-                    del beside[name]
-    except KeyboardInterrupt:  # the terminal has told them, too; they clean up
-        return 130
+        while waiting or running:
+            while waiting and len(running) < AT_ONCE:
+                running.append(begin(waiting.pop(0), hub5))
+            end = next_end(running, PULSE)
+            if end is None:
+                names = ", ".join(each.suite.name for each in running)
+                print(f"{time.monotonic() - begun:.0f} s: running {names}", flush=True)
+                continue
+            ended.append(end)
+            log = log_of(end.suite).read_text(errors="replace")
+            print(f"\n{'=' * 20} {end.suite.name}, exit code {end.code}, {end.wall:.0f} s\n{log}", flush=True)
     finally:
-        for process, _ in beside.values():
-            process.send_signal(signal.SIGINT)
-            process.wait()
-    return max(map(abs, codes))
+        for each in running:
+            each.process.send_signal(signal.SIGINT)  # after Ctrl-C it has had one already, and cleans up
+        for each in running:
+            each.process.wait()
+    return ended
+
+
+def durations(suites: Sequence[Suite]) -> Iterator[tuple[float, str]]:
+    """Seconds and name of each test, fixtures included."""
+    for suite in suites:
+        report = BUILD / f"{suite.name}.xml"
+        if report.exists():
+            for case in ET.parse(report).iter("testcase"):
+                yield float(case.get("time", 0)), f"{suite.name}: {case.get('classname')}::{case.get('name')}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run all tests.")
+    parser.add_argument("--soak", action="store_true", help="what make test leaves out or shortens")
+    parser.add_argument("hub5", help="the Python of the second environment")
+    arguments = parser.parse_args()
+    suites = SOAK if arguments.soak else EVERYTHING
+    BUILD.mkdir(parents=True, exist_ok=True)
+    for old in BUILD.iterdir():
+        old.unlink()
+    begun = time.monotonic()
+    try:
+        ended = run(suites, arguments.hub5)
+    except KeyboardInterrupt:
+        return 130
+    lines = [f"{seconds:8.2f} s  {name}\n" for seconds, name in sorted(durations(suites), reverse=True)]
+    (BUILD / "durations.txt").write_text("".join(lines))
+    print(f"\n{'suite':28}{'result':>8}{'wall':>9}{'CPU':>9}")
+    for end in ended:
+        result = "passed" if end.code == 0 else f"code {end.code}"
+        print(f"{end.suite.name:28}{result:>8}{end.wall:7.0f} s{end.cpu:7.0f} s")
+    print(f"{'all':36}{time.monotonic() - begun:7.0f} s{sum(end.cpu for end in ended):7.0f} s")
+    print(f"All tests by their time: {BUILD / 'durations.txt'}")
+    for end in ended:
+        if end.code:
+            print(f"Failed: {end.suite.name} (see {log_of(end.suite)})")
+    return max(abs(end.code) for end in ended)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

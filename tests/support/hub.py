@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Iterator
 
 from casa_hub.testing.browser import Browser
 from casa_hub.testing.hub import LATER, Hub, free_ports
 
-__all__ = ["CLIENT_SECRET", "Browser", "Hub", "casa_config", "free_ports", "wait_for_port"]
+__all__ = ["CLIENT_SECRET", "Browser", "Hub", "all_ended", "casa_config", "free_ports", "wait_for_port"]
 
 #: Log-ins, and servers that come and go at once.
 SERVERS = """
@@ -33,6 +34,19 @@ def casa_config(issuer: str, **traits: object) -> str:
         **traits,
     }
     return LATER + SERVERS + "".join(f"c.CasaOAuthenticator.{name} = {value!r}\n" for name, value in settings.items())
+
+
+@contextlib.contextmanager
+def all_ended() -> Iterator[list[Hub]]:
+    """A list for hubs: they end together, whatever happened."""
+    hubs: list[Hub] = []
+    try:
+        yield hubs
+    finally:
+        for hub in hubs:
+            hub.end()
+        for hub in hubs:
+            hub.stop()
 
 
 def wait_for_port(port: int, *, timeout: float = 60) -> None:

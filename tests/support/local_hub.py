@@ -8,9 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,6 +16,7 @@ import requests
 
 from casa_hub.naming import Server
 from casa_hub.processes import Process, signed_in
+from tests.support.facility_config import credentials, make_keys
 from tests.support.hub import Hub
 from tests.support.with_token import WITH_TOKEN
 
@@ -39,13 +38,6 @@ c.Spawner.args = ["--allow-root"]
 c.Spawner.start_timeout = 60
 c.Spawner.http_timeout = 60
 c.Spawner.environment = {"SITE_HOST": "the operator's", "FROM_OPERATOR": "yes"}
-c.Facility.credentials = ["site", "xcache", "dask", "bearer"]
-c.Facility.required = ["xcache"]
-c.XCache.key_file = "xcache.key"
-c.XCache.site_name = "T3_TEST"
-c.XCache.host = "xcache.example.org"
-c.Dask.secret_file = "dask.secret"
-c.Dask.domain = "example.org"
 c.TraefikRoutes.directory = "traefik"
 c.LocalDelivery.network = "127.78.0.0/16"
 c.Site.key_file = "site.key"
@@ -53,6 +45,7 @@ c.Site.host = "badge.example.org"
 c.Site.lifetime = 600
 c.Site.barred = {"barred"}
 """
+    + credentials("site", "xcache", "dask", "bearer", required=("xcache",))
 )
 
 
@@ -81,10 +74,11 @@ class LocalHub(Hub):
         self.servers = directory / "casa-hub-servers"
         self.processes: list[Process] = []
         (directory / "traefik").mkdir()
-        for name in ("xcache.key", "dask.secret", "site.key"):
-            encoded = subprocess.run(["openssl", "rand", "-base64", "64"], check=True, capture_output=True).stdout
-            (directory / name).write_bytes(encoded.replace(b"\n", b"") + b"\n")
-            (directory / name).chmod(0o600)
+        make_keys(directory, "xcache", "dask")
+        # What the example's page has an operator run.
+        encoded = subprocess.run(["openssl", "rand", "-base64", "64"], check=True, capture_output=True).stdout
+        (directory / "site.key").write_bytes(encoded.replace(b"\n", b"") + b"\n")
+        (directory / "site.key").chmod(0o600)
 
     def start(self, *, timeout: float = 120) -> LocalHub:
         super().start(timeout=timeout)
@@ -147,14 +141,6 @@ class LocalHub(Hub):
     def state(self, user: str, name: str = "") -> dict[str, object]:
         content: dict[str, object] = json.loads((self.path(user, name) / "state.json").read_text())
         return content
-
-
-def until(true: Callable[[], object], what: str, seconds: float = 60) -> None:
-    """For what happens in the hub without a word: look again, up to a deadline."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 def gone(hub: LocalHub, *servers: tuple[str, str]) -> bool:

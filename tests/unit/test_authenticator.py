@@ -22,6 +22,8 @@ from casa_hub.keeper.ledger import Entry
 from casa_hub.keeper.outcome import outcome
 from casa_hub.keeper.times import Keeper
 
+pytestmark = pytest.mark.both_hubs
+
 GOOD: dict[str, Any] = {
     "provider": "cms-iam",
     "client_id": "hub",

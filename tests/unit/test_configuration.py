@@ -12,6 +12,8 @@ from casa_hub.configuration import did_you_mean, is_set, unknown_keys, value_of
 from casa_hub.facility import Facility as RealFacility
 from casa_hub.local_spawner import CasaLocalSpawner
 
+pytestmark = pytest.mark.both_hubs
+
 
 class Base(Configurable):
     inherited = Int(1).tag(config=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -20,17 +20,11 @@ GENUINE = Signer("genuine")
 FOREIGN = Signer("foreign")
 
 
-@pytest.fixture(scope="module")
-def provider() -> Iterator[IdP]:
-    with IdP().running() as idp:
-        yield idp
-
-
 @pytest.fixture
-def idp(provider: IdP) -> IdP:
-    provider.reset()
-    provider.change["/jwks"] = lambda _: {"keys": [GENUINE.jwk()]}
-    return provider
+def idp(idp: IdP) -> IdP:
+    """Signs with a key that the tests know."""
+    idp.change["/jwks"] = lambda _: {"keys": [GENUINE.jwk()]}
+    return idp
 
 
 class Clock:

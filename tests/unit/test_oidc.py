@@ -47,19 +47,12 @@ GENUINE = Signer("genuine")
 FOREIGN = Signer("foreign")
 
 
-@pytest.fixture(scope="module")
-def provider() -> Iterator[IdP]:
-    with IdP().running() as idp:
-        idp.put_user("s-1", preferred_username="oksana", **{"wlcg.groups": ["/cms"]})
-        yield idp
-
-
 @pytest.fixture
-def idp(provider: IdP) -> IdP:
+def idp(idp: IdP) -> IdP:
     """Signs with a key that the tests know."""
-    provider.reset()
-    provider.change["/jwks"] = lambda _: {"keys": [GENUINE.jwk()]}
-    return provider
+    idp.put_user("s-1", preferred_username="oksana", **{"wlcg.groups": ["/cms"]})
+    idp.change["/jwks"] = lambda _: {"keys": [GENUINE.jwk()]}
+    return idp
 
 
 @pytest.fixture

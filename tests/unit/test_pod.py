@@ -21,6 +21,8 @@ from casa_hub.delivery.kubernetes.manifests import key
 from casa_hub.delivery.kubernetes.pod import RESOURCES, Outfit, Sidecar, patch
 from casa_hub.errors import DeliveryError
 
+pytestmark = pytest.mark.both_hubs
+
 OUTFIT = Outfit(
     secret="casa-ada-0123abcd",
     paths=["xcache_token", "condor_tokens.d/condor_token", ".servicex"],

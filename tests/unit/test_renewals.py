@@ -28,6 +28,7 @@ from casa_hub.keeper.renewals import Renewals
 from casa_hub.naming import Server
 from tests.support.jumping import JumpingLoop
 from tests.support.kept import App, Kept, Spawner
+from tests.support.waiting import until_async
 
 LIFE = 0.6
 #: Epoch seconds.
@@ -162,12 +163,6 @@ def make() -> Callable[..., Hub]:
     return hub
 
 
-async def until(true: Callable[[], object], seconds: float = 5) -> None:
-    async with asyncio.timeout(seconds):
-        while not true():  # noqa: ASYNC110 - nobody is told when the Keeper has done something
-            await asyncio.sleep(0.005)
-
-
 def order(kept: Kept) -> int:
     return int(kept.record["order"])
 
@@ -198,7 +193,7 @@ async def test_a_server_is_renewed_again_and_again_before_anything_expires(make:
     hub.renewals.started(spawner)
     for number in range(1, 4):
         end = expires(kept)
-        await until(partial(is_of_order, kept, number))
+        await until_async(partial(is_of_order, kept, number))
         assert now() < end
         assert expires(kept) > end
     assert kept.asked == [("pass", "badge")] * 3, "one change of files for both"
@@ -219,7 +214,7 @@ async def test_what_is_not_renewed_by_time_stays(make: Callable[..., Hub]) -> No
     spawner, kept = hub.add(token=AccessToken("t", now() + timedelta(seconds=LIFE)))
     before = dict(kept.files)
     hub.renewals.started(spawner)
-    await until(lambda: order(kept) == 2)
+    await until_async(lambda: order(kept) == 2)
     assert {name for name in before if kept.files[name] != before[name]} == {"pass"}
     assert set(kept.asked) == {("pass",)}
 
@@ -229,10 +224,10 @@ async def test_a_server_of_an_earlier_hub_is_found_and_asked_what_it_holds_when_
 ) -> None:
     hub = make("pass")
     _, kept = hub.add()
-    await until(lambda: order(kept) == 1)
+    await until_async(lambda: order(kept) == 1)
     hub.restart()
     looked = kept.looked
-    await until(lambda: order(kept) == 2)
+    await until_async(lambda: order(kept) == 2)
     # Once when the one of its start would have been due, which was renewed long since; once when this one is.
     assert kept.looked - looked <= 2
     assert kept.asked == [("pass",)] * 2
@@ -242,11 +237,11 @@ async def test_a_server_that_has_started_anew_is_another_one(make: Callable[...,
     hub = make("pass")
     spawner, first = hub.add()
     hub.renewals.started(spawner)
-    await until(lambda: order(first) == 1)
+    await until_async(lambda: order(first) == 1)
     spawner.casa_kept = second = Kept(hub.facility, first.server, "f" * 32, clock=clock)
     first.running_start = None
     hub.renewals.started(spawner)
-    await until(lambda: order(second) == 2)
+    await until_async(lambda: order(second) == 2)
     assert order(first) == 1
 
 
@@ -255,7 +250,7 @@ async def test_what_has_ended_is_not_renewed(make: Callable[..., Hub], end: str)
     hub = make("pass")
     spawner, kept = hub.add()
     hub.renewals.started(spawner)
-    await until(lambda: order(kept) == 1)
+    await until_async(lambda: order(kept) == 1)
     if end == "stopped":
         spawner.ready, kept.running_start = False, None
     elif end == "withdrawn":
@@ -284,7 +279,7 @@ async def test_a_hundred_due_at_once_are_renewed_four_at_a_time(make: Callable[.
     servers = [Slow(hub.facility, Server("", f"user-{number}"), f"{number:032x}", clock=clock) for number in range(100)]
     for kept in servers:
         hub.renewals.started(hub.app.add(kept))
-    await until(lambda: all(order(kept) == 1 for kept in servers))
+    await until_async(lambda: all(order(kept) == 1 for kept in servers))
     assert most == 4
 
 
@@ -300,13 +295,13 @@ async def test_what_cannot_be_minted_stays_is_tried_again_and_told_twice(
     before = kept.files["pass"]
     with caplog.at_level(logging.INFO):
         hub.renewals.started(spawner)
-        await until(lambda: metric("casa_hub_credentials_overdue", credential="pass") == 1)
+        await until_async(lambda: metric("casa_hub_credentials_overdue", credential="pass") == 1)
         assert metric("casa_hub_credentials_overdue", credential="badge") == 0
-        await until(lambda: [one.levelname for one in told(caplog)] == ["WARNING", "ERROR"])
+        await until_async(lambda: [one.levelname for one in told(caplog)] == ["WARNING", "ERROR"])
         assert kept.files["pass"] == before
         hub.minter("pass").broken = False
-        await until(lambda: kept.files["pass"] != before)
-        await until(lambda: metric("casa_hub_credentials_overdue", credential="pass") == 0)
+        await until_async(lambda: kept.files["pass"] != before)
+        await until_async(lambda: metric("casa_hub_credentials_overdue", credential="pass") == 0)
     warning, error, after_all = (one.getMessage() for one in told(caplog))
     assert 'No new pass for ["", "ada", ""], it keeps the one it has, which is valid until ' in warning
     assert "key: can't be read. Make it readable." in warning
@@ -329,7 +324,7 @@ async def test_a_delivery_that_fails_is_tried_again(make: Callable[..., Hub], ca
     kept.fault = fault
     hub.renewals.started(spawner)
     end = expires(kept)
-    await until(lambda: order(kept) == 1)
+    await until_async(lambda: order(kept) == 1)
     assert now() < end
     assert "Secret x: no answer" in caplog.text
 
@@ -340,7 +335,7 @@ async def test_a_shorter_lifetime_is_no_failure(make: Callable[..., Hub], caplog
     hub.minter("pass").lifetime = LIFE / 6
     before = expires(kept)
     hub.renewals.started(spawner)
-    await until(lambda: order(kept) == 1, seconds=10)
+    await until_async(lambda: order(kept) == 1, seconds=10)
     assert expires(kept) > before
     assert told(caplog) == []
 
@@ -352,7 +347,7 @@ async def test_what_never_lasts_longer_is_told(make: Callable[..., Hub], caplog:
     end = expires(kept)
     hub.minter("pass").end = lambda request: end  # type: ignore[method-assign]
     hub.renewals.started(spawner)
-    await until(lambda: "there is no new one: pass: a new one would be valid until" in caplog.text)
+    await until_async(lambda: "there is no new one: pass: a new one would be valid until" in caplog.text)
     assert order(kept) == 0
 
 
@@ -362,7 +357,7 @@ async def test_a_server_of_which_nothing_is_known_is_counted_and_told_once(
     hub = make("pass")
     _, kept = hub.add()
     kept.at_start = kept.text = kept.text.replace('"version": 2', '"version": 3')
-    await until(lambda: metric("casa_hub_servers_unkept") == 1)
+    await until_async(lambda: metric("casa_hub_servers_unkept") == 1)
     await asyncio.sleep(2 * LIFE)
     assert kept.asked == []
     [line] = told(caplog)
@@ -371,7 +366,7 @@ async def test_a_server_of_which_nothing_is_known_is_counted_and_told_once(
     assert list(report.failed) == [kept.server.identity]
     kept.running_start = None
     hub.app.users.clear()
-    await until(lambda: metric("casa_hub_servers_unkept") == 0)
+    await until_async(lambda: metric("casa_hub_servers_unkept") == 0)
 
 
 async def test_what_is_nearest_to_its_end_is_shown(make: Callable[..., Hub]) -> None:
@@ -385,7 +380,7 @@ async def test_what_is_nearest_to_its_end_is_shown(make: Callable[..., Hub]) -> 
     assert left is not None
     assert 0.5 < left < 0.95
     hub.app.users.clear()
-    await until(lambda: metric("casa_hub_credential_life_left_ratio", credential="pass") is None)
+    await until_async(lambda: metric("casa_hub_credential_life_left_ratio", credential="pass") is None)
 
 
 # -- what comes by itself
@@ -431,7 +426,7 @@ async def test_a_token_that_could_not_be_delivered_is_delivered_later(make: Call
     kept.fault = fault
     await hub.renewals.bring(spawner, ["own"])
     assert order(kept) == 0
-    await until(lambda: order(kept) == 1)
+    await until_async(lambda: order(kept) == 1)
 
 
 async def test_without_a_token_nobody_tries_again(make: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
@@ -453,7 +448,7 @@ async def test_a_token_that_an_earlier_hub_did_not_live_to_deliver_is_delivered(
     _, same = hub.add("bea", token(60))
     _, none = hub.add("eve", token(60))
     newer.token, none.token = token(), None
-    await until(lambda: order(newer) == 1 and same.asked and none.asked)
+    await until_async(lambda: order(newer) == 1 and same.asked and none.asked)
     await asyncio.sleep(0.2)
     assert (order(same), order(none)) == (0, 0)
     assert len(same.asked) == len(none.asked) == 1
@@ -468,7 +463,7 @@ async def test_it_is_delivered_also_where_the_earlier_hub_has_brought_others_bef
     await kept.renew(["own"])
     kept.token = token()
     hub.app.add(kept)
-    await until(lambda: order(kept) == 2)
+    await until_async(lambda: order(kept) == 2)
 
 
 # -- on request
@@ -510,7 +505,7 @@ async def test_a_request_tells_what_failed_and_it_is_tried_again(make: Callable[
     report = await hub.renewals.renew_now(names=["badge"])
     assert report.renewed == (good.server.identity,)
     assert report.failed == {bad.server.identity: "badge: Secret x: no answer."}
-    await until(lambda: order(bad) == 1)
+    await until_async(lambda: order(bad) == 1)
     report = await hub.renewals.renew_now(["ada"], ["bagde"])
     assert report.failed == {good.server.identity: "bagde: this hub has no such credential"}
 
@@ -532,6 +527,6 @@ async def test_a_server_whose_record_was_taken_away_is_told_of(
     spawner, kept = hub.add()
     hub.renewals.started(spawner)
     kept.text = "{}"
-    await until(lambda: metric("casa_hub_servers_unkept") == 1)
+    await until_async(lambda: metric("casa_hub_servers_unkept") == 1)
     assert any("was changed or removed" in record.getMessage() for record in told(caplog))
     assert kept.asked == []

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import os
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from casa_hub.keeper import renewals as module
 from casa_hub.keeper.renewals import Renewals
 from casa_hub.naming import Server
 from tests.support.kept import App, Kept
+from tests.support.waiting import until_async
 
 DAY = 86400.0
 
@@ -52,12 +52,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return Hub(tmp_path)
 
 
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not true():  # noqa: ASYNC110 - nobody is told when the Keeper has done something
-            await asyncio.sleep(0.005)
-
-
 def hours_left(kept: Kept) -> float:
     end = datetime.fromisoformat(kept.record["credentials"]["xcache"]["expires_at"])
     return (end.timestamp() - time.time()) / 3600
@@ -68,7 +62,7 @@ async def test_what_a_clock_of_the_future_has_minted_is_replaced(hub: Hub) -> No
     hub.ahead = 10 * DAY
     kept = hub.starts()
     hub.ahead = 0
-    await until(lambda: hours_left(kept) < 12.1)
+    await until_async(lambda: hours_left(kept) < 12.1)
     assert kept.asked == [("xcache",)]
 
 
@@ -80,16 +74,16 @@ async def test_what_failed_while_the_clock_was_ahead_is_tried_again_now(hub: Hub
 
     kept.fault = fault
     hub.ahead = 10 * DAY
-    await until(hub.renewals.overdue)
+    await until_async(hub.renewals.overdue)
     hub.ahead = 0
     looked = kept.looked
-    await until(lambda: kept.looked > looked)
+    await until_async(lambda: kept.looked > looked)
 
 
 async def test_a_minter_that_dates_ahead_is_not_asked_all_the_time(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = hub.starts()
     hub.renewals._clock = lambda: time.time() - 3600  # what is minted seems to be of the future, always
-    await until(lambda: len(kept.asked) == 1)
+    await until_async(lambda: len(kept.asked) == 1)
     shown = asyncio.Event()
     look = hub.renewals._show
 

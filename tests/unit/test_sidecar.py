@@ -141,7 +141,7 @@ def sleeps(process: subprocess.Popen[bytes]) -> bool:
         return False
 
 
-@pytest.fixture(params=["dash", "bash", "busybox"])
+@pytest.fixture(params=["dash", "bash", pytest.param("busybox", marks=pytest.mark.debian)])
 def shell(request: pytest.FixtureRequest) -> Path:
     if request.param == "busybox":
         return require(lambda: unpack(["busybox"]).program("busybox"))

@@ -54,7 +54,6 @@ def starts_and_stops(site: Faulty, user: str = "ada") -> None:
 # -- a start
 
 
-@pytest.mark.any_hub
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_start_outlives_a_fault_that_passes(site: Faulty, kind: str, fault: Fault) -> None:
@@ -66,7 +65,6 @@ def test_a_start_outlives_a_fault_that_passes(site: Faulty, kind: str, fault: Fa
     site.nothing_left()
 
 
-@pytest.mark.any_hub
 @pytest.mark.parametrize("status", [403, 404, 422])
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_start_that_is_refused_leaves_nothing_and_says_what_and_why(site: Faulty, kind: str, status: int) -> None:
@@ -102,7 +100,6 @@ def test_a_quota_that_two_starts_met_at_is_asked_again(site: Faulty) -> None:
     assert [rule.hits for rule in rules] == [1, 1, 1, 1]
 
 
-@pytest.mark.any_hub
 @pytest.mark.parametrize("fault", [Answer(503), Answer(429, retry_after=30), Hold(), Reset(), Reset(after=True)])
 @pytest.mark.parametrize("kind", ["Pod", "Secret"])
 def test_a_fault_that_does_not_pass_fails_the_start_in_time(site: Faulty, kind: str, fault: Fault) -> None:
@@ -289,7 +286,6 @@ def test_a_server_starts_without_its_routes_and_says_so(plane: Api, tmp_path_fac
 # -- a stop
 
 
-@pytest.mark.any_hub
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
 def test_a_stop_outlives_a_fault_that_passes(site: Faulty, fault: Fault) -> None:
     site.ready("ada")
@@ -313,7 +309,6 @@ def test_a_pod_that_somebody_else_ended_first_is_stopped(plane: Api, site: Fault
     site.nothing_left()
 
 
-@pytest.mark.any_hub
 @pytest.mark.parametrize("fault", [Answer(403, "not you"), Answer(422), Answer(503), Hold(), Reset()])
 def test_a_stop_that_fails_is_told_and_made_up_for(site: Faulty, fault: Fault) -> None:
     site.ready("ada")
@@ -340,7 +335,6 @@ def test_a_user_whose_server_could_not_be_stopped_can_be_deleted(site: Faulty) -
 # -- the API server away
 
 
-@pytest.mark.any_hub
 def test_the_api_server_may_be_away_for_half_a_minute(site: Faulty) -> None:
     for user in ("bob", "carol"):
         site.ready(user)

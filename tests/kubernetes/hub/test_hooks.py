@@ -17,6 +17,8 @@ from tests.support.kubernetes.facility import facility
 SITE = """
 from kubespawner import KubeSpawner
 
+pytestmark = pytest.mark.both_hubs
+
 class SiteSpawner(KubeSpawner):
     pass
 

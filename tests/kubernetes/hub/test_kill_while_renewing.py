@@ -2,7 +2,7 @@
 
 Some kills come by the clock, the others with a renewal's request on its way to the API server: it arrives, it is lost,
 its answer is lost, or it arrives when the next hub has renewed that server. CASA_HUB_KILL_SEED repeats a run, as far as
-clocks allow; CASA_HUB_KILLS is another number of kills.
+clocks allow. How many kills: `tests.support.scale`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -27,14 +26,18 @@ from casa_hub.delivery.kubernetes.manifests import RECORD, START_ID
 from tests.kubernetes.hub.faulty import Faulty, open_faulty
 from tests.support.kubernetes.api import Api, KubernetesError
 from tests.support.kubernetes.fault_proxy import Hold, Rule
+from tests.support.scale import KILLS
 from tests.support.sound import Keys
+from tests.support.waiting import until_none
 
-KILLS = 25
 #: Servers that run all the time, and those that come and go.
 STAY, COME = [f"stay-{number}" for number in range(6)], [f"come-{number}" for number in range(3)]
 #: A renewal of a server that stays; a start's request has more in its query.
 RENEWAL = ("PATCH", r"/secrets/casa-stay-[^/?]*\?fieldManager=casa-hub$")
 WAYS = ["clock", "arrives", "is lost", "arrives late", "its answer is lost"]
+
+#: What a look may meet before all objects of a start are there.
+BETWEEN = (AssertionError, KeyError, KubernetesError)
 
 CONFIG = """
 c.XCache.lifetime = 4
@@ -102,21 +105,6 @@ def _files(secret: Object) -> dict[str, bytes]:
     return {key.replace("..", "/"): base64.b64decode(value) for key, value in secret["data"].items()}
 
 
-def until(condition: Callable[[], object], what: str, timeout: float) -> float:
-    """Wait until there is nothing left to say. The seconds that it took."""
-    begun = time.monotonic()
-    last: object = None
-    while True:
-        try:
-            last = condition()
-            if not last:
-                return time.monotonic() - begun
-        except (AssertionError, KeyError, KubernetesError) as error:  # not there yet
-            last = repr(error)
-        assert time.monotonic() - begun < timeout, f"not within {timeout:g} s: {what}: {last!r}"
-        time.sleep(0.05)
-
-
 class Run:
     """Kill after kill of the hub of one site."""
 
@@ -134,7 +122,7 @@ class Run:
             self.site.make_user(user)
         for user in STAY:
             self.site.begin(user)
-        until(lambda: (self.site.running() or set()) ^ set(STAY), "all run", 120)
+        until_none(lambda: (self.site.running() or set()) ^ set(STAY), "all run", 120, not_yet=BETWEEN)
 
     def once(self, number: int) -> None:
         way = WAYS[number % len(WAYS)]
@@ -189,12 +177,19 @@ class Run:
 
     def look_afterwards(self, token: str) -> None:
         site = self.site
-        until(lambda: site.running() is None, "all starts and stops are over", 90)
-        until(lambda: site.orphans(site.running() or set()), "nothing is left of servers that don't run", 90)
+        until_none(lambda: site.running() is None, "all starts and stops are over", 90, not_yet=BETWEEN)
+        until_none(
+            lambda: site.orphans(site.running() or set()),
+            "nothing is left of servers that don't run",
+            90,
+            not_yet=BETWEEN,
+        )
         running = site.running()
         assert running is not None
         assert running >= set(STAY)
-        self.slowest = max(self.slowest, until(lambda: self.late(token), "all are renewed by the next hub", 60))
+        self.slowest = max(
+            self.slowest, until_none(lambda: self.late(token), "all are renewed by the next hub", 60, not_yet=BETWEEN)
+        )
 
     def late(self, token: str) -> list[str]:
         """Who has not got yet what only the next hub can have given; everybody's files fit."""
@@ -211,22 +206,21 @@ class Run:
         before = {user: self.site.order(user) for user in STAY}
         refused = self.refused()
         held.release()
-        until(lambda: self.refused() == refused, "the late request is refused", 60)
+        until_none(lambda: self.refused() == refused, "the late request is refused", 60, not_yet=BETWEEN)
         self.count["refused"] += 1
-        until(lambda: self.late(token), "it has changed nothing", 60)
+        until_none(lambda: self.late(token), "it has changed nothing", 60, not_yet=BETWEEN)
         assert all(self.site.order(user) >= order for user, order in before.items())
 
     def refused(self) -> int:
         return sum(method == "PATCH" and status == 422 for method, _, status in self.site.proxy.answered)
 
 
-@pytest.mark.any_hub
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_killed_while_renewing_and_starting(
     plane: Api, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = int(os.environ.get("CASA_HUB_KILL_SEED", random.randrange(1 << 32)))
-    kills = int(os.environ.get("CASA_HUB_KILLS", KILLS))
     print(f"CASA_HUB_KILL_SEED={seed}")
     with open_faulty(plane, tmp_path_factory, CONFIG) as opened:
         site = Killed(**vars(opened))
@@ -235,12 +229,12 @@ def test_killed_while_renewing_and_starting(
         run = Run(site, random.Random(seed))
         run.begin()
         begun = time.monotonic()
-        for number in range(kills):
+        for number in range(KILLS):
             run.once(number)
         with capsys.disabled():
             took, count = time.monotonic() - begun, dict(run.count)
-            print(f"\n{kills} kills in {took:.0f} s (seed {seed}), renewed within {run.slowest:.1f} s: {count}")
-        assert run.count["renewals"] > kills
+            print(f"\n{KILLS} kills in {took:.0f} s (seed {seed}), renewed within {run.slowest:.1f} s: {count}")
+        assert run.count["renewals"] > KILLS
         assert run.count["refused"] == run.count["arrives late"]
         for user in site.running() or set():
             site.stop(user)

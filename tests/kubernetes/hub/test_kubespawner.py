@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import requests
 
 from tests.kubernetes.conftest import MakeHub
@@ -11,6 +12,8 @@ from tests.support.hub import Hub
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.hub import CHART_RULES
 from tests.support.kubernetes.pods import RunningPods
+
+pytestmark = pytest.mark.both_hubs
 
 
 def ready(hub: Hub, user: str) -> bool:

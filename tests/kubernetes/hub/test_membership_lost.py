@@ -24,6 +24,7 @@ from tests.support.idp import IdP
 from tests.support.kubernetes.api import Api
 from tests.support.kubernetes.fault_proxy import Answer, Hold
 from tests.support.person import Person
+from tests.support.waiting import until
 
 RECHECK, GRACE = 3.0, 600.0
 #: Seconds that are promised from the change at the provider to the end of access.
@@ -64,17 +65,10 @@ casa_hub.hooks.install(c)
 Open = Callable[..., Faulty]
 
 
-@pytest.fixture(scope="module")
-def provider() -> Iterator[IdP]:
-    with IdP().running() as idp:
-        yield idp
-
-
 @pytest.fixture
-def idp(provider: IdP) -> IdP:
-    provider.reset()
-    provider.rotate = True
-    return provider
+def idp(idp: IdP) -> IdP:
+    idp.rotate = True
+    return idp
 
 
 @pytest.fixture(scope="module")
@@ -151,15 +145,6 @@ class User(Person):
         until(lambda: not self.hub.api("GET", f"/users/{self.name}").json()["auth_state"], "the log-in is forgotten")
 
 
-def until(condition: Callable[[], object], what: str, timeout: float = 90) -> float:
-    """Wait for what tells nobody when it happens. Returns the seconds that it took."""
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < timeout, f"not within {timeout:g} s: {what}"
-        time.sleep(0.1)
-    return time.monotonic() - begin
-
-
 def person(site: Faulty, idp: IdP) -> User:
     return User(site.hub, idp, site=site)
 
@@ -199,7 +184,6 @@ def test_who_loses_the_group_loses_pod_secret_and_routes(
     site.stop(other.name)
 
 
-@pytest.mark.any_hub
 @pytest.mark.parametrize("fault", ["500", "unreachable", "403 for the pod"])
 def test_what_kubernetes_cannot_do_is_tried_again_until_it_is_done(site: Faulty, idp: IdP, fault: str) -> None:
     user = person(site, idp).starts()
@@ -223,7 +207,6 @@ def test_what_kubernetes_cannot_do_is_tried_again_until_it_is_done(site: Faulty,
     user.has_left()
 
 
-@pytest.mark.any_hub
 @pytest.mark.parametrize("arrives", [True, False], ids=["it-arrives", "it-is-lost"])
 @pytest.mark.parametrize("step", ["Secret", "Pod"])
 def test_a_hub_killed_in_the_middle_of_a_departure_goes_on_with_it(

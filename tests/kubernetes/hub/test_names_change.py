@@ -9,6 +9,8 @@ import pytest
 from tests.kubernetes.hub.servers import NONE, Site, open_site
 from tests.support.kubernetes.api import Api, eventually
 
+pytestmark = pytest.mark.both_hubs
+
 
 @pytest.fixture
 def site(plane: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:

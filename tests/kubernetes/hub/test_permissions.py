@@ -16,8 +16,6 @@ from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.hub import CHART_RULES, granted_by
 
 #: One version of JupyterHub is enough: rights are the API server's affair.
-pytestmark = pytest.mark.any_hub
-
 ROLE_FILE = Path(__file__).parents[3] / "helm-values" / "role.yaml"
 RBAC = "/apis/rbac.authorization.k8s.io/v1/namespaces/{}"
 GATEWAY = 'c.TraefikRoutes.kind = "gateway"\nc.TraefikRoutes.gateway = "traefik/dask"\n'

@@ -19,6 +19,8 @@ import copy
 import json
 from kubernetes_asyncio.client import V1Container
 
+pytestmark = pytest.mark.both_hubs
+
 def tell(hook, spawner, **seen):
     with open("calls", "a") as file:
         file.write(json.dumps({"hook": hook, "user": spawner.user.name, **seen}) + "\\n")

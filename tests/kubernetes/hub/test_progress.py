@@ -48,6 +48,8 @@ SLOW = """
 import asyncio
 from kubespawner.spawner import EventReflector
 
+pytestmark = pytest.mark.both_hubs
+
 async def until(name):
     Path(f"waits-{name}").touch()
     while not Path(name).exists():

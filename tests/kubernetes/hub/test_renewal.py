@@ -13,40 +13,17 @@ import pytest
 
 from tests.kubernetes.hub.faulty import PASSING, SECRET, Faulty, open_faulty
 from tests.kubernetes.hub.servers import NONE
+from tests.support.called import CALLED, call
 from tests.support.kubernetes.api import MERGE, Api, eventually
 from tests.support.kubernetes.fault_proxy import Answer, Delay, Hold
 
 #: Seconds that macaroons live; the others live for hours, so that each renewal is of one credential. The longer one
 #: is for where a new one must be there in time: a third of it is left for that.
 LIFE, LONG = 9, 27
-#: Whatever is written into this file is done in the hub, where a test can't call anything.
 CONFIG = f"""
-import asyncio
 c.XCache.lifetime = {LIFE}
 c.TraefikRoutes.network_policy_peers = [{{"podSelector": {{"matchLabels": {{"app": "traefik"}}}}}}]
-
-async def follow(app):
-    calls = Path("calls")
-    while True:
-        await asyncio.sleep(0.05)
-        if calls.exists():
-            name, user = calls.read_text().split()
-            calls.unlink()
-            [found] = [one for one in app.users.values() if one.name == user]
-            [spawner] = found.spawners.values()
-            if name == "withdraw":
-                await spawner.casa_kept.withdraw()
-            else:
-                await spawner.casa_kept.renew([name], anyhow=True)
-            Path("called").touch()
-
-class Called(WithToken):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        if self.parent.parent is None:
-            self.following = asyncio.get_running_loop().create_task(follow(self.parent))
-
-c.JupyterHub.authenticator_class = Called
+{CALLED}
 """
 
 
@@ -61,14 +38,6 @@ def site(shared: Faulty) -> Iterator[Faulty]:
     yield shared
     shared.proxy.clear()
     shared.clear()
-
-
-def call(site: Faulty, name: str, user: str = "ada") -> None:
-    done = site.hub.directory / "called"
-    (site.hub.directory / "calls.new").write_text(f"{name} {user}")
-    (site.hub.directory / "calls.new").replace(site.hub.directory / "calls")
-    eventually(done.exists)
-    done.unlink()
 
 
 class Watched:
@@ -131,7 +100,6 @@ def test_nothing_is_asked_while_nothing_is_due(plane: Api, tmp_path_factory: pyt
         assert [path for _, path, _ in site.proxy.answered if "/secrets" in path] == []
 
 
-@pytest.mark.any_hub
 def test_renewals_outlive_faults_that_pass(plane: Api, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Each fault meets a server of its own, all in the same life."""
     with open_faulty(plane, tmp_path_factory, f"c.XCache.lifetime = {LONG}\n") as site:
@@ -237,8 +205,8 @@ def test_a_withdrawn_server_has_nothing_any_more_and_stops_as_ever(site: Faulty,
     site.ready("ada")
     site.ready("bea")
     uid = site.pod("ada")["metadata"]["uid"]
-    call(site, "withdraw")
-    call(site, "withdraw")  # to the same effect
+    call(site.hub, "withdraw", "ada")
+    call(site.hub, "withdraw", "ada")  # to the same effect
     start_id = site.pod("ada")["metadata"]["labels"]["casa-hub/start-id"]
     assert site.ours(start_id) == NONE
     # It still runs: without its policy, more than Traefik could reach it.
@@ -266,7 +234,7 @@ def test_a_withdrawal_does_not_wait_for_a_renewal_that_hangs(
         held = site.proxy.on("PATCH", SECRET, Hold(), times=10**6)
         held.wait()
         begun = time.monotonic()
-        call(site, "withdraw")
+        call(site.hub, "withdraw", "ada")
         assert time.monotonic() - begun < 20
         assert site.ours() == NONE
         held.release()

@@ -6,10 +6,14 @@ import base64
 import json
 from typing import Any
 
+import pytest
+
 from casa_hub.naming import Server
 from tests.support.hub import Hub
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.pods import RunningPods
+
+pytestmark = pytest.mark.both_hubs
 
 KINDS = {
     "Secret": "/api/v1/namespaces/{}/secrets",

@@ -11,6 +11,8 @@ from tests.support.hub import Hub
 from tests.support.kubernetes.api import eventually
 from tests.support.kubernetes.facility import facility
 
+pytestmark = pytest.mark.both_hubs
+
 SIGN_ON = """
 c.JupyterHub.authenticator_class = "casa"
 c.CasaOAuthenticator.provider = "cms-iam"

@@ -18,8 +18,7 @@ from tests.kubernetes.hub.faulty import Faulty, open_faulty
 from tests.kubernetes.hub.servers import KINDS
 from tests.support.kubernetes.api import Api
 from tests.support.kubernetes.fault_proxy import Answer, Delay, Fault, Reset
-
-USERS, STARTS, AT_ONCE = 40, 200, 10
+from tests.support.scale import STORM_AT_ONCE, STORM_STARTS, STORM_USERS
 
 #: Each happens to so many of the requests that it is for.
 FAULTS: list[tuple[Fault, float]] = [
@@ -109,12 +108,13 @@ def lives(site: Faulty, user: str, times: int) -> tuple[int, int]:
     return good, bad
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_two_hundred_starts_with_faults(plane: Api, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_many_starts_with_faults(plane: Api, tmp_path_factory: pytest.TempPathFactory) -> None:
     seed = int(os.environ.get("CASA_HUB_STORM_SEED", random.randrange(1 << 32)))
     print(f"CASA_HUB_STORM_SEED={seed}")
     random.seed(seed)
-    users = [f"user-{number}" for number in range(USERS)]
+    users = [f"user-{number}" for number in range(STORM_USERS)]
     with (
         open_faulty(plane, tmp_path_factory, 'c.Facility.required = ["xcache"]\n') as site,
         Watcher(plane, site.namespace) as watcher,
@@ -127,16 +127,16 @@ def test_two_hundred_starts_with_faults(plane: Api, tmp_path_factory: pytest.Tem
             for fault, chance in FAULTS
         ]
         begun = time.monotonic()
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            counts = list(pool.map(lambda user: lives(site, user, STARTS // USERS), users))
+        with ThreadPoolExecutor(STORM_AT_ONCE) as pool:
+            counts = list(pool.map(lambda user: lives(site, user, STORM_STARTS // STORM_USERS), users))
         took = time.monotonic() - begun
         faults = sum(rule.hits for rule in rules)
         site.proxy.clear()
         good, bad = (sum(column) for column in zip(*counts, strict=True))
         print(f"{good} starts, {bad} failed; {faults} faults in {len(site.proxy.answered)} requests; {took:.0f} s")
-        assert good + bad == STARTS
-        assert good > STARTS / 2
-        assert faults > STARTS / 4
+        assert good + bad == STORM_STARTS
+        assert good > STORM_STARTS / 2
+        assert faults > STORM_STARTS / 4
 
         site.nothing_left(timeout=60)
         assert watcher.wrong == []

@@ -7,7 +7,7 @@ import random
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
@@ -165,10 +165,8 @@ async def serialize() -> AsyncIterator[Callable[[V1Pod], dict[str, Any]]]:
 
 
 @pytest.fixture
-def namespace(plane: Api) -> Iterator[str]:
-    name = plane.make_namespace({"pod-security.kubernetes.io/enforce": "restricted"})
-    yield name
-    plane.delete_namespace(name)
+def namespace_labels() -> dict[str, str]:
+    return {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import json
 import os
 import ssl
 import subprocess
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+
+from tests.support.waiting import first_true
 
 T = TypeVar("T")
 
@@ -32,18 +33,18 @@ class KubernetesError(Exception):
 
 def eventually(condition: Callable[[], T], timeout: float = 60.0) -> T:
     """The first true answer of `condition`; a 404 of the API server means: not yet."""
-    deadline = time.monotonic() + timeout
-    while True:
-        result = None
+
+    def asked() -> T | None:
         try:
-            result = condition()
+            return condition()
         except KubernetesError as error:
             if error.status != 404:
                 raise
-        if result:
-            return result
-        assert time.monotonic() < deadline, f"not within {timeout:g} s"
-        time.sleep(0.02)
+            return None
+
+    result = first_true(asked, "the cluster is as expected", timeout)
+    assert result is not None
+    return result
 
 
 class Api(ABC):

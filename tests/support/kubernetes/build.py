@@ -1,4 +1,4 @@
-"""Builds the Kubernetes of the tests from source, once, into the cache: `make test` runs this.
+"""Builds the Kubernetes of the tests from source, once, into the cache: `make test` and `make kubernetes` run this.
 
     python -m tests.support.kubernetes.build
 
@@ -23,6 +23,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -347,22 +348,27 @@ def _locked(tell: Progress) -> Iterator[None]:
         yield
 
 
-def main() -> int:
-    """Never a failure: the tests that want what is missing are skipped, or fail, and say why."""
+def prepare(*, with_node: bool, write: Callable[[str], object] = print) -> None:
+    """Build what is missing. Never a failure: the tests that want it are skipped, or fail, and say why."""
 
     def tell(line: str) -> None:
-        print(f"Kubernetes {VERSION} for the tests: {line}", flush=True)
+        write(f"Kubernetes {VERSION} for the tests: {line}")
 
     wanted = control_plane()
-    try:
-        demand_a_place_for_a_node()
-        wanted += node()
-    except Unavailable as error:
-        tell(str(error))
+    if with_node:
+        try:
+            demand_a_place_for_a_node()
+            wanted += node()
+        except Unavailable as error:
+            tell(str(error))
     try:
         build(wanted, tell)
     except CasaError as error:
         tell(str(error))
+
+
+def main() -> int:
+    prepare(with_node=True, write=partial(print, flush=True))
     return 0
 
 

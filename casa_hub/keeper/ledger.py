@@ -1,7 +1,8 @@
-"""What the hub's database keeps of memberships for the hub after this one.
+"""Two tables of the hub's database that must survive a restart.
 
-Departures: a hub that is killed goes on with one, and whoever is back reads why it was. And since when users are known
-of whose log-in isn't: their time must not begin anew with each restart.
+``casa_hub_departures``: access removals in progress, which the next hub process resumes, and finished ones, of which
+the user reads after the next log-in. ``casa_hub_unknown_log_ins``: for users with a running server or a token but no
+stored session, when the hub first noticed; `Keeper.membership_max_age` counts from there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _unknown = Table(
     Column("since", Float, nullable=False),
 )
 
-#: Seconds for which a departure that is done is remembered.
+#: Seconds for which a finished departure is remembered.
 _REMEMBERED = 90 * 86400.0
 
 
@@ -41,7 +42,7 @@ class Entry:
     """The last departure of one user."""
 
     username: str
-    #: Of the log-in that ends; "" if none is known.
+    #: Id of the log-in that ends; "" if no log-in is stored.
     session_id: str
     #: A sentence for people.
     reason: str
@@ -50,33 +51,33 @@ class Entry:
     requested_by: str
     #: Epoch seconds.
     began: float
-    #: Epoch seconds; None while it isn't done in all parts.
+    #: Epoch seconds; None while a part of it is still to be done.
     done: float | None = None
     #: How many servers were stopped.
     servers: int = 0
 
 
 class Ledger:
-    """The table, through the hub's own session (which lives on its event loop). Raises SQLAlchemyError."""
+    """The table of departures, through the hub's own database session. Every method may raise SQLAlchemyError."""
 
     def __init__(self, db: Any) -> None:
         self._db = db
         self._there = False
 
     def open(self) -> None:
-        """Make the table if there is none; before a transaction, since it takes one of its own."""
+        """Create the table if it is missing. Call it outside of a transaction: it commits one of its own."""
         if not self._there:
             _departures.create(self._db.get_bind(), checkfirst=True)
             self._there = True
 
     def all(self, now: float) -> list[Entry]:
-        """All that aren't done, or not for long."""
+        """All departures in progress, and those that finished within the last 90 days."""
         self._db.execute(delete(_departures).where(_departures.c.done < now - _REMEMBERED))
         self._db.commit()
         return [Entry(*row) for row in self._db.execute(select(*_departures.columns))]
 
     def note(self, entry: Entry) -> None:
-        """One has begun; it counts with the caller's commit."""
+        """Note that a departure has begun. The caller commits."""
         self._db.execute(delete(_departures).where(_departures.c.username == entry.username))
         self._db.execute(insert(_departures).values(asdict(entry)))
 
@@ -90,13 +91,13 @@ class Ledger:
 
 
 class UnknownLogIns:
-    """The other table: user name -> epoch seconds since when. Raises SQLAlchemyError."""
+    """The table of unknown log-ins. Every method may raise SQLAlchemyError."""
 
     def __init__(self, db: Any) -> None:
         self._db = db
 
     def all(self) -> dict[str, float]:
-        """Makes the table if there is none."""
+        """User name -> epoch seconds at which the hub first noticed. Creates the table if it is missing."""
         _unknown.create(self._db.get_bind(), checkfirst=True)
         return {row.username: row.since for row in self._db.execute(select(*_unknown.columns))}
 

@@ -1,7 +1,8 @@
-"""Everybody who has something that runs is asked for, in turns that are spread evenly over the time between two.
+"""Background membership checks: everybody with a running server or a valid token, spread evenly over a round.
 
-Each user name has a fixed place in the round, so nothing is kept about it, a restart of the hub makes no crowd, and
-who was asked at the same time as others once isn't so again. Who was asked a short time ago by a page is left out.
+Each user's slot within a round is a hash of the name. So no schedule is stored, a restart does not bunch the checks,
+and users who were once checked together (after an outage, say) do not stay bunched. A user whom a page has just
+checked is skipped.
 """
 
 from __future__ import annotations
@@ -24,23 +25,24 @@ from casa_hub.keeper.outcome import Access, Outcome, when
 from casa_hub.keeper.times import Keeper, now_of
 from casa_hub.keeper.watched import watched
 
-#: Of `Keeper.recheck_interval`: the length of a round, and the age up to which a "yes" of somebody else's asking
-#: counts. Together they leave a twentieth for the asking itself.
+#: Parts of `Keeper.recheck_interval`: the length of a round, and the age up to which a "yes" that a page asked for
+#: counts. Together they leave a twentieth for the request itself.
 _ROUND, _SPARED = 0.75, 0.2
-#: Seconds between two looks for who is to be asked.
+#: Seconds between two looks at whose turn it is.
 _LOOK = 10.0
-#: Askings at the same time, and users whose log-in is read in a second.
+#: Checks under way at the same time; stored log-ins that are read per second.
 _AT_ONCE = 20
 _READ_RATE = 25.0
-#: Seconds of silence that this hub has met itself before it ends an access for silence, and of the grace at most the
-#: part: after a sleep, or when the hub was away, the first time-out would be everybody's end.
+#: Before ending access because of an outage, this process must itself have seen no usable answer for `_SILENCE`
+#: seconds (never more than `_SILENCE_PART` of the grace). Otherwise the first time-out after a suspend or restart would
+#: end everyone's access.
 _SILENCE, _SILENCE_PART = 60.0, 1 / 4
 
 log = logging.getLogger(__name__)
 
 
 def turn(username: str, after: float, length: float) -> float:
-    """When somebody's next turn is, in rounds of `length` seconds (all times in epoch seconds)."""
+    """Epoch seconds of a user's first turn after `after`, in rounds of `length` seconds."""
     digest = hashlib.blake2b(username.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     place = int.from_bytes(digest) / 2**64 * length
     turns = math.floor((after - place) / length) + 1
@@ -48,7 +50,7 @@ def turn(username: str, after: float, length: float) -> float:
 
 
 class Rounds:
-    """Lives on the hub's event loop."""
+    """Checks memberships in the background. Runs on the hub's event loop."""
 
     def __init__(self, app: Any, keeper: Keeper, departures: Departures, gate: Gate) -> None:
         self._app = app
@@ -61,20 +63,20 @@ class Rounds:
         self._reading: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        #: Up to when turns have been looked at; epoch seconds.
+        #: Turns up to this time have been scheduled; epoch seconds.
         self._until = -math.inf
-        #: Since when users are known of whose log-in isn't; as in the database, once it could be read.
+        #: User without a stored log-in -> when that was first noticed; a copy of the table `casa_hub_unknown_log_ins`.
         self._noticed: dict[str, float] = {}
         self._unknown = UnknownLogIns(app.db)
-        #: Since when the provider can't say anything of a user.
+        #: User -> since when this process has had no usable answer about the user.
         self._silent: dict[str, float] = {}
 
     def begin(self) -> None:
-        """As long as the hub: at its end JupyterHub cancels what runs."""
+        """Start the checks. JupyterHub cancels them when the hub ends."""
         self._task = asyncio.create_task(self._go(), name="membership rounds")
 
     def noticed(self, username: str) -> float:
-        """Epoch seconds since when this hub knows of somebody's servers, but of no log-in; 0 if it isn't so."""
+        """When the hub first noticed a user with servers or tokens but no stored log-in; epoch seconds, 0 if never."""
         return self._noticed.get(username, 0.0)
 
     def outcome(self, username: str, standing: Standing) -> Outcome:
@@ -84,20 +86,20 @@ class Rounds:
     async def _go(self) -> None:
         await asyncio.shield(self._app._start_future)  # noqa: SLF001 - users and servers are known then
         ours, resumed = hasattr(self._app.authenticator, "standings"), False
-        while ours or not resumed:  # another authenticator knows of no memberships
+        while ours or not resumed:  # with another authenticator there are no memberships to check
             resumed = resumed or await self._resume()
             if ours:
                 await self._look_safely()
             await asyncio.sleep(self._pause)
 
     async def _resume(self) -> bool:
-        """Whether what an earlier hub has begun to end is gone on with; checks are made all the same."""
+        """Resume the departures of the previous hub process. Returns False to try again; checks go on meanwhile."""
         try:
             await self._departures.resume()
             if hasattr(self._app.authenticator, "standings"):
                 self._noticed = self._noticed | self._unknown.all()
         except Exception:
-            log.exception("What an earlier hub has begun to end can't be gone on with yet")
+            log.exception("Could not resume access removals left by the previous hub process; retrying")
             self._app.db.rollback()
             return False
         return True
@@ -106,18 +108,18 @@ class Rounds:
         try:
             await self._look()
         except Exception as error:
-            log.exception("Memberships could not be looked at")
+            log.exception("Could not check memberships; retrying")
             if isinstance(error, SQLAlchemyError):
-                self._app.db.rollback()  # or else the next look fails as well, until a page has failed
+                self._app.db.rollback()  # otherwise the next look fails, too, on the broken transaction
 
     async def _look(self) -> None:
-        """Have all asked whose turn comes before the next look."""
+        """Schedule a check of everybody whose turn comes before the next look."""
         people = dict.fromkeys(self._gate.open_cases, False) | watched(self._app.db)
         self._forget(self._noticed.keys() - people.keys())
         self._silent = {name: at for name, at in self._silent.items() if name in people}
         now = now_of(self._app)
-        # After a long pause (a machine that slept) those who missed their turn would all come at once.
-        # And the other way round, a clock that was put back must not leave nobody asked.
+        # After a long pause (a machine that slept), everybody who missed a turn would come at once. And after the clock
+        # was put back, nobody would have a turn.
         late = now - self._until
         since = self._until if -2 * self._pause < late < max(self._length / 10, 2 * self._pause) else now
         self._until = now + self._pause
@@ -137,22 +139,22 @@ class Rounds:
             self._reading = asyncio.create_task(self._read(unread), name="reading of log-ins")
 
     def _sooner(self, name: str, standing: Standing, now: float, *, has_server: bool) -> list[float]:
-        """When somebody is looked at before his turn."""
+        """Times at which a user is checked before the regular turn."""
         ends = self.outcome(name, standing).ends_at
         times = [ends if ends > now - self._pause else math.inf]
         if has_server:
-            # What a server holds lives no longer than the token; tried again as any verdict is.
+            # A server's copy of the access token lives no longer than the token: replace it when it is due.
             again = standing.at + FRESH if standing.verdict is not Verdict.YES else -math.inf
             times.append(max(standing.due_at, again))
         return times
 
     async def _read(self, names: list[str]) -> None:
-        """Learn from the database when the tokens of those are due about whom nobody asked yet."""
+        """Read the stored log-ins of users who were not checked yet: their access tokens may be due."""
         for name in names:
             user = self._app.users.get(name)
             if user is not None:
                 await self._standings.known(user)
-                # Reading is writing while crypt keys are rotated.
+                # Reading an auth state also writes it while crypt keys are rotated.
                 await asyncio.sleep(1 / _READ_RATE)
 
     def _ask_later(self, name: str, delay: float) -> None:
@@ -180,7 +182,7 @@ class Rounds:
         await self._follow(user, await self._standings.of(user, max_age=spared, for_server=user.active))
 
     async def _follow(self, user: Any, standing: Standing) -> None:
-        """End the access of somebody whose time is over; a new "no" has gone to the gate by itself."""
+        """End the access of a user whose time is over. A new "no" has reached the gate already."""
         now, name = now_of(self._app), user.name
         if standing.session_id:
             self._forget({name})
@@ -211,14 +213,14 @@ class Rounds:
         await self._departures.end(user, reason, why=follows.why)
 
     def _notice(self, name: str, now: float) -> None:
-        """This user is known, but no log-in; a clock that was put back gives no more time."""
+        """Note that this user has no stored log-in. A clock that was put back gives no extra time."""
         since = self._noticed.get(name, now)
         if name not in self._noticed or since > now:
             self._noticed[name] = now
             self._write(lambda: self._unknown.note(name, now))
 
     def _forget(self, names: Collection[str]) -> None:
-        """Of these a log-in is known, or nothing runs any more; all in one commit."""
+        """Drop users who have logged in, or have nothing that runs any more; in one commit."""
         known = self._noticed.keys() & names
         for name in known:
             del self._noticed[name]
@@ -226,15 +228,15 @@ class Rounds:
             self._write(lambda: self._unknown.remove(known))
 
     def _write(self, change: Callable[[], None]) -> None:
-        """What can't be written is known to this hub all the same."""
+        """Write to the table; if that fails, this process still knows, and the next one starts counting anew."""
         try:
             change()
         except SQLAlchemyError as error:
             self._app.db.rollback()
-            log.error("Whose log-in is not known can't be stored (%s)", type(error).__name__)  # noqa: TRY400
+            log.error("Could not store which users have no log-in (%s)", type(error).__name__)  # noqa: TRY400
 
     def _is_silent(self, name: str, standing: Standing, now: float) -> bool:
-        """Whether the provider has been silent for long enough, by this hub's own asking."""
+        """Whether this process itself has had no usable answer about the user for long enough (`_SILENCE`)."""
         if standing.verdict is not Verdict.CANT_SAY:
             self._silent.pop(name, None)
             return False

@@ -1,4 +1,4 @@
-"""The one thing of a hub that goes on while servers run: renewals, membership rounds, departures."""
+"""Everything that goes on in the background while servers run: renewals, membership rounds, departures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from casa_hub.keeper.times import Keeper
 
 
 class Upkeep:
-    """One a hub (`Upkeep.of`); made at its start."""
+    """Built once per hub, at its start; `Upkeep.of` finds it."""
 
     def __init__(self, app: Any, facility: Facility, keeper: Keeper) -> None:
         self.renewals = Renewals(app, facility)
@@ -22,12 +22,12 @@ class Upkeep:
         self.rounds = Rounds(app, keeper, self.departures, self.holdback)
 
     def begin(self) -> None:
-        """Start what goes on as long as the hub; at its end JupyterHub cancels what runs on its loop."""
+        """Start the background tasks. JupyterHub cancels them when the hub ends."""
         self.renewals.begin()
         self.rounds.begin()
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> Upkeep:
-        """The one of the hub with these tornado settings."""
+        """The `Upkeep` of the hub with these tornado settings."""
         upkeep: Upkeep = settings["casa_upkeep"]
         return upkeep

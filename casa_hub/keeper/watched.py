@@ -1,4 +1,4 @@
-"""Who is asked for though no page of theirs does it: all with a server, or with a token that is good."""
+"""Whose membership is checked in the background: everybody with a running server or a valid API token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from casa_hub.database import mended
 
 
 def watched(db: Any) -> dict[str, bool]:
-    """User name -> whether a server of theirs runs, or is about to. Two queries."""
+    """User name -> whether the user has a server that runs or starts. Costs two queries."""
     mended(db)
     tokens = db.query(orm.User.name).join(orm.APIToken, orm.APIToken.user_id == orm.User.id)
     tokens = tokens.filter(or_(orm.APIToken.expires_at.is_(None), orm.APIToken.expires_at >= orm.APIToken.now()))

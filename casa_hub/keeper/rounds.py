@@ -20,9 +20,10 @@ from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.gate import Gate
 from casa_hub.keeper.ledger import UnknownLogIns
-from casa_hub.keeper.outcome import Access, Outcome, when
+from casa_hub.keeper.outcome import Access, Outcome
 from casa_hub.keeper.times import Keeper, now_of
 from casa_hub.keeper.watched import watched
+from casa_hub.moments import when
 
 #: Of `Keeper.recheck_interval`: the length of a round, and the age up to which a "yes" of somebody else's asking
 #: counts. Together they leave a twentieth for the asking itself.
@@ -105,10 +106,12 @@ class Rounds:
     async def _look_safely(self) -> None:
         try:
             await self._look()
-        except Exception as error:
+        except SQLAlchemyError as error:
+            # No traceback: a database that is restarted is no fault of this hub, and the driver quotes parameters.
+            log.error("Memberships could not be looked at: the database failed (%s)", type(error).__name__)  # noqa: TRY400
+            self._app.db.rollback()  # or else the next look fails as well, until a page has failed
+        except Exception:
             log.exception("Memberships could not be looked at")
-            if isinstance(error, SQLAlchemyError):
-                self._app.db.rollback()  # or else the next look fails as well, until a page has failed
 
     async def _look(self) -> None:
         """Have all asked whose turn comes before the next look."""

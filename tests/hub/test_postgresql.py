@@ -33,12 +33,12 @@ from tests.hub.test_membership_lost import (
     ended,
     make_servers,  # noqa: F401 - a fixture
     metric,
-    until,
 )
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.peers import require
 from tests.support.postgresql import Database, PostgreSQL
+from tests.support.waiting import until
 
 OPERATOR = "token-of-the-operator"
 #: SQLAlchemy's choice for "postgresql://" has changed with its version 2.1.

@@ -171,7 +171,7 @@ def checked(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> tu
 
 def test_a_sound_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, printed = checked(tmp_path, capsys, SOUND)
-    assert (code, printed.splitlines()[-1]) == (0, "Sound: 1 ok")
+    assert (code, printed.splitlines()[-1]) == (0, "Sound: 2 ok")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_warning_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str
     key.chmod(0o644)
     text = f'c.Facility.credentials = ["dask"]\nc.Dask.secret_file = "{key}"\nc.Dask.domain = "example.org"\n'
     code, printed = checked(tmp_path, capsys, SOUND + text)
-    assert (code, printed.splitlines()[-1]) == (0, "1 warning; 0 ok"), printed
+    assert (code, printed.splitlines()[-1]) == (0, "1 warning; 1 ok"), printed
 
 
 def test_old_dask_secrets_without_a_hub_to_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from jupyterhub.spawner import SimpleLocalProcessSpawner
 from traitlets import Bool, Unicode, default
 
 from casa_hub.configuration import value_of
+from casa_hub.database import mended
 from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.layout import make_directory
 from casa_hub.delivery.local.delivery import Delivered, LocalDelivery
@@ -262,7 +263,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
 
 def _known(app: Any) -> set[tuple[str, str]]:
     """User and server of all that run, start or stop, by the hub's database."""
-    running = app.db.query(orm.User.name, orm.Spawner.name).join(orm.Spawner.user)
+    running = mended(app.db).query(orm.User.name, orm.Spawner.name).join(orm.Spawner.user)
     return {(username, name) for username, name in running.filter(orm.Spawner.server_id.is_not(None))}
 
 

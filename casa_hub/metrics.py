@@ -32,7 +32,11 @@ UNKEPT = Gauge("casa_hub_servers_unkept", "Running servers of which nothing is k
 VERDICTS = Counter("casa_hub_membership_verdicts", "Answers to membership checks", ["verdict"])
 HELD_BACK = Gauge(
     "casa_hub_memberships_held_back",
-    'Users about whom the provider is not believed: a "no" of too many at once, or it refuses to speak with this hub',
+    'Users whose "no" is held back, because the provider says it of too many at once',
+)
+CLIENT_REFUSED = Gauge(
+    "casa_hub_memberships_client_refused",
+    "Users about whom the provider refuses to speak with this hub's client, or whose groups it keeps from it",
 )
 ACCESS_ENDED = Counter("casa_hub_access_ended", "Users whose access was ended", ["why"])
 LEAVING = Gauge("casa_hub_access_ending", "Users whose access is being ended, but is not yet in all parts")

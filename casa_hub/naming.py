@@ -66,14 +66,15 @@ class Server:
     @property
     def hub_label(self) -> str:
         """`hub_id` as the value of a label: itself where it can be one, else a slug with a hash."""
-        return str(safe_slug(self.hub_id, is_valid=_is_label_value)) if self.hub_id else ""
+        return str(safe_slug(self.hub_id, is_valid=is_label_value)) if self.hub_id else ""
 
     def host(self, label: str, domain: str) -> str:
         """The server's DNS name below ``label``: ``alice.dask.example.org``."""
         return f"{self.slug}.{label}.{domain}"
 
 
-def _is_label_value(text: str) -> bool:
+def is_label_value(text: str) -> bool:
+    """Whether Kubernetes takes a text as the value of a label."""
     # KubeSpawner's own check folds case as Unicode has it, and so lets a Kelvin sign by for a "k".
     return text.isascii() and bool(is_valid_label(text))
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from casa_hub.errors import CasaError, ConfigurationError
+from casa_hub.moments import when
 
 #: Of `casa_hub.web.operations`, which takes JupyterHub's handlers with it.
 SCOPE = "custom:casa-hub:operate"
@@ -224,11 +227,14 @@ def confirm(hub: Hub, _: argparse.Namespace) -> int:
 def status(hub: Hub, _: argparse.Namespace) -> int:
     answer = ask(hub, "GET", "status")
     for held in answer["held_back"]:
-        _say(f"Held back since {held['since']}: {held['user']}: {held['reason']}")
+        _say(f"Held back since {_when(held['since'])}: {held['user']}: {held['reason']}")
     if answer["held_back"]:
         _say("If these are true, end their access: casa-hub confirm")
+    refused = Counter(one["reason"] for one in answer["client_refused"])
+    for reason, count in sorted(refused.items()):
+        _say(f"The identity provider doesn't speak with this hub about {count} users: {reason}")
     for overdue in answer["overdue"]:
-        until = f", which is valid until {overdue['until']}" if overdue["until"] else ""
+        until = f", which is valid until {_when(overdue['until'])}" if overdue["until"] else ""
         _say(f"Not renewed: {overdue['credential']} of {overdue['server']}{until}: {overdue['why']}")
     for server in answer["unkept"]:
         _say(f"Nothing is known of server {server}, so nothing of it is renewed; it was started without casa_hub.")
@@ -236,7 +242,7 @@ def status(hub: Hub, _: argparse.Namespace) -> int:
         _say(f"Of server {server} can't be said now what it has: {why}")
     for secret, count in sorted(answer["dask_secrets"].items()):
         _say(f"Dask secret {secret}: in use by {count} servers.")
-    found = any(answer[name] for name in ("held_back", "overdue", "unkept", "unsure"))
+    found = any(answer[name] for name in ("held_back", "client_refused", "overdue", "unkept", "unsure"))
     if not found:
         _say("All is well.")
     return 1 if found else 0
@@ -250,6 +256,11 @@ def gc(hub: Hub, options: argparse.Namespace) -> int:
     if not found:
         _say("Nothing is left behind.")
     return 1 if any(options.dry_run or one["error"] for one in found) else 0
+
+
+def _when(moment: str) -> str:
+    """A time of the API as the pages have it."""
+    return when(datetime.fromisoformat(moment))
 
 
 def _say(line: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from casa_hub.credentials.base import Credential
 from casa_hub.facility import Facility, Minted
+from casa_hub.moments import when
 
 
 class Steps:
@@ -73,4 +74,4 @@ def _until(credential: Credential, now: datetime) -> str:
     if credential.expires_at is None:
         return "without an end"
     end = credential.expires_at.astimezone(UTC)
-    return f"valid until {end:%H:%M} UTC" if end < now + timedelta(days=1) else f"valid until {end:%Y-%m-%d %H:%M} UTC"
+    return f"valid until {end:%H:%M} UTC" if end < now + timedelta(days=1) else f"valid until {when(end)}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from casa_hub.checks import versions
 from casa_hub.checks.findings import Finding, error, ok, unseen, warning
 from casa_hub.checks.kube import Kube, kube, message
 from casa_hub.checks.rights import ROUTES, Right, needed
@@ -52,6 +53,8 @@ async def look(site: Site) -> AsyncIterator[Finding]:
             async for finding in _others(site, api, namespace):
                 yield finding
             async for finding in _domain(site, api, kind, namespace):
+                yield finding
+            for finding in await _traefik(api, kind):
                 yield finding
     except NoAnswerError as problem:
         remedy = "Run this in the hub's pod, or with KUBECONFIG."
@@ -119,6 +122,26 @@ def read_kinds(kind: str, known: Collection[str], versions: Collection[str]) -> 
         "Install the CustomResourceDefinitions of your Traefik (or Gateway API), or set TraefikRoutes.kind to what is "
         "there.",
     )
+
+
+async def _traefik(api: Kube, kind: str) -> list[Finding]:
+    """Versions of Traefik in the cluster, if this account may list pods there (the hub's may not)."""
+    if kind not in ROUTES or not await _may(api, Right("", "pods", "list"), ""):
+        return []
+    selector = urlencode({"labelSelector": "app.kubernetes.io/name=traefik", "limit": 500})
+    pods = await api.ask("GET", f"/api/v1/pods?{selector}")
+    return read_traefik(kind, pods.document.get("items") or [])
+
+
+def read_traefik(kind: str, pods: Iterable[Mapping[str, Any]]) -> list[Finding]:
+    """Whether each version of Traefik in these pods is safe, by the tags of their images."""
+    neighbours = [versions.TRAEFIK, *([versions.TRAEFIK_GATEWAY] if kind == "gateway" else [])]
+    found = (
+        versions.read(neighbour, f"version of Traefik in pod {pod}", tag)
+        for tag, pod in versions.of_pods(pods).items()
+        for neighbour in neighbours
+    )
+    return [one for one in found if one is not None]
 
 
 # -- rights ------------------------------------------------------------------------------------------------------------

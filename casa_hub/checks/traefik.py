@@ -5,11 +5,15 @@ A name that no server has stands for all: with wildcard DNS it leads where their
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+import sysconfig
 from collections.abc import AsyncIterator
 
+from casa_hub.checks import versions
 from casa_hub.checks.findings import NOBODY, Finding, error, ok
 from casa_hub.checks.site import Site
-from casa_hub.checks.web import listens, resolve
+from casa_hub.checks.web import TIMEOUT, listens, resolve
 from casa_hub.credentials.dask import SCHEDULER_PORT, WORKER_PORT
 
 
@@ -41,3 +45,28 @@ async def look(site: Site) -> AsyncIterator[Finding]:
             f"Traefik needs the entry point {entry_point} at port {port}, and its Service and the firewall must let it "
             "through.",
         )
+    if site.kubernetes is None:
+        version = await _of_this_machine()
+        if version is not None:
+            yield version
+
+
+async def _of_this_machine() -> Finding | None:
+    """Whether the program ``traefik`` beside this hub is safe. Whether it is the one that runs, nobody can say."""
+    program = shutil.which("traefik", path=sysconfig.get_path("scripts")) or shutil.which("traefik")
+    if program is None:
+        return None
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            asked = await asyncio.create_subprocess_exec(
+                program,
+                "version",
+                "--format={{.Version}}",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            said, _ = await asked.communicate()
+    except (OSError, TimeoutError):
+        return None
+    return versions.read(versions.TRAEFIK, f"version of {program}", said.decode(errors="replace").strip())

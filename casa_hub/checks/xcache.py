@@ -16,6 +16,7 @@ from http import HTTPStatus
 
 import aiohttp
 
+from casa_hub.checks import versions
 from casa_hub.checks.findings import NOBODY, Finding, error, ok, unseen
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import Answer, NoAnswerError, ask, resolve
@@ -56,6 +57,9 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         return
     yield read(minter, where, own)
     yield read_forged(where, forged)
+    version = versions.read(versions.XROOTD, f"version of XCache {where}", versions.of_server_header(own.headers))
+    if version is not None:
+        yield version
 
 
 def read(minter: XCache, where: str, answer: Answer) -> Finding:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from casa_hub.credentials.base import Credential, Minter, Renewal, Request
 from casa_hub.credentials.tokens import expiry, unverified_claims
 from casa_hub.errors import CredentialError
+from casa_hub.moments import when
 
 _LOG_IN = "Log out and in again."
 
@@ -33,7 +34,7 @@ class Bearer(Minter):
         claims = unverified_claims(token.value)
         expires_at = token.expires_at or expiry(claims)
         if expires_at is not None and expires_at <= request.now:
-            raise CredentialError("access token", f"expired at {expires_at:%Y-%m-%d %H:%M} UTC", _LOG_IN)
+            raise CredentialError("access token", f"expired at {when(expires_at)}", _LOG_IN)
         issuer = token.issuer or claims.get("iss", "")
         public = {"iss": issuer, "jti": claims.get("jti", "")}
         return Credential(

@@ -34,6 +34,7 @@ from casa_hub.credentials.base import Credential, Minter, Renewal, Request
 from casa_hub.delivery.base import Route
 from casa_hub.errors import CredentialError, Problem
 from casa_hub.keys import BadKeyError, KeyFile
+from casa_hub.moments import when
 from casa_hub.naming import SLUG_LENGTH, Server
 
 #: Of each secret in `Dask.secret_file`: what SHA-256 can keep.
@@ -354,9 +355,7 @@ class Dask(Minter):
         hosts = self._hosts(request.server)
         start, secret = self._start(request)
         if request.now >= start.not_after:
-            raise CredentialError(
-                "Dask certificates", f"of this start expired at {start.not_after:%Y-%m-%d %H:%M} UTC", _RESTART
-            )
+            raise CredentialError("Dask certificates", f"of this start expired at {when(start.not_after)}", _RESTART)
         authority = Authority(start, secret)
         slug = request.server.slug
         host_serial, user_serial = x509.random_serial_number(), x509.random_serial_number()

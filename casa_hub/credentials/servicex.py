@@ -19,6 +19,7 @@ from casa_hub.credentials.base import Credential, Minter, Request
 from casa_hub.credentials.tokens import expiry, unverified_claims
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.keys import BadKeyError, KeyFile
+from casa_hub.moments import when
 from casa_hub.naming import Server
 
 _MAKE_TOKENS = "Write a line for each user: USER: REFRESH_TOKEN (the token of the user's ServiceX page)."
@@ -120,7 +121,7 @@ class ServiceX(Minter):
             if expires_at is not None and expires_at <= request.now:
                 raise CredentialError(
                     f"ServiceX.tokens_file ({self.tokens_file})",
-                    f"holds a token of {request.server.username!a} that expired at {expires_at:%Y-%m-%d %H:%M} UTC",
+                    f"holds a token of {request.server.username!a} that expired at {when(expires_at)}",
                     "Put the user's present refresh token there.",
                 )
         return Credential(

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from kubespawner.slugs import is_valid_label
 from traitlets import Dict, Enum, List, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.delivery.base import Route
 from casa_hub.errors import DeliveryError, Problem, Severity
+from casa_hub.naming import is_label_value
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 #: ``alice.dask.example.org``: labels as DNS has them (RFC 1123), at most 253 characters in all. Nothing else gets into
@@ -24,7 +24,7 @@ _HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\Z")
 #: ``NAME`` or ``NAMESPACE/NAME``.
 _GATEWAY = re.compile(rf"({_LABEL}/)?{_LABEL}(\.{_LABEL})*\Z")
 #: Key of a label or an annotation (Kubernetes, "qualified name"): an optional DNS name and "/", then at most 63.
-_KEY = re.compile(rf"({_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([A-Za-z0-9_.-]{{0,61}}[A-Za-z0-9])?\Z")
+_KEY = re.compile(rf"((?=[^/]{{1,253}}/){_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([A-Za-z0-9_.-]{{0,61}}[A-Za-z0-9])?\Z")
 #: What a `NetworkPolicyPeer` of Kubernetes may be made of.
 _PEER_FIELDS = frozenset({"namespaceSelector", "podSelector", "ipBlock"})
 
@@ -175,7 +175,7 @@ class TraefikRoutes(LoggingConfigurable):
         for key, text in value.items():
             if not _KEY.match(key):
                 raise TraitError(f"{name}: {key!a} is no name of a label or an annotation.")
-            if proposal["trait"].name == "labels" and text and not is_valid_label(text):
+            if proposal["trait"].name == "labels" and not is_label_value(text):
                 raise TraitError(f"{name}: {text!a} is no value of a label.")
         return value
 

@@ -286,8 +286,10 @@ def _make_runnable(root: Path) -> None:
     """Let every program of the tree use the tree's loader and libraries."""
     libraries = next(root.glob("usr/lib/*/libc.so.6")).parent
     programs: dict[str, list[str]] = {}
-    for directory in ("usr/bin", "usr/sbin", "usr/libexec"):
-        for path in (root / directory).rglob("*"):
+    directories = [root / name for name in ("usr/bin", "usr/sbin", "usr/libexec")]
+    directories += root.glob("usr/lib/*/*/bin")  # where Debian has the programs of several versions, PostgreSQL's say
+    for directory in directories:
+        for path in directory.rglob("*"):
             if path.is_file() and not path.is_symlink() and (interpreter := _interpreter(path)):
                 programs.setdefault(interpreter, []).append(str(path))
     for interpreter, paths in programs.items():

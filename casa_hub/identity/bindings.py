@@ -14,14 +14,18 @@ from sqlalchemy import Column, DateTime, MetaData, Table, Unicode, insert, selec
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from casa_hub.database import mended
 from casa_hub.errors import CasaError
+
+#: Characters of an issuer and of a subject; OpenID Connect Core (2) has subjects of 255 at most.
+_LENGTH = 1023
 
 _bindings = Table(
     "casa_hub_identities",
     MetaData(),
     Column("username", Unicode(255), primary_key=True),
-    Column("issuer", Unicode(1023), nullable=False),
-    Column("sub", Unicode(1023), nullable=False),
+    Column("issuer", Unicode(_LENGTH), nullable=False),
+    Column("sub", Unicode(_LENGTH), nullable=False),
     Column("bound_at", DateTime, nullable=False),
 )
 
@@ -38,6 +42,10 @@ class UnknownOwnerError(IdentityError):
     """Nobody can tell whose this name is."""
 
 
+class AlikeError(IdentityError):
+    """The hub's database takes this name for another one."""
+
+
 class Identities:
     """The bindings in the hub's database, through the hub's own session (which lives on its event loop)."""
 
@@ -46,6 +54,7 @@ class Identities:
         self._there = False
 
     def _make_table(self) -> None:
+        mended(self._db)
         # Once: a table that vanishes while the hub runs must not come back empty, with every name free again.
         if not self._there:
             _bindings.create(self._db.get_bind(), checkfirst=True)
@@ -59,11 +68,25 @@ class Identities:
         except SQLAlchemyError:
             self._db.rollback()
             return False
+        except AlikeError:
+            return False
         return row is not None and _is(row, issuer, sub)
 
     def _find(self, username: str) -> Any:
-        query = select(_bindings.c.issuer, _bindings.c.sub).where(_bindings.c.username == username)
-        return self._db.execute(query).first()
+        """The row of exactly this name; None if there is none.
+
+        Raises:
+            AlikeError: the database takes another name for it (a collation without case or accents, of MariaDB say).
+        """
+        columns = (_bindings.c.username, _bindings.c.issuer, _bindings.c.sub)
+        row = self._db.execute(select(*columns).where(_bindings.c.username == username)).first()
+        if row is not None and row.username != username:
+            raise AlikeError(
+                f"user name {username!r}",
+                "the hub's database takes it for the name of another user",
+                "The administrators of this hub must give its database a collation that tells such names apart",
+            )
+        return row
 
     def names(self, *, issuer: str, sub: str) -> list[str]:
         """All names of a subject; several if the provider has given it another one.
@@ -120,6 +143,13 @@ class Identities:
         Raises:
             IdentityError: the name is bound to somebody else, or the table can't be read.
         """
+        if len(issuer) > _LENGTH or len(sub) > _LENGTH:
+            # SQLite would take it, and PostgreSQL refuse it each time.
+            raise IdentityError(
+                f"user name {username!r}",
+                f"issuer or subject of who signed in has more than {_LENGTH} characters",
+                "Tell the administrators of this hub",
+            )
         try:
             self._make_table()
             row = self._find(username)

@@ -280,6 +280,7 @@ class Standings:
         except Exception:
             # Whatever this is, it isn't a "yes", and it isn't the user's fault either.
             log.exception("Membership of %s could not be found out", user.name)
+            mended(user.db)  # nobody else hears of it who could roll back
             known = self._known.get(user.name)
             if known is None:
                 return self._no_log_in()

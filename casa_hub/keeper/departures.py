@@ -238,6 +238,7 @@ class Departures:
 
     async def _try(self, departure: _Departure) -> tuple[str, ...]:
         """One try of all that is left. Returns what still is, as sentences."""
+        mended(self._app.db)  # the try before may have failed for the database
         # Not by the name, which somebody else may have by now; nor by the number, which databases give again.
         there = self._app.users.get(departure.user_id)
         user = departure.user if there is departure.user else None

@@ -99,6 +99,10 @@ class Gate:
         """User name, reason and since when (epoch seconds) of each "no" that is held back."""
         return [(name, self._reason(name), since) for name, since in sorted(self._holdback.held.items())]
 
+    def client_refused(self) -> list[tuple[str, str]]:
+        """User name and reason of each about whom the provider refuses to speak with this hub."""
+        return [(name, self._reason(name)) for name in sorted(self._unheard_of)]
+
     def confirm(self, by: str = "") -> list[str]:
         """What is held back is true: the access of these users ends, from now on. Returns their names."""
         names = sorted(self._holdback.confirm())
@@ -213,6 +217,7 @@ class Gate:
     def _hold(self, users: int) -> None:
         first = not self._holdback.held
         names = self._holdback.hold(now_of(self._app))
+        self._count()
         for name in names:
             tell(self._app.tornado_settings, Event(Action.HELD_BACK, name, reason=self._reason(name)))
             user = self._app.users.get(name)
@@ -256,7 +261,8 @@ class Gate:
         return standing.reason if standing is not None else ""
 
     def _count(self) -> None:
-        metrics.HELD_BACK.set(len(self.open_cases))
+        metrics.HELD_BACK.set(len(self._holdback.held))
+        metrics.CLIENT_REFUSED.set(len(self._unheard_of))
 
     def _task(self, what: Any, name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(what, name=name)

@@ -13,24 +13,31 @@ from typing import Any
 
 from sqlalchemy import Column, Float, Integer, MetaData, Table, Unicode, UnicodeText, delete, insert, select, update
 
+from casa_hub.database import mended, storable
+
+#: Characters of JupyterHub's longest names, and of who asked for a departure.
+_LENGTH = 255
+#: Of double precision: MariaDB's FLOAT has epoch seconds to two minutes only.
+_SECONDS = Float(53)
+
 _departures = Table(
     "casa_hub_departures",
     MetaData(),
-    Column("username", Unicode(255), primary_key=True),
+    Column("username", Unicode(_LENGTH), primary_key=True),
     Column("session_id", Unicode(64), nullable=False),
     Column("reason", UnicodeText, nullable=False),
     Column("why", Unicode(64), nullable=False),
-    Column("requested_by", Unicode(255), nullable=False),
-    Column("began", Float, nullable=False),
-    Column("done", Float, nullable=True),
+    Column("requested_by", Unicode(_LENGTH), nullable=False),
+    Column("began", _SECONDS, nullable=False),
+    Column("done", _SECONDS, nullable=True),
     Column("servers", Integer, nullable=False),
 )
 
 _unknown = Table(
     "casa_hub_unknown_log_ins",
     MetaData(),
-    Column("username", Unicode(255), primary_key=True),
-    Column("since", Float, nullable=False),
+    Column("username", Unicode(_LENGTH), primary_key=True),
+    Column("since", _SECONDS, nullable=False),
 )
 
 #: Seconds for which a finished departure is remembered.
@@ -66,26 +73,32 @@ class Ledger:
 
     def open(self) -> None:
         """Create the table if it is missing. Call it outside of a transaction: it commits one of its own."""
+        mended(self._db)
         if not self._there:
             _departures.create(self._db.get_bind(), checkfirst=True)
             self._there = True
 
     def all(self, now: float) -> list[Entry]:
         """All departures in progress, and those that finished within the last 90 days."""
+        mended(self._db)
         self._db.execute(delete(_departures).where(_departures.c.done < now - _REMEMBERED))
         self._db.commit()
         return [Entry(*row) for row in self._db.execute(select(*_departures.columns))]
 
     def note(self, entry: Entry) -> None:
         """Note that a departure has begun. The caller commits."""
+        # What people and providers say must not keep an access from ending. "service " and a name may be too long.
+        texts = {"reason": storable(entry.reason), "requested_by": storable(entry.requested_by, _LENGTH)}
         self._db.execute(delete(_departures).where(_departures.c.username == entry.username))
-        self._db.execute(insert(_departures).values(asdict(entry)))
+        self._db.execute(insert(_departures).values(asdict(entry) | texts))
 
     def done(self, username: str, at: float, servers: int) -> None:
+        mended(self._db)
         self._db.execute(update(_departures).where(_departures.c.username == username).values(done=at, servers=servers))
         self._db.commit()
 
     def remove(self, username: str) -> None:
+        mended(self._db)
         self._db.execute(delete(_departures).where(_departures.c.username == username))
         self._db.commit()
 
@@ -98,14 +111,17 @@ class UnknownLogIns:
 
     def all(self) -> dict[str, float]:
         """User name -> epoch seconds at which the hub first noticed. Creates the table if it is missing."""
+        mended(self._db)
         _unknown.create(self._db.get_bind(), checkfirst=True)
         return {row.username: row.since for row in self._db.execute(select(*_unknown.columns))}
 
     def note(self, username: str, since: float) -> None:
+        mended(self._db)
         self._db.execute(delete(_unknown).where(_unknown.c.username == username))
         self._db.execute(insert(_unknown).values(username=username, since=since))
         self._db.commit()
 
     def remove(self, usernames: Collection[str]) -> None:
+        mended(self._db)
         self._db.execute(delete(_unknown).where(_unknown.c.username.in_(usernames)))
         self._db.commit()

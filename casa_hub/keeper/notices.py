@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from casa_hub.keeper.ledger import Entry
-from casa_hub.keeper.outcome import when
+from casa_hub.moments import when
 
 
 def farewell(ended: Entry) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 
 from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.times import Keeper
+from casa_hub.moments import when
 
 #: A log-in that can't be asked about counts for a time; in the last part of it, its end is told.
 _LAST_PART = 1 / 4
@@ -109,11 +109,6 @@ def _log_in_again(standing: Standing, keeper: Keeper, now: float, *, held_back: 
     on = now < ends_at
     may_start = on and bool(standing.session_id) and not standing.revoked_at
     return Outcome(Access.LOG_IN if on else Access.OFF, ends_at, why, text, may_start=may_start)
-
-
-def when(moment: float) -> str:
-    """A time for people everywhere."""
-    return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _sentence(reason: str) -> str:

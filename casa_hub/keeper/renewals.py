@@ -22,6 +22,7 @@ from casa_hub.facility import Facility
 from casa_hub.keeper import schedule
 from casa_hub.keeper.kept import Holding, Kept, running
 from casa_hub.metrics import LIFE_LEFT, OVERDUE, UNKEPT
+from casa_hub.moments import iso, when
 
 #: Servers that are renewed at the same time.
 _AT_ONCE = 4
@@ -59,7 +60,7 @@ class Overdue:
     #: Identity.
     server: str
     credential: str
-    #: For people; "" for one that doesn't expire, or was never there.
+    #: ISO 8601; "" for one that doesn't expire, or was never there.
     until: str
     why: str
 
@@ -260,7 +261,7 @@ class Renewals:
     def overdue(self) -> list[Overdue]:
         """What could not be renewed so far, for the operator."""
         return [
-            Overdue(server.identity, name, "" if one.expires is None else _moment(one.expires), one.why)
+            Overdue(server.identity, name, "" if one.expires is None else iso(one.expires), one.why)
             for server, name, one in self._credentials()
             if one.failures
         ]
@@ -444,7 +445,7 @@ class Renewals:
             one.failures, one.why, one.anyhow = one.failures + 1, why, one.anyhow or anyhow
             one.at = None if by_itself and not retry else schedule.again(one.expires, now, one.failures)
             if one.failures == 1:
-                until = "" if one.expires is None else f", which is valid until {_moment(one.expires)}"
+                until = "" if one.expires is None else f", which is valid until {when(one.expires)}"
                 keeps = "it runs without" if one.order < 0 else f"it keeps the one it has{until}"
                 self._app.log.warning("No new %s for %s, %s: %s", name, server.identity, keeps, why)
             self._tell_if_late(server, name, one, now)
@@ -459,7 +460,7 @@ class Renewals:
             "%s of %s expires at %s, and there is no new one: %s",
             name,
             server.identity,
-            _moment(one.expires),
+            when(one.expires),
             one.why or "its turn hasn't come yet",
         )
 
@@ -474,7 +475,3 @@ async def _in_turns(things: Iterator[T]) -> AsyncIterator[T]:
 
 def _seconds(moment: str | None) -> float | None:
     return None if moment is None else datetime.fromisoformat(moment).timestamp()
-
-
-def _moment(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

@@ -21,9 +21,10 @@ from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.gate import Gate
 from casa_hub.keeper.ledger import UnknownLogIns
-from casa_hub.keeper.outcome import Access, Outcome, when
+from casa_hub.keeper.outcome import Access, Outcome
 from casa_hub.keeper.times import Keeper, now_of
 from casa_hub.keeper.watched import watched
+from casa_hub.moments import when
 
 #: Parts of `Keeper.recheck_interval`: the length of a round, and the age up to which a "yes" that a page asked for
 #: counts. Together they leave a twentieth for the request itself.
@@ -107,10 +108,12 @@ class Rounds:
     async def _look_safely(self) -> None:
         try:
             await self._look()
-        except Exception as error:
+        except SQLAlchemyError as error:
+            # No traceback: a database that is restarted is no fault of this hub, and the driver quotes parameters.
+            log.error("Could not check memberships, the database failed (%s); retrying", type(error).__name__)  # noqa: TRY400
+            self._app.db.rollback()  # otherwise the next look fails, too, on the broken transaction
+        except Exception:
             log.exception("Could not check memberships; retrying")
-            if isinstance(error, SQLAlchemyError):
-                self._app.db.rollback()  # otherwise the next look fails, too, on the broken transaction
 
     async def _look(self) -> None:
         """Schedule a check of everybody whose turn comes before the next look."""

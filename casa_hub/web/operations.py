@@ -17,7 +17,6 @@ it to a service, in ``jupyterhub_config.py``::
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from casa_hub.errors import CasaError
 from casa_hub.facility import Facility
 from casa_hub.keeper.survey import shown, survey
 from casa_hub.keeper.upkeep import Upkeep
+from casa_hub.moments import iso
 from casa_hub.naming import Server
 from casa_hub.startup import home_of, on_hub_start
 
@@ -198,13 +198,14 @@ class StatusHandler(_Operation):
     async def get(self) -> None:
         found = await survey(self.app, self.facility)
         held = [
-            {"user": name, "reason": reason, "since": datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")}
-            for name, reason, since in self.upkeep.holdback.held()
+            {"user": name, "reason": reason, "since": iso(since)} for name, reason, since in self.upkeep.holdback.held()
         ]
+        refused = [{"user": name, "reason": reason} for name, reason in self.upkeep.holdback.client_refused()]
         overdue = [asdict(one) | {"server": _shown(one.server)} for one in self.upkeep.renewals.overdue()]
         self.write(
             {
                 "held_back": held,
+                "client_refused": refused,
                 "overdue": overdue,
                 "unkept": found.unkept,
                 "unsure": found.unsure,

@@ -71,7 +71,12 @@ class Checked:
 
     @property
     def bad(self) -> list[dict[str, str]]:
-        return [one for one in self.findings if one["status"] != "ok"]
+        """What isn't right. That Debian's XRootD is old is no fault of the facility; a test of its own is about it."""
+        return [one for one in self.findings if one["status"] != "ok" and one not in self.xrootd_versions]
+
+    @property
+    def xrootd_versions(self) -> list[dict[str, str]]:
+        return [one for one in self.findings if one["thing"].startswith("version of XCache")]
 
 
 @dataclass

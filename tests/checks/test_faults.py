@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from werkzeug.serving import WSGIRequestHandler
 
+from casa_hub.checks import versions
 from casa_hub.credentials.base import Request
 from casa_hub.credentials.htcondor import HTCondor
 from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, INSTANCE
@@ -54,6 +56,18 @@ def test_a_sound_facility_has_no_fault(facility: Facility) -> None:
     assert (checked.code, checked.bad) == (0, []), checked.printed
     looked = {one["check"] for one in checked.findings}
     assert looked == {"configuration", "issuer", "kubernetes", "traefik", "xcache", "htcondor"}
+
+
+def test_an_old_xrootd_is_named_with_what_it_lets_happen(facility: Facility) -> None:
+    """Debian's stable releases have one that is older than is safe."""
+    program = facility.xcache._tree.program("xrootd")
+    ran = subprocess.run([program, "-v"], capture_output=True, text=True)
+    version = versions.parse(ran.stdout.strip() or ran.stderr.strip())
+    assert version is not None, ran
+    (finding,) = facility.check().xrootd_versions
+    assert f"XRootD {versions.shown(version)}" in finding["problem"]
+    assert finding["status"] == ("ok" if versions.is_safe(versions.XROOTD, version) else WARNING)
+    assert finding["status"] == "ok" or "Upgrade to 5.9.6 or 6.1.0" in finding["remedy"]
 
 
 def test_the_probe_leaves_nothing_behind(facility: Facility) -> None:

@@ -312,7 +312,7 @@ def test_a_provider_that_can_t_say_is_forgiven_for_the_grace(
     begin = time.monotonic()
     hub = users[0].hub
     hub.wait_for(r"\[C .*nobody's membership can be confirmed")
-    assert metric(hub, "casa_hub_memberships_held_back") > 0
+    assert metric(hub, "casa_hub_memberships_client_refused") > 0
     until(lambda: "has not confirmed your membership since" in users[0].browser.page("/hub/home").text, "a notice")
     assert time.monotonic() - begin < GRACE
     assert all(user.has_all for user in users)

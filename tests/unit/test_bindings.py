@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
 from casa_hub.identity.bindings import Identities, IdentityError
@@ -58,3 +58,28 @@ def test_the_mark_of_a_released_name_is_nobody_s_subject(identities: Identities)
     assert identities.namesakes("ada") == []
     assert identities.names(issuer="", sub="") == ["ada"]  # which no token can say: an empty sub is refused
     assert identities.names(issuer=IAM, sub="") == []
+
+
+def test_a_database_that_takes_two_names_for_one_gives_neither_to_the_other(identities: Identities) -> None:
+    """MariaDB's usual collations have no accents and no last space; here SQLite's without case stands for them."""
+    db = identities._db
+    db.execute(
+        text(
+            "CREATE TABLE casa_hub_identities (username VARCHAR COLLATE NOCASE PRIMARY KEY, issuer VARCHAR NOT NULL, "
+            "sub VARCHAR NOT NULL, bound_at DATETIME NOT NULL)"
+        )
+    )
+    identities.check("ada", issuer=IAM, sub="1", log_in=True)
+    for sub in ("1", "2"):  # not the same person's either: JupyterHub would find the user of the other name
+        with pytest.raises(IdentityError, match="takes it for the name of another user"):
+            identities.check("ADA", issuer=IAM, sub=sub, log_in=True)
+        assert not identities.owns("ADA", issuer=IAM, sub=sub)
+    with pytest.raises(IdentityError):
+        identities.release("ADA")
+    identities.check("ada", issuer=IAM, sub="1")
+
+
+def test_a_subject_that_not_every_database_takes_is_refused(identities: Identities) -> None:
+    with pytest.raises(IdentityError, match="more than 1023 characters"):
+        identities.check("ada", issuer=IAM, sub="s" * 1024)
+    assert not identities.names(issuer=IAM, sub="s" * 1024)

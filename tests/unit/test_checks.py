@@ -332,7 +332,14 @@ def test_answers_of_a_servicex(status: int, known: bool, expected: Status) -> No
     assert servicex.read("https://servicex.example.org", status, known=known).status is expected
 
 
-STATUS: dict[str, Any] = {"held_back": [], "overdue": [], "unkept": [], "unsure": {}, "dask_secrets": {"b": 2}}
+STATUS: dict[str, Any] = {
+    "held_back": [],
+    "client_refused": [],
+    "overdue": [],
+    "unkept": [],
+    "unsure": {},
+    "dask_secrets": {"b": 2},
+}
 
 
 def test_what_the_running_hub_says() -> None:

@@ -234,11 +234,19 @@ async def test_an_end_that_can_t_begin_leaves_nothing_half_done_in_the_hub_s_ses
     user, departures = hub(Kept())
     db = with_token(user, departures)
     with pytest.raises(UnicodeEncodeError):
-        await departures.end(user, "half a character: \udce9", why="operator")
+        await departures.end(user, "out", why="half a character: \udce9")
     db.commit()
     assert db.query(orm.APIToken).count() == 1
     assert (await departures.end(user, "out", why="operator")).tokens == 1
     assert db.query(orm.APIToken).count() == 0
+
+
+async def test_what_others_say_keeps_no_access_from_ending() -> None:
+    """PostgreSQL refuses NUL, no database takes half a character, and columns have a length."""
+    user, departures = hub(Kept())
+    await departures.end(user, "half \udce9, nothing \0.", why="operator", by=f"service {'s' * 255}")
+    (entry,) = departures._ledger.all(0)
+    assert (entry.reason, entry.requested_by) == ("half , nothing .", f"service {'s' * 247}")
 
 
 async def test_a_hub_that_is_killed_ends_the_access_of_whom_an_administrator_has_renamed_meanwhile() -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+from casa_hub import metrics
 from casa_hub.identity.membership import Refused
 from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
@@ -210,3 +211,22 @@ async def test_groups_that_are_kept_from_one_person_are_no_alarm_for_everybody(
 async def test_a_client_that_lost_its_profile_is_an_alarm_at_once(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     refused_groups(hub, hub.names[0], "profile")
     assert "nobody's membership" in caplog.text
+
+
+async def test_a_client_that_is_refused_and_what_is_held_back_are_counted_apart(hub: Hub) -> None:
+    """One gauge counted both, so an alarm about one of them hid the other, and sent operators to the wrong page."""
+
+    def counted() -> tuple[float, float]:
+        return metrics.HELD_BACK._value.get(), metrics.CLIENT_REFUSED._value.get()
+
+    refused = Standing(Verdict.CANT_SAY, hub.now, "invalid_client", hub.now - 60, our_fault=True)
+    hub.gate.heard("user-0", refused)
+    assert counted() == (0, 1)
+    assert [name for name, _ in hub.gate.client_refused()] == ["user-0"]
+    await hub.hears_all()
+    assert counted() == (50, 0)
+    hub.gate.heard("user-0", refused)
+    assert counted() == (50, 1)  # heard of by two ways, until one of them is settled
+    for name in hub.names:
+        hub.gate.release(name)
+    assert counted() == (0, 0)

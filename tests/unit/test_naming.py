@@ -14,7 +14,7 @@ from casa_hub.delivery.base import Route
 from casa_hub.delivery.kubernetes.manifests import Pod, Start
 from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
-from casa_hub.naming import Server
+from casa_hub.naming import Server, is_label_value
 from tests.support.minting import HOSTILE
 
 #: RFC 1123, as Kubernetes has it for Services and for the labels of a host name; Services begin with a letter.
@@ -136,3 +136,10 @@ def test_the_host_begins_with_kubespawners_slug(username: str) -> None:
     for name in ("", *HOSTILE):
         host = Server("hub", username, name).host("dask", "example.org")
         assert host == f"{user_server(username, name)}.dask.example.org"
+
+
+@given(st.one_of(st.text(max_size=70), st.from_regex(LABEL_VALUE, fullmatch=True)))
+@example("a\u212ab")
+@example("a\n")
+def test_a_label_value_is_what_kubernetes_takes(text: str) -> None:
+    assert is_label_value(text) == bool(LABEL_VALUE.fullmatch(text))

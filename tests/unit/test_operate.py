@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -170,7 +171,7 @@ def checked(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> tu
 
 def test_a_sound_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, printed = checked(tmp_path, capsys, SOUND)
-    assert (code, printed.splitlines()[-1]) == (0, "Sound: 1 ok")
+    assert (code, printed.splitlines()[-1]) == (0, "Sound: 2 ok")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ def test_a_warning_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str
     key.chmod(0o644)
     text = f'c.Facility.credentials = ["dask"]\nc.Dask.secret_file = "{key}"\nc.Dask.domain = "example.org"\n'
     code, printed = checked(tmp_path, capsys, SOUND + text)
-    assert (code, printed.splitlines()[-1]) == (0, "1 warning; 0 ok"), printed
+    assert (code, printed.splitlines()[-1]) == (0, "1 warning; 1 ok"), printed
 
 
 def test_old_dask_secrets_without_a_hub_to_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,3 +234,18 @@ def test_old_dask_secrets_without_a_hub_to_ask(tmp_path: Path, capsys: pytest.Ca
     assert "Whether an older secret" in printed
     assert "the running hub must say" in printed
     assert "BBBB" not in printed
+
+
+def test_status_says_once_why_the_provider_refuses_this_hub(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = [{"user": f"user-{number}", "reason": "invalid_client"} for number in range(3)]
+    held = [{"user": "ada", "reason": "not in /cms", "since": "2026-03-01T12:05:59+00:00"}]
+    answer = {"held_back": held, "client_refused": refused, "overdue": [], "unkept": [], "unsure": {}}
+    monkeypatch.setattr(operate, "ask", lambda *_: answer | {"dask_secrets": {}})
+    assert operate.status(Hub("", TOKEN), argparse.Namespace()) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "Held back since 2026-03-01 12:05 UTC: ada: not in /cms",
+        "If these are true, end their access: casa-hub confirm",
+        "The identity provider doesn't speak with this hub about 3 users: invalid_client",
+    ]

@@ -284,6 +284,8 @@ def test_a_setting_without_effect_is_said(local: bool, kind: str, effective: set
         ("labels", {"a": "b c"}),
         ("labels", {"a": 1}),
         ("labels", {"a": "b" * 64}),
+        ("labels", {"a": "a\u212ab"}),  # a Kelvin sign, which folds to a "k"
+        ("labels", {"a." * 127 + "a/b": "c"}),
         ("annotations", {"": "c"}),
         ("annotations", {"a/b/c": "c"}),
         ("annotations", {"a": None}),

@@ -34,7 +34,9 @@ class User:
 
     name: str = "alice"
     state: dict[str, Any] | None = None
-    db: Any = field(default_factory=lambda: SimpleNamespace(is_active=True, rollback=lambda: None))
+    db: Any = field(
+        default_factory=lambda: SimpleNamespace(is_active=True, in_transaction=lambda: False, rollback=lambda: None)
+    )
 
     async def get_auth_state(self) -> dict[str, Any] | None:
         await asyncio.sleep(0)
@@ -323,7 +325,9 @@ async def test_a_rotated_refresh_token_survives_a_database_that_is_locked() -> N
     async def locked(state: dict[str, Any] | None) -> None:
         raise OperationalError("UPDATE", {}, Exception("database is locked"))
 
-    world.user.db = SimpleNamespace(is_active=True, rollback=lambda: rolled_back.append(True))
+    world.user.db = SimpleNamespace(
+        is_active=True, in_transaction=lambda: False, rollback=lambda: rolled_back.append(True)
+    )
     world.user.save_auth_state = locked  # type: ignore[method-assign]
     assert (await world.ask()).verdict is Verdict.CANT_SAY
     assert rolled_back
@@ -346,7 +350,9 @@ async def test_a_log_in_that_is_forgotten_while_it_is_asked_about_is_none() -> N
 
 async def test_a_request_of_somebody_else_that_fails_in_the_database_makes_nobody_s_membership_uncertain() -> None:
     world = World()
-    db = world.user.db = SimpleNamespace(is_active=False, rollback=lambda: setattr(db, "is_active", True))
+    db = world.user.db = SimpleNamespace(
+        is_active=False, in_transaction=lambda: False, rollback=lambda: setattr(db, "is_active", True)
+    )
     read = world.user.get_auth_state
 
     async def get_auth_state() -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from jupyterhub import orm
 from sqlalchemy.exc import SQLAlchemyError
 
+from casa_hub.database import mended
 from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.kubernetes import marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError, described
@@ -235,12 +236,14 @@ class _Servers:
 
     def pods(self) -> frozenset[tuple[str, str]]:
         """Namespace and name of the pod of each that runs, as KubeSpawner noted them: its user may be renamed since."""
+        mended(self._database)
         query = self._database.query(orm.Spawner.state).filter(orm.Spawner.server_id.is_not(None))
         return frozenset(
             (state["namespace"], state["pod_name"]) for (state,) in query if state and "namespace" in state
         )
 
     def _those(self, condition: Any) -> frozenset[Whose]:
+        mended(self._database)
         try:
             # The session is the hub's: what others have half changed there isn't written because we ask.
             with self._database.no_autoflush:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +13,12 @@ from typing import Any
 import pytest
 
 from casa_hub.processes import signed_in
-from tests.hub.test_membership_lost import SERVERS, User, ended, until
+from tests.hub.test_membership_lost import CREDENTIALS, SERVERS, User, ended
 from tests.support import keycloak as peer
+from tests.support.facility_config import make_keys
 from tests.support.hub import CLIENT_SECRET, Browser, Hub, casa_config
 from tests.support.keycloak import OFFLINE, ONLINE, Account, Keycloak, Realm
+from tests.support.waiting import until
 
 MEMBERS = "/cms/uscms"
 RECHECK, REVOKED_GRACE = 5.0, 10.0
@@ -38,15 +39,15 @@ def make_servers(keycloak: Keycloak, tmp_path_factory: pytest.TempPathFactory) -
     def make(realm: Realm, scope: list[str], *, max_age: float = 600.0) -> Hub:
         client_id = f"hub-{len(hubs)}"
         text = casa_config(realm.issuer, provider="keycloak", client_id=client_id, scope=scope)
-        text += SERVERS.format(net=next(networks), recheck=RECHECK, grace=120.0, max_age=max_age)
+        text += SERVERS.format(
+            credentials=CREDENTIALS, net=next(networks), recheck=RECHECK, grace=120.0, max_age=max_age
+        )
         text += f"c.Keeper.revoked_grace = {REVOKED_GRACE}\n"
         hub = Hub(tmp_path_factory.mktemp("hub"), text, proxy=True)
         hubs.append(hub)
         realm.add_client(client_id, CLIENT_SECRET, hub.url, backchannel=True)
         (hub.directory / "traefik").mkdir()
-        secret = subprocess.run(["openssl", "rand", "-base64", "48"], check=True, capture_output=True).stdout
-        (hub.directory / "dask.secret").write_bytes(secret)
-        (hub.directory / "dask.secret").chmod(0o600)
+        make_keys(hub.directory, "dask")
         return hub
 
     yield make

@@ -18,6 +18,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 import requests
 
+from casa_hub.checks import issuer as checks
+from casa_hub.checks.findings import Status
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.tokens import Tokens
@@ -230,3 +232,28 @@ async def test_a_refresh_token_that_never_was_is_no_word_on_anybody(log_in: LogI
     assert answer.verdict is AGAIN
     assert "Invalid refresh token" in answer.reason
     assert (await member.refreshed()).verdict is YES
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({}, Status.OK, "it believes this hub's client id and secret"),
+        ({"secret": "another"}, Status.ERROR, "client_id and client_secret must be those of the registration"),
+        ({"enabled": False}, Status.ERROR, "and the client enabled there"),
+    ],
+    ids=["sound", "wrong secret", "client disabled"],
+)
+async def test_what_the_check_says_of_the_client(
+    realm: Realm, change: dict[str, Any], status: Status, words: str
+) -> None:
+    client_id, secret = f"hub-{secrets.token_hex(4)}", secrets.token_urlsafe(24)
+    realm.add_client(client_id, secret, HUB)
+    realm.change_client(client_id, **change)
+    issuer = Issuer(Client(realm.issuer, client_id, secret))
+    try:
+        with pytest.raises(OIDCError) as answered:
+            await issuer.refresh("casa-hub-check-1", sub="")
+    finally:
+        await issuer.close()
+    found = checks.client("the token end point", answered.value)
+    assert (found.status, words in str(found)) == (status, True), found

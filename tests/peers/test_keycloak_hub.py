@@ -135,14 +135,22 @@ def test_a_deleted_account_has_nothing_after_the_grace_of_a_sign_in_taken_back(
     assert ended(member)["reason"].startswith("The sign-in was taken back at the identity provider before its time.")
 
 
-@pytest.mark.parametrize("ends", [Realm.log_out, Realm.end_sessions], ids=["by an administrator", "by the person"])
+@pytest.mark.parametrize(
+    "logs_out",
+    [
+        lambda m: m.realm.log_out(m.account),
+        lambda m: m.realm.end_sessions(m.account),
+        lambda m: peer.sign_out(m.browser, m.realm),
+    ],
+    ids=["all sessions by an administrator", "one session by an administrator", "the person"],
+)
 def test_a_log_out_reaches_the_hub_and_ends_an_online_session(
-    online: Hub, realm: Realm, ends: Callable[[Realm, Account], None]
+    online: Hub, realm: Realm, logs_out: Callable[[Member], None]
 ) -> None:
     """At once, without waiting for a check; servers and API tokens go on."""
     member = Member(online, realm).starts()
     since = len(online.log)
-    ends(realm, member.account)
+    logs_out(member)
     online.wait_for_all(rf"200 {BACKCHANNEL}", 1, since=since)
     assert not member.browser.is_in()
     assert member.api() == 200
@@ -158,7 +166,7 @@ def test_a_person_s_log_out_does_not_end_an_offline_session(offline: Hub, realm:
     """Keycloak tells the hub nothing, and goes on to answer refreshes: `offline_access` asks for just this."""
     member = Member(offline, realm).starts()
     since = len(offline.log)
-    realm.end_sessions(member.account)
+    peer.sign_out(member.browser, realm)
     before = member.stored()
     until(lambda: member.stored()["access_token"] != before["access_token"], "a check after the log-out")
     assert member.has_all

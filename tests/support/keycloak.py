@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import requests
 
@@ -331,7 +331,7 @@ class Realm:
         self._admin("POST", f"/users/{account.id}/logout")
 
     def end_sessions(self, account: Account) -> None:
-        """What the person's own log-out does, or an administrator's "Sign out" of single sessions."""
+        """What an administrator's "Sign out" of single sessions does; offline ones are not among them."""
         for session in self._admin("GET", f"/users/{account.id}/sessions").json():
             self._admin("DELETE", f"/sessions/{session['id']}")
 
@@ -356,15 +356,34 @@ def _made(answer: requests.Response) -> str:
 
 def sign_in(browser: requests.Session, url: str, account: Account, *, follow: bool = True) -> requests.Response:
     """Fill in Keycloak's form, to which `url` leads; who is signed in there already isn't shown it."""
+    _as_on_loopback(browser)
     page = browser.get(url, timeout=_PATIENCE)
     form = re.search(r'<form id="kc-form-login"[^>]* action="([^"]+)"', page.text)
     if form is None:
         return page
-    # Browsers send a cookie for https to a loopback address without it, too.
-    for cookie in browser.cookies:
-        cookie.secure = False
+    _as_on_loopback(browser)
     fields = {"username": account.name, "password": account.password}
     return browser.post(html.unescape(form[1]), data=fields, allow_redirects=follow, timeout=_PATIENCE)
+
+
+def _as_on_loopback(browser: requests.Session) -> None:
+    """Real browsers send a cookie that is for https to a loopback address without it, too."""
+    for cookie in browser.cookies:
+        cookie.secure = False
+
+
+def sign_out(browser: requests.Session, realm: Realm) -> None:
+    """What a person does at Keycloak's own page to log out there."""
+    _as_on_loopback(browser)
+    page = browser.get(f"{realm.issuer}/protocol/openid-connect/logout", timeout=_PATIENCE)
+    form = re.search(r'<form[^>]* action="([^"]+)"', page.text)
+    code = re.search(r'name="session_code" value="([^"]+)"', page.text)
+    assert form is not None, page.text
+    assert code is not None, page.text
+    _as_on_loopback(browser)
+    fields = {"session_code": code[1], "confirmLogout": "Logout"}
+    done = browser.post(urljoin(page.url, html.unescape(form[1])), data=fields, timeout=_PATIENCE)
+    assert "You are logged out" in done.text, done.text
 
 
 def log_in(browser: Browser, account: Account) -> requests.Response:

@@ -3,14 +3,16 @@
 - The authorization end point is asked as a browser would be. A provider that knows the client and its redirect URI
   shows its log-in; one that doesn't shows an error page, or sends the browser back with an error. Some (INDIGO IAM)
   ask who it is before they look at anything: a redirect URI that nobody can have registered tells them apart.
-- The token end point is asked to refresh a token that is none: `invalid_grant` says that the client was believed,
-  `invalid_client` that it wasn't (RFC 6749, 5.2).
+- The token end point is asked to refresh a token that never was. Refusing that token says that the provider believes
+  the client's id and secret, and nothing more: INDIGO IAM looks the token up before it looks whether the client is
+  suspended or may refresh at all. Refusing the client has other words at each provider (`client`).
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -67,7 +69,10 @@ async def _registration(
         fails = "tokens are refused, or believed for too long"
         for finding in clock(f"issuer {issuer.client.issuer}", discovery, discovery.at, fails=fails):
             yield finding
-        for finding in offered(discovery.document, tuple(authenticator.scope), basic_auth=issuer.client.basic_auth):
+        scopes = tuple(authenticator.scope)
+        for finding in offered(discovery.document, scopes, basic_auth=issuer.client.basic_auth):
+            yield finding
+        for finding in log_outs(discovery.document, scopes, provider=authenticator.provider):
             yield finding
         callback = authenticator.oauth_callback_url
         if not callback:
@@ -119,6 +124,24 @@ def offered(document: Mapping[str, Any], scopes: tuple[str, ...], *, basic_auth:
     return found
 
 
+def log_outs(document: Mapping[str, Any], scopes: tuple[str, ...], *, provider: str | None) -> list[Finding]:
+    """What becomes of a log-out at the provider.
+
+    Nobody but its administrators sees whether a client wants back-channel logouts. Keycloak sends none for an offline
+    session: who registered the URL for them, with the scopes that are the default here, waits for them in vain.
+    """
+    if provider != "keycloak" or document.get("backchannel_logout_supported") is not True:
+        return []
+    thing = "back-channel logout"
+    if "offline_access" not in scopes:
+        return [ok(thing, "the provider sends it if the client has the URL of /hub/backchannel-logout")]
+    seen = (
+        "Keycloak sends none for log-ins with the scope offline_access; whoever wants it leaves that scope out, and "
+        "people log in again when their session at Keycloak ends"
+    )
+    return [ok(thing, seen)]
+
+
 def authorization(own: Answer, nobodys: Answer, callback: str) -> Finding:
     """What the answers to an authorization request mean, with our redirect URI and with one of nobody's."""
     thing = f"redirect URI {callback}"
@@ -154,6 +177,7 @@ def _sent_back(answer: Answer, callback: str) -> str:
 def _authorization(end_point: str, authenticator: CasaOAuthenticator, redirect_uri: str) -> str:
     challenge = hashlib.sha256(secrets.token_bytes(32)).digest()
     parameters = {
+        **authenticator.extra_authorize_params,
         "response_type": "code",
         "client_id": authenticator.client_id,
         "redirect_uri": redirect_uri,
@@ -171,17 +195,44 @@ async def _refresh(issuer: Issuer) -> Finding:
     try:
         await issuer.refresh(f"casa-hub-check-{int(time.time())}", sub="")
     except OIDCError as answered:
-        answer = answered.answer
-        if answer.verdict is Verdict.LOG_IN_AGAIN:
-            return ok(thing, "it believes this hub's client id and secret")
-        if "invalid_client" in answer.reason:
-            return error(
-                thing,
-                answer.reason,
-                "CasaOAuthenticator.client_id and client_secret must be those of the registration, and basic_auth its "
-                "authentication method.",
-            )
-        if answer.our_fault:
-            return error(thing, answer.reason, f"{_REGISTRATION}: the grant type refresh_token must be allowed.")
+        return client(thing, answered)
+    return warning(thing, "it took a refresh token that never was", "Tell the provider's administrators.")
+
+
+#: The provider's error code and description at the end of a verdict's reason.
+_SAID = re.compile(r"\(([a-z_]+)(?:: (.*))?\)\.?$")
+
+
+def client(thing: str, answered: OIDCError) -> Finding:
+    """What the refusal of a refresh token that never was says of this hub's client.
+
+    - Id or secret wrong: 401 `invalid_client` (RFC 6749, 5.2); `unauthorized`, "Bad credentials" (INDIGO IAM);
+      `unauthorized_client`, "Invalid client or Invalid client credentials" (Keycloak; of a disabled client it says the
+      same with `invalid_client`).
+    - The client may not refresh: `unauthorized_client` (RFC 6749, 5.2); `invalid_client`, "Unauthorized grant type"
+      (INDIGO IAM); `unsupported_grant_type`.
+    """
+    answer = answered.answer
+    if answer.verdict is Verdict.LOG_IN_AGAIN:
+        seen = (
+            "it believes this hub's client id and secret; whether the client may refresh, or is suspended, only a "
+            "log-in shows"
+        )
+        return ok(thing, seen)
+    if not answer.our_fault:
         return unseen(thing, answered.problem, "Tell the provider's administrators.")
-    return warning(thing, "it took a refresh token that is none", "Tell the provider's administrators.")
+    found = _SAID.search(answer.reason)
+    code, description = (found[1], (found[2] or "").lower()) if found else ("", "")
+    if "suspended" in description:
+        return error(thing, answer.reason, "Ask the provider's administrators to put the client back into service.")
+    grant = "grant type" in description or code == "unsupported_grant_type"
+    if grant or (code == "unauthorized_client" and "credentials" not in description):
+        return error(thing, answer.reason, f"{_REGISTRATION}: the grant type refresh_token must be allowed.")
+    if code in ("invalid_client", "unauthorized", "unauthorized_client"):
+        return error(
+            thing,
+            answer.reason,
+            "CasaOAuthenticator.client_id and client_secret must be those of the registration, basic_auth its "
+            "authentication method, and the client enabled there.",
+        )
+    return error(thing, answer.reason, f"{_REGISTRATION}: scopes, grant types.")

@@ -15,6 +15,8 @@ from casa_hub.identity.tokens import Tokens
 #: Raised when the meaning of the section "casa" in the auth state changes.
 VERSION = 1
 
+#: So many earlier browser sessions of a user are remembered: more than anybody has browsers.
+_EARLIER_SIDS = 8
 #: Seconds before the end of a sign-in at which its person is told, at most; a tenth of its life if that is less.
 _WARNING = 86400.0
 #: Seconds by which two tellings of one end may differ: providers round.
@@ -53,6 +55,9 @@ class Session:
     refresh_told_at: float = 0.0
     #: Epoch seconds since when the provider refuses the refresh token although its end has not come; 0 if it doesn't.
     revoked_at: float = 0.0
+    #: Provider's ids of browser sessions from which the same person logged in before, the newest first: JupyterHub's
+    #: cookies of those browsers are still good.
+    earlier_sids: tuple[str, ...] = ()
 
     @classmethod
     def of_login(cls, tokens: Tokens, *, issuer: str, claims: Mapping[str, Any]) -> Session:
@@ -71,6 +76,13 @@ class Session:
             refresh_expires_at=tokens.refresh_expires_at,
             refresh_told_at=tokens.obtained_at,
         )
+
+    def after(self, earlier: Session | None) -> Session:
+        """This log-in, which also remembers the browser sessions of the stored one before it."""
+        if earlier is None or (earlier.issuer, earlier.sub) != (self.issuer, self.sub):
+            return self
+        sids = dict.fromkeys((earlier.sid, *earlier.earlier_sids))
+        return replace(self, earlier_sids=tuple(sid for sid in sids if sid not in ("", self.sid))[:_EARLIER_SIDS])
 
     def refreshed(self, tokens: Tokens) -> Session:
         """The same log-in with newer tokens; an answer without refresh token or scope keeps the old one."""
@@ -134,6 +146,7 @@ class Session:
                 "refresh_expires_at": self.refresh_expires_at,
                 "refresh_told_at": self.refresh_told_at,
                 "revoked_at": self.revoked_at,
+                "earlier_sids": list(self.earlier_sids),
             },
         }
 
@@ -160,6 +173,7 @@ class Session:
                 refresh_expires_at=casa.get("refresh_expires_at"),
                 refresh_told_at=float(casa.get("refresh_told_at", 0.0)),
                 revoked_at=float(casa.get("revoked_at", 0.0)),
+                earlier_sids=tuple(casa.get("earlier_sids", ())),
             )
         except (KeyError, TypeError, ValueError):
             return None

@@ -1,7 +1,8 @@
 """Where the identity provider says that somebody has logged out there: OpenID Connect Back-Channel Logout 1.0.
 
 Register ``https://HUB/hub/backchannel-logout`` with the provider as the client's back-channel logout URI. It ends the
-user's browser sessions at once: the hub's cookies, and the tokens by which browsers see servers and services (those
+user's browser sessions at once, whichever of them the provider names, for JupyterHub has one cookie for all of a user's
+browsers: the hub's cookies, and the tokens by which browsers see servers and services (those
 that a server has just asked the hub about may be believed by it for up to five minutes, JupyterHub's cache). Servers
 and API tokens are no sessions: they go on as long as the membership counts.
 """
@@ -109,7 +110,7 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
         for (name,) in stored.all():
             user = self.find_user(name)
             session = await self.authenticator.standings.session(user) if user is not None else None
-            if session is not None and session.sid and _means(said, session):
+            if session is not None and said.sid in (session.sid, *session.earlier_sids) and _same_issuer(said, session):
                 found.append(user)
         return found
 
@@ -152,4 +153,8 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
 def _means(said: LoggedOut, session: Session) -> bool:
     """Whether it was this log-in's session that ended; perhaps, if nobody knows."""
     same_session = not said.sid or not session.sid or said.sid == session.sid
-    return same_session and session.issuer.rstrip("/") == said.issuer.rstrip("/")
+    return same_session and _same_issuer(said, session)
+
+
+def _same_issuer(said: LoggedOut, session: Session) -> bool:
+    return session.issuer.rstrip("/") == said.issuer.rstrip("/")

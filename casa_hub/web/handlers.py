@@ -18,6 +18,7 @@ from tornado import web
 from casa_hub.identity.bindings import IdentityError
 from casa_hub.identity.errors import OIDCError, TokenError
 from casa_hub.identity.membership import MalformedClaim, Refused, RefusedError
+from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -140,10 +141,23 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
         session, decision = authenticated.pop("casa", (None, None))
         standings = self.authenticator.standings
         async with standings.saving(authenticated["name"]):
+            if session is not None:
+                session = await self._remember_browsers(authenticated, session)
             user = await super().auth_to_user(authenticated, user)
         if session is not None:
             standings.logged_in(user.name, session, decision)
         return user
+
+    async def _remember_browsers(self, authenticated: dict[str, Any], session: Session) -> Session:
+        """The session with the provider's ids of the browser sessions before it; they are stored with it."""
+        known = self.find_user(authenticated["name"])
+        if known is None:
+            return session
+        session = session.after(Session.from_auth_state(await known.get_auth_state()))
+        state = authenticated.get("auth_state")
+        if isinstance(state, dict) and "casa" in state:  # a site's hook may have replaced it
+            state["casa"] = session.to_auth_state()["casa"]
+        return session
 
     async def show_refused(self, decision: Refused) -> None:
         """Known to the provider, but not let in."""

@@ -143,9 +143,9 @@ def answered(path: str, status: int, body: Any) -> Break:
     return broken
 
 
-def refreshed(status: int, code: str) -> Break:
+def refreshed(status: int, code: str, description: str = "") -> Break:
     def broken(facility: Facility) -> None:
-        facility.idp.refresh_answer = (status, {"error": code})
+        facility.idp.refresh_answer = (status, {"error": code, "error_description": description})
 
     return broken
 
@@ -356,6 +356,20 @@ ISSUER = [
         "issuer",
         "http://localhost",
         "CasaOAuthenticator.client_id and client_secret must be those of the registration",
+    ),
+    Fault(
+        "a wrong client secret, as INDIGO IAM says it",
+        refreshed(401, "unauthorized", "Bad credentials"),
+        "issuer",
+        "http://localhost",
+        "CasaOAuthenticator.client_id and client_secret must be those of the registration",
+    ),
+    Fault(
+        "a client without the refresh grant, as INDIGO IAM says it",
+        refreshed(401, "invalid_client", "Unauthorized grant type"),
+        "issuer",
+        "http://localhost",
+        "the grant type refresh_token must be allowed",
     ),
     Fault(
         "a client without the refresh grant",

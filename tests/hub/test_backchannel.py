@@ -54,9 +54,9 @@ def idp(idp: IdP) -> IdP:
     """Has a key that the tests sign with, and tells the session in its ID tokens."""
     idp.change["/jwks"] = lambda document: {"keys": [*document["keys"], OURS.jwk()]}
 
-    def with_session(document: dict[str, Any]) -> dict[str, Any]:
+    def with_session(document: dict[str, Any], sid: str = "") -> dict[str, Any]:
         claims = jwt.decode(document["id_token"], options={"verify_signature": False})
-        return {**document, "id_token": OURS.sign(claims | {"sid": f"session of {claims['sub']}"})}
+        return {**document, "id_token": OURS.sign(claims | {"sid": sid or f"session of {claims['sub']}"})}
 
     idp.change["/oauth2/token"] = with_session
     return idp
@@ -179,6 +179,22 @@ def test_a_session_without_its_subject_is_found(online: Hub, idp: IdP) -> None:
     assert post(online, token(idp, sid=person.sid)).status_code == 200
     assert not person.browser.is_in()
     assert person.stored()["refresh_token"] is None
+    assert other.browser.is_in()
+
+
+def test_a_session_before_the_newest_is_found_without_its_subject(online: Hub, idp: IdP) -> None:
+    """Its browser's cookie is as good as the newest one's: the provider was told "done" while that browser went on."""
+    person, other = Person(online, idp), Person(online, idp)
+    second = Browser(online)
+    with_session, number = idp.change["/oauth2/token"], next(numbers)
+    idp.change["/oauth2/token"] = lambda document: with_session(document, f"second session {number}")
+    assert second.log_in(person.sub).status_code == 200
+    assert person.stored()["casa"]["earlier_sids"] == [person.sid]
+    assert person.browser.is_in()
+    assert post(online, token(idp, sid=person.sid)).status_code == 200
+    assert not person.browser.is_in()
+    assert not second.is_in()  # JupyterHub has one cookie for both
+    assert person.stored()["refresh_token"]  # of the newest log-in, whose session goes on
     assert other.browser.is_in()
 
 

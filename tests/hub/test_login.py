@@ -35,6 +35,7 @@ def hub(make_hub: MakeHub) -> Hub:
         admin_users={"root-like", "trouble-admin"},
         blocked_users={"banned"},
         join_url=JOIN,
+        extra_authorize_params={"audience": "https://xcache.example.org", "nonce": "always the same"},
     ).start()
 
 
@@ -82,12 +83,13 @@ def test_a_member_is_let_in_and_the_groups_reach_the_hub(hub: Hub, idp: IdP) -> 
     assert user["auth_state"]["oauth_user"]["preferred_username"] == "oksana"
 
 
-def test_the_request_to_the_provider_has_pkce_nonce_and_the_scopes_of_the_preset(hub: Hub, idp: IdP) -> None:
+def test_the_request_to_the_provider_has_pkce_nonce_scopes_and_what_the_operator_adds(hub: Hub, idp: IdP) -> None:
     Browser(hub).log_in(person(idp, "pkce", "/cms/uscms"))
     query = idp.authorization_requests[-1]
     assert query["code_challenge_method"] == "S256"
     assert len(query["nonce"]) == 43
     assert query["scope"] == "openid profile email offline_access wlcg.groups"
+    assert query["audience"] == "https://xcache.example.org"
     assert idp.pkce_failures == 0
 
 

@@ -17,6 +17,7 @@ Fixtures, all of session scope:
           Ask it with `tests.support.peers.condor`.
 `traefik` casa_hub.demo.traefik.Traefik with entry points dask (8786) and daskworker (8788) at `.address`; put route
           files into `.routes`.
+`keycloak` tests.support.keycloak.Keycloak: `.realm()` makes one with accounts and clients of its own.
 `names`   casa_hub.demo.names.HostNames: a program started with `.environment` resolves what `.replace(...)` said.
 """
 
@@ -34,6 +35,8 @@ from casa_hub.demo.htcondor import HTCondorPool
 from casa_hub.demo.names import HostNames, facility_address
 from casa_hub.demo.traefik import DASK_PORT, DASK_WORKER_PORT, Traefik
 from casa_hub.demo.xrootd import XCache, XRootDOrigin
+from tests.support import keycloak as keycloak_peer
+from tests.support.keycloak import Keycloak
 from tests.support.peers import require, suites
 
 FILES = {
@@ -90,3 +93,11 @@ def names(peers_directory: Path, traefik: Traefik) -> HostNames:
     host_names = HostNames(peers_directory / "hosts", traefik.address)
     require(host_names.prepare)
     return host_names
+
+
+@pytest.fixture(scope="session")
+def keycloak() -> Iterator[Keycloak]:
+    """Ends with this process, however that ends. Tests make a realm each, or users and clients within one."""
+    home = require(keycloak_peer.distribution)
+    with tempfile.TemporaryDirectory(prefix="casa-keycloak-") as directory, Keycloak(home, Path(directory)) as running:
+        yield running

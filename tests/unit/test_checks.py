@@ -22,6 +22,8 @@ from casa_hub.credentials.htcondor import HTCondor
 from casa_hub.credentials.xcache import XCache
 from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE
 from casa_hub.errors import Problem, Severity
+from casa_hub.identity.errors import OIDCError
+from casa_hub.identity.verdicts import of_token_answer
 from casa_hub.naming import Server
 from tests.support.kubernetes.hub import CHART_RULES, granted_by
 
@@ -157,6 +159,56 @@ def test_a_group_by_name_is_what_the_provider_offers() -> None:
 )
 def test_what_a_provider_offers(document: dict[str, Any], basic_auth: bool, expected: list[Status]) -> None:
     assert statuses(issuer.offered(document, ("openid", "wlcg.groups"), basic_auth=basic_auth)) == expected
+
+
+def refused(status: int, code: str, description: str = "") -> OIDCError:
+    said = of_token_answer(status, {"error": code, "error_description": description})
+    return OIDCError("https://idp/token", said)
+
+
+SECRET, GRANT = "client_id and client_secret must be those", "the grant type refresh_token must be allowed"
+
+
+@pytest.mark.parametrize(
+    ("answered", "status", "words"),
+    [
+        (refused(400, "invalid_grant", "Invalid refresh token"), Status.OK, "whether the client may refresh"),
+        (refused(401, "invalid_token", "Refresh token for value x was not found"), Status.OK, "or is suspended"),
+        (refused(401, "invalid_client"), Status.ERROR, SECRET),
+        (refused(401, "unauthorized", "Bad credentials"), Status.ERROR, SECRET),
+        (refused(401, "unauthorized", "Full authentication is required"), Status.ERROR, SECRET),
+        (refused(401, "unauthorized_client", "Invalid client or Invalid client credentials"), Status.ERROR, SECRET),
+        (refused(401, "invalid_client", "Invalid client or Invalid client credentials"), Status.ERROR, SECRET),
+        (refused(400, "unauthorized_client"), Status.ERROR, GRANT),
+        (refused(401, "invalid_client", "Unauthorized grant type"), Status.ERROR, GRANT),
+        (refused(400, "unsupported_grant_type"), Status.ERROR, GRANT),
+        (refused(401, "invalid_client", "Client is suspended: hub"), Status.ERROR, "put the client back into service"),
+        (refused(400, "invalid_scope", "x"), Status.ERROR, "scopes, grant types"),
+        (refused(500, "server_error"), Status.UNSEEN, "HTTP 500"),
+    ],
+)
+def test_what_a_refused_refresh_says_of_the_client(answered: OIDCError, status: Status, words: str) -> None:
+    found = issuer.client("https://idp/token", answered)
+    assert (found.status, words in str(found)) == (status, True), found
+    # The provider's own words, for those who know it.
+    assert status is not Status.ERROR or "operator must act (" in found.problem
+
+
+@pytest.mark.parametrize(
+    ("provider", "supported", "scopes", "words"),
+    [
+        ("keycloak", True, ("openid", "offline_access"), "sends none for log-ins with the scope offline_access"),
+        ("keycloak", True, ("openid",), "/hub/backchannel-logout"),
+        ("keycloak", False, ("openid", "offline_access"), ""),
+        ("oidc", True, ("openid", "offline_access"), ""),
+    ],
+)
+def test_what_becomes_of_a_log_out_at_the_provider_is_told_and_is_no_fault(
+    provider: str, supported: bool, scopes: tuple[str, ...], words: str
+) -> None:
+    """Whether somebody wants it, nobody sees; `offline_access` is the default, so a warning would be everybody's."""
+    found = issuer.log_outs({"backchannel_logout_supported": supported}, scopes, provider=provider)
+    assert [(one.status, words in one.problem) for one in found] == ([(Status.OK, True)] if words else [])
 
 
 # -- Kubernetes --------------------------------------------------------------------------------------------------------

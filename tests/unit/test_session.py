@@ -105,12 +105,39 @@ def test_a_session_is_outlived_at_its_end_or_within_the_leeway_before(life: floa
 
 @given(st.none() | st.floats(NOW, 2e9), st.floats(0, 2e9), st.floats(0, 2e9))
 def test_what_is_stored_of_a_session_is_read_again(end: float | None, told_at: float, revoked_at: float) -> None:
-    one = replace(session(end, told_at), revoked_at=revoked_at)
+    one = replace(session(end, told_at), revoked_at=revoked_at, earlier_sids=("2", "1"))
     assert Session.from_auth_state(json.loads(json.dumps(one.to_auth_state()))) == one
 
 
 def test_a_session_that_an_earlier_version_stored_is_read() -> None:
     state = session(NOW + 1).to_auth_state()
-    for name in ("refresh_expires_at", "refresh_told_at", "revoked_at"):
+    for name in ("refresh_expires_at", "refresh_told_at", "revoked_at", "earlier_sids"):
         del state["casa"][name]
     assert Session.from_auth_state(state) == session(None, 0.0)
+
+
+def at(sid: str, sub: str = "s", issuer: str = "https://idp.example.org") -> Session:
+    return replace(session(None), sid=sid, sub=sub, issuer=issuer)
+
+
+def test_the_browser_sessions_of_earlier_log_ins_are_remembered_the_newest_first() -> None:
+    first = at("1").after(None)
+    third = at("3").after(at("2").after(first))
+    assert (first.earlier_sids, third.earlier_sids) == ((), ("2", "1"))
+    # A second log-in of one browser session is no other one; nor is one that the provider gave no id.
+    assert at("3").after(third).earlier_sids == ("2", "1")
+    assert at("2").after(third).earlier_sids == ("3", "1")
+    assert at("").after(third).earlier_sids == ("3", "2", "1")
+    assert third.refreshed(answer()).earlier_sids == ("2", "1")
+
+
+def test_only_so_many_browser_sessions_are_remembered() -> None:
+    last = at("0")
+    for number in range(1, 50):
+        last = at(str(number)).after(last)
+    assert last.earlier_sids == tuple(str(number) for number in range(48, 40, -1))
+
+
+@pytest.mark.parametrize("other", [at("1", sub="another"), at("1", issuer="https://another.example.org")])
+def test_the_browser_sessions_of_somebody_else_are_not_remembered(other: Session) -> None:
+    assert at("2").after(other).earlier_sids == ()

@@ -37,8 +37,8 @@ _IN_ONE_TURN = 50
 T = TypeVar("T")
 
 _UNKNOWN = (
-    "it was started without casa_hub, by a later version of it, or under another name, or its record (in Kubernetes: "
-    "its Secret) was changed or removed. It runs on, but nothing of it is renewed until it is restarted"
+    "it was started without casa_hub, by a later version of it, or under another name, or its record was changed. It "
+    "runs on, but nothing of it is renewed until it is restarted"
 )
 
 

@@ -1,12 +1,14 @@
-"""The one thing of a hub that goes on while servers run: renewals, membership rounds, departures."""
+"""The one thing of a hub that goes on while servers run: renewals, mending, membership rounds, departures."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from casa_hub.facility import Facility
 from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.gate import Gate
+from casa_hub.keeper.mending import Mending
 from casa_hub.keeper.renewals import Renewals
 from casa_hub.keeper.rounds import Rounds
 from casa_hub.keeper.times import Keeper
@@ -16,15 +18,24 @@ class Upkeep:
     """One a hub (`Upkeep.of`); made at its start."""
 
     def __init__(self, app: Any, facility: Facility, keeper: Keeper) -> None:
+        self._facility = facility
         self.renewals = Renewals(app, facility)
         self.departures = Departures(app, keeper)
+        self.mending = Mending(app, self.departures, self.renewals)
         self.holdback = Gate(app, keeper, self.departures)
         self.rounds = Rounds(app, keeper, self.departures, self.holdback)
 
     def begin(self) -> None:
         """Start what goes on as long as the hub; at its end JupyterHub cancels what runs on its loop."""
         self.renewals.begin()
+        if self._facility.minters:
+            self.mending.begin()
         self.rounds.begin()
+
+    def started(self, spawner: Any, missing: Mapping[str, str] | None = None) -> None:
+        """A server has just started; `missing`: what it could not have beside credentials -> why."""
+        self.renewals.started(spawner)
+        self.mending.started(spawner, missing or {})
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> Upkeep:

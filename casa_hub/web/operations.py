@@ -202,10 +202,12 @@ class StatusHandler(_Operation):
             for name, reason, since in self.upkeep.holdback.held()
         ]
         overdue = [asdict(one) | {"server": _shown(one.server)} for one in self.upkeep.renewals.overdue()]
+        missing = [asdict(one) | {"server": _shown(one.server)} for one in self.upkeep.mending.missing()]
         self.write(
             {
                 "held_back": held,
                 "overdue": overdue,
+                "missing": missing,
                 "unkept": found.unkept,
                 "unsure": found.unsure,
                 "dask_secrets": dict(found.dask_secrets),

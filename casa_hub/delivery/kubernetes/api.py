@@ -162,9 +162,13 @@ class KubernetesAPI:
         self._request_timeout = request_timeout
         self._client: ApiClient | None = None
 
-    async def create(self, body: Object, deadline: Deadline) -> Object:
-        """Raises KubernetesError; 409 if it is there already, as it may be after an answer that got lost."""
-        return await self._request(_Call("POST", _collection(body), body, body), deadline)
+    async def create(self, body: Object, deadline: Deadline, *, manager: str = "") -> Object:
+        """`manager`: of its fields; default: by the client's name.
+
+        Raises KubernetesError; 409 if it is there already, as it may be after an answer that got lost.
+        """
+        where = f"{_collection(body)}?fieldManager={manager}" if manager else _collection(body)
+        return await self._request(_Call("POST", where, body, body), deadline)
 
     async def apply(self, body: Object, deadline: Deadline) -> Object:
         """Server-side apply, without taking fields from other managers (409). Raises KubernetesError."""

@@ -130,13 +130,21 @@ class Mending:
         try:
             lacks = await server.kept.lacks(server.since)
         except CasaError as error:
+            self._cannot_say(server, str(error))
+            return
+        except Exception:  # a third party's, which says where its routes lead; the other servers are looked at
             if server.spawner not in self._unseen:
-                self._app.log.warning("What %s lacks can't be said: %s", server.kept.server.identity, error)
-            self._unseen.add(server.spawner)
+                self._app.log.exception("Looking for what %s lacks", server.kept.server.identity)
+            self._cannot_say(server, "an error of the hub")
             return
         self._unseen.discard(server.spawner)
         # What it lacks was there when its start succeeded, or an earlier hub has said that it wasn't.
         server.lacks, server.at = dict.fromkeys(lacks or (), _GONE), time.monotonic()
+
+    def _cannot_say(self, server: _Server, why: str) -> None:
+        if server.spawner not in self._unseen:
+            self._app.log.warning("What %s lacks can't be said: %s", server.kept.server.identity, why)
+        self._unseen.add(server.spawner)
 
     def _notice(self, user: Any, spawner: Any, kept: Kept, start_id: str) -> _Server:
         server = self._servers[spawner] = _Server(spawner, kept, user, start_id, time.monotonic(), {})

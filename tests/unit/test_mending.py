@@ -211,3 +211,18 @@ async def test_a_fault_of_a_third_party_ends_nothing(hub: Hub, caplog: pytest.Lo
     hub.mending.started(spawner, {"Service": "a conflict"})
     assert await until(lambda: not kept.gone) <= 10
     assert not any("SECRET" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_server_that_cannot_be_looked_at_hides_no_other(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    _, odd = hub.add("ada")
+    _, kept = hub.add("bea")
+
+    async def fails(since: float) -> list[str]:
+        raise RuntimeError("SECRET")
+
+    odd.lacks = fails  # type: ignore[method-assign]
+    kept.gone = {"Service"}
+    hub.mending.begin()
+    assert await until(lambda: not kept.gone) <= 60
+    await asyncio.sleep(300)
+    assert sum("can't be said" in record.getMessage() for record in caplog.records) == 1

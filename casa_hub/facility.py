@@ -292,7 +292,8 @@ class Facility(LoggingConfigurable):
         credentials, missing = self._mint_each(chosen, request, states)
         later: dict[str, datetime] = {}
         for name, entry in record["credentials"].items():
-            if anyhow or name not in credentials or outlives(credentials[name][0], entry):
+            lost = name in record["missing"]
+            if anyhow or lost or name not in credentials or outlives(credentials[name][0], entry):
                 continue
             new, _ = credentials.pop(name)
             if iso(new.expires_at) == entry["expires_at"]:
@@ -302,6 +303,31 @@ class Facility(LoggingConfigurable):
                 later[name] = better_from(new, entry)
         self._tell(Action.RENEWED, request, credentials, missing)
         return replace(self._minted(request, credentials, missing, record), later=later)
+
+    def mint_lost(self, request: Request, record: Mapping[str, Any]) -> Minted:
+        """All credentials of a running server anew: none of the files that `record` tells of is there any more.
+
+        One that can't be minted now keeps its part of the record, for it may still have to be blocked; but without
+        files, and it is in the record's ``missing``, so that it is tried again like any other that is missing.
+
+        Args:
+            request: of now.
+            record: of the present version; its start is that of the request.
+
+        Raises:
+            ConfigurationError: two credentials want the same file.
+        """
+        names = {*record["credentials"], *record["missing"]}
+        states = {name: entry["state"] for name, entry in record["credentials"].items()}
+        chosen = {name: minter for name, minter in self.minters.items() if name in names}
+        credentials, missing = self._mint_each(chosen, request, states)
+        for name in record["credentials"]:
+            if name not in self.minters:
+                missing[name] = CredentialError(name, "this hub has no such credential any more", _ASK_OPERATOR)
+        self._tell(Action.RENEWED, request, credentials, missing)
+        lost = {name: {**entry, "files": []} for name, entry in record["credentials"].items()}
+        reasons = record["missing"] | {name: str(error) for name, error in missing.items()}
+        return self._minted(request, credentials, missing, {**record, "credentials": lost, "missing": reasons})
 
     def routes(self, server: Server, record: Mapping[str, Any] | None = None) -> list[Route]:
         """How a server is reached from outside with the credentials that `record` tells of; None: with all."""

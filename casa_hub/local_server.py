@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -52,8 +53,30 @@ class LocalServer:
             minted = facility.renew(request, names, held.record, anyhow=anyhow)
             if not minted.credentials:
                 return Holding(held.start_id, held.record, minted.missing, minted.later)
-            await self._spawner.delivery.renew(minted.parcel())
+            # The routes of the others are there, as they were at the start.
+            new = [name for name in minted.credentials if name not in held.record["credentials"]]
+            routes = [route for name in new for route in facility.minters[name].routes(self.server)]
+            await self._spawner.delivery.renew(replace(minted.parcel(), routes=tuple(routes)))
             return Holding(held.start_id, minted.record, minted.missing, minted.later)
+
+    async def lacks(self, since: float) -> Collection[str] | None:  # noqa: ARG002 - it is looked at now
+        """See `Kept`."""
+        one = self._delivered()
+        return None if one is None else await self._spawner.delivery.lacks(self.server, one.start_id)
+
+    async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
+        """See `Kept`."""
+        delivery, one = self._spawner.delivery, self._delivered()
+        if one is None:
+            return {}
+        start_id = one.start_id
+        missing: Mapping[str, str] = {}
+        if "files" in things:
+            lost = await delivery.lost(self.server)
+            holding = await self.renew(lost, anyhow=True) if lost else None
+            missing = {} if holding is None else holding.failed
+        await delivery.restore(self.server, start_id, self._spawner.pid)
+        return {"files": "; ".join(f"{name}: {why}" for name, why in missing.items())} if missing else {}
 
     async def withdraw(self) -> None:
         """See `Kept`."""

@@ -176,7 +176,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         finally:
             self._starting = False
         self._steps.say(60, "Server process started; waiting for its answer")
-        Upkeep.of(self.user.settings).renewals.started(self)
+        Upkeep.of(self.user.settings).started(self)
         return where
 
     def make_preexec_fn(self, name: str) -> Callable[[], None]:  # noqa: ARG002

@@ -28,6 +28,11 @@ LIFE_LEFT = Gauge(
     "Of the life of the running servers' credentials, the part that the one nearest to its end has left",
     ["credential"],
 )
+MISSING = Gauge(
+    "casa_hub_missing",
+    "Running servers that lack something: a credential or an object that could not be had so far",
+    ["what"],
+)
 UNKEPT = Gauge("casa_hub_servers_unkept", "Running servers of which nothing is known, so that nothing is renewed")
 VERDICTS = Counter("casa_hub_membership_verdicts", "Answers to membership checks", ["verdict"])
 HELD_BACK = Gauge(

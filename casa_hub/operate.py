@@ -236,13 +236,18 @@ def status(hub: Hub, _: argparse.Namespace) -> int:
     for overdue in answer["overdue"]:
         until = f", which is valid until {_when(overdue['until'])}" if overdue["until"] else ""
         _say(f"Not renewed: {overdue['credential']} of {overdue['server']}{until}: {overdue['why']}")
+    missing = answer.get("missing", [])  # a hub before this version tells nothing of it
+    for one in missing:
+        _say(f"Missing, and tried again: {one['what']} of {one['server']}: {one['why']}")
     for server in answer["unkept"]:
         _say(f"Nothing is known of server {server}, so nothing of it is renewed; it was started without casa_hub.")
     for server, why in sorted(answer["unsure"].items()):
         _say(f"Of server {server} can't be said now what it has: {why}")
     for secret, count in sorted(answer["dask_secrets"].items()):
         _say(f"Dask secret {secret}: in use by {count} servers.")
-    found = any(answer[name] for name in ("held_back", "client_refused", "overdue", "unkept", "unsure"))
+    found = bool(missing) or any(
+        answer[name] for name in ("held_back", "client_refused", "overdue", "unkept", "unsure")
+    )
     if not found:
         _say("All is well.")
     return 1 if found else 0

@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kubernetes_asyncio.client import V1Pod
+from sqlalchemy.exc import SQLAlchemyError
 
+from casa_hub.database import mended
 from casa_hub.delivery.kubernetes import marks
-from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError
+from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError, described
 from casa_hub.delivery.kubernetes.courier import Launched, OvertakenError
-from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery, own_namespace
+from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery, own_namespace, wants_secret
 from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start, record_text
 from casa_hub.errors import CasaError, DeliveryError
 from casa_hub.facility import Facility, Minted
@@ -26,6 +28,8 @@ from casa_hub.steps import told
 
 #: Seconds for what must still be done when a start has failed or a server has ended.
 _CLEAN_UP = 15.0
+#: Key of JupyterHub's state of a spawner: the start whose credentials were withdrawn.
+WITHDRAWN = "casa_withdrawn"
 #: Renewals that may come between a look at the Secret and ours: none but our own, which nobody got an answer to.
 _MOST_OVERTAKEN = 3
 
@@ -49,10 +53,13 @@ class PodServer:
         self._minted: Minted | None = None
         #: The last start of this hub.
         self._given: Given | None = None
-        #: What the Secret of a start that runs has, as far as that is known for sure.
+        #: What the Secret of a start that runs has, as far as that is known for sure; and what it had when it was.
         self._held: Given | None = None
-        #: The start that was withdrawn before its end.
-        self._withdrawn = ""
+        self._last: Given | None = None
+        #: The start that was withdrawn before its end, by this hub or one before it.
+        self._withdrawn = str((spawner.orm_spawner.state or {}).get(WITHDRAWN, ""))
+        #: Kind of an object that the last start could not have -> why.
+        self._missing: Mapping[str, str] = {}
         self._launch: asyncio.Task[Launched] | None = None
         #: While it starts: whether the watch has shown the pod of this start.
         self._seen: bool | None = None
@@ -75,6 +82,11 @@ class PodServer:
         return KubernetesDelivery.of(self._spawner)
 
     @property
+    def withdrawn(self) -> str:
+        """The start that was withdrawn before its end; "" if none was."""
+        return self._withdrawn
+
+    @property
     def server(self) -> Server:
         """The identity that the server's credentials are made for."""
         return self.facility.server(self._spawner.user.name, self._spawner.name)
@@ -93,7 +105,7 @@ class PodServer:
         await asyncio.sleep(0)
         now = datetime.now(UTC)
         self._launch = self._given = self._held = None
-        self._seen = False
+        self._seen, self._missing = False, {}
         self._minted = self.facility.mint(await self.facility.request_of(self._spawner, secrets.token_hex(16), now))
         return told(self.facility, self._minted, now)
 
@@ -124,6 +136,7 @@ class PodServer:
         # Not cancelled with the start, or nobody would know whether the pod was created after all.
         self._launch = asyncio.create_task(launch)
         launched = await asyncio.shield(self._launch)
+        self._missing = {kind: str(error) for kind, error in launched.missing.items()}
         self._minted = None  # secrets stay in the hub no longer than they are needed
         return launched
 
@@ -138,6 +151,7 @@ class PodServer:
             routes_required=self.facility.requires_routes,
             deadline=self._deadline(),
         )
+        self._missing = {kind: str(error) for kind, error in missing.items()}
         self.started()
         return missing
 
@@ -166,8 +180,8 @@ class PodServer:
     def started(self) -> None:
         """The start has succeeded."""
         self._seen = self._minted = None
-        self._held = self._given
-        Upkeep.of(self._spawner.user.settings).renewals.started(self._spawner)
+        self._held = self._last = self._given
+        Upkeep.of(self._spawner.user.settings).started(self._spawner, self._missing)
 
     async def take_down(self) -> None:
         """Remove the pod of a start that failed, if it was created, and with it what it owns."""
@@ -230,8 +244,71 @@ class PodServer:
         # Unless this goes well, nobody knows what the Secret has: the request may still be on its way.
         self._held = None
         text = await self.delivery.renew(given.start, minted.parcel(), given.text, deadline)
-        self._held = Given(given.start, text)
+        self._held = self._last = Given(given.start, text)
         return Holding(held.start_id, minted.record, minted.missing, minted.later)
+
+    async def lacks(self, since: float) -> Collection[str] | None:
+        """See `Kept`."""
+        found = self._standing()
+        if found is None:
+            return None
+        start, pod = found
+        record = self._record(start, pod)
+        # Objects are looked for by the installation that made them: another one's would never be found.
+        if record is None or not marks.is_by(pod, self.delivery.instance):
+            return None
+        return await self.delivery.lacks(start, self._owned(start, pod, record), since)
+
+    async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
+        """See `Kept`."""
+        async with self._renewing:
+            found = self._standing()
+            record = None if found is None else self._record(*found)
+            if found is None or record is None:
+                return {}
+            start, pod = found
+            deadline = self._deadline()
+            objects = [one for one in self._owned(start, pod, record) if one["kind"] in things]
+            lost = [one for one in objects if one["kind"] == "Secret"]
+            if lost and await self.delivery.record(start, deadline) is not None:  # it is there after all
+                objects.remove(lost.pop())
+            if lost:
+                now = datetime.now(UTC)
+                request = await self.facility.request_of(self._spawner, start.start_id, now)
+                minted = self.facility.mint_lost(request, record)
+                if minted.missing and not minted.credentials:
+                    raise DeliveryError(described(lost[0]), "no file of it can be made anew", _reasons(minted.missing))
+                objects[objects.index(lost[0])] = self.delivery.secret(start, Pod.of(pod), minted.parcel())
+                self._held = None
+            if self._withdrawn == start.start_id:
+                return {}
+            try:
+                failed = await self.delivery.bring_back(start, objects, deadline)
+                if lost:
+                    text = await self.delivery.record(start, deadline)
+                    self._held = self._last = Given(start, text) if text is not None else None
+            finally:
+                # The withdrawal didn't wait for these requests, and may have looked before they came through.
+                if self._withdrawn == start.start_id:
+                    await self.delivery.withdraw(start, self.facility.routes(start.server), self._deadline())
+            return {kind: str(error) for kind, error in failed.items()}
+
+    def _standing(self) -> tuple[Start, Object] | None:
+        """The start that runs, with its pod; None if its credentials were withdrawn, or it isn't this server's."""
+        pod = self._running_pod()
+        start = marks.start_of(pod, self._start("")) if pod is not None else None
+        if pod is None or start is None or start.server != self.server or start.start_id == self._withdrawn:
+            return None
+        return start, pod
+
+    def _record(self, start: Start, pod: Object) -> Mapping[str, Any] | None:
+        """What a start holds or held, as far as this hub knows: by its Secret when it was seen last, or by its pod."""
+        last = self._held or self._last
+        known = last is not None and last.start.start_id == start.start_id
+        return marks.parsed(last.text if last is not None and known else marks.record_text_of(pod, self.server))
+
+    def _owned(self, start: Start, pod: Object, record: Mapping[str, Any]) -> list[Object]:
+        return self.delivery.owned(start, Pod.of(pod), self.facility.routes(start.server, record), record)
 
     async def withdraw(self) -> None:
         """See `Kept`."""
@@ -242,19 +319,35 @@ class PodServer:
             return
         # Not in turn: a renewal that waits for its own is none any more, and one whose request is on its way changes a
         # Secret, but never makes one.
-        self._withdrawn = start.start_id
+        self._note_withdrawn(start.start_id)
         await self.delivery.withdraw(start, self.facility.routes(start.server), self._deadline())
+
+    def _note_withdrawn(self, start_id: str) -> None:
+        """For this hub and the next one: what is gone then was not deleted by mistake, and must not be brought back."""
+        if self._withdrawn == start_id:
+            return
+        self._withdrawn = start_id
+        database, spawner = self._spawner.db, self._spawner.orm_spawner
+        try:
+            mended(database)
+            spawner.state = {**(spawner.state or {}), WITHDRAWN: start_id}
+            database.commit()
+        except SQLAlchemyError:  # the note of the departure, which was made before, keeps the next hub from it as well
+            database.rollback()
+            self._spawner.log.exception("The withdrawal of %s can't be noted", self.server.identity)
 
     async def _running(self, deadline: Deadline) -> Given | None:
         """What the pod that runs was given, by this hub or one before it: the pod's own marks tell the start."""
         await self._spawner._start_watching_pods()  # noqa: SLF001 - as KubeSpawner does before it looks
-        pod = self._running_pod()
-        start = marks.start_of(pod, self._start("")) if pod is not None else None
-        if start is None or start.server != self.server or start.start_id == self._withdrawn:
+        found = self._standing()
+        if found is None:
             return None
+        start, pod = found
         if self._known(start) is None:
-            text = await self.delivery.record(start, deadline)
+            first = self._record(start, pod)
+            text = await self.delivery.record(start, deadline, there=first is not None and wants_secret(first))
             self._held = Given(start, text) if text is not None else None
+            self._last = self._held or self._last
         return self._held
 
     def _known(self, start: Start) -> Given | None:
@@ -319,6 +412,10 @@ class PodServer:
 
     def _deadline(self) -> Deadline:
         return Deadline(self._spawner.k8s_api_request_retry_timeout)
+
+
+def _reasons(missing: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in missing.items())
 
 
 def _holding(given: Given) -> Holding | None:

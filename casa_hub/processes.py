@@ -54,6 +54,15 @@ def sign_in(path: bytes) -> None:
     os.close(out)
 
 
+def signature(pid: int) -> bytes:
+    """What a process that runs has written into its file, should that be gone.
+
+    Raises:
+        OSError: it doesn't run.
+    """
+    return Path(_BOOT_ID).read_bytes() + Path(f"/proc/{pid}/stat").read_bytes()
+
+
 def signed_in(path: Path) -> Process | None:
     """The process that signed in to the file; None if none did."""
     try:

@@ -9,6 +9,9 @@
 Times are ISO 8601 in UTC. `order` counts the renewals of the server, and of a credential it says which of them brought
 it. `earlier` are ``identifiers`` and ``expires_at`` of those that it replaced and that have not expired yet: whoever
 must block a server's credentials must block those, too.
+
+`missing` are credentials that could not be minted so far. One that is in `credentials` as well was there, but its files
+were removed and could not be made anew yet; its `files` are empty then.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.keeper.upkeep import Upkeep
-from casa_hub.pod_server import PodServer
+from casa_hub.pod_server import WITHDRAWN, PodServer
 from casa_hub.startup import not_the_hubs_fault, on_hub_start
-from casa_hub.steps import Steps
+from casa_hub.steps import Steps, without
 
 
 class CasaSpawner(KubeSpawner):  # type: ignore[misc]
@@ -94,7 +94,7 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
         self._steps.say(25, "Pod created, with what it needs")
         for kind, error in launched.missing.items():
             self.log.warning("No %s for %s: %s", kind, self._pod_server.server.identity, error)
-            self._steps.say(26, f"Starting without {kind}, so Dask can't be reached from outside: {error}")
+            self._steps.say(26, without(f"{kind}, so Dask can't be reached from outside", str(error)))
         return True
 
     async def _start_reflector(self, *args: Any, **kwargs: Any) -> Any:
@@ -113,7 +113,7 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = super().get_state()
-        return state | {"casa_start_id": self._pod_server.start_id}
+        return state | {"casa_start_id": self._pod_server.start_id, WITHDRAWN: self._pod_server.withdrawn}
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)

@@ -67,7 +67,23 @@ def told(facility: Facility, minted: Minted, now: datetime) -> list[str]:
         f"{facility.minters[name].title}{f' ({one.summary})' if one.summary else ''}, {_until(one, now)}"
         for name, one in minted.credentials.items()
     ]
-    return sentences + [f"Starting without {name}: {reason}" for name, reason in minted.missing.items()]
+    return sentences + [without(name, reason, later=_later(facility, name)) for name, reason in minted.missing.items()]
+
+
+#: What follows while the server runs.
+_AGAIN, _WITH_TOKEN = "It is tried again while the server runs.", "The running server gets it with your next token."
+
+
+def without(what: str, why: str, *, later: str = _AGAIN) -> str:
+    """That a server starts without something, a credential or an object of Kubernetes; `why` is a sentence."""
+    return f"Starting without {what}: {why} {later}"
+
+
+def _later(facility: Facility, name: str) -> str:
+    minter = facility.minters.get(name)
+    if minter is None:  # it could not be loaded, and isn't while this hub runs
+        return "It can't come before the next start."
+    return _WITH_TOKEN if minter.renewal == "token" else _AGAIN
 
 
 def _until(credential: Credential, now: datetime) -> str:

@@ -50,6 +50,7 @@ def read(answer: Mapping[str, Any]) -> list[Finding]:
         "held_back": "users have lost their membership, so many at once that it is held back",
         "client_refused": "users are such that the identity provider doesn't speak of them with this hub",
         "overdue": "credentials were not renewed in time",
+        "missing": "credentials or objects of running servers are missing",
         "unkept": "servers run of which nothing is known",
         "unsure": "servers run of which can't be said now what they have",
     }

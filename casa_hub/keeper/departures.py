@@ -87,6 +87,8 @@ class Departures:
         self._keeper = keeper
         self._ledger = Ledger(app.db)
         self._under_way: dict[str, _Departure] = {}
+        #: Whether all is known that an earlier hub has begun to end.
+        self.resumed = False
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._done: dict[str, Entry] = {}
@@ -119,6 +121,7 @@ class Departures:
                 if spawner.active and (spawner.orm_spawner.started is None or spawner.orm_spawner.started < began)
             }
             self._start(_Departure(entry, user, user.id, servers))
+        self.resumed = True
 
     async def _whose(self, entry: Entry) -> Any:
         """Whose access it is that ends: the log-in tells, since an administrator may have renamed the user."""
@@ -157,6 +160,10 @@ class Departures:
             departure = self._begin(user, Entry(user.name, session_id, reason, why, by, now_of(self._app)))
         await departure.tried.wait()
         return departure.report
+
+    def is_ending(self, user: Any, name: str) -> bool:
+        """Whether a server of one of JupyterHub's users is being ended, so that nothing must be brought to it."""
+        return any(one.user is user and name in one.servers for one in self._under_way.values())
 
     def ending(self, username: str, session_id: str) -> str:
         """Why the access that came of this log-in is being ended, "" if it isn't."""

@@ -62,10 +62,29 @@ class Kept(Protocol):
             DeliveryError: nothing is known to be replaced.
         """
 
+    async def lacks(self, since: float) -> Collection[str] | None:
+        """What it should have by its record, and has not: a `Secret`, `files`, `routes` ...; none of a credential.
+
+        `since`: a moment (`time.monotonic`) from which on all of it should have been there. None if it can't be said
+        yet, if it doesn't run, or if its credentials were withdrawn.
+
+        Raises:
+            DeliveryError: it runs, but that can't be said now.
+        """
+
+    async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
+        """Make anew what it lacks (`lacks`), credentials included. Returns what could not be had -> why, for people.
+
+        Nothing is brought to one whose credentials were withdrawn, or which doesn't run any more.
+
+        Raises:
+            CasaError: nothing is known to be brought back.
+        """
+
     async def withdraw(self) -> None:
         """Take its files and its routes away at once, while it still runs; repeated without harm.
 
-        It is not renewed any more, and is stopped as ever.
+        It is not renewed any more, nothing is brought back to it, and it is stopped as ever.
 
         Raises:
             DeliveryError: something of it is still there.

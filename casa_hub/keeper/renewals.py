@@ -38,8 +38,8 @@ _IN_ONE_TURN = 50
 T = TypeVar("T")
 
 _UNKNOWN = (
-    "it was started without casa_hub, by a later version of it, or under another name, or its record (in Kubernetes: "
-    "its Secret) was changed or removed. It runs on, but nothing of it is renewed until it is restarted"
+    "it was started without casa_hub, by a later version of it, or under another name, or its record was changed. It "
+    "runs on, but nothing of it is renewed until it is restarted"
 )
 
 
@@ -60,8 +60,19 @@ class Overdue:
     #: Identity.
     server: str
     credential: str
-    #: ISO 8601; "" for one that doesn't expire, or was never there.
+    #: ISO 8601; "" for one that doesn't expire.
     until: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Something that a running server should have and has not."""
+
+    #: Identity.
+    server: str
+    #: Name of a credential, or kind of an object.
+    what: str
     why: str
 
 
@@ -69,7 +80,7 @@ class Overdue:
 class _Credential:
     """Times of what a server holds (epoch seconds)."""
 
-    #: Of the renewal that brought it; -1: it isn't there yet.
+    #: Of the renewal that brought it; -1: it is missing, and is tried again like a renewal that failed.
     order: int
     issued: float
     expires: float | None
@@ -185,8 +196,9 @@ class Renewals:
         failed = await self._renew(server, names or list(self._facility.minters), anyhow=True)
         if failed is None:
             return None
-        # Of all, those that the server never had may well fail again.
-        return unknown | {name: why for name, why in failed.items() if name in (names or server.credentials)}
+        # Of all, those that the server lacks may well fail again.
+        asked = names or [name for name, one in server.credentials.items() if one.order >= 0]
+        return unknown | {name: why for name, why in failed.items() if name in asked}
 
     # -- the task
 
@@ -229,8 +241,8 @@ class Renewals:
         async for server, name, credential in _in_turns(self._credentials()):
             self._hasten_if_put_back(server, name, credential, now)
             self._tell_if_late(server, name, credential, now)
-            overdue[name] = overdue.get(name, 0) + bool(credential.failures)
             if credential.order >= 0:
+                overdue[name] = overdue.get(name, 0) + bool(credential.failures)
                 life_left[name] = min(life_left.get(name, 1.0), credential.life_left(now))
         for name in self._shown - overdue.keys():
             for gauge in (OVERDUE, LIFE_LEFT):
@@ -263,8 +275,12 @@ class Renewals:
         return [
             Overdue(server.identity, name, "" if one.expires is None else iso(one.expires), one.why)
             for server, name, one in self._credentials()
-            if one.failures
+            if one.failures and one.order >= 0
         ]
+
+    def missing(self) -> list[Missing]:
+        """Credentials that running servers lack, for the operator."""
+        return [Missing(server.identity, name, one.why) for server, name, one in self._credentials() if one.order < 0]
 
     def _credentials(self) -> Iterator[tuple[_Server, str, _Credential]]:
         for server in list(self._servers.values()):
@@ -317,11 +333,14 @@ class Renewals:
         if not ours:
             # The hub before may have died between a new token of the user and its delivery.
             for name, credential in server.credentials.items():
-                minter = self._facility.minters.get(name)
-                if minter is not None and minter.renewal == "token":
+                if self._comes_by_itself(name):
                     credential.at, credential.quiet = self._clock(), True
         self._plan(server)
         return server
+
+    def _comes_by_itself(self, name: str) -> bool:
+        """Whether a credential needs no try by time: it is brought with its user's next token."""
+        return name in self._facility.minters and self._facility.minters[name].renewal == "token"
 
     def _update(self, server: _Server, holding: Holding) -> None:
         """Take over what a server holds now."""
@@ -333,7 +352,9 @@ class Renewals:
             if known is not None and known.order == entry["order"]:
                 server.credentials[name] = known
                 continue
-            if known is not None and known.failures:
+            if known is not None and known.order < 0:
+                self._app.log.info("%s of %s, which was missing, is there now", name, server.identity)
+            elif known is not None and known.failures:
                 self._app.log.info("%s of %s is renewed after all", name, server.identity)
             issued, expires = _seconds(entry["issued_at"]), _seconds(entry["expires_at"])
             assert issued is not None  # noqa: S101 - see Facility.mint
@@ -341,6 +362,14 @@ class Renewals:
             by_time = minter is not None and minter.renewal == "time" and expires is not None
             at = schedule.due(issued, expires, jitter) if by_time and expires is not None else None
             server.credentials[name] = _Credential(entry["order"], issued, expires, at)
+        for name, why in holding.record["missing"].items():
+            known = before.get(name)
+            if name not in self._facility.minters:
+                continue
+            if known is None or known.order >= 0:
+                at = None if self._comes_by_itself(name) else schedule.again(None, now, 1)
+                known = _Credential(-1, now, None, at, failures=1, why=why)
+            server.credentials[name] = known
         for name, moment in holding.later.items():
             one = server.credentials[name]
             later = max(moment.timestamp(), schedule.again(one.expires, now, 1))
@@ -435,10 +464,10 @@ class Renewals:
         for name, why in failed.items():
             one = server.credentials.get(name)
             if one is None:
-                if not retry:  # it never had one, and runs without
+                if not retry:  # its start didn't ask for one
                     continue
                 one = server.credentials[name] = _Credential(-1, now, None, None)
-            by_itself = self._facility.minters[name].renewal == "token" if name in self._facility.minters else True
+            by_itself = name not in self._facility.minters or self._comes_by_itself(name)
             if one.quiet and not retry:
                 one.at, one.quiet = None, False
                 continue

@@ -202,11 +202,13 @@ class StatusHandler(_Operation):
         ]
         refused = [{"user": name, "reason": reason} for name, reason in self.upkeep.holdback.client_refused()]
         overdue = [asdict(one) | {"server": _shown(one.server)} for one in self.upkeep.renewals.overdue()]
+        missing = [asdict(one) | {"server": _shown(one.server)} for one in self.upkeep.mending.missing()]
         self.write(
             {
                 "held_back": held,
                 "client_refused": refused,
                 "overdue": overdue,
+                "missing": missing,
                 "unkept": found.unkept,
                 "unsure": found.unsure,
                 "dask_secrets": dict(found.dask_secrets),

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -49,6 +49,9 @@ class Kept:
         self.asked: list[tuple[str, ...]] = []
         self.looked = 0
         self.withdrawn = False
+        #: What it lacks beside credentials, and the tries to bring it back.
+        self.gone: set[str] = set()
+        self.brought: list[tuple[str, ...]] = []
         self._renewing = asyncio.Lock()
 
     def request(self) -> Request:
@@ -82,6 +85,16 @@ class Kept:
             self.text = json.dumps(minted.record)
             return Holding(holding.start_id, minted.record, minted.missing, minted.later)
 
+    async def lacks(self, since: float) -> Collection[str] | None:
+        return None if self.withdrawn else sorted(self.gone)
+
+    async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
+        self.brought.append(tuple(things))
+        await asyncio.sleep(self.takes)
+        self.fault()
+        self.gone -= set(things)
+        return {}
+
     async def withdraw(self) -> None:
         self.withdrawn, self.files = True, {}
 
@@ -100,6 +113,7 @@ class Spawner:
         self.name = kept.server.name
         self.ready = True
         self.pending = False
+        self.user: User | None = None
 
 
 @dataclass
@@ -119,5 +133,6 @@ class App:
 
     def add(self, kept: Kept) -> Spawner:
         spawner = Spawner(kept)
-        self.users[len(self.users)] = User(kept.server.username, {kept.server.name: spawner})
+        spawner.user = User(kept.server.username, {kept.server.name: spawner})
+        self.users[len(self.users)] = spawner.user
         return spawner

@@ -392,6 +392,38 @@ def test_a_credential_that_was_missing_may_come_later() -> None:
     assert set(second.record["missing"]) == {"broken"}
 
 
+def test_files_that_were_removed_are_made_anew_from_the_state_that_is_known() -> None:
+    one = facility("xcache", "dask", "broken")
+    before = one.mint(request()).record
+    minted = one.mint_lost(request(), before)
+    assert set(minted.credentials) == {"xcache", "dask"}
+    assert minted.files["xcache_token"] == b"SECRET alice 2"
+    assert minted.record["order"] == before["order"] + 1
+    assert minted.record["credentials"]["xcache"]["earlier"][0]["identifiers"] == {"jti": "xcache-1"}
+    assert set(minted.record["missing"]) == {"broken"}
+
+
+def test_a_removed_file_that_cannot_be_made_anew_is_missing_and_its_identifiers_are_still_known() -> None:
+    one = facility("xcache", "dask")
+    before = one.mint(request()).record
+    xcache = one.minters["xcache"]
+    assert isinstance(xcache, Token)
+    xcache.works = False
+    minted = one.mint_lost(request(), before)
+    assert set(minted.credentials) == {"dask"}
+    assert "can't be read" in minted.record["missing"]["xcache"]
+    entry = minted.record["credentials"]["xcache"]
+    assert (entry["files"], entry["identifiers"]) == ([], {"jti": "xcache-1"})
+    # And it comes later, though it is valid for no longer than the one that is gone.
+    xcache.works = True
+    record = read_record(json.loads(json.dumps(minted.record)))
+    assert record is not None
+    later = one.renew(request(), ["xcache"], record)
+    assert later.files == {"xcache_token": b"SECRET alice 2"}
+    assert later.record["missing"] == {}
+    assert later.record["credentials"]["xcache"]["files"] == ["xcache_token"]
+
+
 def test_a_renewal_that_fails_keeps_what_is_there_even_if_it_is_required() -> None:
     one = facility("xcache", "bearer", required=["bearer"])
     first = one.mint(Request(ALICE, "0" * 32, NOW, module.AccessToken("t", None)))

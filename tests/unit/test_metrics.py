@@ -31,7 +31,7 @@ def test_the_guide_tells_of_every_metric_and_of_no_other() -> None:
 def test_labels_are_what_the_guide_says_and_few(name: str) -> None:
     [made] = [one for one in vars(metrics).values() if getattr(one, "_name", "") == name.removesuffix("_total")]
     assert ", ".join(made._labelnames) == TABLE[name]
-    assert {*made._labelnames} <= {"credential", "outcome", "verdict", "why"}
+    assert {*made._labelnames} <= {"credential", "outcome", "verdict", "what", "why"}
 
 
 def test_every_verdict_and_every_reason_is_counted_from_zero() -> None:

@@ -466,6 +466,66 @@ async def test_it_is_delivered_also_where_the_earlier_hub_has_brought_others_bef
     await until_async(lambda: order(kept) == 2)
 
 
+# -- what is missing
+
+
+def lacking(hub: Hub) -> list[tuple[str, str]]:
+    return [(one.server, one.what) for one in hub.renewals.missing()]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_what_could_not_be_minted_at_the_start_comes_while_the_server_runs(
+    make: Callable[..., Hub], caplog: pytest.LogCaptureFixture, restarted: bool
+) -> None:
+    hub = make("pass", "certificate")
+    hub.minter("pass").lifetime = 3600
+    hub.minter("certificate").broken = True
+    spawner, kept = hub.add()
+    hub.renewals.started(spawner)
+    if restarted:
+        hub.restart()
+        await until(hub.renewals.missing)
+    [one] = hub.renewals.missing()
+    assert (one.server, one.what) == (kept.server.identity, "certificate")
+    assert "key: can't be read. Make it readable." in one.why
+    assert hub.renewals.overdue() == [], "what never came is not late"
+    with caplog.at_level(logging.INFO):
+        await until(lambda: len(kept.asked) == 3, 60)
+        hub.minter("certificate").broken = False
+        await until(lambda: "certificate" in kept.files, 60)
+        await until(lambda: lacking(hub) == [])
+    assert set(kept.asked) == {("certificate",)}
+    assert kept.record["missing"] == {}
+    assert "certificate of" in caplog.text
+    assert "which was missing, is there now" in caplog.text
+    await asyncio.sleep(60)
+    assert len(kept.asked) == 4, "it is tried again though it is there"
+
+
+async def test_the_pauses_between_the_tries_for_what_is_missing_grow(make: Callable[..., Hub]) -> None:
+    hub = make("pass", "badge")
+    hub.minter("pass").lifetime = 10**6
+    hub.minter("badge").broken = True
+    spawner, kept = hub.add()
+    hub.renewals.started(spawner)
+    await asyncio.sleep(3600)
+    # 2 + 4 + 8 ... + 512 seconds are a quarter of an hour; then one in ten minutes.
+    assert 10 <= len(kept.asked) <= 16
+
+
+async def test_a_token_that_is_missing_comes_with_its_user_s_next_one(make: Callable[..., Hub]) -> None:
+    hub = make("own")
+    spawner, kept = hub.add()
+    hub.renewals.started(spawner)
+    await asyncio.sleep(600)
+    assert kept.asked == [], "nobody but the provider can have one"
+    assert lacking(hub) == [(kept.server.identity, "own")]
+    kept.token = token()
+    await hub.renewals.bring(spawner, ["own"])
+    assert "own" in kept.files
+    assert lacking(hub) == []
+
+
 # -- on request
 
 
@@ -522,11 +582,11 @@ async def test_a_hub_without_credentials_has_nothing_to_do(make: Callable[..., H
 async def test_a_server_whose_record_was_taken_away_is_told_of(
     make: Callable[..., Hub], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its Secret deleted or edited, while it runs on: nothing of it is renewed any more."""
+    """Its Secret was edited while it runs on: nothing of it is renewed any more."""
     hub = make("pass")
     spawner, kept = hub.add()
     hub.renewals.started(spawner)
     kept.text = "{}"
     await until_async(lambda: metric("casa_hub_servers_unkept") == 1)
-    assert any("was changed or removed" in record.getMessage() for record in told(caplog))
+    assert any("its record was changed" in record.getMessage() for record in told(caplog))
     assert kept.asked == []

@@ -52,13 +52,18 @@ def test_each_credential_has_a_sentence() -> None:
         "other": credential("other", None),
     }
     titles = {"htcondor": "HTCondor token", "dask": "Dask certificates", "other": "Other"}
-    facility = SimpleNamespace(minters={name: SimpleNamespace(title=title) for name, title in titles.items()})
-    minted = Minted(Server("", "alice"), "0", credentials, {"bearer": "no token. Log in again."}, {}, (), {})
+    minters = {name: SimpleNamespace(title=title) for name, title in titles.items()}
+    minters |= {"bearer": SimpleNamespace(renewal="token"), "xcache": SimpleNamespace(renewal="time")}
+    facility = SimpleNamespace(minters=minters)
+    missing = {"bearer": "no token. Log in again.", "xcache": "no key. Make one.", "site": "broken. Tell the operator."}
+    minted = Minted(Server("", "alice"), "0", credentials, missing, {}, (), {})
     assert told(facility, minted, NOW) == [  # type: ignore[arg-type]
         "HTCondor token (READ as alice), valid until 14:05 UTC",
         "Dask certificates, valid until 2026-08-31 12:00 UTC",
         "Other, without an end",
-        "Starting without bearer: no token. Log in again.",
+        "Starting without bearer: no token. Log in again. The running server gets it with your next token.",
+        "Starting without xcache: no key. Make one. It is tried again while the server runs.",
+        "Starting without site: broken. Tell the operator. It can't come before the next start.",
     ]
 
 

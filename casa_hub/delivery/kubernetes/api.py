@@ -43,13 +43,26 @@ _METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=
 #: Objects in an answer to `list`: some 0.3 MB, which take some milliseconds to read that no other thread runs in.
 _PAGE = 100
 
-#: Where Kubernetes says so in a 409, two requests met at an object that neither was about (a ResourceQuota).
+#: Where Kubernetes says so in a 409, two requests met at one object, which need not be the one that was asked for (a
+#: ResourceQuota): the same request succeeds when the other one is done.
 _TRY_AGAIN = "the object has been modified"
+#: Where Kubernetes says so in a 409 to an apply, another manager owns a field. It stays so until that one gives it up.
+_OWNED = re.compile(r"\bconflicts? with\b")
+#: Where Kubernetes says so in a 409 to a deletion, another object has the name by now.
+_ANOTHER = re.compile(r"\bUID in (the )?precondition\b")
+#: Times that a request is made again whose 409 says neither: something that passes, or an admission webhook's "no".
+_UNCLEAR = 4
 #: And where it says so in a 500, an apply had a field of a wrong type.
 _MISTYPED = "failed to create typed patch object"
 
 #: Seconds for a cancelled caller to begin with what it does about it.
 _TO_NOTICE = 0.05
+
+#: Whether a 409 is unclear -> problem and remedy.
+_CONFLICTS = {
+    False: ("something else is in its place", "Whoever made that must remove it."),
+    True: ("the API server says that it conflicts with something", "Try again in a minute."),
+}
 
 #: HTTP method -> the verb of RBAC that it needs.
 _VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}
@@ -73,13 +86,22 @@ class KubernetesError(DeliveryError):
     """The API server didn't do what it was asked to: which object, why, and the remedy."""
 
     def __init__(
-        self, thing: str, problem: str, remedy: str, status: int | None = None, retry_after: float = 0.0
+        self,
+        thing: str,
+        problem: str,
+        remedy: str,
+        status: int | None = None,
+        retry_after: float = 0.0,
+        *,
+        unclear: bool = False,
     ) -> None:
         super().__init__(thing, problem, remedy)
         #: HTTP status of the answer; None if there was none in time.
         self.status = status
         #: Seconds that the server wants to be left alone.
         self.retry_after = retry_after
+        #: Whether the answer is a 409 that doesn't say what is in the way, so that it may pass or stay.
+        self.unclear = unclear
 
     @property
     def transient(self) -> bool:
@@ -129,8 +151,9 @@ class _Call:
 class KubernetesAPI:
     """The few verbs that this package uses; all coroutines are for one and the same event loop.
 
-    Transient failures (time-out, reset, 429 with its ``Retry-After``, 5xx) are tried again until the deadline: every
-    verb may be repeated without harm. All else is raised at once.
+    Transient failures (time-out, reset, 429 with its ``Retry-After``, 5xx, a 409 of two requests that met) are tried
+    again until the deadline: every verb may be repeated without harm. A 409 that doesn't say what is in the way is
+    tried again a few times. All else is raised at once.
     """
 
     def __init__(self, connect: Callable[[], ApiClient], request_timeout: float) -> None:
@@ -139,9 +162,13 @@ class KubernetesAPI:
         self._request_timeout = request_timeout
         self._client: ApiClient | None = None
 
-    async def create(self, body: Object, deadline: Deadline) -> Object:
-        """Raises KubernetesError; 409 if it is there already, as it may be after an answer that got lost."""
-        return await self._request(_Call("POST", _collection(body), body, body), deadline)
+    async def create(self, body: Object, deadline: Deadline, *, manager: str = "") -> Object:
+        """`manager`: of its fields; default: by the client's name.
+
+        Raises KubernetesError; 409 if it is there already, as it may be after an answer that got lost.
+        """
+        where = f"{_collection(body)}?fieldManager={manager}" if manager else _collection(body)
+        return await self._request(_Call("POST", where, body, body), deadline)
 
     async def apply(self, body: Object, deadline: Deadline) -> Object:
         """Server-side apply, without taking fields from other managers (409). Raises KubernetesError."""
@@ -187,7 +214,9 @@ class KubernetesAPI:
         try:
             await self._request(_Call("DELETE", path(what), what, options), deadline)
         except KubernetesError as error:
-            if error.status not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
+            gone = error.status == HTTPStatus.NOT_FOUND
+            another = error.status == HTTPStatus.CONFLICT and not error.transient and not error.unclear
+            if not gone and not another:
                 raise
 
     async def close(self) -> None:
@@ -196,13 +225,15 @@ class KubernetesAPI:
             self._client = None
 
     async def _request(self, call: _Call, deadline: Deadline) -> Object:
-        pause = _FIRST_PAUSE
+        pause, unclear = _FIRST_PAUSE, 0
         while True:
             try:
                 return await self._once(call, min(self._request_timeout, deadline.left))
             except KubernetesError as error:
                 wait = max(error.retry_after, pause * random.uniform(0.5, 1))  # noqa: S311 - not all come at once
-                if not error.transient or wait + _LEAST >= deadline.left:
+                unclear += error.unclear
+                again = error.transient or (error.unclear and unclear <= _UNCLEAR)
+                if not again or wait + _LEAST >= deadline.left:
                     raise
             await asyncio.sleep(wait)
             pause = min(pause * 2, _LONGEST_PAUSE)
@@ -264,6 +295,7 @@ def _refused(call: _Call, status: int, document: Any, retry_after: str) -> Kuber
     verb = denied[1] if denied else _VERBS[call.method]
     thing = described(what)
     said = f" ({message})" if message else ""
+    unclear = _is_unclear(call.method, status, message)
     match status:
         case 401:
             problem, remedy = "the API server doesn't know this hub", "The hub's ServiceAccount token must be mounted."
@@ -280,7 +312,8 @@ def _refused(call: _Call, status: int, document: Any, retry_after: str) -> Kuber
             problem = f"the API server doesn't know it{said}"
             remedy = f"Its namespace must exist, and {what['apiVersion']} {what['kind']} must be installed."
         case 409:
-            problem, remedy = f"something else is in its place{said}", "Whoever made that must remove it."
+            problem, remedy = _CONFLICTS[unclear]
+            problem += said
         case 500 if _MISTYPED in message:  # it would fail in the same way again
             return _refused(call, 422, document, retry_after)
         case 400 | 422:
@@ -291,7 +324,21 @@ def _refused(call: _Call, status: int, document: Any, retry_after: str) -> Kuber
         case _:
             problem, remedy = f"the API server failed with status {status}{said}", "Try again in a minute."
     # A date instead of seconds (RFC 9110) isn't what the API server sends.
-    return KubernetesError(thing, problem, remedy, status, float(retry_after) if retry_after.isdigit() else 0.0)
+    seconds = float(retry_after) if retry_after.isdigit() else 0.0
+    return KubernetesError(thing, problem, remedy, status, seconds, unclear=unclear)
+
+
+def _is_unclear(method: str, status: int, message: str) -> bool:
+    """Whether it is a 409 that neither says that it passes nor what stays in the way."""
+    if status != HTTPStatus.CONFLICT:
+        return False
+    match method:
+        case "POST":  # there is an object of that name, which the caller looks at
+            return False
+        case "DELETE":
+            return _TRY_AGAIN not in message and not _ANOTHER.search(message)
+        case _:
+            return _TRY_AGAIN not in message and not _OWNED.search(message)
 
 
 def _collection(what: Object) -> str:

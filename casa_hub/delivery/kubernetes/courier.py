@@ -88,6 +88,33 @@ class Courier:
         failed = zip(wished, answers[len(needed) :], strict=True)
         return {one["kind"]: error for one, error in failed if error is not None}
 
+    async def bring_back(
+        self, objects: Iterable[Object], start: Start, deadline: Deadline
+    ) -> Mapping[str, KubernetesError]:
+        """Create objects of a start that runs, and that has lost them or never had them.
+
+        Not applied: a request that was given up, but is still on its way, must not change what a later one has made.
+        One that is there as this start's is left as it is. Returns kind -> why, of those that could not be had.
+        """
+        objects = list(objects)
+        answers = await asyncio.gather(*(self._bring_back(one, start, deadline) for one in objects))
+        failed = zip(objects, answers, strict=True)
+        return {one["kind"]: error for one, error in failed if error is not None}
+
+    async def _bring_back(self, one: Object, start: Start, deadline: Deadline) -> KubernetesError | None:
+        try:
+            try:
+                await self._api.create(one, deadline, manager=manifests.MANAGER)
+            except KubernetesError as error:
+                if error.status != HTTPStatus.CONFLICT:
+                    raise
+                there = await self._api.get(one, deadline, metadata_only=True)
+                if there is None or marks.start_id_of(there) != start.start_id:
+                    raise
+        except KubernetesError as error:
+            return error
+        return None
+
     async def renew(self, start: Start, changes: list[Object], before: str, after: str, deadline: Deadline) -> None:
         """Apply a JSON Patch to the start's Secret, that takes the record (as text) from `before` to `after`.
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +27,7 @@ from casa_hub.delivery.kubernetes.courier import Courier, Launched, Load
 from casa_hub.delivery.kubernetes.leftovers import Leftovers
 from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start
 from casa_hub.delivery.kubernetes.pod import RESOURCES, Outfit, Sidecar, patch
+from casa_hub.delivery.kubernetes.presence import Presence
 from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
@@ -85,6 +87,7 @@ class KubernetesDelivery(LoggingConfigurable):
         self._api = KubernetesAPI(self.connect, request_timeout)
         self._courier = Courier(self._api, self.log)
         self._leftovers: Leftovers | None = None
+        self._presence: Presence | None = None
         #: See `Start.instance`.
         self.instance = ""
         self._loop = OwnLoop("casa-hub-kubernetes")
@@ -127,10 +130,12 @@ class KubernetesDelivery(LoggingConfigurable):
 
         def objects_of(start: Start, record: Mapping[str, Any] | None) -> list[Object]:
             objects = self._objects(start, facility.routes(start.server, record))
-            return objects if record is None or _wants_secret(record) else objects[1:]
+            return objects if record is None or wants_secret(record) else objects[1:]
 
         leftovers = Leftovers(self._courier, self._loop.run, hub, database=app.db, objects_of=objects_of, log=self.log)
         self._leftovers = leftovers
+        kinds = partial(self._kinds, facility)
+        self._presence = Presence(self._courier, self._loop.run, hub, kinds=kinds, log=self.log)
         # Kept: the loop itself knows its tasks by weak references only.
         self._living = asyncio.get_running_loop().create_task(self._live(leftovers))
 
@@ -155,9 +160,7 @@ class KubernetesDelivery(LoggingConfigurable):
         """
         if self._leftovers is None:
             return []
-        server = facility.server("anybody")
-        kinds = self._objects(Start(server, "", "", "", {}), facility.routes(server))
-        return await self._leftovers.collect(_one_of_each(kinds), dry_run=dry_run)
+        return await self._leftovers.collect(self._kinds(facility), dry_run=dry_run)
 
     async def first_look(self) -> None:
         """Wait until pods that an earlier hub left half made are gone; some seconds at most."""
@@ -178,7 +181,7 @@ class KubernetesDelivery(LoggingConfigurable):
             self._leftovers.begins(start)
         directory = PurePosixPath(facility.secrets_path)
         outfit = Outfit(
-            secret=start.name if _wants_secret(minted.record) else "",
+            secret=start.name if wants_secret(minted.record) else "",
             paths=sorted(minted.files),
             directory=directory,
             environment=facility.environment(minted, directory),
@@ -228,16 +231,39 @@ class KubernetesDelivery(LoggingConfigurable):
         await self._loop.run(self._courier.renew(start, changes, before, after, deadline))
         return after
 
-    async def record(self, start: Start, deadline: Deadline) -> str | None:
+    async def record(self, start: Start, deadline: Deadline, *, there: bool = False) -> str | None:
         """The newest record of a start, by its Secret's annotation, as it stands there; None if there is none.
 
+        `there`: whether the start must have a Secret.
+
         Raises:
-            KubernetesError: the API server can't say.
+            KubernetesError: the API server can't say; or there is no Secret although there must be one.
         """
         found = await self._loop.run(self._courier.secret(start, deadline))
+        if found is None and there:
+            thing = f"Secret {start.namespace}/{start.name}"
+            remedy = "It is made anew within a minute; whoever deletes Secrets there must leave it alone."
+            raise KubernetesError(thing, "it was deleted", remedy, HTTPStatus.NOT_FOUND)
         if found is None or marks.start_id_of(found) != start.start_id:
             return None
         return marks.record_text_of(found, start.server)
+
+    async def lacks(self, start: Start, objects: Sequence[Object], since: float) -> list[str] | None:
+        """Kinds of those of a running start's objects that are not there; None if that can't be said yet.
+
+        `since`: a moment (monotonic) from which on they should have been there.
+        """
+        seen = await self._presence.of(start.namespace, since) if self._presence is not None else None
+        if seen is None:
+            return None
+        gone = [one for one in objects if (one["kind"], one["metadata"]["name"], start.start_id) not in seen.objects]
+        return [kind for kind in dict.fromkeys(one["kind"] for one in gone) if kind in seen.kinds]
+
+    async def bring_back(
+        self, start: Start, objects: Sequence[Object], deadline: Deadline
+    ) -> Mapping[str, KubernetesError]:
+        """Create objects of a running start that are not there. Returns kind -> why, of those that still are not."""
+        return await self._loop.run(self._courier.bring_back(objects, start, deadline))
 
     async def take_down(self, start: Start, pod_name: str, deadline: Deadline) -> None:
         """Remove this start's pod if it is there, and with it all that it owns.
@@ -271,9 +297,27 @@ class KubernetesDelivery(LoggingConfigurable):
         except KubernetesError as error:
             self.log.error("Something of an ended server stays as long as its pod: %s", error)  # noqa: TRY400
 
+    def owned(self, start: Start, pod: Pod, routes: Sequence[Route], record: Mapping[str, Any]) -> list[Object]:
+        """All that the start's pod should own by its record. The Secret is without its files.
+
+        Raises:
+            DeliveryError: a host name can't be routed.
+        """
+        secret = [manifests.secret(start, pod, {}, record)] if wants_secret(record) else []
+        return secret + self._route_objects(start, pod, routes)
+
+    def secret(self, start: Start, pod: Pod, parcel: Parcel) -> Object:
+        """The start's Secret. Raises DeliveryError: the files are too large for one."""
+        return manifests.secret(start, pod, parcel.files, parcel.record)
+
+    def _kinds(self, facility: Facility) -> list[Object]:
+        """An object of each kind that pods of this hub own."""
+        server = facility.server("anybody")
+        return _one_of_each(self._objects(Start(server, "", "", "", {}), facility.routes(server)))
+
     def _load(self, start: Start, parcel: Parcel, routes_required: bool) -> Load:
         def load(pod: Pod) -> tuple[list[Object], list[Object]]:
-            files = [manifests.secret(start, pod, parcel.files, parcel.record)] if _wants_secret(parcel.record) else []
+            files = [manifests.secret(start, pod, parcel.files, parcel.record)] if wants_secret(parcel.record) else []
             routes = self._route_objects(start, pod, parcel.routes)
             # The Secret is first, here and so on the wire: the pod waits for nothing else.
             return (files + routes, []) if routes_required else (files, routes)
@@ -305,6 +349,6 @@ def _one_of_each(objects: Sequence[Object]) -> list[Object]:
     return list({(one["apiVersion"], one["kind"]): one for one in objects}.values())
 
 
-def _wants_secret(record: Mapping[str, Any]) -> bool:
+def wants_secret(record: Mapping[str, Any]) -> bool:
     """Whether a server gets a Secret: also an empty one, where a credential may still come that could not be minted."""
     return bool(record["credentials"] or record["missing"])

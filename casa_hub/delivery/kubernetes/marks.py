@@ -26,7 +26,7 @@ def is_of(pod: Object, server: Server, instance: str) -> bool:
     The same hub (`instance`) may have had another `hub_id` when it started the pod.
     """
     annotations = pod["metadata"].get("annotations") or {}
-    if SERVER in annotations and annotations[SERVER] != server.identity and not _is_by(pod, instance):
+    if SERVER in annotations and annotations[SERVER] != server.identity and not is_by(pod, instance):
         return False
     return whose(pod) == (server.username, server.name)
 
@@ -38,7 +38,7 @@ def whose(pod: Object) -> tuple[str, str]:
     return (server.username, server.name) if server else (annotations.get(_USER, ""), annotations.get(_SERVER, ""))
 
 
-def _is_by(pod: Object, instance: str) -> bool:
+def is_by(pod: Object, instance: str) -> bool:
     """Whether a pod was made by this installation of a hub."""
     return bool(instance) and (pod["metadata"].get("labels") or {}).get(INSTANCE) == instance
 
@@ -70,7 +70,7 @@ def hub_selector(hub: Start) -> str:
 def start_of(pod: Object, hub: Start) -> Start | None:
     """The start that a pod of this hub is; None if it isn't marked as one."""
     server, start_id = Server.of_identity((pod["metadata"].get("annotations") or {}).get(SERVER)), start_id_of(pod)
-    if server is None or not start_id or not (server.hub_id == hub.server.hub_id or _is_by(pod, hub.instance)):
+    if server is None or not start_id or not (server.hub_id == hub.server.hub_id or is_by(pod, hub.instance)):
         return None
     namespace = pod["metadata"].get("namespace", hub.namespace)
     return replace(hub, server=server, start_id=start_id, namespace=namespace)

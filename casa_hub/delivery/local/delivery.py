@@ -40,7 +40,7 @@ from casa_hub.delivery.local.route_files import RouteFiles
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, DeliveryError, Problem
 from casa_hub.naming import Server
-from casa_hub.processes import Process, signed_in
+from casa_hub.processes import Process, signature, signed_in
 from casa_hub.record import read_record
 
 #: Seconds that a replaced set of files stays for readers who are just opening it.
@@ -230,10 +230,43 @@ class LocalDelivery(LoggingConfigurable):
         """
         await self._in_turn(parcel.server, lambda: self._deliver(parcel))
 
+    async def lacks(self, server: Server, start_id: str) -> list[str]:
+        """What a running server was given and is not there any more, of `files`, `state`, `routes`.
+
+        Raises:
+            DeliveryError: that can't be seen.
+        """
+        one = self.delivered(server)
+        if one is None or one.start_id != start_id or one.withdrawn or one.record is None:
+            return []
+        try:
+            return await asyncio.to_thread(self._gone, one)
+        except OSError as error:
+            raise _translated(error, self.path(server), "it can't be looked at") from error
+
+    async def lost(self, server: Server) -> list[str]:
+        """Credentials of a running server of which a file is not there any more."""
+        one = self.delivered(server)
+        return [] if one is None else await asyncio.to_thread(self._lost, one)
+
+    async def restore(self, server: Server, start_id: str, pid: int) -> None:
+        """Write again all that a running server was given beside its files; nothing to one that was withdrawn.
+
+        Args:
+            server: the server.
+            start_id: its start.
+            pid: its process, which signs in when it starts, and never again.
+
+        Raises:
+            DeliveryError: something could not be written.
+        """
+        await self._in_turn(server, lambda: self._restore(server, start_id, pid))
+
     async def renew(self, parcel: Parcel) -> None:
         """Replace files of a running server, all at once; readers see the old set or the new one.
 
-        Files of credentials that aren't renewed stay, those that none has any more go.
+        Files of credentials that aren't renewed stay, those that none has any more go. Routes that the parcel brings
+        beside those that the server has are added.
 
         Raises:
             DeliveryError: the server is gone, withdrawn or another start; or nothing could be replaced.
@@ -326,13 +359,25 @@ class LocalDelivery(LoggingConfigurable):
         before = self.delivered(server)
         if before is None or before.start_id != parcel.start_id or before.withdrawn:
             raise DeliveryError(server.slug, "this start of the server is over", "There is nothing to do.")
-        one = Delivered(server, parcel.start_id, before.address, before.routes, parcel.record)
+        routes = tuple(dict.fromkeys((*before.routes, *parcel.routes)))
+        one = Delivered(server, parcel.start_id, before.address, routes, parcel.record)
         try:
             await asyncio.to_thread(self._replace, one, parcel.files)
         except (OSError, ValueError) as error:
             raise _translated(error, self.path(server), "the old files stay") from error
         self._delivered[server.slug] = one
         self._in_background(self._forget_old_sets(one))
+        if routes != before.routes:  # of a credential that comes only now
+            await self._restore(server, parcel.start_id)
+
+    async def _restore(self, server: Server, start_id: str, pid: int = 0) -> None:
+        one = self.delivered(server)
+        if one is None or one.start_id != start_id or one.withdrawn:
+            return
+        try:
+            await asyncio.to_thread(self._write_beside, one, pid)
+        except OSError as error:
+            raise _translated(error, self.path(server), "not all of it could be written again") from error
 
     async def _empty(self, server: Server, start_id: str) -> None:
         before = self.delivered(server)
@@ -406,10 +451,37 @@ class LocalDelivery(LoggingConfigurable):
         directory = self.path(one.server)
         assert one.record is not None  # noqa: S101 - this version's, as it has just been made
         named = {path for entry in one.record["credentials"].values() for path in entry["files"]}
-        kept = {path: content for path, content in layout.read_set(directory).items() if path in named}
+        layout.make_directory(directory)  # somebody may have removed it
+        present = layout.read_set(directory) if (directory / layout.DATA).exists() else {}
+        kept = {path: content for path, content in present.items() if path in named}
         layout.write_set(directory, kept | dict(files), datetime.now(UTC))
         # Second: a state that is older than the files is harmless, one that promises more than they hold is not.
         layout.replace_file(directory / "state.json", one.to_json())
+
+    def _gone(self, one: Delivered) -> list[str]:
+        there = {
+            "files": not self._lost(one),
+            "state": (self.path(one.server) / "state.json").exists() and self.process(one.server) is not None,
+            "routes": self.routes.has(one.server, one.start_id, one.routes),
+        }
+        return [what for what, is_there in there.items() if not is_there]
+
+    def _lost(self, one: Delivered) -> list[str]:
+        """By the names that a server reads."""
+        directory, record = self.path(one.server), one.record or {"credentials": {}}
+        return [
+            name
+            for name, entry in record["credentials"].items()
+            if not all((directory / path).is_file() for path in entry["files"])
+        ]
+
+    def _write_beside(self, one: Delivered, pid: int) -> None:
+        directory = self.path(one.server)
+        layout.make_directory(directory)
+        layout.replace_file(directory / "state.json", one.to_json())
+        if pid and self.process(one.server) is None:
+            layout.replace_file(self.process_file(one.server), signature(pid))
+        self.routes.publish(one.server, one.start_id, one.routes, one.address)
 
     def _take_contents(self, one: Delivered) -> None:
         directory = self.path(one.server)

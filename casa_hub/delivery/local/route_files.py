@@ -75,6 +75,10 @@ class RouteFiles:
         # Traefik may run as another user; nothing here is secret.
         replace_file(path, f"{_MARK}{mark}\n{content}".encode(), 0o644)
 
+    def has(self, server: Server, start_id: str, routes: Sequence[Route]) -> bool:
+        """Whether the routes of this start are there, as far as there is anything to do. Raises OSError."""
+        return not self._in_use or not routes or _owner(self._path(server)) == (server.identity, start_id)
+
     def retract(self, server: Server, start_id: str) -> None:
         """Take the routes of this start away; another's stay."""
         if not self._in_use:

@@ -1,0 +1,219 @@
+"""The task that brings back what running servers lack: what their start could not give them, and what was deleted.
+
+It looks at all servers again and again. One that lacks something gets it at once; what fails is tried again as a
+renewal is (`casa_hub.keeper.schedule.again`). Credentials that could not be minted are not its affair, but `renewals`'.
+
+Nothing is brought to a server whose owner's access ends: not while its departure is under way, and not before it is
+known which departures an earlier hub has left half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from casa_hub.errors import CasaError
+from casa_hub.keeper import schedule
+from casa_hub.keeper.departures import Departures
+from casa_hub.keeper.kept import Kept, running
+from casa_hub.keeper.renewals import Missing, Renewals
+from casa_hub.metrics import MISSING
+
+#: Seconds between two looks at all servers.
+_LOOK = 30.0
+#: Servers that are mended at the same time.
+_AT_ONCE = 4
+#: Servers that are looked at in one turn of the hub's loop.
+_IN_ONE_TURN = 50
+#: What the operator reads of what is gone, until it is known why it doesn't come back.
+_GONE = "it was removed while the server ran"
+
+
+@dataclass(slots=True, eq=False)
+class _Server:
+    """One start of a server."""
+
+    spawner: Any
+    kept: Kept
+    user: Any
+    start_id: str
+    #: From when on it must have all that is its own; monotonic.
+    since: float
+    #: What it lacks -> why.
+    lacks: dict[str, str]
+    failures: int = 0
+    #: When it is mended; monotonic.
+    at: float = 0.0
+    busy: bool = False
+
+
+class Mending:
+    """Lives on the hub's event loop."""
+
+    def __init__(self, app: Any, departures: Departures, renewals: Renewals) -> None:
+        self._app = app
+        self._departures = departures
+        self._renewals = renewals
+        self._servers: dict[Any, _Server] = {}
+        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._shown: set[str] = set()
+        #: Servers of which can't be said what they have, and the log knows.
+        self._unseen: set[Any] = set()
+
+    def begin(self) -> None:
+        """Go on as long as the hub runs."""
+        self._in_background(self._run())
+
+    def started(self, spawner: Any, missing: Mapping[str, str]) -> None:
+        """A server has just started, without some things (-> why)."""
+        kept: Kept = spawner.casa_kept
+        if kept.running_start is None:
+            return
+        server = self._notice(spawner.user, spawner, kept, kept.running_start)
+        if missing:
+            server.lacks, server.failures = dict(missing), 1
+            server.at = schedule.again(None, time.monotonic(), 1)
+            self._wake.set()
+
+    def missing(self) -> list[Missing]:
+        """All that running servers lack, credentials included, for the operator."""
+        servers = [server for server in self._servers.values() if server.failures]
+        things = [Missing(one.kept.server.identity, what, why) for one in servers for what, why in one.lacks.items()]
+        return things + self._renewals.missing()
+
+    # -- the task
+
+    async def _run(self) -> None:
+        look = time.monotonic()
+        while True:
+            try:
+                if time.monotonic() >= look:
+                    look = time.monotonic() + _LOOK
+                    await self._look_around()
+                self._mend_what_is_due()
+            except Exception:  # whatever it is, the next turn may do better, and nothing may end this
+                self._app.log.exception("Looking for what running servers lack")
+            waiting = [one.at for one in self._servers.values() if one.lacks and not one.busy]
+            pause = min([look, *waiting]) - time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(pause, 0.1)):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    async def _look_around(self) -> None:
+        seen = set()
+        for number, (user, spawner, kept) in enumerate(list(running(self._app)), 1):
+            start_id = None if kept is None else kept.running_start
+            if kept is None or not start_id or self._ends(user, spawner):
+                continue
+            seen.add(spawner)
+            server = self._servers.get(spawner)
+            if server is None or server.start_id != start_id:
+                server = self._notice(user, spawner, kept, start_id)
+            if not server.lacks and not server.busy:
+                await self._look(server)
+            if number % _IN_ONE_TURN == 0:
+                await asyncio.sleep(0)
+        for spawner in list(self._servers):
+            if spawner not in seen and not spawner.pending:
+                del self._servers[spawner]
+        self._unseen &= seen
+        self._show()
+
+    async def _look(self, server: _Server) -> None:
+        try:
+            lacks = await server.kept.lacks(server.since)
+        except CasaError as error:
+            self._cannot_say(server, str(error))
+            return
+        except Exception:  # a third party's, which says where its routes lead; the other servers are looked at
+            if server.spawner not in self._unseen:
+                self._app.log.exception("Looking for what %s lacks", server.kept.server.identity)
+            self._cannot_say(server, "an error of the hub")
+            return
+        self._unseen.discard(server.spawner)
+        # What it lacks was there when its start succeeded, or an earlier hub has said that it wasn't.
+        server.lacks, server.at = dict.fromkeys(lacks or (), _GONE), time.monotonic()
+
+    def _cannot_say(self, server: _Server, why: str) -> None:
+        if server.spawner not in self._unseen:
+            self._app.log.warning("What %s lacks can't be said: %s", server.kept.server.identity, why)
+        self._unseen.add(server.spawner)
+
+    def _notice(self, user: Any, spawner: Any, kept: Kept, start_id: str) -> _Server:
+        server = self._servers[spawner] = _Server(spawner, kept, user, start_id, time.monotonic(), {})
+        return server
+
+    def _ends(self, user: Any, spawner: Any) -> bool:
+        return not self._departures.resumed or self._departures.is_ending(user, spawner.name)
+
+    def _mend_what_is_due(self) -> None:
+        now = time.monotonic()
+        for server in self._servers.values():
+            if server.lacks and not server.busy and server.at <= now:
+                server.busy = True
+                self._in_background(self._mend(server))
+
+    async def _mend(self, server: _Server) -> None:
+        try:
+            async with self._room:
+                await self._mend_in_turn(server)
+        finally:
+            server.busy = False
+            self._show()
+            self._wake.set()
+
+    async def _mend_in_turn(self, server: _Server) -> None:
+        kept = server.kept
+        if kept.running_start != server.start_id or self._ends(server.user, server.spawner):
+            server.lacks, server.failures = {}, 0
+            return
+        if server.spawner.pending:  # its start isn't over, or its stop has begun
+            server.at = schedule.again(None, time.monotonic(), 1)
+            return
+        asked, before = dict(server.lacks), kept.first_holding()
+        failed = await self._bring_back(server)
+        if kept.running_start != server.start_id:  # it has stopped meanwhile, or its credentials were withdrawn
+            server.lacks, server.failures = {}, 0
+            return
+        for what in sorted(asked.keys() - failed.keys()):
+            self._app.log.warning("%s has %s again, which was missing: %s", kept.server.identity, what, asked[what])
+            server.since = time.monotonic()
+        if kept.first_holding() != before:  # other credentials, whose ends are others
+            self._renewals.started(server.spawner)
+        server.lacks = dict(failed)
+        server.failures = server.failures + 1 if failed else 0
+        server.at = schedule.again(None, time.monotonic(), max(server.failures, 1))
+        if server.failures == 1:
+            for what, why in failed.items():
+                self._app.log.warning("%s lacks %s, which is tried again: %s", kept.server.identity, what, why)
+
+    async def _bring_back(self, server: _Server) -> Mapping[str, str]:
+        """What of all that it lacks could not be had -> why."""
+        try:
+            return await server.kept.bring_back(server.lacks.keys())
+        except CasaError as error:
+            return dict.fromkeys(server.lacks, str(error))
+        except Exception:  # a third party's minter, or the hub's database: as good a reason to try again
+            self._app.log.exception("Bringing back what %s lacks", server.kept.server.identity)
+            return dict.fromkeys(server.lacks, "an error of the hub; its log says more")
+
+    def _show(self) -> None:
+        """Let the operator see what is missing."""
+        counts: dict[str, int] = dict.fromkeys(self._shown, 0)
+        for one in self.missing():
+            counts[one.what] = counts.get(one.what, 0) + 1
+        self._shown = set(counts)
+        for what, count in counts.items():
+            MISSING.labels(what).set(count)
+
+    def _in_background(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself keeps weak references only
+        task.add_done_callback(self._tasks.discard)

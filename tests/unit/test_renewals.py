@@ -484,16 +484,16 @@ async def test_what_could_not_be_minted_at_the_start_comes_while_the_server_runs
     hub.renewals.started(spawner)
     if restarted:
         hub.restart()
-        await until(hub.renewals.missing)
+        await until_async(hub.renewals.missing)
     [one] = hub.renewals.missing()
     assert (one.server, one.what) == (kept.server.identity, "certificate")
     assert "key: can't be read. Make it readable." in one.why
     assert hub.renewals.overdue() == [], "what never came is not late"
     with caplog.at_level(logging.INFO):
-        await until(lambda: len(kept.asked) == 3, 60)
+        await until_async(lambda: len(kept.asked) == 3, 60)
         hub.minter("certificate").broken = False
-        await until(lambda: "certificate" in kept.files, 60)
-        await until(lambda: lacking(hub) == [])
+        await until_async(lambda: "certificate" in kept.files, 60)
+        await until_async(lambda: lacking(hub) == [])
     assert set(kept.asked) == {("certificate",)}
     assert kept.record["missing"] == {}
     assert "certificate of" in caplog.text

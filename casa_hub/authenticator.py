@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any
@@ -19,16 +21,16 @@ from tornado import web
 from traitlets import Bool, Enum, Float, List, Set, TraitError, Unicode, default, validate
 
 from casa_hub import audit, metrics
-from casa_hub.errors import CasaError, ConfigurationError
+from casa_hub.errors import CasaError, ConfigurationError, Severity
 from casa_hub.facility import Facility
-from casa_hub.identity.bindings import Identities
+from casa_hub.identity.bindings import Identities, IdentityError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LogoutTokens
 from casa_hub.identity.membership import Allowed, GroupSource, Policy, Refused, RefusedError, decide
 from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.providers import PROVIDERS, Provider, group_syntax_for
 from casa_hub.identity.session import Session
-from casa_hub.identity.settings import check_settings, refuse_superseded
+from casa_hub.identity.settings import advice, check_settings, refuse_superseded
 from casa_hub.identity.standing import FRESH, Standing, Standings
 from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Answer, Verdict
@@ -47,6 +49,9 @@ PATIENCE = 2.0
 
 #: Characters of a name that JupyterHub's database can store.
 NAME_LENGTH = 255
+
+
+_HOOK = "CasaOAuthenticator.post_auth_hook"
 
 
 class MembershipError(CasaError):
@@ -161,6 +166,15 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         """,
     ).tag(config=True)
 
+    technical_users = Set(
+        Unicode(),
+        config=True,
+        help="""Names of users of a facility's own, a health check's say, whose servers a service starts: they have no
+        log-in at the identity provider and need none. They may have servers and API tokens of the hub, but never a
+        browser session: a log-in under such a name is refused. Their servers get every credential but those made of
+        the user's own token (`bearer`). Default: none. Example: `["health-check"]`.""",
+    )
+
     join_url = Unicode(
         help="""Where a refused person asks for the missing group; a link on the page that refuses. Only http(s).""",
     ).tag(config=True)
@@ -237,6 +251,10 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             logger = logging.getLogger(__package__)
             logger.parent = self.parent.log
             logger.setLevel(self.parent.log.level)
+        # A name is compared in one form, whatever an operator writes: a block that blocks nobody must not be possible.
+        self.names_as_written = {name: getattr(self, name) for name in ("blocked_users", "technical_users")}
+        for trait in self.names_as_written:
+            setattr(self, trait, {self.normalize_username(name.strip()) for name in getattr(self, trait)})
         check_settings(self)
         self.provider_side = Issuer(
             Client(
@@ -252,6 +270,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             clock=self.clock,
         )
         if hasattr(self.parent, "tornado_settings"):  # a hub, which has its database by now and serves nobody yet
+            for problem in advice(self, self.parent.base_url):
+                self.log.log(logging.ERROR if problem.severity is Severity.ERROR else logging.WARNING, "%s", problem)
             on_hub_start(self.parent)
             show_notices(self.parent, self.notice)
 
@@ -267,6 +287,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             on_yes=self._apply,
             on_tokens=self._tokens_changed,
             on_verdict=self._heard,
+            technical=self.technical_users - self.blocked_users,
         )
 
     @cached_property
@@ -304,6 +325,13 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     def _decide(
         self, username: str, claims: Mapping[str, Any], granted_scopes: frozenset[str] | None
     ) -> Allowed | Refused:
+        if username in self.technical_users:
+            return Refused(
+                reason=f"{username} is the name of a technical user of this hub, and nobody can log in with it",
+                missing=frozenset(),
+                found=frozenset(),
+                claim_missing=False,
+            )
         if username in self.blocked_users:
             return Refused(
                 reason=f"{username} is blocked on this hub",
@@ -352,8 +380,6 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             await self._end_earlier_log_ins(handler, username, decision, metadata.issuer, tokens.id_claims["sub"])
             raise RefusedError(username, decision)
         session = Session.of_login(tokens, issuer=metadata.issuer, claims=claims)
-        # Only now: a refused person binds no name.
-        self.identities.check(username, issuer=session.issuer, sub=session.sub, log_in=True)
         if not session.refresh_token and not self.preset.groups_live_in_userinfo:
             self.log.warning(
                 "%s gave no refresh token for %s: the membership can't be re-checked and counts for %g s. "
@@ -369,6 +395,60 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             "auth_state": session.to_auth_state(),
             "casa": (session, decision),
         }
+
+    async def run_post_auth_hook(self, handler: Any, auth_model: dict[str, Any]) -> dict[str, Any]:
+        """Call the site's `post_auth_hook`, and bind the name that the person has in the end.
+
+        What the hook adds to the auth state and to the groups stays as long as the log-in. A name that it changes goes
+        through the same checks as any other name.
+
+        Raises:
+            RefusedError: the changed name is not allowed here.
+            IdentityError: the name is somebody else's, or the hook's answer can't be used.
+        """
+        session, decision = auth_model["casa"]
+        name, groups = auth_model["name"], list(auth_model["groups"])
+        if self.post_auth_hook is not None:
+            auth_model = await self._call_post_auth_hook(handler, auth_model)
+            if auth_model["name"] != name:
+                name, decision = self._renamed(handler, auth_model["name"], session)
+                auth_model |= {"name": name, "admin": self._admin(name, decision)}
+            added = tuple(group for group in auth_model["groups"] if group not in groups)
+            session = replace(session, added_groups=added)
+            auth_model["auth_state"] |= {"casa": session.to_auth_state()["casa"]}
+        # Only now: a refused person binds no name.
+        self.identities.check(name, issuer=session.issuer, sub=session.sub, log_in=True)
+        return auth_model | {"casa": (session, decision)}
+
+    async def _call_post_auth_hook(self, handler: Any, auth_model: dict[str, Any]) -> dict[str, Any]:
+        try:
+            changed = await super().run_post_auth_hook(handler, auth_model)
+        except web.HTTPError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a site's own program
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            # Type and place only: the text of an exception may hold a token.
+            problem = f"it failed with {type(error).__name__} at {where.filename}:{where.lineno}"
+            raise IdentityError(_HOOK, problem, "The operator of this hub must correct it") from None
+        match changed:
+            case {"name": str(), "groups": list(), "auth_state": {"access_token": _, "casa": _}}:
+                return dict(changed)
+        problem = "it did not return the model that it was given, with name, groups and auth_state"
+        raise IdentityError(
+            _HOOK, problem, "The operator of this hub must correct it: it changes the model, returns it"
+        )
+
+    def _renamed(self, handler: Any, name: str, session: Session) -> tuple[str, Allowed]:
+        """The name that a hook chose, in the hub's form, and what membership says of it."""
+        name = self.normalize_username(name)
+        if not name or not self.validate_username(name):
+            problem = f"it changed the name to {name[:80]!r}, which is not a user name that this hub takes"
+            raise IdentityError(_HOOK, problem, "The operator of this hub must correct it")
+        decision = self._decide(name, session.claims, session.scope)
+        if isinstance(decision, Refused):
+            audit.tell(handler.settings, audit.Event(audit.Action.REFUSED, name, reason=decision.reason))
+            raise RefusedError(name, decision)
+        return name, decision
 
     async def _end_earlier_log_ins(self, handler: Any, username: str, decision: Refused, issuer: str, sub: str) -> None:
         """A refused log-in is a "no" for the same person's earlier ones, which may have no way to be re-checked.
@@ -420,6 +500,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         the auth state that it read before, over a newer one.
         """
         standing = await self.standings.of(user, max_age=self.keeper.recheck_interval, patience=PATIENCE)
+        if user.name in self.technical_users and _by_own_cookie(user, handler):
+            return False  # never a browser session, however it came about
         access = self._outcome(user.name, standing).access
         if access is not Access.ON:
             NOTICE.set(self.notice(user))  # for the page that asks for the log-in, where nobody is logged in
@@ -509,14 +591,14 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         session = await self.standings.session(user)
         return session.bearer() if session is not None else None
 
-    def _apply(self, user: Any, decision: Allowed) -> None:
-        """Groups and administration follow the provider at every "yes", also downwards."""
+    def _apply(self, user: Any, decision: Allowed, added: Collection[str] = ()) -> None:
+        """Groups and administration follow the provider at every "yes", also downwards; the site's own stay."""
         admin = self._admin(user.name, decision)
         if admin is not None and admin != user.admin:
             user.admin = admin
             assign_default_roles(user.db, entity=user.orm_user)
             user.db.commit()
-        groups = self._hub_groups(user.name, decision)
+        groups = sorted({*self._hub_groups(user.name, decision), *added})
         if sorted(group.name for group in user.groups) != groups:
             user.sync_groups(groups)
 

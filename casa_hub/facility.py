@@ -147,7 +147,8 @@ class Facility(LoggingConfigurable):
         # Only an authenticator of this package knows one.
         ask = getattr(spawner.authenticator, "access_token", None)
         token: AccessToken | None = await ask(spawner.user) if ask is not None else None
-        return Request(self.server(spawner.user.name, spawner.name), start_id, now, token)
+        technical = spawner.user.name in getattr(spawner.authenticator, "technical_users", ())
+        return Request(self.server(spawner.user.name, spawner.name), start_id, now, token, technical)
 
     # -- before anybody spawns
 
@@ -257,12 +258,17 @@ class Facility(LoggingConfigurable):
             CredentialError: a required one could not be minted.
             ConfigurationError: two of them want the same file.
         """
-        credentials, missing = self._mint_each(self.minters, request, {})
+        # A technical user has no token of an identity provider, and starts without what is made of one.
+        left_out = {name for name, minter in self.minters.items() if request.technical and minter.renewal == "token"}
+        minters = {name: minter for name, minter in self.minters.items() if name not in left_out}
+        if left_out:
+            self.log.info("%s is a technical user's: no %s", request.server.identity, ", ".join(sorted(left_out)))
+        credentials, missing = self._mint_each(minters, request, {})
         for name in self.credentials:
             if name not in self.minters:
                 missing[name] = CredentialError(name, "it could not be loaded at the hub's start", _ASK_OPERATOR)
         for name in self.required:
-            if name not in credentials:
+            if name not in credentials and name not in left_out:
                 raise missing.get(name) or CredentialError(name, "it is required, but not enabled", _ASK_OPERATOR)
         for name, reason in missing.items():
             self.log.warning("No %s for %s: %s", name, request.server.identity, reason)
@@ -400,6 +406,7 @@ class Facility(LoggingConfigurable):
                 credential=name,
                 identifiers=one.identifiers,
                 expires_at=iso(one.expires_at),
+                reason="for a technical user, who has no log-in" if request.technical else "",
             )
             tell(self._settings, event)
         for name in missing:

@@ -13,13 +13,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 from kubespawner.slugs import is_valid_label, multi_slug, safe_slug
 
+from casa_hub.errors import CredentialError
+
+T = TypeVar("T")
+
 #: KubeSpawner's own limit for the slug of user and server (``_expand_user_properties``).
 SLUG_LENGTH = 48
+
+
+def by_username(table: Mapping[str, T], setting: str) -> dict[str, T]:
+    """A table that an operator wrote, by user names in the hub's form (JupyterHub's: lower case).
+
+    Args:
+        table: user name, as the identity provider shows it perhaps -> value.
+        setting: for the error.
+
+    Raises:
+        CredentialError: two entries are for one user and differ.
+    """
+    normal: dict[str, T] = {}
+    for written, value in table.items():
+        name = written.strip().lower()
+        if normal.setdefault(name, value) != value:
+            raise CredentialError(setting, f"has two different entries for the user {name!a}", "Remove one of them.")
+    return normal
 
 
 @dataclass(frozen=True, slots=True)

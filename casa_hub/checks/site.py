@@ -16,6 +16,7 @@ from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, Problem, Severity
 from casa_hub.facility import Facility
+from casa_hub.identity.settings import advice
 from casa_hub.startup import home_of, problems
 
 
@@ -63,6 +64,7 @@ class Site:
         try:
             self._check_crypt_keys()
             self.authenticator = cls(config=self.app.config)  # without a parent, which is a hub that starts
+            self.findings += [of(problem) for problem in advice(self.authenticator, self.app.base_url)]
         except ConfigurationError as error:
             self.findings.append(of(Problem.of(error)))
         except TraitError as error:

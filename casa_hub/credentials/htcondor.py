@@ -28,7 +28,7 @@ from traitlets import Dict, Int, List, TraitError, Unicode, validate
 from casa_hub.credentials.base import Credential, Minter, Request, new_identifier
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.keys import BadKeyError, KeyFile
-from casa_hub.naming import Server
+from casa_hub.naming import Server, by_username
 
 #: Bytes. HTCondor takes any length, even none; but whoever holds a token can guess a short key without asking anybody.
 MIN_KEY_BYTES = 32
@@ -239,6 +239,16 @@ class HTCondor(Minter):
                 probe()
             except CredentialError as error:
                 problems.append(Problem.of(error))
+        problems += [
+            Problem(
+                Severity.WARNING,
+                "HTCondor.subject_map",
+                f"{name!a} is read as {name.strip().lower()!a}, the form in which the hub knows user names",
+                f"Write {name.strip().lower()}.",
+            )
+            for name in self.subject_map
+            if name != name.strip().lower()
+        ]
         pool_scopes = [word for word in self.scopes if word in POOL_SCOPES]
         if pool_scopes:
             problems.append(
@@ -317,14 +327,15 @@ class HTCondor(Minter):
         """
         self._check_choice()
         if self.subject_map:
-            if username not in self.subject_map:
+            accounts = by_username(self.subject_map, "HTCondor.subject_map")
+            if username not in accounts:
                 raise CredentialError(
                     f"user name {username!a}",
                     "is not in HTCondor.subject_map",
                     "Add it, with the account of this user.",
                 )
-            local_part = self.subject_map[username]
-            shared = sum(other == local_part for other in self.subject_map.values()) > 1
+            local_part = accounts[username]
+            shared = sum(other == local_part for other in accounts.values()) > 1
         else:
             local_part = self.subject.replace("{username}", username)
             shared = "{username}" not in self.subject
@@ -388,5 +399,5 @@ class HTCondor(Minter):
                 "Letters, digits and _.- make one, such as group_cms.",
             )
         # A user who is nobody in particular tells what is wrong with a template for everybody.
-        for username in self.subject_map or ("somebody",):
+        for username in by_username(self.subject_map, "HTCondor.subject_map") or ("somebody",):
             self.local_part(username)

@@ -20,7 +20,7 @@ from casa_hub.credentials.tokens import expiry, unverified_claims
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.keys import BadKeyError, KeyFile
 from casa_hub.moments import when
-from casa_hub.naming import Server
+from casa_hub.naming import Server, by_username
 
 _MAKE_TOKENS = "Write a line for each user: USER: REFRESH_TOKEN (the token of the user's ServiceX page)."
 
@@ -139,7 +139,9 @@ class ServiceX(Minter):
 
     def _token_of(self, username: str) -> str:
         try:
-            return self._tokens.read(self.tokens_file)[username]
+            return by_username(self._tokens.read(self.tokens_file), f"ServiceX.tokens_file ({self.tokens_file})")[
+                username
+            ]
         except KeyError:
             raise CredentialError(
                 f"ServiceX.tokens_file ({self.tokens_file})",

@@ -17,6 +17,9 @@ VERSION = 1
 
 #: So many earlier browser sessions of a user are remembered: more than anybody has browsers.
 _EARLIER_SIDS = 8
+#: Keys of the auth state that this module writes; all others are a site's.
+_OURS = frozenset({"access_token", "refresh_token", "scope", "oauth_user", "casa"})
+
 #: Seconds before the end of a sign-in at which its person is told, at most; a tenth of its life if that is less.
 _WARNING = 86400.0
 #: Seconds by which two tellings of one end may differ: providers round.
@@ -53,6 +56,10 @@ class Session:
     refresh_expires_at: float | None = None
     #: Epoch seconds at which the provider first told just that end.
     refresh_told_at: float = 0.0
+    #: Groups that the site's `post_auth_hook` added at the log-in: they stay as long as this log-in does.
+    added_groups: tuple[str, ...] = ()
+    #: What else the auth state holds: a site's own, which is written back as it was read.
+    others: Mapping[str, Any] = field(default_factory=dict, repr=False)
     #: Epoch seconds since when the provider refuses the refresh token although its end has not come; 0 if it doesn't.
     revoked_at: float = 0.0
     #: Provider's ids of browser sessions from which the same person logged in before, the newest first: JupyterHub's
@@ -128,6 +135,7 @@ class Session:
     def to_auth_state(self) -> dict[str, Any]:
         """The names on the top are those of oauthenticator, for hooks that a site already has."""
         return {
+            **self.others,
             "access_token": self.access_token,
             "refresh_token": self.refresh_token or None,
             "scope": sorted(self.scope or ()),
@@ -146,6 +154,7 @@ class Session:
                 "refresh_expires_at": self.refresh_expires_at,
                 "refresh_told_at": self.refresh_told_at,
                 "revoked_at": self.revoked_at,
+                "added_groups": list(self.added_groups),
                 "earlier_sids": list(self.earlier_sids),
             },
         }
@@ -173,6 +182,8 @@ class Session:
                 refresh_expires_at=casa.get("refresh_expires_at"),
                 refresh_told_at=float(casa.get("refresh_told_at", 0.0)),
                 revoked_at=float(casa.get("revoked_at", 0.0)),
+                added_groups=tuple(casa.get("added_groups", ())),
+                others={name: value for name, value in state.items() if name not in _OURS},  # type: ignore[union-attr]
                 earlier_sids=tuple(casa.get("earlier_sids", ())),
             )
         except (KeyError, TypeError, ValueError):

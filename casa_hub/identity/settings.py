@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from jupyterhub.crypto import CryptKeeper
 from traitlets.config import Config
 
-from casa_hub.errors import ConfigurationError
+from casa_hub.errors import ConfigurationError, Problem, Severity
 from casa_hub.loopback import is_loopback
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def check_settings(authenticator: CasaOAuthenticator) -> None:
             "it is not set",
             "Name the home institutions that may log in: any other could assert anybody's name",
         )
+    _check_entity_ids(f"{section}.allowed_idps", authenticator.allowed_idps)
     authenticator.policy()  # refuses groups that can match nothing, and entitlements of nobody in particular
     if not CryptKeeper.instance(parent=authenticator.parent).keys:
         raise ConfigurationError(
@@ -103,6 +106,55 @@ def check_settings(authenticator: CasaOAuthenticator) -> None:
             "claim out; set required_groups, too",
             section,
         )
+
+
+def _check_entity_ids(thing: str, idps: list[str]) -> None:
+    for idp in idps:
+        # SAML entity IDs are URIs (SAML Core 8.3.6); anything else is no institution's.
+        if not re.fullmatch(r"(https?://|urn:)\S+", idp):
+            raise ConfigurationError(
+                thing,
+                f"{idp!r} is not an entity ID, so nobody can log in by it",
+                "An entity ID is an https address or begins with urn:, as CILogon's list of institutions shows it",
+            )
+
+
+def advice(authenticator: CasaOAuthenticator, base_url: str) -> Iterator[Problem]:
+    """What is likely to be a mistake, though the hub can start with it.
+
+    Args:
+        authenticator: with its settings checked by `check_settings`.
+        base_url: `JupyterHub.base_url`.
+    """
+    section = type(authenticator).__name__
+    yield from _about_callback(f"{section}.oauth_callback_url", authenticator.oauth_callback_url, base_url)
+    for trait, names in authenticator.names_as_written.items():
+        for written in sorted(names):
+            name = authenticator.normalize_username(written.strip())
+            if not name or not authenticator.validate_username(name):
+                problem = f"{written!r} can match nobody: it is not a user name that this hub takes"
+                yield Problem(Severity.ERROR, f"{section}.{trait}", problem, "Correct it, or remove it.")
+            elif name != written:
+                problem = f"{written!r} is read as {name!r}, the form in which this hub knows user names"
+                yield Problem(Severity.WARNING, f"{section}.{trait}", problem, f"Write {name}.")
+
+
+def _about_callback(thing: str, url: str, base_url: str) -> Iterator[Problem]:
+    path = f"{base_url.rstrip('/')}/hub/oauth_callback"
+    example = f"Set it to https://<the hub's host>{path}, as it is registered with the provider."
+    if not url:
+        problem = "is not set, so it is guessed from each request: behind a proxy it may be another one"
+        yield Problem(Severity.WARNING, thing, problem, example)
+        return
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        yield Problem(Severity.ERROR, thing, f"{url!r} has no scheme and host", example)
+    elif parts.path == f"{path}/":
+        problem = f"{url!r} ends in a slash, and nothing of this hub answers there"
+        yield Problem(Severity.ERROR, thing, problem, "Remove the slash, here and at the provider.")
+    elif parts.path != path:
+        problem = f"{url!r} does not lead to this hub, whose JupyterHub.base_url is {base_url!r}"
+        yield Problem(Severity.ERROR, thing, problem, example)
 
 
 def refuse_superseded(cls: type[CasaOAuthenticator], config: Config) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
@@ -60,6 +60,8 @@ class Standing:
     #: Epoch seconds since when the provider refuses the refresh token although its end has not come: it was taken back
     #: (account deleted, session or consent revoked). 0 if that isn't so.
     revoked_at: float = 0.0
+    #: See `Session.added_groups`.
+    added_groups: tuple[str, ...] = ()
     #: Epoch seconds at which the refresh token ends, and at which its person is told so; infinite without a known end.
     sign_in_ends_at: float = math.inf
     warn_at: float = math.inf
@@ -95,9 +97,10 @@ class Standings:
         *,
         groups_live: bool,
         clock: Callable[[], float],
-        on_yes: Callable[[Any, Allowed], None],
+        on_yes: Callable[[Any, Allowed, Collection[str]], None],
         on_tokens: Callable[[Any, Standing], Awaitable[None]],
         on_verdict: Callable[[str, Standing], None],
+        technical: Collection[str] = (),
     ) -> None:
         """Needs the provider, the bindings of names, the times of memberships, and what follows.
 
@@ -108,9 +111,11 @@ class Standings:
             decide: membership of a user name with these claims and granted scopes.
             groups_live: whether userinfo shows a lost group with an old access token.
             clock: epoch seconds.
-            on_yes: is called with the hub's user and the decision of every "yes", to apply groups and admin rights.
+            on_yes: is called with the hub's user, the decision of every "yes" and the groups that the site added at
+                the log-in, to apply groups and admin rights.
             on_tokens: is awaited with the hub's user and standing after new tokens were stored.
             on_verdict: is called with user name and standing at every verdict, also a log-in's.
+            technical: names of users who need no log-in; their standing is always "yes".
         """
         self._issuer = issuer
         self._identities = identities
@@ -121,6 +126,7 @@ class Standings:
         self._on_yes = on_yes
         self._on_tokens = on_tokens
         self._on_verdict = on_verdict
+        self._technical = technical
         self._known: dict[str, Standing] = {}
         self._asking: dict[str, tuple[_Inquiry, asyncio.Task[Standing]]] = {}
         self._saving: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -230,6 +236,8 @@ class Standings:
 
     async def known(self, user: Any) -> Standing:
         """The last verdict, or what the hub's database knows before the first; asks nobody."""
+        if user.name in self._technical:
+            return Standing(Verdict.YES, self._clock(), "", self._clock())
         known = self._known.get(user.name)
         if known is not None:
             return known
@@ -274,7 +282,7 @@ class Standings:
                 standing = replace(newer, at=self._clock())
             self._learn(user.name, standing)
             if isinstance(standing.decision, Allowed):
-                self._on_yes(user, standing.decision)
+                self._on_yes(user, standing.decision, standing.added_groups)
             if inquiry.refreshed:
                 await self._on_tokens(user, standing)
         except Exception:
@@ -447,7 +455,8 @@ class Standings:
             async with self.saving(user.name):
                 stored = await self._stored(user)
                 if stored is not None and stored.id == session.id:
-                    await user.save_auth_state(session.to_auth_state())
+                    # A site may have changed its own part since this session was read.
+                    await user.save_auth_state(replace(session, others=stored.others).to_auth_state())
                 else:
                     log.info("Tokens of an earlier log-in of %s are dropped: there is a newer one", user.name)
         except SQLAlchemyError:
@@ -458,7 +467,8 @@ class Standings:
 
 
 def _with_end(standing: Standing, session: Session) -> Standing:
-    """A "yes" with the end of the sign-in that it came of."""
+    """A "yes" with the end of the sign-in that it came of, and the groups that the site added then."""
+    standing = replace(standing, added_groups=session.added_groups)
     if session.refresh_expires_at is None or not session.refresh_token:
         return standing
     return replace(standing, sign_in_ends_at=session.refresh_expires_at, warn_at=session.warn_at)

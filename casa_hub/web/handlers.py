@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import ChoiceLoader, PackageLoader
-from oauthenticator.oauth2 import OAuthCallbackHandler, OAuthLoginHandler, _deserialize_state
+from oauthenticator.oauth2 import (
+    STATE_COOKIE_NAME,
+    OAuthCallbackHandler,
+    OAuthLoginHandler,
+    _deserialize_state,
+    _serialize_state,
+)
 from tornado import web
 
+from casa_hub.errors import CasaError
 from casa_hub.identity.bindings import IdentityError
 from casa_hub.identity.errors import OIDCError, TokenError
 from casa_hub.identity.membership import MalformedClaim, Refused, RefusedError
@@ -25,10 +33,40 @@ if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
 
 
+#: Attempts to log in that one browser may have under way, seconds that one may take, and characters of the link that it
+#: leads to in the end. All of them together stay far below the 8 KiB of headers that proxies take.
+ATTEMPTS, ATTEMPT_AGE, LONGEST_LINK = 3, 3600, 1024
+
+_ATTEMPT = f"{STATE_COOKIE_NAME}-"
+
+#: Errors at the callback that no person can mend -> the setting, and what its operator does.
+_OPERATORS_AFFAIR = {
+    "invalid_scope": ("scope", "Give the client these scopes at the provider, or take them out of the setting"),
+    "unauthorized_client": (
+        "client_id",
+        "Allow the grant authorization code and the response type code in the client's registration",
+    ),
+}
+
+
+def _attempt(state_id: str) -> str:
+    """Name of the cookie of one attempt to log in."""
+    return _ATTEMPT + hashlib.sha256(state_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def nonce_of(verifier: str) -> str:
     """The nonce of a log-in: a hash of what only this browser's cookie holds (OpenID Connect Core, 15.5.2)."""
     digest = hashlib.sha256(b"casa_hub nonce " + verifier.encode()).digest()
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+class ClientRefusedError(CasaError):
+    """The provider doesn't let this hub's client ask for a log-in as it does: the operator's affair."""
+
+    def __init__(self, code: str, said: str) -> None:
+        setting, remedy = _OPERATORS_AFFAIR[code]
+        problem = f"the identity provider refuses it ({code}{f': {said}' if said else ''})"
+        super().__init__(f"CasaOAuthenticator.{setting}", problem, remedy)
 
 
 class _Pages:
@@ -75,8 +113,26 @@ class CasaLoginHandler(_Pages, OAuthLoginHandler):  # type: ignore[misc]
         super().get()
 
     def set_state_cookie(self, state_cookie_value: str) -> None:
-        self._verifier = _deserialize_state(state_cookie_value)["code_verifier"]
-        super().set_state_cookie(state_cookie_value)
+        """One cookie for each attempt, so that two tabs can log in at the same time; the oldest attempts go."""
+        state = _deserialize_state(state_cookie_value)
+        self._verifier = state["code_verifier"]
+        if len(state["next_url"] or "") > LONGEST_LINK:
+            # The person gets in, and opens the link again. A browser drops a cookie of more than 4096 bytes.
+            self.log.warning("A link of %d characters is too long to be kept during a log-in", len(state["next_url"]))
+            state["next_url"] = None
+        earlier = sorted((name for name in self.cookies if name.startswith(_ATTEMPT)), key=self._begun)
+        for name in earlier[: max(0, len(earlier) + 1 - ATTEMPTS)]:
+            self.clear_cookie(name)
+        value = _serialize_state(state | {"begun": int(time.time())})
+        self._set_cookie(_attempt(state["state_id"]), value, expires_days=ATTEMPT_AGE / 86400, httponly=True)
+
+    def _begun(self, cookie: str) -> float:
+        """Epoch seconds at which an attempt began; 0 for a cookie that can't be read."""
+        value = (self.get_secure_cookie(cookie) or b"").decode("ascii", "replace")
+        try:
+            return float(_deserialize_state(value)["begun"])
+        except (KeyError, TypeError, ValueError):
+            return 0.0
 
     def authorize_redirect(self, *args: Any, extra_params: dict[str, Any], **kwargs: Any) -> None:
         super().authorize_redirect(*args, extra_params={**extra_params, "nonce": nonce_of(self._verifier)}, **kwargs)
@@ -85,11 +141,29 @@ class CasaLoginHandler(_Pages, OAuthLoginHandler):  # type: ignore[misc]
 class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
     """Take the browser back from the identity provider, and in or not."""
 
+    _state: str | None = None
+
     def check_arguments(self) -> None:
         """The state first: whatever else the address says is somebody's who can't know it, if it is wrong."""
         self.check_state()
         self.check_error()
         self.check_code()
+
+    def get_state_cookie(self) -> str:
+        """The state of the attempt that the address names; its cookie is good for one use."""
+        if self._state is None:
+            name = _attempt(str(_deserialize_state(self.get_state_url()).get("state_id")))
+            self._state = (self.get_secure_cookie(name) or b"").decode("ascii", "replace")
+            self.clear_cookie(name)
+        return self._state
+
+    def check_error(self) -> None:
+        """What the provider sends back instead of a code (RFC 6749, 4.1.2.1)."""
+        code = self.get_argument("error", "")
+        if code in _OPERATORS_AFFAIR:
+            said = _one_line(self.get_argument("error_description", ""))[:200]
+            raise ClientRefusedError(code, said)
+        super().check_error()
 
     def get_state_url(self) -> str:
         state: str = super().get_state_url()
@@ -121,6 +195,9 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
         except RefusedError as error:
             self.log.warning("Log-in of %s refused: %s", error.thing, error.decision.reason)
             await self.show_refused(error.decision)
+        except ClientRefusedError as error:
+            self.log.error("Nobody can log in: %s", error)  # noqa: TRY400 - the reason is all there is to say
+            await self.show_failed(f"{error.problem}. The operator of this hub must act; trying again doesn't help.")
         except web.HTTPError as error:
             if error.status_code != HTTPStatus.BAD_REQUEST:
                 raise

@@ -29,6 +29,7 @@ from casa_hub import audit
 from casa_hub.configuration import did_you_mean
 from casa_hub.errors import CasaError
 from casa_hub.facility import Facility
+from casa_hub.keeper.departures import Departed
 from casa_hub.keeper.survey import shown, survey
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.moments import iso
@@ -37,7 +38,6 @@ from casa_hub.startup import home_of, on_hub_start
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
-    from casa_hub.keeper.departures import Departed
 
 SCOPE = "custom:casa-hub:operate"
 define_custom_scopes(
@@ -131,7 +131,12 @@ class RevokeHandler(_Operation):
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
         asked = self.asked(user=str, reason=str)
-        user = self.user_of(asked.get("user", ""))
+        name = self.authenticator.normalize_username(asked.get("user", ""))
+        if name in self.authenticator.blocked_users and self.find_user(name) is None:
+            # Blocked from the first log-in on: the hub never had such a user, and nothing is there to end.
+            self.write({"user": name, "also": [], **_departed(Departed((), 0, ()))})
+            return
+        user = self.user_of(name)
         shown = (one if one.isprintable() else " " for one in asked.get("reason", ""))
         given = " ".join("".join(shown).split())[:_REASON_LENGTH]
         reason = given or "The operator of this hub has ended the access."

@@ -17,6 +17,8 @@ from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.person import CANT_SAY, LOG_IN_AGAIN, MEMBER, NO, Person, dead, refused
 
+pytestmark = pytest.mark.both_hubs
+
 RECHECK, GRACE, MAX_AGE = 300, 14400, 86400
 
 #: Here nobody asks but who is told to, and requests are counted. What follows from verdicts besides, without any
@@ -30,8 +32,6 @@ Gate.heard = lambda self, *_: None
 #: Pages wait for the provider's answer, however slow this machine is.
 PATIENT = """
 import casa_hub.authenticator
-
-pytestmark = pytest.mark.both_hubs
 casa_hub.authenticator.PATIENCE = 60
 """
 

@@ -19,6 +19,7 @@ from casa_hub.keeper.renewals import Renewals
 from casa_hub.naming import Server
 from tests.support.jumping import JumpingLoop
 from tests.support.kept import App, Kept, Spawner
+from tests.support.waiting import until_async
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +74,10 @@ def hub() -> Hub:
     return Hub()
 
 
-async def until(true: Callable[[], object], seconds: float = 120) -> float:
+async def until(condition: Callable[[], object], seconds: float = 120) -> float:
     """Seconds that it took."""
     begun = now()
-    async with asyncio.timeout(seconds):
-        while not true():  # noqa: ASYNC110 - nobody is told when something has been brought back
-            await asyncio.sleep(0.5)
+    await until_async(condition, seconds)
     return now() - begun
 
 

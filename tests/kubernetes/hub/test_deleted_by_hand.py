@@ -16,38 +16,18 @@ from cryptography import x509
 
 from tests.kubernetes.hub.faulty import ROUTE, SERVICE, Faulty, open_faulty
 from tests.kubernetes.hub.servers import KINDS, NONE, OPERATOR
+from tests.support.called import CALLED, call
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.fault_proxy import Answer, Hold
 
 #: Seconds: a minute is promised.
 PATIENCE = 120
 POLICIES = "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies"
-#: Whatever is written into this file is done in the hub, where a test can't call anything.
 CONFIG = (
     OPERATOR
+    + CALLED
     + """
-import asyncio
 c.TraefikRoutes.network_policy_peers = [{"podSelector": {"matchLabels": {"app": "traefik"}}}]
-
-async def follow(app):
-    calls = Path("calls")
-    while True:
-        await asyncio.sleep(0.05)
-        if calls.exists():
-            user = calls.read_text()
-            calls.unlink()
-            [found] = [one for one in app.users.values() if one.name == user]
-            [spawner] = found.spawners.values()
-            await spawner.casa_kept.withdraw()
-            Path("called").touch()
-
-class Called(WithToken):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        if self.parent.parent is None:
-            self.following = asyncio.get_running_loop().create_task(follow(self.parent))
-
-c.JupyterHub.authenticator_class = Called
 """
 )
 
@@ -63,14 +43,6 @@ def site(shared: Faulty) -> Iterator[Faulty]:
     yield shared
     shared.proxy.clear()
     shared.clear()
-
-
-def withdraw(site: Faulty, user: str) -> None:
-    done = site.hub.directory / "called"
-    (site.hub.directory / "calls.new").write_text(user)
-    (site.hub.directory / "calls.new").replace(site.hub.directory / "calls")
-    eventually(done.exists)
-    done.unlink()
 
 
 def start_id(pod: dict[str, Any]) -> str:
@@ -208,7 +180,7 @@ def test_nothing_comes_back_to_a_server_that_was_withdrawn(site: Faulty, restart
     site.ready("ada")
     site.ready("bea")
     ada, bea = site.pod("ada"), site.pod("bea")
-    withdraw(site, "ada")
+    call(site.hub, "withdraw", "ada")
     if restarted:
         site.restart()
     delete(site, "Secret", bea)
@@ -229,7 +201,7 @@ def test_a_withdrawal_takes_away_what_was_on_its_way_back(plane: Api, tmp_path_f
         delete(site, "Secret", pod)
         held.wait(timeout=PATIENCE)
         begun = time.monotonic()
-        withdraw(site, "ada")
+        call(site.hub, "withdraw", "ada")
         assert time.monotonic() - begun < 20, "it waited for the request that hangs"
         assert site.ours() == NONE
         answered = len(site.proxy.answered)

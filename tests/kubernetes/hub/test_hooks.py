@@ -14,10 +14,10 @@ from tests.support.hub import Hub
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.facility import facility
 
+pytestmark = pytest.mark.both_hubs
+
 SITE = """
 from kubespawner import KubeSpawner
-
-pytestmark = pytest.mark.both_hubs
 
 class SiteSpawner(KubeSpawner):
     pass

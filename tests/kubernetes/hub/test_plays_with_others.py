@@ -13,13 +13,13 @@ from tests.kubernetes.hub.servers import KINDS, NONE, Site, open_site
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.pods import RunningPods
 
+pytestmark = pytest.mark.both_hubs
+
 CONFIG = """
 import asyncio
 import copy
 import json
 from kubernetes_asyncio.client import V1Container
-
-pytestmark = pytest.mark.both_hubs
 
 def tell(hook, spawner, **seen):
     with open("calls", "a") as file:

@@ -21,6 +21,8 @@ from tests.support.kubernetes.control_plane import ControlPlane
 from tests.support.kubernetes.pods import RunningPods
 from tests.support.peers import require
 
+pytestmark = pytest.mark.both_hubs
+
 LIMIT = "c.Spawner.consecutive_failure_limit = 5\n"
 GATEWAY = 'c.TraefikRoutes.kind = "gateway"\nc.TraefikRoutes.gateway = "traefik/dask"\n'
 ALL_REQUIRED = 'c.Facility.required = ["xcache", "bearer", "dask"]\n'
@@ -47,8 +49,6 @@ c.KubeSpawner.profile_list = [
 SLOW = """
 import asyncio
 from kubespawner.spawner import EventReflector
-
-pytestmark = pytest.mark.both_hubs
 
 async def until(name):
     Path(f"waits-{name}").touch()

@@ -137,7 +137,6 @@ def test_a_service_a_route_and_a_policy_that_are_deleted_by_hand_come_back(site:
     eventually(lambda: not policies(site, pod))
 
 
-@pytest.mark.any_hub
 @pytest.mark.parametrize("target", [SERVICE, ROUTE], ids=["Service", "IngressRouteTCP"])
 def test_one_unclear_409_costs_a_start_nothing(site: Faulty, target: str) -> None:
     rule = site.proxy.on("PATCH", target, Answer(409, "Conflict"))

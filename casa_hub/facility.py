@@ -148,7 +148,7 @@ class Facility(LoggingConfigurable):
         ask = getattr(spawner.authenticator, "access_token", None)
         token: AccessToken | None = await ask(spawner.user) if ask is not None else None
         technical = spawner.user.name in getattr(spawner.authenticator, "technical_users", ())
-        return Request(self.server(spawner.user.name, spawner.name), start_id, now, token, technical)
+        return Request(self.server(spawner.user.name, spawner.name), start_id, now, token, technical=technical)
 
     # -- before anybody spawns
 

@@ -54,10 +54,10 @@ class Request:
     now: datetime
     #: None where the user has no usable token (another authenticator, nobody asked).
     token: AccessToken | None = None
-    #: Whether it is for a user of the facility's own (`CasaOAuthenticator.technical_users`), who has no log-in.
-    technical: bool = False
     #: `Credential.state` of the credential that this one replaces; empty at the first mint of a start.
     state: Mapping[str, str] = field(default_factory=dict)
+    #: Whether it is for a user of the facility's own (`CasaOAuthenticator.technical_users`), who has no log-in.
+    technical: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,11 +196,21 @@ def test_a_template_that_fits_nobody_is_found_before_a_user_does(key_file: str, 
 
 
 def test_a_map_names_the_accounts(key_file: str) -> None:
-    minter = htcondor(key_file, subject_map={"Álice": "cms0042", "bob": "cms0043"})
-    assert claims_of(minter, username="Álice")["sub"] == "cms0042@pool.example.org"
+    minter = htcondor(key_file, subject_map={"álice": "cms0042", "bob": "cms0043"})
+    assert claims_of(minter, username="álice")["sub"] == "cms0042@pool.example.org"
     assert minter.check() == []
     with pytest.raises(CredentialError, match=r"is not in HTCondor\.subject_map"):
         minter.mint(request("mallory"))
+
+
+def test_a_map_names_the_accounts_however_its_names_are_written(key_file: str) -> None:
+    """`ASmith`, as the provider shows the name, gave asmith nothing: user names of the hub are lower case."""
+    minter = htcondor(key_file, subject_map={"ASmith": "cms0042"})
+    assert claims_of(minter, username="asmith")["sub"] == "cms0042@pool.example.org"
+    (problem,) = minter.check()
+    assert "'ASmith' is read as 'asmith'" in str(problem)
+    minter = htcondor(key_file, subject_map={"ASmith": "cms0042", "asmith": "cms0043"})
+    assert "two different entries for the user 'asmith'" in str(minter.check())
 
 
 @pytest.mark.parametrize(

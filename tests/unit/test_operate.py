@@ -156,6 +156,7 @@ c.CryptKeeper.keys = ["00" * 32]
 c.CasaOAuthenticator.provider = "cms-iam"
 c.CasaOAuthenticator.client_id = "hub"
 c.CasaOAuthenticator.client_secret = "secret-of-the-client"
+c.CasaOAuthenticator.oauth_callback_url = "https://hub.example.org/hub/oauth_callback"
 c.CasaOAuthenticator.allowed_groups = ["/cms"]
 """
 

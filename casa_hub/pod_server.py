@@ -23,6 +23,7 @@ from casa_hub.facility import Facility, Minted
 from casa_hub.keeper.kept import Holding
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.naming import Server
+from casa_hub.record import AnyRecord, ServerRecord, parse_text
 from casa_hub.startup import on_hub_start
 from casa_hub.steps import told
 
@@ -212,7 +213,7 @@ class PodServer:
         start = marks.start_of(pod, self._start("")) if pod is not None else None
         if pod is None or start is None or start.start_id == self._withdrawn:
             return None
-        return _holding(self._known(start) or Given(start, marks.record_text_of(pod, self.server) or ""))
+        return _holding(self._known(start) or Given(start, marks.record_text_of(pod, start.server) or ""))
 
     async def holding(self) -> Holding | None:
         """See `Kept`."""
@@ -234,9 +235,11 @@ class PodServer:
 
     async def _renew(self, names: Collection[str], anyhow: bool, deadline: Deadline) -> Holding | None:
         given = await self._running(deadline)
-        held = _holding(given) if given is not None else None
-        if given is None or held is None:
+        if given is None:
             return None
+        held = _holding(given)
+        if not isinstance(held.record, ServerRecord):
+            return held
         request = await self.facility.request_of(self._spawner, held.start_id, datetime.now(UTC))
         minted = self.facility.renew(request, names, held.record, anyhow=anyhow)
         if not minted.credentials:
@@ -255,7 +258,7 @@ class PodServer:
         start, pod = found
         record = self._record(start, pod)
         # Objects are looked for by the installation that made them: another one's would never be found.
-        if record is None or not marks.is_by(pod, self.delivery.instance):
+        if not isinstance(record, ServerRecord) or not marks.is_by(pod, self.delivery.instance):
             return None
         return await self.delivery.lacks(start, self._owned(start, pod, record), since)
 
@@ -264,7 +267,7 @@ class PodServer:
         async with self._renewing:
             found = self._standing()
             record = None if found is None else self._record(*found)
-            if found is None or record is None:
+            if found is None or not isinstance(record, ServerRecord):
                 return {}
             start, pod = found
             deadline = self._deadline()
@@ -301,13 +304,13 @@ class PodServer:
             return None
         return start, pod
 
-    def _record(self, start: Start, pod: Object) -> Mapping[str, Any] | None:
+    def _record(self, start: Start, pod: Object) -> AnyRecord:
         """What a start holds or held, as far as this hub knows: by its Secret when it was seen last, or by its pod."""
         last = self._held or self._last
         known = last is not None and last.start.start_id == start.start_id
-        return marks.parsed(last.text if last is not None and known else marks.record_text_of(pod, self.server))
+        return parse_text(last.text if last is not None and known else marks.record_text_of(pod, start.server))
 
-    def _owned(self, start: Start, pod: Object, record: Mapping[str, Any]) -> list[Object]:
+    def _owned(self, start: Start, pod: Object, record: ServerRecord) -> list[Object]:
         return self.delivery.owned(start, Pod.of(pod), self.facility.routes(start.server, record), record)
 
     async def withdraw(self) -> None:
@@ -345,9 +348,14 @@ class PodServer:
         start, pod = found
         if self._known(start) is None:
             first = self._record(start, pod)
-            text = await self.delivery.record(start, deadline, there=first is not None and wants_secret(first))
+            text = await self.delivery.record(start, deadline, there=_has_secret(first))
             self._held = Given(start, text) if text is not None else None
             self._last = self._held or self._last
+            if self._held is None:
+                # Without a Secret as it began, or somebody has edited that.
+                bare = isinstance(first, ServerRecord) and not wants_secret(first)
+                text = marks.record_text_of(pod, start.server) if bare else ""
+                return Given(start, text or "")
         return self._held
 
     def _known(self, start: Start) -> Given | None:
@@ -418,6 +426,10 @@ def _reasons(missing: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {why}" for name, why in missing.items())
 
 
-def _holding(given: Given) -> Holding | None:
-    record = marks.parsed(given.text)
-    return Holding(given.start.start_id, record) if record is not None else None
+def _has_secret(record: AnyRecord) -> bool:
+    """Whether a start has a Secret for sure, by its record."""
+    return isinstance(record, ServerRecord) and wants_secret(record)
+
+
+def _holding(given: Given) -> Holding:
+    return Holding(given.start.start_id, parse_text(given.text))

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from casa_hub.naming import Server
+from casa_hub.record import AnyRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +16,8 @@ class Holding:
     """What a running server holds now."""
 
     start_id: str
-    #: See `casa_hub.record`.
-    record: Mapping[str, Any]
+    #: `Unreadable`: it runs, but nothing of it is renewed.
+    record: AnyRecord
     #: Of a renewal: a credential that was not renewed -> why, for people. Not secret.
     failed: Mapping[str, str] = field(default_factory=dict)
     #: See `Minted.later`.
@@ -40,12 +41,12 @@ class Kept(Protocol):
     def first_holding(self) -> Holding | None:
         """What it held when it started, or later, as far as that is known without asking anybody.
 
-        No credential expires sooner than that says. None if it doesn't run, or if what it holds is not known: it was
-        started without this package, by a later version of it, or under another name, or its record was changed.
+        No credential expires sooner than that says. None if it doesn't run, was started without this package, or its
+        credentials were withdrawn.
         """
 
     async def holding(self) -> Holding | None:
-        """What it holds; None as `first_holding`, or if its credentials were withdrawn.
+        """What it holds; None as `first_holding`.
 
         Raises:
             DeliveryError: it runs, but that can't be said now.
@@ -53,6 +54,8 @@ class Kept(Protocol):
 
     async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
         """Mint some of its credentials anew and replace their files, all at once; None as `holding`.
+
+        A record that can't be read is handed back as it is, and nothing is renewed.
 
         One that can't be minted keeps its file, as does one that would not be valid for longer than what is there,
         unless `anyhow` (its key, or its user's token, is another one). What it holds afterwards tells which were

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.kubernetes import marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError, described
 from casa_hub.delivery.kubernetes.manifests import Object, Start
+from casa_hub.record import AnyRecord
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -42,8 +43,8 @@ _POD: Object = {"apiVersion": "v1", "kind": "Pod"}
 
 #: User and server.
 Whose = tuple[str, str]
-#: What a pod of this start must own, by its record (None if it has none that can be read).
-ObjectsOf = Callable[[Start, Mapping[str, Any] | None], list[Object]]
+#: What a pod of this start must own, by its record.
+ObjectsOf = Callable[[Start, AnyRecord], list[Object]]
 
 
 class Leftovers:

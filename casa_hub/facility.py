@@ -142,13 +142,16 @@ class Facility(LoggingConfigurable):
         """The identity of a server of this hub."""
         return Server(self.hub_id, username, name)
 
-    async def request_of(self, spawner: Any, start_id: str, now: datetime) -> Request:
-        """What minters may use for a start of the spawner's server, the user's own token included."""
+    async def request_of(self, spawner: Any, server: Server, start_id: str, now: datetime) -> Request:
+        """What minters may use for a start of the spawner's server, the user's own token included.
+
+        `server`: the identity of that start, which it keeps when its user is renamed.
+        """
         # Only an authenticator of this package knows one.
         ask = getattr(spawner.authenticator, "access_token", None)
         token: AccessToken | None = await ask(spawner.user) if ask is not None else None
         technical = spawner.user.name in getattr(spawner.authenticator, "technical_users", ())
-        return Request(self.server(spawner.user.name, spawner.name), start_id, now, token, technical)
+        return Request(server, start_id, now, token, technical)
 
     # -- before anybody spawns
 
@@ -275,7 +278,15 @@ class Facility(LoggingConfigurable):
         self._tell(Action.MINTED, request, credentials, missing)
         return self._minted(request, credentials, missing)
 
-    def renew(self, request: Request, names: Collection[str], record: ServerRecord, *, anyhow: bool = False) -> Minted:
+    def renew(
+        self,
+        request: Request,
+        names: Collection[str],
+        record: ServerRecord,
+        *,
+        anyhow: bool = False,
+        username: str = "",
+    ) -> Minted:
         """New ones of the credentials `names`, for the start that `record` (of `Minted`) tells of.
 
         One that can't be minted now, or would not be valid for longer than the one that is there, is told in
@@ -288,6 +299,8 @@ class Facility(LoggingConfigurable):
             names: of credentials.
             record: what the server has.
             anyhow: whether a new one is wanted whatever its expiry is: its key, or its user's token, is another one.
+            username: the present name of its user, for the audit. Credentials are made for the name that the server was
+                started with (`Request.server`).
 
         Raises:
             ConfigurationError: two credentials want the same file.
@@ -309,10 +322,10 @@ class Facility(LoggingConfigurable):
                 missing[name] = CredentialError(name, problem, "What it is made of must be replaced first.")
             else:
                 later[name] = better_from(new, entry)
-        self._tell(Action.RENEWED, request, credentials, missing)
+        self._tell(Action.RENEWED, request, credentials, missing, username)
         return replace(self._minted(request, credentials, missing, record), later=later)
 
-    def mint_lost(self, request: Request, record: ServerRecord) -> Minted:
+    def mint_lost(self, request: Request, record: ServerRecord, *, username: str = "") -> Minted:
         """All credentials of a running server anew: none of the files that `record` tells of is there any more.
 
         One that can't be minted now keeps its part of the record, for it may still have to be blocked; but without
@@ -321,6 +334,7 @@ class Facility(LoggingConfigurable):
         Args:
             request: of now.
             record: its start is that of the request.
+            username: as in `renew`.
 
         Raises:
             ConfigurationError: two credentials want the same file.
@@ -332,7 +346,7 @@ class Facility(LoggingConfigurable):
         for name in record.credentials:
             if name not in self.minters:
                 missing[name] = CredentialError(name, "this hub has no such credential any more", _ASK_OPERATOR)
-        self._tell(Action.RENEWED, request, credentials, missing)
+        self._tell(Action.RENEWED, request, credentials, missing, username)
         lost = {name: replace(entry, files=()) for name, entry in record.credentials.items()}
         reasons = {**record.missing, **{name: str(error) for name, error in missing.items()}}
         return self._minted(request, credentials, missing, replace(record, credentials=lost, missing=reasons))
@@ -397,13 +411,16 @@ class Facility(LoggingConfigurable):
         request: Request,
         minted: Mapping[str, tuple[Credential, tuple[Route, ...]]],
         missing: Collection[str],
+        username: str = "",
     ) -> None:
+        at_start = request.server.username
         for name, (one, _) in minted.items():
             MINTS.labels(name, action.value).inc()
             event = Event(
                 action=action,
-                username=request.server.username,
+                username=username or at_start,
                 server=request.server.name,
+                started_as=at_start if username not in {"", at_start} else "",
                 start_id=request.start_id,
                 credential=name,
                 identifiers=one.identifiers,

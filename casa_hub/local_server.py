@@ -50,8 +50,8 @@ class LocalServer:
             if held is None or not isinstance(held.record, ServerRecord):
                 return held
             facility = Facility.of(self._spawner)
-            request = await facility.request_of(self._spawner, held.start_id, datetime.now(UTC))
-            minted = facility.renew(request, names, held.record, anyhow=anyhow)
+            request = await facility.request_of(self._spawner, self.server, held.start_id, datetime.now(UTC))
+            minted = facility.renew(request, names, held.record, anyhow=anyhow, username=self._spawner.user.name)
             if not minted.credentials:
                 return Holding(held.start_id, held.record, minted.missing, minted.later)
             # The routes of the others are there, as they were at the start.

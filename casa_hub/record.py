@@ -39,6 +39,7 @@ _EARLIER = 16
 WITHOUT_US = "it was started without casa_hub"
 NEWER = "its record was written by a newer version of casa_hub"
 EDITED = "its record was edited or removed"
+UNDER_ANOTHER_NAME = "it was started for another user name or hub id, by a version of casa_hub that didn't save which"
 EDITED_ENTRY = "its entry in the server's record was edited and can't be read"
 
 Document: TypeAlias = dict[str, Any]
@@ -184,9 +185,10 @@ def to_block(record: AnyRecord, now: datetime) -> list[ToBlock]:
             found += [ToBlock(name, one.identifiers, one.expires_at) for one in _alive(each, now)]
         problem, entries = EDITED_ENTRY, record.unreadable
     else:
-        problem, entries = record.why, record.credentials
+        # Of such a server all is known.
+        problem, entries = "" if record.why == UNDER_ANOTHER_NAME else record.why, record.credentials
         if not entries:
-            found.append(ToBlock("", {}, None, problem))
+            found.append(ToBlock("", {}, None, record.why))
     for name, broken in entries.items():
         found += [ToBlock(name, one.identifiers, one.expires_at, problem) for one in _alive(broken.traces, now)]
     return found
@@ -269,6 +271,14 @@ def unreadable(document: Any, why: str, credentials: Any) -> Unreadable:
     """What the audit can be told of a record that nobody may go on from; `credentials`: its entries, if it has some."""
     entries = credentials if isinstance(credentials, dict) else {}
     return Unreadable(why, document, {str(name): _traced(entry) for name, entry in entries.items()})
+
+
+def under_another_name(record: AnyRecord) -> Unreadable:
+    """The record of a server that nobody may be given new credentials for."""
+    if isinstance(record, Unreadable):
+        return record
+    document = record.to_document()
+    return unreadable(document, UNDER_ANOTHER_NAME, document["credentials"])
 
 
 def _of_version_2(entry: Any) -> Any:

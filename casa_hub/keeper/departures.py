@@ -389,6 +389,7 @@ class Departures:
                 credential=one.credential,
                 identifiers=one.identifiers,
                 expires_at=iso(one.expires_at),
+                started_as=kept.server.username if kept.server.username != user.name else "",
                 reason=f"{reason} (This may not be all of it: {one.problem}.)" if one.problem else reason,
                 by=departure.entry.requested_by,
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from casa_hub.errors import DeliveryError
 from casa_hub.naming import Server
 from casa_hub.record import AnyRecord
 
@@ -29,7 +30,10 @@ class Kept(Protocol):
 
     @property
     def server(self) -> Server:
-        """Whose it is."""
+        """The identity that the running start was given: its user, or its hub, may have got another name since.
+
+        Of a server that doesn't run, the one that its next start will be given.
+        """
 
     @property
     def running_start(self) -> str | None:
@@ -92,6 +96,31 @@ class Kept(Protocol):
         Raises:
             DeliveryError: something of it is still there.
         """
+
+
+def check_name(app: Any, spawner: Any, server: Server) -> None:
+    """Whether a server may start under a name: its files, its host names and its pod are called so.
+
+    The administrator may have renamed a user whose server runs on under the old name; whoever has that name next must
+    wait until it has stopped.
+
+    Raises:
+        DeliveryError: another user's server runs under this name.
+    """
+    for user in list(dict.values(app.users or {})):
+        for other in list(user.spawners.values()):
+            kept = getattr(other, "casa_kept", None)
+            if other is spawner or kept is None or not other.active:
+                continue
+            if (kept.server.username, kept.server.name) == (server.username, server.name):
+                problem = f"a server that was started under this name still runs; its user is now called {user.name}"
+                raise DeliveryError(f"server {shown(server.username, server.name)}", problem, "Stop that one first.")
+
+
+def shown(username: str, name: str, started_as: str = "") -> str:
+    """A server, for people: ``alice``, ``alice/name`` or ``alice1 (started as alice)``."""
+    called = f"{username}/{name}" if name else username
+    return f"{called} (started as {started_as})" if started_as not in {"", username} else called
 
 
 def running(app: Any) -> Iterator[tuple[Any, Any, Kept | None]]:

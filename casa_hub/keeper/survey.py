@@ -9,7 +9,7 @@ from typing import Any
 
 from casa_hub.errors import DeliveryError
 from casa_hub.facility import Facility
-from casa_hub.keeper.kept import Kept, running
+from casa_hub.keeper.kept import Kept, running, shown
 from casa_hub.record import WITHOUT_US, AnyRecord, Unreadable
 
 #: Servers that are asked at the same time, if they must be: each may be a request to Kubernetes.
@@ -28,11 +28,6 @@ class Survey:
     unsure: dict[str, str] = field(default_factory=dict)
     #: Id of a secret in `Dask.secret_file` (`casa_hub.credentials.dask.Secret`) -> servers that were started with it.
     dask_secrets: Counter[str] = field(default_factory=Counter)
-
-
-def shown(username: str, name: str) -> str:
-    """A server, for people: ``alice`` or ``alice/name``."""
-    return f"{username}/{name}" if name else username
 
 
 async def survey(app: Any, facility: Facility) -> Survey:
@@ -59,7 +54,7 @@ async def survey(app: Any, facility: Facility) -> Survey:
 
     looks = []
     for user, spawner, kept in running(app):
-        server = shown(user.name, spawner.name)
+        server = shown(user.name, spawner.name, kept.server.username if kept is not None else "")
         if kept is None or kept.running_start == "":
             result.unkept[server] = WITHOUT_US
         elif kept.running_start is None:

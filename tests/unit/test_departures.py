@@ -33,6 +33,8 @@ from casa_hub.record import CredentialRecord, ServerRecord
 class Kept:
     """A server that holds nothing."""
 
+    server = Server("", "alice")
+
     def __init__(self, fails: Exception | None = None) -> None:
         self.fails = fails
         self.withdrawn = 0

@@ -151,6 +151,10 @@ class LocalDelivery(LoggingConfigurable):
         found = self._delivered.get(server.slug)
         return found if found is not None and found.server == server else None
 
+    def of_start(self, start_id: str) -> Delivered | None:
+        """What the server of a start has, whatever its user is called by now."""
+        return next((one for one in self._delivered.values() if one.start_id == start_id), None)
+
     def process(self, server: Server) -> Process | None:
         """The process that the server is, if it got so far."""
         return signed_in(self.process_file(server))
@@ -209,6 +213,9 @@ class LocalDelivery(LoggingConfigurable):
             OSError: something can't be removed.
         """
         kept = {slug: one for slug, one in self._delivered.items() if one.key in living}
+        for slug in self._delivered.keys() - kept.keys():
+            # Also where it was started for another hub id: no other hub knows whose its routes are.
+            self.routes.retract(self._delivered[slug].server, self._delivered[slug].start_id)
         removed = []
         for entry in sorted(self.root.iterdir()):
             if entry.name not in {*kept, ".lock"} and (entry.is_symlink() or entry.is_dir()):

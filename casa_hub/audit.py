@@ -69,6 +69,8 @@ class Event:
     #: ISO 8601; None for what doesn't expire by itself.
     expires_at: str | None = None
     reason: str = ""
+    #: The name that the user had when the server was started, if it was another one.
+    started_as: str = ""
     #: Who asked for it; "" for the hub itself.
     by: str = ""
 
@@ -101,6 +103,7 @@ def tell(settings: Mapping[str, Any], event: Event) -> None:
 def fields(event: Event, now: datetime) -> dict[str, Any]:
     """The event as its schema has it: without what is empty, and without control characters."""
     texts = {
+        "started_as": event.started_as,
         "start_id": event.start_id,
         "credential": event.credential,
         "expires_at": event.expires_at,

@@ -21,7 +21,7 @@ from casa_hub.delivery.layout import bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.metrics import MINTS, OUTCOMES
 from casa_hub.naming import Server
-from casa_hub.record import better_from, iso, next_record, outlives
+from casa_hub.record import EDITED_ENTRY, AnyRecord, ServerRecord, better_from, iso, next_record, outlives
 
 #: Entry-point group of the minters: a site's own credential is a package that names its `Minter` here.
 GROUP = "casa_hub.credentials"
@@ -55,8 +55,8 @@ class Minted:
     #: Path below the secrets directory -> content, of all credentials together.
     files: Mapping[str, bytes] = field(repr=False)
     routes: tuple[Route, ...]
-    #: What a restarted hub must know: JSON-able, no secret. See `casa_hub.record`.
-    record: Mapping[str, Any]
+    #: What a restarted hub must know; no secret.
+    record: ServerRecord
     #: Of a renewal: a credential whose new one would have expired sooner than the one that is there, since its
     #: lifetime is set to less by now -> when a new one will last longer. Not in `missing`.
     later: Mapping[str, datetime] = field(default_factory=dict)
@@ -142,13 +142,16 @@ class Facility(LoggingConfigurable):
         """The identity of a server of this hub."""
         return Server(self.hub_id, username, name)
 
-    async def request_of(self, spawner: Any, start_id: str, now: datetime) -> Request:
-        """What minters may use for a start of the spawner's server, the user's own token included."""
+    async def request_of(self, spawner: Any, server: Server, start_id: str, now: datetime) -> Request:
+        """What minters may use for a start of the spawner's server, the user's own token included.
+
+        `server`: the identity of that start, which it keeps when its user is renamed.
+        """
         # Only an authenticator of this package knows one.
         ask = getattr(spawner.authenticator, "access_token", None)
         token: AccessToken | None = await ask(spawner.user) if ask is not None else None
         technical = spawner.user.name in getattr(spawner.authenticator, "technical_users", ())
-        return Request(self.server(spawner.user.name, spawner.name), start_id, now, token, technical=technical)
+        return Request(server, start_id, now, token, technical=technical)
 
     # -- before anybody spawns
 
@@ -273,44 +276,56 @@ class Facility(LoggingConfigurable):
         for name, reason in missing.items():
             self.log.warning("No %s for %s: %s", name, request.server.identity, reason)
         self._tell(Action.MINTED, request, credentials, missing)
-        return self._minted(request, credentials, missing, {})
+        return self._minted(request, credentials, missing)
 
     def renew(
-        self, request: Request, names: Collection[str], record: Mapping[str, Any], *, anyhow: bool = False
+        self,
+        request: Request,
+        names: Collection[str],
+        record: ServerRecord,
+        *,
+        anyhow: bool = False,
+        username: str = "",
     ) -> Minted:
         """New ones of the credentials `names`, for the start that `record` (of `Minted`) tells of.
 
         One that can't be minted now, or would not be valid for longer than the one that is there, is told in
         `Minted.missing`: the server runs on with what it has, so its part of the record stays, and a required one
-        raises nothing.
+        raises nothing. The same goes for one whose entry in the record can't be read: nobody could say any more what
+        the new one replaces.
 
         Args:
             request: of now.
             names: of credentials.
-            record: of the present version (`casa_hub.record.read_record`).
+            record: what the server has.
             anyhow: whether a new one is wanted whatever its expiry is: its key, or its user's token, is another one.
+            username: the present name of its user, for the audit. Credentials are made for the name that the server was
+                started with (`Request.server`).
 
         Raises:
             ConfigurationError: two credentials want the same file.
         """
-        states = {name: entry["state"] for name, entry in record["credentials"].items()}
-        chosen = {name: minter for name, minter in self.minters.items() if name in names}
+        states = {name: entry.state for name, entry in record.credentials.items()}
+        wanted = {name: minter for name, minter in self.minters.items() if name in names}
+        chosen = {name: minter for name, minter in wanted.items() if name not in record.unreadable}
         credentials, missing = self._mint_each(chosen, request, states)
+        for name in wanted.keys() - chosen.keys():
+            missing[name] = CredentialError(name, EDITED_ENTRY, "Restart the server.")
         later: dict[str, datetime] = {}
-        for name, entry in record["credentials"].items():
-            lost = name in record["missing"]
+        for name, entry in record.credentials.items():
+            lost = name in record.missing
             if anyhow or lost or name not in credentials or outlives(credentials[name][0], entry):
                 continue
             new, _ = credentials.pop(name)
-            if iso(new.expires_at) == entry["expires_at"]:
-                problem = f"a new one would be valid until {entry['expires_at']} as well"
+            if new.expires_at == entry.expires_at:
+                problem = f"a new one would be valid until {iso(entry.expires_at)} as well"
                 missing[name] = CredentialError(name, problem, "What it is made of must be replaced first.")
             else:
                 later[name] = better_from(new, entry)
-        self._tell(Action.RENEWED, request, credentials, missing)
+        self._tell(Action.RENEWED, request, credentials, missing, username)
         return replace(self._minted(request, credentials, missing, record), later=later)
 
-    def mint_lost(self, request: Request, record: Mapping[str, Any]) -> Minted:
+    def mint_lost(self, request: Request, record: ServerRecord, *, username: str = "") -> Minted:
         """All credentials of a running server anew: none of the files that `record` tells of is there any more.
 
         One that can't be minted now keeps its part of the record, for it may still have to be blocked; but without
@@ -318,26 +333,27 @@ class Facility(LoggingConfigurable):
 
         Args:
             request: of now.
-            record: of the present version; its start is that of the request.
+            record: its start is that of the request.
+            username: as in `renew`.
 
         Raises:
             ConfigurationError: two credentials want the same file.
         """
-        names = {*record["credentials"], *record["missing"]}
-        states = {name: entry["state"] for name, entry in record["credentials"].items()}
+        names = {*record.credentials, *record.missing} - record.unreadable.keys()
+        states = {name: entry.state for name, entry in record.credentials.items()}
         chosen = {name: minter for name, minter in self.minters.items() if name in names}
         credentials, missing = self._mint_each(chosen, request, states)
-        for name in record["credentials"]:
+        for name in record.credentials:
             if name not in self.minters:
                 missing[name] = CredentialError(name, "this hub has no such credential any more", _ASK_OPERATOR)
-        self._tell(Action.RENEWED, request, credentials, missing)
-        lost = {name: {**entry, "files": []} for name, entry in record["credentials"].items()}
-        reasons = record["missing"] | {name: str(error) for name, error in missing.items()}
-        return self._minted(request, credentials, missing, {**record, "credentials": lost, "missing": reasons})
+        self._tell(Action.RENEWED, request, credentials, missing, username)
+        lost = {name: replace(entry, files=()) for name, entry in record.credentials.items()}
+        reasons = {**record.missing, **{name: str(error) for name, error in missing.items()}}
+        return self._minted(request, credentials, missing, replace(record, credentials=lost, missing=reasons))
 
-    def routes(self, server: Server, record: Mapping[str, Any] | None = None) -> list[Route]:
-        """How a server is reached from outside with the credentials that `record` tells of; None: with all."""
-        names = self.minters if record is None else record["credentials"]
+    def routes(self, server: Server, record: AnyRecord | None = None) -> list[Route]:
+        """How a server is reached from outside with the credentials that `record` tells of; with all if it doesn't."""
+        names = record.names if isinstance(record, ServerRecord) else self.minters.keys()
         return [route for name, minter in self.minters.items() if name in names for route in minter.routes(server)]
 
     @property
@@ -395,13 +411,16 @@ class Facility(LoggingConfigurable):
         request: Request,
         minted: Mapping[str, tuple[Credential, tuple[Route, ...]]],
         missing: Collection[str],
+        username: str = "",
     ) -> None:
+        at_start = request.server.username
         for name, (one, _) in minted.items():
             MINTS.labels(name, action.value).inc()
             event = Event(
                 action=action,
-                username=request.server.username,
+                username=username or at_start,
                 server=request.server.name,
+                started_as=at_start if username not in {"", at_start} else "",
                 start_id=request.start_id,
                 credential=name,
                 identifiers=one.identifiers,
@@ -417,13 +436,13 @@ class Facility(LoggingConfigurable):
         request: Request,
         minted: Mapping[str, tuple[Credential, tuple[Route, ...]]],
         missing: Mapping[str, CredentialError],
-        before: Mapping[str, Any],
+        before: ServerRecord | None = None,
     ) -> Minted:
         reasons = {name: str(error) for name, error in missing.items()}
         record = next_record(request, {name: one for name, (one, _) in minted.items()}, reasons, before)
         owner: dict[str, str] = {}
-        for name, entry in record["credentials"].items():
-            for path in entry["files"]:
+        for name, entry in record.credentials.items():
+            for path in entry.files:
                 if path in owner:
                     problem = _clash(path, owner[path], name)
                     raise ConfigurationError(problem.thing, problem.problem, problem.remedy)

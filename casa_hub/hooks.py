@@ -26,7 +26,7 @@ from casa_hub.configuration import value_of
 from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
-from casa_hub.errors import CasaError, Problem, Severity
+from casa_hub.errors import CasaError, DeliveryError, Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.pod_server import PodServer
@@ -69,7 +69,14 @@ def _not_counted(spawner: Any) -> Iterator[None]:
 async def _pre_spawn(theirs: Theirs, spawner: Any) -> None:
     """Credentials are minted. The membership has been checked by the authenticator's `pre_spawn_start`."""
     with _not_counted(spawner):
-        for sentence in await PodServer.of(spawner).mint():
+        try:
+            sentences = await PodServer.of(spawner).mint()
+        except DeliveryError:
+            # What has the pod's name is a renamed user's, and KubeSpawner would end it with the failed start. It
+            # gives itself the name again afterwards (`clear_state`).
+            spawner.pod_name += "-refused"
+            raise
+        for sentence in sentences:
             spawner.log.info("%s: %s", spawner._log_name, sentence)  # noqa: SLF001 - JupyterHub's name for logs
     await theirs(spawner)
 
@@ -165,9 +172,28 @@ class HookedSpawner:
         KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).begin(app, facility, cls)
         cls.casa_kept = property(PodServer.of)
         cls.renew_credentials = _renew_credentials
+        _keep_with_state(cls)
 
 
 Hook.casa_home = HookedSpawner
+
+
+def _keep_with_state(cls: Any) -> None:
+    """Let a spawner's state say which start runs: a user may be renamed, and KubeSpawner has no hook for that."""
+    get_state, load_state, clear_state = cls.get_state, cls.load_state, cls.clear_state
+
+    def get(spawner: Any) -> dict[str, Any]:
+        return {**get_state(spawner), **PodServer.of(spawner).state}
+
+    def load(spawner: Any, state: dict[str, Any]) -> None:
+        load_state(spawner, state)
+        PodServer.of(spawner).load_state(state)
+
+    def clear(spawner: Any) -> None:
+        clear_state(spawner)
+        PodServer.of(spawner).clear_state()
+
+    cls.get_state, cls.load_state, cls.clear_state = get, load, clear
 
 
 async def _renew_credentials(spawner: Any, names: Collection[str]) -> None:

@@ -12,6 +12,7 @@ from casa_hub.delivery.local.delivery import Delivered
 from casa_hub.facility import Facility
 from casa_hub.keeper.kept import Holding
 from casa_hub.naming import Server
+from casa_hub.record import ServerRecord
 
 
 class LocalServer:
@@ -36,7 +37,7 @@ class LocalServer:
     def first_holding(self) -> Holding | None:
         """See `Kept`."""
         one = self._delivered()
-        return Holding(one.start_id, one.record) if one is not None and one.record is not None else None
+        return Holding(one.start_id, one.record) if one is not None else None
 
     async def holding(self) -> Holding | None:
         """See `Kept`."""
@@ -46,15 +47,15 @@ class LocalServer:
         """See `Kept`."""
         async with self._renewing:  # each goes on from the record that the one before left
             held = self.first_holding()
-            if held is None:
-                return None
+            if held is None or not isinstance(held.record, ServerRecord):
+                return held
             facility = Facility.of(self._spawner)
-            request = await facility.request_of(self._spawner, held.start_id, datetime.now(UTC))
-            minted = facility.renew(request, names, held.record, anyhow=anyhow)
+            request = await facility.request_of(self._spawner, self.server, held.start_id, datetime.now(UTC))
+            minted = facility.renew(request, names, held.record, anyhow=anyhow, username=self._spawner.user.name)
             if not minted.credentials:
                 return Holding(held.start_id, held.record, minted.missing, minted.later)
             # The routes of the others are there, as they were at the start.
-            new = [name for name in minted.credentials if name not in held.record["credentials"]]
+            new = [name for name in minted.credentials if name not in held.record.credentials]
             routes = [route for name in new for route in facility.minters[name].routes(self.server)]
             await self._spawner.delivery.renew(replace(minted.parcel(), routes=tuple(routes)))
             return Holding(held.start_id, minted.record, minted.missing, minted.later)

@@ -25,6 +25,7 @@ from casa_hub.delivery.local.delivery import Delivered, LocalDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, ConfigurationError, DeliveryError, Problem, Severity
 from casa_hub.facility import Facility
+from casa_hub.keeper.kept import check_name
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.local_server import LocalServer
 from casa_hub.loopback import is_loopback
@@ -32,6 +33,9 @@ from casa_hub.naming import Server
 from casa_hub.processes import Process, sign_in
 from casa_hub.startup import on_hub_start
 from casa_hub.steps import Steps, told
+
+#: In a spawner's state.
+_START_ID = "casa_start_id"
 
 
 class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
@@ -93,10 +97,10 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         )
         delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
         delivery.open()
-        known = _known(app)
+        known = _Known(app)
         living = set()
         for one in delivery.all():
-            if _whose(one) not in known:
+            if not known.runs(one, delivery.process(one.server)):
                 _end_process(app, delivery, one)
             elif (process := delivery.process(one.server)) is not None and process.alive:
                 living.add(one.key)
@@ -114,10 +118,14 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
     async def collect_garbage(cls, app: Any, facility: Facility, *, dry_run: bool) -> list[Removal]:
         """Remove what has no living server, or only tell of it."""
         delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
-        known = _known(app)
-        # Also those of users who have got another name since.
+        known = _Known(app)
+        # Also those whose start JupyterHub has not saved yet.
         starts = {spawner.casa_start_id for user in app.users.values() for spawner in user.spawners.values()}
-        ended = [one for one in delivery.all() if _whose(one) not in known and one.start_id not in starts]
+        ended = [
+            one
+            for one in delivery.all()
+            if not known.runs(one, delivery.process(one.server)) and one.start_id not in starts
+        ]
         if not dry_run:
             for one in ended:
                 _end_process(app, delivery, one)
@@ -135,7 +143,12 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
 
     @property
     def casa_server(self) -> Server:
-        """The identity that this server's credentials are made for."""
+        """The identity that this server's credentials are made for: that of its start, as long as it runs."""
+        return self._identity or self._named
+
+    @property
+    def _named(self) -> Server:
+        """The identity of a start that begins now."""
         return self.facility.server(self.user.name, self.name)
 
     # -- start
@@ -143,6 +156,8 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         #: This start of the server; "" while there is none.
         self._start_id = ""
+        #: What that start was made for; its user, or the hub, may have got another name since.
+        self._identity: Server | None = None
         self._starting = False
         #: The server, if an earlier hub started it.
         self._adopted: Process | None = None
@@ -158,11 +173,12 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         The membership has been checked by then: the authenticator's `pre_spawn_start` is asked before any spawner.
         """
         on_hub_start(self.user.settings["app"])
-        server, now = self.casa_server, datetime.now(UTC)
-        minted = self.facility.mint(await self.facility.request_of(self, secrets.token_hex(16), now))
+        server, now = self._named, datetime.now(UTC)
+        check_name(self.user.settings["app"], self, server)
+        minted = self.facility.mint(await self.facility.request_of(self, server, secrets.token_hex(16), now))
         for number, sentence in enumerate(told(self.facility, minted, now)):
             self._steps.say(min(10 + 5 * number, 40), sentence)
-        self._start_id, self._starting, self._adopted = minted.start_id, True, None
+        self._start_id, self._identity, self._starting, self._adopted = minted.start_id, server, True, None
         try:
             await self.delivery.deliver(minted.parcel())
             self._steps.say(50, "Credentials delivered")
@@ -235,19 +251,38 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
             await self.delivery.withdraw(self.casa_server, self._start_id)
         except DeliveryError as error:
             self.log.error("Credentials of a stopped server stay until the hub starts again: %s", error)  # noqa: TRY400
-        self._start_id = ""
+        self._start_id, self._identity = "", None
 
     # -- a hub that was restarted
 
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().get_state()
+        return state | ({_START_ID: self._start_id} if self._start_id else {})
+
     def load_state(self, state: dict[str, Any]) -> None:
-        """What an earlier hub started, by what was delivered: JupyterHub's own state is saved only after the start."""
+        """What an earlier hub started, by what was delivered."""
         super().load_state(state)
         on_hub_start(self.user.settings["app"])
-        one = self.delivery.delivered(self.casa_server)
-        self._adopted = self.delivery.process(self.casa_server) if one is not None else None
+        one = self._left_behind(state)
+        self._adopted = self.delivery.process(one.server) if one is not None else None
         self.pid = self._adopted.pid if self._adopted is not None else 0
         if one is not None:
-            self._start_id, self.ip = one.start_id, one.address
+            self._start_id, self._identity, self.ip = one.start_id, one.server, one.address
+
+    def _left_behind(self, state: dict[str, Any]) -> Delivered | None:
+        """What an earlier hub delivered to the server of this spawner; its user may have been renamed since."""
+        saved = self.delivery.of_start(state.get(_START_ID, ""))
+        if saved is not None:
+            return saved
+        if self.orm_spawner.server is None:  # it doesn't run, and what has its name may be a renamed user's
+            return None
+        # JupyterHub saves a state only after the start, and earlier versions of this package saved no start id.
+        known = _Known(self.user.settings["app"])
+        unclaimed = [one for one in self.delivery.all() if one.start_id not in known.starts]
+        named = [one for one in unclaimed if _whose(one) == (self.user.name, self.name)]
+        pid = state.get("pid")
+        signed_in = [one for one in unclaimed if pid and _is_process(self.delivery.process(one.server), pid)]
+        return next(iter(named + signed_in), None)
 
     async def get_url(self) -> str:
         """For a server whose start an earlier hub didn't live to see the end of, JupyterHub doesn't know the port."""
@@ -261,10 +296,28 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         return bool(await super()._signal(sig))
 
 
-def _known(app: Any) -> set[tuple[str, str]]:
-    """User and server of all that run, start or stop, by the hub's database."""
-    running = mended(app.db).query(orm.User.name, orm.Spawner.name).join(orm.Spawner.user)
-    return {(username, name) for username, name in running.filter(orm.Spawner.server_id.is_not(None))}
+class _Known:
+    """Servers that run, start or stop, by the hub's database."""
+
+    def __init__(self, app: Any) -> None:
+        columns = mended(app.db).query(orm.User.name, orm.Spawner.name, orm.Spawner.state).join(orm.Spawner.user)
+        rows = columns.filter(orm.Spawner.server_id.is_not(None)).all()
+        states = [state or {} for _, _, state in rows]
+        #: Their start ids, which stay when a user is renamed.
+        self.starts = {state[_START_ID] for state in states if _START_ID in state}
+        self._names = {(username, name) for username, name, _ in rows}
+        # Of those that an earlier version of this package started.
+        self._pids = {state["pid"] for state in states if _START_ID not in state and "pid" in state}
+
+    def runs(self, one: Delivered, process: Process | None) -> bool:
+        """Whether what was delivered belongs to one of them; `process`: that of its server."""
+        if one.start_id in self.starts or _whose(one) in self._names:
+            return True
+        return any(_is_process(process, pid) for pid in self._pids)
+
+
+def _is_process(process: Process | None, pid: int) -> bool:
+    return process is not None and process.pid == pid and process.alive
 
 
 def _whose(one: Delivered) -> tuple[str, str]:

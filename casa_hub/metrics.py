@@ -33,7 +33,7 @@ MISSING = Gauge(
     "Running servers that lack something: a credential or an object that could not be had so far",
     ["what"],
 )
-UNKEPT = Gauge("casa_hub_servers_unkept", "Running servers of which nothing is known, so that nothing is renewed")
+UNKEPT = Gauge("casa_hub_servers_unkept", "Running servers without a record that can be read: nothing is renewed")
 VERDICTS = Counter("casa_hub_membership_verdicts", "Answers to membership checks", ["verdict"])
 HELD_BACK = Gauge(
     "casa_hub_memberships_held_back",

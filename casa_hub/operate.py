@@ -239,8 +239,8 @@ def status(hub: Hub, _: argparse.Namespace) -> int:
     missing = answer.get("missing", [])  # a hub before this version tells nothing of it
     for one in missing:
         _say(f"Missing, and tried again: {one['what']} of {one['server']}: {one['why']}")
-    for server in answer["unkept"]:
-        _say(f"Nothing is known of server {server}, so nothing of it is renewed; it was started without casa_hub.")
+    for server, why in sorted(answer["unkept"].items()):
+        _say(f"Not renewed: all credentials of {server}: {why}. Restart it to have them renewed.")
     for server, why in sorted(answer["unsure"].items()):
         _say(f"Of server {server} can't be said now what it has: {why}")
     for secret, count in sorted(answer["dask_secrets"].items()):

@@ -20,18 +20,23 @@ from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery, own_namesp
 from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start, record_text
 from casa_hub.errors import CasaError, DeliveryError
 from casa_hub.facility import Facility, Minted
-from casa_hub.keeper.kept import Holding
+from casa_hub.keeper.kept import Holding, check_name
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.naming import Server
+from casa_hub.record import AnyRecord, ServerRecord, parse_text, under_another_name
 from casa_hub.startup import on_hub_start
 from casa_hub.steps import told
 
 #: Seconds for what must still be done when a start has failed or a server has ended.
 _CLEAN_UP = 15.0
 #: Key of JupyterHub's state of a spawner: the start whose credentials were withdrawn.
-WITHDRAWN = "casa_withdrawn"
+_WITHDRAWN = "casa_withdrawn"
 #: Renewals that may come between a look at the Secret and ours: none but our own, which nobody got an answer to.
 _MOST_OVERTAKEN = 3
+#: In a spawner's state: the start that runs, and the identity that it was made for.
+_START_ID, _IDENTITY = "casa_start_id", "casa_server"
+#: Of a spawner.
+_ATTRIBUTE = "_casa_pod_server"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,10 @@ class PodServer:
         self._spawner = spawner
         #: The last start, also an earlier hub's (JupyterHub keeps it with the spawner's state); "" if none is known.
         self.start_id = ""
+        #: What that start was made for: its user, or the hub, may have got another name since. None: it isn't known.
+        self._identity: Server | None = None
+        #: A pod that an earlier hub has started without this package; "" if there is none.
+        self._strange_pod = ""
         self._minted: Minted | None = None
         #: The last start of this hub.
         self._given: Given | None = None
@@ -57,7 +66,7 @@ class PodServer:
         self._held: Given | None = None
         self._last: Given | None = None
         #: The start that was withdrawn before its end, by this hub or one before it.
-        self._withdrawn = str((spawner.orm_spawner.state or {}).get(WITHDRAWN, ""))
+        self._withdrawn = str((spawner.orm_spawner.state or {}).get(_WITHDRAWN, ""))
         #: Kind of an object that the last start could not have -> why.
         self._missing: Mapping[str, str] = {}
         self._launch: asyncio.Task[Launched] | None = None
@@ -68,9 +77,10 @@ class PodServer:
     @classmethod
     def of(cls, spawner: Any) -> PodServer:
         """The one of `spawner`, made when first asked for."""
-        known: PodServer | None = getattr(spawner, "_casa_pod_server", None)
+        known: PodServer | None = getattr(spawner, _ATTRIBUTE, None)
         if known is None:
-            known = spawner._casa_pod_server = cls(spawner)  # noqa: SLF001 - our own attribute
+            known = cls(spawner)
+            setattr(spawner, _ATTRIBUTE, known)
         return known
 
     @property
@@ -82,14 +92,32 @@ class PodServer:
         return KubernetesDelivery.of(self._spawner)
 
     @property
-    def withdrawn(self) -> str:
-        """The start that was withdrawn before its end; "" if none was."""
-        return self._withdrawn
+    def server(self) -> Server:
+        """The identity that the server's credentials are made for: that of its start, as long as it runs."""
+        return self._identity or self._named
 
     @property
-    def server(self) -> Server:
-        """The identity that the server's credentials are made for."""
+    def _named(self) -> Server:
+        """The identity of a start that begins now."""
         return self.facility.server(self._spawner.user.name, self._spawner.name)
+
+    # -- what JupyterHub keeps with the spawner's state: a user may be renamed while the hub is away
+
+    @property
+    def state(self) -> dict[str, str]:
+        """For the spawner's state."""
+        identity = self._identity.identity if self._identity is not None else ""
+        return {_START_ID: self.start_id, _IDENTITY: identity, _WITHDRAWN: self._withdrawn}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what an earlier hub had started."""
+        self.start_id = state.get(_START_ID, "")
+        self._identity = Server.of_identity(state.get(_IDENTITY)) if self.start_id else None
+        self._strange_pod = state.get("pod_name", "") if not self.start_id else ""
+
+    def clear_state(self) -> None:
+        """The server has ended, or is about to be started."""
+        self.start_id, self._identity, self._strange_pod = "", None, ""
 
     # -- a start: mint, dress, and either launch or deliver
 
@@ -98,15 +126,18 @@ class PodServer:
 
         Raises:
             CredentialError: a required one could not be minted.
+            DeliveryError: the server of a user who was renamed still runs under this name.
             ConfigurationError: the hub's configuration can't work; or two credentials want the same file.
         """
         on_hub_start(self._spawner.user.settings["app"])
         # A hundred starts come here in one turn of the hub's loop, after what JupyterHub did in it: others go first.
         await asyncio.sleep(0)
-        now = datetime.now(UTC)
-        self._launch = self._given = self._held = None
+        server, now = self._named, datetime.now(UTC)
+        check_name(self._spawner.user.settings["app"], self._spawner, server)
+        self._launch = self._given = self._held = self._identity = None
         self._seen, self._missing = False, {}
-        self._minted = self.facility.mint(await self.facility.request_of(self._spawner, secrets.token_hex(16), now))
+        request = await self.facility.request_of(self._spawner, server, secrets.token_hex(16), now)
+        self._minted = self.facility.mint(request)
         return told(self.facility, self._minted, now)
 
     def dress(self, pod: V1Pod) -> None:
@@ -117,10 +148,10 @@ class PodServer:
         """
         assert self._minted is not None  # noqa: S101 - minted before there is a pod
         # Not before: a profile may have chosen another namespace.
-        start = self._start(self._minted.start_id)
+        start = self._start(self._minted.start_id, self._minted.server)
         self.delivery.dress(pod, start, self._minted, self.facility)
         self._given = Given(start, record_text(self._minted.record))
-        self.start_id = start.start_id
+        self.start_id, self._identity, self._strange_pod = start.start_id, start.server, ""
 
     async def launch(self, body: Object) -> Launched:
         """Create the (dressed) pod, and at once what it owns. Raises as `KubernetesDelivery.launch`."""
@@ -203,22 +234,22 @@ class PodServer:
     def running_start(self) -> str | None:
         """See `Kept`."""
         pod = self._running_pod()
-        start_id = None if pod is None else marks.start_id_of(pod)
+        start_id = None if pod is None or not self._is_ours(pod) else marks.start_id_of(pod)
         return None if start_id and start_id == self._withdrawn else start_id
 
     def first_holding(self) -> Holding | None:
         """See `Kept`. The pod's annotations say what it was given at its start."""
         pod = self._running_pod()
-        start = marks.start_of(pod, self._start("")) if pod is not None else None
+        start = self._start_of(pod)
         if pod is None or start is None or start.start_id == self._withdrawn:
             return None
-        return _holding(self._known(start) or Given(start, marks.record_text_of(pod, self.server) or ""))
+        return self._holding(self._known(start) or Given(start, marks.record_text_of(pod, start.server) or ""))
 
     async def holding(self) -> Holding | None:
         """See `Kept`."""
         async with self._renewing:
             given = await self._running(self._deadline())
-            return _holding(given) if given is not None else None
+            return self._holding(given) if given is not None else None
 
     async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
         """See `Kept`."""
@@ -234,11 +265,14 @@ class PodServer:
 
     async def _renew(self, names: Collection[str], anyhow: bool, deadline: Deadline) -> Holding | None:
         given = await self._running(deadline)
-        held = _holding(given) if given is not None else None
-        if given is None or held is None:
+        if given is None:
             return None
-        request = await self.facility.request_of(self._spawner, held.start_id, datetime.now(UTC))
-        minted = self.facility.renew(request, names, held.record, anyhow=anyhow)
+        held = self._holding(given)
+        if not isinstance(held.record, ServerRecord):
+            return held
+        request = await self.facility.request_of(self._spawner, given.start.server, held.start_id, datetime.now(UTC))
+        username = self._spawner.user.name
+        minted = self.facility.renew(request, names, held.record, anyhow=anyhow, username=username)
         if not minted.credentials:
             return Holding(held.start_id, held.record, minted.missing, minted.later)
         # Unless this goes well, nobody knows what the Secret has: the request may still be on its way.
@@ -255,7 +289,7 @@ class PodServer:
         start, pod = found
         record = self._record(start, pod)
         # Objects are looked for by the installation that made them: another one's would never be found.
-        if record is None or not marks.is_by(pod, self.delivery.instance):
+        if not isinstance(record, ServerRecord) or not marks.is_by(pod, self.delivery.instance):
             return None
         return await self.delivery.lacks(start, self._owned(start, pod, record), since)
 
@@ -264,7 +298,7 @@ class PodServer:
         async with self._renewing:
             found = self._standing()
             record = None if found is None else self._record(*found)
-            if found is None or record is None:
+            if found is None or not isinstance(record, ServerRecord):
                 return {}
             start, pod = found
             deadline = self._deadline()
@@ -274,8 +308,8 @@ class PodServer:
                 objects.remove(lost.pop())
             if lost:
                 now = datetime.now(UTC)
-                request = await self.facility.request_of(self._spawner, start.start_id, now)
-                minted = self.facility.mint_lost(request, record)
+                request = await self.facility.request_of(self._spawner, start.server, start.start_id, now)
+                minted = self.facility.mint_lost(request, record, username=self._spawner.user.name)
                 if minted.missing and not minted.credentials:
                     raise DeliveryError(described(lost[0]), "no file of it can be made anew", _reasons(minted.missing))
                 objects[objects.index(lost[0])] = self.delivery.secret(start, Pod.of(pod), minted.parcel())
@@ -296,25 +330,23 @@ class PodServer:
     def _standing(self) -> tuple[Start, Object] | None:
         """The start that runs, with its pod; None if its credentials were withdrawn, or it isn't this server's."""
         pod = self._running_pod()
-        start = marks.start_of(pod, self._start("")) if pod is not None else None
-        if pod is None or start is None or start.server != self.server or start.start_id == self._withdrawn:
-            return None
-        return start, pod
+        start = self._start_of(pod)
+        return None if pod is None or start is None or start.start_id == self._withdrawn else (start, pod)
 
-    def _record(self, start: Start, pod: Object) -> Mapping[str, Any] | None:
+    def _record(self, start: Start, pod: Object) -> AnyRecord:
         """What a start holds or held, as far as this hub knows: by its Secret when it was seen last, or by its pod."""
         last = self._held or self._last
         known = last is not None and last.start.start_id == start.start_id
-        return marks.parsed(last.text if last is not None and known else marks.record_text_of(pod, self.server))
+        text = last.text if last is not None and known else marks.record_text_of(pod, start.server)
+        return self._believed(start, parse_text(text))
 
-    def _owned(self, start: Start, pod: Object, record: Mapping[str, Any]) -> list[Object]:
+    def _owned(self, start: Start, pod: Object, record: ServerRecord) -> list[Object]:
         return self.delivery.owned(start, Pod.of(pod), self.facility.routes(start.server, record), record)
 
     async def withdraw(self) -> None:
         """See `Kept`."""
         await self._spawner._start_watching_pods()  # noqa: SLF001 - see _running
-        pod = self.pod()
-        start = marks.start_of(pod, self._start("")) if pod is not None and self._is_ours(pod) else None
+        start = self._start_of(self.pod())
         if start is None:
             return
         # Not in turn: a renewal that waits for its own is none any more, and one whose request is on its way changes a
@@ -330,7 +362,7 @@ class PodServer:
         database, spawner = self._spawner.db, self._spawner.orm_spawner
         try:
             mended(database)
-            spawner.state = {**(spawner.state or {}), WITHDRAWN: start_id}
+            spawner.state = {**(spawner.state or {}), _WITHDRAWN: start_id}
             database.commit()
         except SQLAlchemyError:  # the note of the departure, which was made before, keeps the next hub from it as well
             database.rollback()
@@ -345,9 +377,14 @@ class PodServer:
         start, pod = found
         if self._known(start) is None:
             first = self._record(start, pod)
-            text = await self.delivery.record(start, deadline, there=first is not None and wants_secret(first))
+            text = await self.delivery.record(start, deadline, there=_has_secret(first))
             self._held = Given(start, text) if text is not None else None
             self._last = self._held or self._last
+            if self._held is None:
+                # Without a Secret as it began, or somebody has edited that.
+                bare = isinstance(first, ServerRecord) and not wants_secret(first)
+                text = marks.record_text_of(pod, start.server) if bare else ""
+                return Given(start, text or "")
         return self._held
 
     def _known(self, start: Start) -> Given | None:
@@ -364,8 +401,38 @@ class PodServer:
 
     def _is_ours(self, pod: Object) -> bool:
         """By its start, if we know that: a user may have got another name since."""
-        known = bool(self.start_id) and marks.start_id_of(pod) == self.start_id
-        return known or marks.is_of(pod, self.server, self.delivery.instance)
+        start_id = marks.start_id_of(pod)
+        if not start_id and self._strange_pod == pod["metadata"]["name"]:
+            return True
+        if start_id and start_id == self.start_id:
+            return True
+        return marks.is_of(pod, self._named, self.delivery.instance) and not self._is_anothers(start_id)
+
+    def _is_anothers(self, start_id: str) -> bool:
+        """Whether a start is that of another user's server, who had this name before."""
+        users = list(dict.values(self._spawner.user.settings["app"].users or {}))
+        spawners = [spawner for user in users for spawner in list(user.spawners.values())]
+        others = (getattr(one, _ATTRIBUTE, None) for one in spawners if one is not self._spawner and one.active)
+        return bool(start_id) and any(other.start_id == start_id for other in others if other is not None)
+
+    def _start_of(self, pod: Object | None) -> Start | None:
+        """The start that our pod is; None if there is none, or it has no marks of a start.
+
+        Whoever may change a pod may have changed its marks. So where this hub, or its database, has the identity that
+        the start was made for, that is believed and not the pod.
+        """
+        if pod is None or not self._is_ours(pod):
+            return None
+        if self._identity is not None and marks.start_id_of(pod) == self.start_id:
+            return self._start(self.start_id, self._identity, namespace=pod["metadata"].get("namespace", ""))
+        return marks.start_of(pod, self._start("", self._named))
+
+    def _holding(self, given: Given) -> Holding:
+        return Holding(given.start.start_id, self._believed(given.start, parse_text(given.text)))
+
+    def _believed(self, start: Start, record: AnyRecord) -> AnyRecord:
+        """Where only the pod says for whom it was started, that is not enough to make credentials for that name."""
+        return record if start.server in {self._identity, self._named} else under_another_name(record)
 
     def pod(self) -> Object | None:
         """The pod that has the server's name, as KubeSpawner's reflector knows it."""
@@ -391,7 +458,8 @@ class PodServer:
             thing = f"Pod {self._spawner.namespace}/{self._spawner.pod_name}"
             raise DeliveryError(thing, "it is another server's, and is left alone", "The operator must look at it.")
         try:
-            await self.delivery.end(self._start(marks.start_id_of(pod)), Pod.of(pod), grace_seconds, self._deadline())
+            start = self._start(marks.start_id_of(pod), self.server)
+            await self.delivery.end(start, Pod.of(pod), grace_seconds, self._deadline())
         except KubernetesError as error:  # JupyterHub doesn't tell it to anybody
             self._spawner.log.error("Server %s could not be stopped: %s", self.server.identity, error)  # noqa: TRY400
             raise
@@ -399,16 +467,16 @@ class PodServer:
     async def withdraw_ended(self) -> None:
         """Remove what the server's pod owns, if it is still there: one that has ended needs no secret."""
         pod = self.pod()
-        start = marks.start_of(pod, self._start("")) if pod is not None else None
-        if pod is not None and start is not None and self._is_ours(pod):
+        start = self._start_of(pod)
+        if pod is not None and start is not None:
             if not marks.has_ended(pod):  # its stop failed
                 self.delivery.owe(start)
             await self.delivery.withdraw_ended(start, self.facility.routes(start.server), Deadline(_CLEAN_UP))
 
-    def _start(self, start_id: str) -> Start:
+    def _start(self, start_id: str, server: Server, namespace: str = "") -> Start:
         common_labels = self._spawner._build_common_labels({})  # noqa: SLF001 - those of KubeSpawner's own objects
-        namespaces = self._spawner.namespace, own_namespace()
-        return Start(self.server, start_id, *namespaces, common_labels, self.delivery.instance)
+        namespaces = namespace or self._spawner.namespace, own_namespace()
+        return Start(server, start_id, *namespaces, common_labels, self.delivery.instance)
 
     def _deadline(self) -> Deadline:
         return Deadline(self._spawner.k8s_api_request_retry_timeout)
@@ -418,6 +486,6 @@ def _reasons(missing: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {why}" for name, why in missing.items())
 
 
-def _holding(given: Given) -> Holding | None:
-    record = marks.parsed(given.text)
-    return Holding(given.start.start_id, record) if record is not None else None
+def _has_secret(record: AnyRecord) -> bool:
+    """Whether a start has a Secret for sure, by its record."""
+    return isinstance(record, ServerRecord) and wants_secret(record)

@@ -16,7 +16,7 @@ from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.keeper.upkeep import Upkeep
-from casa_hub.pod_server import WITHDRAWN, PodServer
+from casa_hub.pod_server import PodServer
 from casa_hub.startup import not_the_hubs_fault, on_hub_start
 from casa_hub.steps import Steps, without
 
@@ -113,16 +113,16 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = super().get_state()
-        return state | {"casa_start_id": self._pod_server.start_id, WITHDRAWN: self._pod_server.withdrawn}
+        return state | self._pod_server.state
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
         on_hub_start(self.user.settings["app"])  # with another authenticator, nobody else would before the next start
-        self._pod_server.start_id = state.get("casa_start_id", "")
+        self._pod_server.load_state(state)
 
     def clear_state(self) -> None:
         super().clear_state()
-        self._pod_server.start_id = ""
+        self._pod_server.clear_state()
 
     # -- while it runs
 

@@ -51,7 +51,7 @@ def read(answer: Mapping[str, Any]) -> list[Finding]:
         "client_refused": "users are such that the identity provider doesn't speak of them with this hub",
         "overdue": "credentials were not renewed in time",
         "missing": "credentials or objects of running servers are missing",
-        "unkept": "servers run of which nothing is known",
+        "unkept": "servers run whose credentials are not renewed",
         "unsure": "servers run of which can't be said now what they have",
     }
     found = [

@@ -87,7 +87,7 @@ def _objects(site: Site, namespace: str) -> list[Object]:
     server = Server(site.facility.hub_id, NOBODY)
     start = Start(server, secrets.token_hex(16), namespace, own_namespace(), {})
     pod = Pod("none", "none", int(datetime.now(UTC).timestamp()))
-    objects = [manifests.secret(start, pod, {"casa-hub-check": b"nothing"}, {})]
+    objects = [manifests.secret(start, pod, {"casa-hub-check": b"nothing"})]
     routes = site.facility.routes(server)
     if routes:
         objects += [manifests.service(start, pod, routes), *route_objects(site.routes, start, pod, routes)]

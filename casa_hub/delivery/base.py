@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from casa_hub.naming import Server
+    from casa_hub.record import ServerRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,5 +31,5 @@ class Parcel:
     #: Path below the server's secrets directory (``xcache_token``, ``condor_tokens.d/condor_token``) -> content.
     files: Mapping[str, bytes] = field(repr=False)
     routes: tuple[Route, ...]
-    #: What a restarted hub must know of this start: JSON-able, credential names, identifiers, expiries. No secret.
-    record: Mapping[str, Any]
+    #: What a restarted hub must know of this start. No secret.
+    record: ServerRecord

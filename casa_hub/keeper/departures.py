@@ -25,8 +25,10 @@ from casa_hub.audit import Action, Event, tell
 from casa_hub.database import mended
 from casa_hub.errors import CasaError
 from casa_hub.identity.errors import OIDCError
+from casa_hub.keeper.kept import Kept
 from casa_hub.keeper.ledger import Entry, Ledger
 from casa_hub.keeper.times import Keeper, now_of
+from casa_hub.record import AnyRecord, Unreadable, iso, to_block
 
 #: Servers that are ended at the same time; all of a hub's at once would stall it and the API server.
 _AT_ONCE = 20
@@ -65,8 +67,9 @@ class _Departure:
     #: Names of servers that are still to be ended, and of those that were.
     servers: set[str]
     stopped: set[str] = field(default_factory=set)
-    #: Servers whose credentials the audit knows.
+    #: Servers whose credentials the audit knows; and those of which it knows them as far as the hub does.
     told: set[str] = field(default_factory=set)
+    told_in_part: set[str] = field(default_factory=set)
     tokens: int = 0
     still: tuple[str, ...] = ()
     #: What is left of the log-in once the hub's user is deleted; "" if there is none, or it is ended.
@@ -344,38 +347,53 @@ class Departures:
             if spawner._stop_future.done():  # noqa: SLF001
                 spawner._stop_future, spawner._stop_pending = None, False  # noqa: SLF001
 
-    async def _tell_what_it_holds(self, departure: _Departure, user: Any, name: str, kept: Any) -> None:
+    async def _tell_what_it_holds(self, departure: _Departure, user: Any, name: str, kept: Kept) -> None:
         """What others must block if it was copied: told before it is withdrawn and nobody knows it any more."""
         if name in departure.told:
             return
+        unseen = ""
         try:
             async with asyncio.timeout(_READ):
                 holding = await kept.holding()
         except (CasaError, TimeoutError) as error:
             # The end doesn't wait for that: what was minted is in the audit as well, since then.
             log.error("What server %r of %s held is not known: %s", name, user.name, _text(error))  # noqa: TRY400
-            return
+            if name in departure.told_in_part:
+                return
+            holding, unseen = None, "what it held last can't be read"
+        at_start = kept.first_holding()
+        if at_start is not None and (holding is None or _tells_less(holding.record, at_start.record)):
+            holding = at_start
         if holding is None:
             return
-        departure.told.add(name)
-        now = datetime.now(UTC)
-        for credential, entry in holding.record.get("credentials", {}).items():
-            for one in [*entry.get("earlier", ()), entry]:
-                expires_at = one.get("expires_at")
-                if _has_expired(expires_at, now):
-                    continue
-                event = Event(
-                    Action.REVOKED,
-                    user.name,
-                    server=name,
-                    start_id=holding.start_id,
-                    credential=credential,
-                    identifiers=one.get("identifiers", {}),
-                    expires_at=expires_at,
-                    reason=departure.entry.reason,
-                    by=departure.entry.requested_by,
-                )
-                tell(self._app.tornado_settings, event)
+        (departure.told_in_part if unseen else departure.told).add(name)
+        reason = departure.entry.reason
+        found = to_block(holding.record, datetime.now(UTC))
+        credentials = [replace(one, problem=one.problem or unseen) for one in found]
+        for which, problem in {(one.credential or "any credential", one.problem) for one in credentials if one.problem}:
+            log.error(
+                "Of %s of server %r of %s, the events `revoked` may not tell all that must be blocked: %s. The events "
+                "`minted` and `renewed` of start %s do.",
+                which,
+                name,
+                user.name,
+                problem,
+                holding.start_id,
+            )
+        for one in credentials:
+            event = Event(
+                Action.REVOKED,
+                user.name,
+                server=name,
+                start_id=holding.start_id,
+                credential=one.credential,
+                identifiers=one.identifiers,
+                expires_at=iso(one.expires_at),
+                started_as=kept.server.username if kept.server.username != user.name else "",
+                reason=f"{reason} (This may not be all of it: {one.problem}.)" if one.problem else reason,
+                by=departure.entry.requested_by,
+            )
+            tell(self._app.tornado_settings, event)
 
     # -- the log-in
 
@@ -425,12 +443,9 @@ class Departures:
         return self._app.users.get(username)
 
 
-def _has_expired(expires_at: Any, now: datetime) -> bool:
-    """Not if that can't be read: somebody has edited the record, and the others in it must be told as well."""
-    try:
-        return expires_at is not None and datetime.fromisoformat(expires_at) <= now
-    except (TypeError, ValueError):
-        return False
+def _tells_less(record: AnyRecord, at_start: AnyRecord) -> bool:
+    """Whether more can be read in the record of a server's start than in its newest one."""
+    return isinstance(record, Unreadable) and not record.credentials and not isinstance(at_start, Unreadable)
 
 
 def _text(error: BaseException) -> str:

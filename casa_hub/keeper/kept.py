@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from casa_hub.errors import DeliveryError
 from casa_hub.naming import Server
+from casa_hub.record import AnyRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +17,8 @@ class Holding:
     """What a running server holds now."""
 
     start_id: str
-    #: See `casa_hub.record`.
-    record: Mapping[str, Any]
+    #: `Unreadable`: it runs, but nothing of it is renewed.
+    record: AnyRecord
     #: Of a renewal: a credential that was not renewed -> why, for people. Not secret.
     failed: Mapping[str, str] = field(default_factory=dict)
     #: See `Minted.later`.
@@ -28,7 +30,10 @@ class Kept(Protocol):
 
     @property
     def server(self) -> Server:
-        """Whose it is."""
+        """The identity that the running start was given: its user, or its hub, may have got another name since.
+
+        Of a server that doesn't run, the one that its next start will be given.
+        """
 
     @property
     def running_start(self) -> str | None:
@@ -40,12 +45,12 @@ class Kept(Protocol):
     def first_holding(self) -> Holding | None:
         """What it held when it started, or later, as far as that is known without asking anybody.
 
-        No credential expires sooner than that says. None if it doesn't run, or if what it holds is not known: it was
-        started without this package, by a later version of it, or under another name, or its record was changed.
+        No credential expires sooner than that says. None if it doesn't run, was started without this package, or its
+        credentials were withdrawn.
         """
 
     async def holding(self) -> Holding | None:
-        """What it holds; None as `first_holding`, or if its credentials were withdrawn.
+        """What it holds; None as `first_holding`.
 
         Raises:
             DeliveryError: it runs, but that can't be said now.
@@ -53,6 +58,8 @@ class Kept(Protocol):
 
     async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
         """Mint some of its credentials anew and replace their files, all at once; None as `holding`.
+
+        A record that can't be read is handed back as it is, and nothing is renewed.
 
         One that can't be minted keeps its file, as does one that would not be valid for longer than what is there,
         unless `anyhow` (its key, or its user's token, is another one). What it holds afterwards tells which were
@@ -89,6 +96,31 @@ class Kept(Protocol):
         Raises:
             DeliveryError: something of it is still there.
         """
+
+
+def check_name(app: Any, spawner: Any, server: Server) -> None:
+    """Whether a server may start under a name: its files, its host names and its pod are called so.
+
+    The administrator may have renamed a user whose server runs on under the old name; whoever has that name next must
+    wait until it has stopped.
+
+    Raises:
+        DeliveryError: another user's server runs under this name.
+    """
+    for user in list(dict.values(app.users or {})):
+        for other in list(user.spawners.values()):
+            kept = getattr(other, "casa_kept", None)
+            if other is spawner or kept is None or not other.active:
+                continue
+            if (kept.server.username, kept.server.name) == (server.username, server.name):
+                problem = f"a server that was started under this name still runs; its user is now called {user.name}"
+                raise DeliveryError(f"server {shown(server.username, server.name)}", problem, "Stop that one first.")
+
+
+def shown(username: str, name: str, started_as: str = "") -> str:
+    """A server, for people: ``alice``, ``alice/name`` or ``alice1 (started as alice)``."""
+    called = f"{username}/{name}" if name else username
+    return f"{called} (started as {started_as})" if started_as not in {"", username} else called
 
 
 def running(app: Any) -> Iterator[tuple[Any, Any, Kept | None]]:

@@ -23,6 +23,7 @@ from casa_hub.keeper import schedule
 from casa_hub.keeper.kept import Holding, Kept, running
 from casa_hub.metrics import LIFE_LEFT, OVERDUE, UNKEPT
 from casa_hub.moments import iso, when
+from casa_hub.record import EDITED, EDITED_ENTRY, WITHOUT_US, ServerRecord, Unreadable
 
 #: Servers that are renewed at the same time.
 _AT_ONCE = 4
@@ -37,10 +38,8 @@ _IN_ONE_TURN = 50
 
 T = TypeVar("T")
 
-_UNKNOWN = (
-    "it was started without casa_hub, by a later version of it, or under another name, or its record was changed. It "
-    "runs on, but nothing of it is renewed until it is restarted"
-)
+#: What to say after a reason from `casa_hub.record`.
+_RESTART = "It runs on with what it has; restart it to have that renewed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +94,8 @@ class _Credential:
     why: str = ""
     #: Whether the operator was told that it is about to expire.
     told: bool = False
+    #: Whether its entry in the record can't be read, so that it is never renewed.
+    unreadable: bool = False
 
     def life_left(self, now: float) -> float:
         """The part of its life that is left, 0 to 1; 1 for what has no end."""
@@ -112,8 +113,10 @@ class _Server:
     identity: str
     start_id: str
     credentials: dict[str, _Credential] = field(default_factory=dict)
-    #: Whether nothing is known of what it holds.
-    unknown: bool = False
+    #: Why nothing of it can be renewed, without a full stop; "" if it can.
+    unkept: str = ""
+    #: When to look at its newest record, since that of its start can't be read.
+    look: float | None = None
     #: When there is something to do next.
     at: float | None = None
     busy: bool = False
@@ -154,7 +157,7 @@ class Renewals:
         What fails is logged, and tried again.
         """
         server = self._known(spawner, spawner.casa_kept)
-        if server is not None and not server.unknown:
+        if server is not None and not server.unkept:
             await self._renew(server, [name for name in names if name in self._facility.minters], anyhow=True)
 
     async def renew_now(self, usernames: Collection[str] | None = None, names: Collection[str] = ()) -> Report:
@@ -190,10 +193,12 @@ class Renewals:
         server = self._known(spawner, kept)
         if server is None:
             return {"all": "it can't be seen now, or is about to end"}
-        if server.unknown:
-            return {"all": _UNKNOWN}
+        if server.unkept:
+            return {"all": f"{server.unkept}. {_RESTART}"}
         unknown = {name: "this hub has no such credential" for name in names if name not in self._facility.minters}
         failed = await self._renew(server, names or list(self._facility.minters), anyhow=True)
+        if server.unkept:
+            return {"all": f"{server.unkept}. {_RESTART}"}
         if failed is None:
             return None
         # Of all, those that the server lacks may well fail again.
@@ -243,6 +248,7 @@ class Renewals:
             self._tell_if_late(server, name, credential, now)
             if credential.order >= 0:
                 overdue[name] = overdue.get(name, 0) + bool(credential.failures)
+            if credential.order >= 0 and not credential.unreadable:
                 life_left[name] = min(life_left.get(name, 1.0), credential.life_left(now))
         for name in self._shown - overdue.keys():
             for gauge in (OVERDUE, LIFE_LEFT):
@@ -253,7 +259,7 @@ class Renewals:
             OVERDUE.labels(name).set(count)
         for name, part in life_left.items():
             LIFE_LEFT.labels(name).set(part)
-        UNKEPT.set(sum(server.unknown for server in self._servers.values()))
+        UNKEPT.set(sum(bool(server.unkept) for server in self._servers.values()))
 
     def _hasten_if_put_back(self, server: _Server, name: str, one: _Credential, now: float) -> None:
         """After a clock that was wrong: what was minted by it may be refused until its time has come, and what failed
@@ -325,11 +331,14 @@ class Renewals:
         holding = kept.first_holding()
         identity = kept.server.identity
         start_id = holding.start_id if holding is not None else kept.running_start or ""
-        server = self._servers[spawner] = _Server(spawner, kept, identity, start_id, unknown=holding is None)
+        server = self._servers[spawner] = _Server(spawner, kept, identity, start_id)
         if holding is None:
-            self._app.log.error("Nothing is known of what the server %s holds: %s", identity, _UNKNOWN)
+            self._cannot_keep(server, holding)
             return server
-        self._update(server, holding)
+        if isinstance(holding.record, Unreadable):
+            server.look = self._clock()  # its newest record may be another one
+        else:
+            self._update(server, holding.record)
         if not ours:
             # The hub before may have died between a new token of the user and its delivery.
             for name, credential in server.credentials.items():
@@ -342,27 +351,37 @@ class Renewals:
         """Whether a credential needs no try by time: it is brought with its user's next token."""
         return name in self._facility.minters and self._facility.minters[name].renewal == "token"
 
-    def _update(self, server: _Server, holding: Holding) -> None:
+    def _cannot_keep(self, server: _Server, holding: Holding | None) -> None:
+        """Nothing of a server that runs can be renewed; the operator hears of it once."""
+        record = holding.record if holding is not None else None
+        before, server.credentials = server.unkept, {}
+        server.unkept = record.why if isinstance(record, Unreadable) else EDITED if server.start_id else WITHOUT_US
+        if server.unkept != before:
+            self._app.log.error(
+                "No credential of the server %s is renewed: %s. %s", server.identity, server.unkept, _RESTART
+            )
+
+    def _update(self, server: _Server, record: ServerRecord, later: Mapping[str, datetime] | None = None) -> None:
         """Take over what a server holds now."""
         now, before = self._clock(), server.credentials
+        server.unkept = ""
         server.credentials = {name: one for name, one in before.items() if one.order < 0}
         jitter = schedule.jitter(server.identity, server.start_id)
-        for name, entry in holding.record["credentials"].items():
+        for name, entry in record.credentials.items():
             known = before.get(name)
-            if known is not None and known.order == entry["order"]:
+            if known is not None and known.order == entry.order and not known.unreadable:
                 server.credentials[name] = known
                 continue
             if known is not None and known.order < 0:
                 self._app.log.info("%s of %s, which was missing, is there now", name, server.identity)
             elif known is not None and known.failures:
                 self._app.log.info("%s of %s is renewed after all", name, server.identity)
-            issued, expires = _seconds(entry["issued_at"]), _seconds(entry["expires_at"])
-            assert issued is not None  # noqa: S101 - see Facility.mint
+            issued, expires = entry.issued_at.timestamp(), _seconds(entry.expires_at)
             minter = self._facility.minters.get(name)
             by_time = minter is not None and minter.renewal == "time" and expires is not None
             at = schedule.due(issued, expires, jitter) if by_time and expires is not None else None
-            server.credentials[name] = _Credential(entry["order"], issued, expires, at)
-        for name, why in holding.record["missing"].items():
+            server.credentials[name] = _Credential(entry.order, issued, expires, at)
+        for name, why in record.missing.items():
             known = before.get(name)
             if name not in self._facility.minters:
                 continue
@@ -370,14 +389,28 @@ class Renewals:
                 at = None if self._comes_by_itself(name) else schedule.again(None, now, 1)
                 known = _Credential(-1, now, None, at, failures=1, why=why)
             server.credentials[name] = known
-        for name, moment in holding.later.items():
+        for name, broken in record.unreadable.items():
+            self._cannot_renew(server, name, before.get(name), _seconds(broken.expires_at))
+        for name, moment in (later or {}).items():
             one = server.credentials[name]
-            later = max(moment.timestamp(), schedule.again(one.expires, now, 1))
-            one.at, one.quiet = later if self._facility.minters[name].renewal == "time" else None, False
+            again = max(moment.timestamp(), schedule.again(one.expires, now, 1))
+            one.at, one.quiet = again if self._facility.minters[name].renewal == "time" else None, False
+
+    def _cannot_renew(self, server: _Server, name: str, known: _Credential | None, expires: float | None) -> None:
+        """The entry of one credential in a server's record can't be read; the operator hears of it once."""
+        if known is not None and known.unreadable:
+            server.credentials[name] = known
+            return
+        why = f"{EDITED_ENTRY}. {_RESTART}"
+        server.credentials[name] = _Credential(
+            0, self._clock(), expires, None, failures=1, why=why, told=True, unreadable=True
+        )
+        self._app.log.error("%s of the server %s is not renewed: %s", name, server.identity, why)
 
     def _plan(self, server: _Server) -> None:
         """Note when there is something to do for it next."""
-        at = min((one.at for one in server.credentials.values() if one.at is not None), default=None)
+        times = [server.look, *(one.at for one in server.credentials.values())]
+        at = min((each for each in times if each is not None), default=None)
         if at != server.at and at is not None:
             heapq.heappush(self._due, (at, next(self._numbers), server))
             self._wake.set()
@@ -387,12 +420,15 @@ class Renewals:
         """Renew what is due of a server; the room for it is had."""
         try:
             # After a restart of the hub, only what the server held at its start is known so far.
+            if server.look is not None:
+                server.look = self._clock() + _LOOK  # if it fails
             holding = await server.kept.holding()
-            if holding is None or holding.start_id != server.start_id:
-                self._end(server)
+            server.look = None
+            if holding is None or holding.start_id != server.start_id or isinstance(holding.record, Unreadable):
+                self._end(server, holding)
                 return
             quiet = [name for name, one in server.credentials.items() if one.quiet]
-            self._update(server, holding)
+            self._update(server, holding.record)
             for name in quiet:  # still to be looked for, also where an earlier hub has brought one since the start
                 if name in server.credentials:
                     server.credentials[name].at, server.credentials[name].quiet = self._clock(), True
@@ -429,10 +465,10 @@ class Renewals:
         retry = True
         try:
             holding = await server.kept.renew(names, anyhow=anyhow)
-            if holding is None:
-                self._end(server)
+            if holding is None or isinstance(holding.record, Unreadable):
+                self._end(server, holding)
                 return None
-            self._update(server, holding)
+            self._update(server, holding.record, holding.later)
             failed, retry = holding.failed, False
         except CasaError as error:
             failed = dict.fromkeys(names, str(error))
@@ -443,15 +479,14 @@ class Renewals:
         self._plan(server)
         return failed
 
-    def _end(self, server: _Server) -> None:
+    def _end(self, server: _Server, holding: Holding | None = None) -> None:
         """It has stopped, or its credentials were withdrawn: there is nothing more to do for this start.
 
-        If it runs all the same, somebody has taken its record away, and the operator must know.
+        If it runs all the same, its record (`holding`) can't be read or was taken away, and the operator must know.
         """
         server.credentials = {}
-        if not server.unknown and not server.spawner.pending and server.kept.running_start == server.start_id:
-            server.unknown = True
-            self._app.log.error("Nothing is known of what the server %s holds: %s", server.identity, _UNKNOWN)
+        if not server.spawner.pending and server.kept.running_start == server.start_id:
+            self._cannot_keep(server, holding)
 
     # -- failures
 
@@ -463,6 +498,8 @@ class Renewals:
         now = self._clock()
         for name, why in failed.items():
             one = server.credentials.get(name)
+            if one is not None and one.unreadable:
+                continue
             if one is None:
                 if not retry:  # its start didn't ask for one
                     continue
@@ -502,5 +539,5 @@ async def _in_turns(things: Iterator[T]) -> AsyncIterator[T]:
             await asyncio.sleep(0)
 
 
-def _seconds(moment: str | None) -> float | None:
-    return None if moment is None else datetime.fromisoformat(moment).timestamp()
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()

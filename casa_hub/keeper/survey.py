@@ -9,27 +9,25 @@ from typing import Any
 
 from casa_hub.errors import DeliveryError
 from casa_hub.facility import Facility
-from casa_hub.keeper.kept import Kept, running
+from casa_hub.keeper.kept import Kept, running, shown
+from casa_hub.record import WITHOUT_US, AnyRecord, Unreadable
 
 #: Servers that are asked at the same time, if they must be: each may be a request to Kubernetes.
 _AT_ONCE = 10
+
+_UNSEEN = "it can't be seen now, or is about to end."
 
 
 @dataclass(slots=True)
 class Survey:
     """What was found; servers as `shown`."""
 
-    #: Servers that were started without this package, or by a later version of it: nothing of them is renewed.
-    unkept: list[str] = field(default_factory=list)
+    #: Server of which nothing is renewed -> why, without a full stop.
+    unkept: dict[str, str] = field(default_factory=dict)
     #: Server -> why nobody can say now.
     unsure: dict[str, str] = field(default_factory=dict)
     #: Id of a secret in `Dask.secret_file` (`casa_hub.credentials.dask.Secret`) -> servers that were started with it.
     dask_secrets: Counter[str] = field(default_factory=Counter)
-
-
-def shown(username: str, name: str) -> str:
-    """A server, for people: ``alice`` or ``alice/name``."""
-    return f"{username}/{name}" if name else username
 
 
 async def survey(app: Any, facility: Facility) -> Survey:
@@ -40,7 +38,7 @@ async def survey(app: Any, facility: Facility) -> Survey:
     async def look(server: str, kept: Kept) -> None:
         # The secret is that of the start, so nobody has to be asked; but for a credential that came later than that.
         holding = kept.first_holding()
-        if holding is None or ("dask" in facility.minters and "dask" not in holding.record["credentials"]):
+        if holding is None or _may_say_more(holding.record, facility):
             try:
                 async with room:
                     holding = await kept.holding()
@@ -48,21 +46,25 @@ async def survey(app: Any, facility: Facility) -> Survey:
                 result.unsure[server] = str(error)
                 return
         if holding is None:
-            result.unkept.append(server)
-            return
-        secret = holding.record["credentials"].get("dask", {}).get("state", {}).get("secret")
-        if secret is not None:
-            result.dask_secrets[secret] += 1
+            result.unsure[server] = _UNSEEN
+        elif isinstance(holding.record, Unreadable):
+            result.unkept[server] = holding.record.why
+        elif (dask := holding.record.credentials.get("dask")) is not None and "secret" in dask.state:
+            result.dask_secrets[dask.state["secret"]] += 1
 
     looks = []
     for user, spawner, kept in running(app):
-        server = shown(user.name, spawner.name)
+        server = shown(user.name, spawner.name, kept.server.username if kept is not None else "")
         if kept is None or kept.running_start == "":
-            result.unkept.append(server)
+            result.unkept[server] = WITHOUT_US
         elif kept.running_start is None:
-            result.unsure[server] = "it can't be seen now, or is about to end."
+            result.unsure[server] = _UNSEEN
         else:
             looks.append(look(server, kept))
     await asyncio.gather(*looks)
-    result.unkept.sort()
     return result
+
+
+def _may_say_more(at_start: AnyRecord, facility: Facility) -> bool:
+    """Whether the newest record may tell what that of the start doesn't."""
+    return isinstance(at_start, Unreadable) or ("dask" in facility.minters and "dask" not in at_start.credentials)

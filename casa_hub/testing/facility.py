@@ -136,7 +136,7 @@ class FacilityHub(Hub):
         """
         self._wait_for_start(username, name)
         one, directory = self._delivered(username, name)
-        record = one.record or {}
+        record = one.record.to_document()
         paths = [path for entry in record["credentials"].values() for path in entry["files"]]
         files = {path: (directory / path).read_bytes() for path in paths}
         self._seen |= {text for text in map(_secret_text, files.values()) if len(text) >= _TELLING}
@@ -160,7 +160,7 @@ class FacilityHub(Hub):
         deadline = time.monotonic() + timeout
         while True:
             one, _ = self._delivered(username, name)
-            if one.record is not None and one.record["credentials"][credential]["order"] > order:
+            if one.record.to_document()["credentials"][credential]["order"] > order:
                 return self.given(username, name)
             assert time.monotonic() < deadline, f"no new {credential} within {timeout} s:\n{self.log[-6000:]}"
             time.sleep(0.05)  # the hub says nothing of what goes well

@@ -16,6 +16,7 @@ it to a service, in ``jupyterhub_config.py``::
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,8 @@ from casa_hub.configuration import did_you_mean
 from casa_hub.errors import CasaError
 from casa_hub.facility import Facility
 from casa_hub.keeper.departures import Departed
-from casa_hub.keeper.survey import shown, survey
+from casa_hub.keeper.kept import running, shown
+from casa_hub.keeper.survey import survey
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.moments import iso
 from casa_hub.naming import Server
@@ -115,10 +117,19 @@ class _Operation(APIHandler):  # type: ignore[misc]
             super().write_error(status_code, **kwargs)
 
 
-def _shown(identity: str) -> str:
-    """A server (`Server.identity`) for people."""
-    server = Server.of_identity(identity)
-    return identity if server is None else shown(server.username, server.name)
+def _shown(app: Any) -> Callable[[str], str]:
+    """How to show a server (`Server.identity`) to people: by the name that its user has now."""
+    known = {
+        kept.server.identity: shown(user.name, spawner.name, kept.server.username)
+        for user, spawner, kept in running(app)
+        if kept is not None
+    }
+
+    def show(identity: str) -> str:
+        server = Server.of_identity(identity)
+        return known.get(identity) or (identity if server is None else shown(server.username, server.name))
+
+    return show
 
 
 def _departed(departed: Departed) -> dict[str, Any]:
@@ -183,8 +194,9 @@ class RenewHandler(_Operation):
                 raise web.HTTPError(HTTPStatus.NOT_FOUND, problem)
         usernames = [self.user_of(name).name for name in asked["users"]] if "users" in asked else None
         report = await self.upkeep.renewals.renew_now(usernames, tuple(asked.get("credentials", ())))
-        failed = {_shown(server): why for server, why in report.failed.items()}
-        self.write({"renewed": [_shown(server) for server in report.renewed], "failed": failed})
+        show = _shown(self.app)
+        failed = {show(server): why for server, why in report.failed.items()}
+        self.write({"renewed": [show(server) for server in report.renewed], "failed": failed})
 
 
 class ConfirmHandler(_Operation):
@@ -206,8 +218,9 @@ class StatusHandler(_Operation):
             {"user": name, "reason": reason, "since": iso(since)} for name, reason, since in self.upkeep.holdback.held()
         ]
         refused = [{"user": name, "reason": reason} for name, reason in self.upkeep.holdback.client_refused()]
-        overdue = [asdict(one) | {"server": _shown(one.server)} for one in self.upkeep.renewals.overdue()]
-        missing = [asdict(one) | {"server": _shown(one.server)} for one in self.upkeep.mending.missing()]
+        show = _shown(self.app)
+        overdue = [asdict(one) | {"server": show(one.server)} for one in self.upkeep.renewals.overdue()]
+        missing = [asdict(one) | {"server": show(one.server)} for one in self.upkeep.mending.missing()]
         self.write(
             {
                 "held_back": held,

@@ -146,7 +146,7 @@ def test_a_server_that_the_first_version_started_is_renewed_and_one_of_a_later_v
     assert order(hub) == 1
     until(lambda: hub.ready("bob") == {""}, "bob's server is known to the hub")
     assert {path.name: path.read_bytes() for path in (hub.path("bob") / "..data").iterdir()} == bobs
-    [line] = [line for line in hub.log.splitlines() if "Nothing is known of what the server" in line]
+    [line] = [line for line in hub.log.splitlines() if "No credential of the server" in line]
     assert "bob" in line
     metrics = requests.get(f"{hub.url}/hub/metrics", timeout=30).text
     assert "casa_hub_servers_unkept 1.0" in metrics

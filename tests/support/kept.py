@@ -18,7 +18,7 @@ from casa_hub.credentials.base import AccessToken, Request
 from casa_hub.facility import Facility
 from casa_hub.keeper.kept import Holding
 from casa_hub.naming import Server
-from casa_hub.record import read_record
+from casa_hub.record import ServerRecord, parse_text
 
 
 class Kept:
@@ -40,7 +40,7 @@ class Kept:
         minted = facility.mint(self.request())
         self.files = dict(minted.files)
         #: As text, since that is what a real home keeps.
-        self.at_start = self.text = json.dumps(minted.record)
+        self.at_start = self.text = json.dumps(minted.record.to_document())
         #: Raises what goes wrong with a delivery.
         self.fault: Callable[[], None] = lambda: None
         #: Seconds of a delivery.
@@ -76,13 +76,13 @@ class Kept:
         async with self._renewing:
             self.asked.append(tuple(names))
             holding = self._holding(self.text)
-            if holding is None:
-                return None
+            if holding is None or not isinstance(holding.record, ServerRecord):
+                return holding
             minted = self.facility.renew(self.request(), names, holding.record, anyhow=anyhow)
             await asyncio.sleep(self.takes)
             self.fault()
             self.files |= minted.files
-            self.text = json.dumps(minted.record)
+            self.text = json.dumps(minted.record.to_document())
             return Holding(holding.start_id, minted.record, minted.missing, minted.later)
 
     async def lacks(self, since: float) -> Collection[str] | None:
@@ -101,8 +101,7 @@ class Kept:
     def _holding(self, text: str) -> Holding | None:
         if not self.running_start or self.withdrawn:
             return None
-        record = read_record(json.loads(text))
-        return Holding(self.running_start, record) if record is not None else None
+        return Holding(self.running_start, parse_text(text))
 
 
 class Spawner:

@@ -388,7 +388,7 @@ STATUS: dict[str, Any] = {
     "held_back": [],
     "client_refused": [],
     "overdue": [],
-    "unkept": [],
+    "unkept": {},
     "unsure": {},
     "dask_secrets": {"b": 2},
 }

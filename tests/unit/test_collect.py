@@ -15,6 +15,7 @@ from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.errors import DeliveryError
 from casa_hub.naming import Server
+from casa_hub.record import ServerRecord
 
 ADA = Server("", "ada")
 START = "0" * 32
@@ -33,7 +34,7 @@ def delivery(tmp_path: Path) -> LocalDelivery:
 
 def parcel(server: Server = ADA, start_id: str = START) -> Parcel:
     routes = (Route(f"{server.slug}.dask.example.org", "scheduler", 8786),)
-    record = {"version": 2, "order": 0, "credentials": {}, "missing": {}}
+    record = ServerRecord(server.identity, start_id, 0, {}, {})
     return Parcel(server, start_id, {"token": b"secret"}, routes, record)
 
 

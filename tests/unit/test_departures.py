@@ -6,33 +6,45 @@ The hub's servers are what a test makes of them; departures through a real Jupyt
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from jupyterhub import orm
+from traitlets.config import Config
 
+from casa_hub.audit import Action
+from casa_hub.delivery.base import Parcel
+from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.keeper import departures as module
 from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.kept import Holding
 from casa_hub.keeper.ledger import Entry
 from casa_hub.keeper.times import Keeper
-
-EDITED = {"expires_at": "never", "identifiers": {"jti": "1"}, "earlier": []}
-GOOD = {"expires_at": None, "identifiers": {"jti": "2"}, "earlier": []}
+from casa_hub.local_server import LocalServer
+from casa_hub.naming import Server
+from casa_hub.record import CredentialRecord, ServerRecord
 
 
 class Kept:
-    """What a server holds."""
+    """A server that holds nothing."""
+
+    server = Server("", "alice")
 
     def __init__(self, fails: Exception | None = None) -> None:
         self.fails = fails
         self.withdrawn = 0
         self.running_start: str | None = None
 
-    async def holding(self) -> Holding:
-        return Holding("0" * 32, {"credentials": {"xcache": EDITED, "dask": GOOD}})
+    def first_holding(self) -> Holding | None:
+        return None
+
+    async def holding(self) -> Holding | None:
+        return None
 
     async def withdraw(self) -> None:
         self.withdrawn += 1
@@ -41,14 +53,14 @@ class Kept:
             raise self.fails
 
 
-def server(kept: Kept) -> Any:
+def server(kept: Kept | LocalServer) -> Any:
     return SimpleNamespace(casa_kept=kept, pending=None, active=True, orm_spawner=SimpleNamespace(started=None))
 
 
 class User:
     """As much of JupyterHub's as departures need; its server stops when it `may`."""
 
-    def __init__(self, db: Any, kept: Kept) -> None:
+    def __init__(self, db: Any, kept: Kept | LocalServer) -> None:
         self.orm_user = orm.User(name="alice")
         db.add(self.orm_user)
         db.commit()
@@ -123,7 +135,7 @@ async def is_done(departures: Departures, username: str) -> None:
     assert [entry.username for entry in departures._ledger.all(0)] == [username]
 
 
-def hub(kept: Kept) -> tuple[User, Departures]:
+def hub(kept: Kept | LocalServer) -> tuple[User, Departures]:
     db = orm.new_session_factory("sqlite:///:memory:")()
     user = User(db, kept)
     app = SimpleNamespace(
@@ -141,12 +153,46 @@ async def test_a_server_is_stopped_though_its_files_can_t_be_removed() -> None:
     assert departed.still == ("server '': OSError",)
 
 
-async def test_an_edited_record_hides_nothing_from_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+ISSUED = datetime(2026, 11, 21, 4, tzinfo=UTC)
+DASK = CredentialRecord(ISSUED, None, {"ca": "2"}, {}, ("ca.pem",))
+XCACHE = CredentialRecord(ISSUED, None, {"jti": "1"}, {}, ("xcache_token",))
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        ({}, {"xcache": {"jti": "1"}, "dask": {"ca": "2"}}),
+        ({"version": 3}, {"xcache": {"jti": "1"}, "dask": {"ca": "2"}}),
+        ({"credentials": {"xcache": {"identifiers": {"jti": "1"}, "expires_at": "never"}}}, {"xcache": {"jti": "1"}}),
+        ({"credentials": {"xcache": None}}, {"xcache": {}}),
+        ({"credentials": None}, {"": {}}),
+    ],
+    ids=str,
+)
+async def test_an_edited_record_hides_nothing_from_the_audit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, edit: dict[str, Any], expected: dict[str, dict[str, str]]
+) -> None:
+    """Of a server on this machine, whose state file somebody has edited before the hub was restarted."""
+    config = Config(LocalDelivery={"directory": str(tmp_path / "servers")}, TraefikRoutes={"kind": "none"})
+    alice, start_id = Server("", "alice"), "0" * 32
+    delivery = LocalDelivery(config=config)
+    delivery.open()
+    record = ServerRecord(alice.identity, start_id, 0, {"xcache": XCACHE, "dask": DASK}, {})
+    await delivery.deliver(Parcel(alice, start_id, {"xcache_token": b"1", "ca.pem": b"2"}, (), record))
+    delivery.close()
+    state = delivery.path(alice) / "state.json"
+    document = json.loads(state.read_text())
+    document["record"] |= edit
+    state.write_text(json.dumps(document))
+    again = LocalDelivery(config=config)
+    again.open()
     told: list[Any] = []
     monkeypatch.setattr(module, "tell", lambda _, event: told.append(event))
-    user, departures = hub(Kept())
+    spawner = SimpleNamespace(delivery=again, casa_server=alice, casa_start_id=start_id)
+    user, departures = hub(LocalServer(spawner))
     assert (await departures.end(user, "out", why="no")).still == ()
-    assert [event.credential for event in told if event.credential] == ["xcache", "dask"]
+    assert {one.credential: one.identifiers for one in told if one.action is Action.REVOKED} == expected
+    again.close()
 
 
 async def test_a_server_of_a_new_log_in_is_not_taken_for_one_whose_stop_was_slow(

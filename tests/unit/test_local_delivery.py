@@ -7,6 +7,8 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from casa_hub.delivery.local import delivery as local
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.errors import ConfigurationError, DeliveryError
 from casa_hub.naming import Server
+from casa_hub.record import NEWER, CredentialRecord, Replaced, ServerRecord, Unreadable, UnreadableCredential
 
 ALICE, BOB = Server("", "alice"), Server("", "bob", "x")
 
@@ -27,9 +30,13 @@ ALICE, BOB = Server("", "alice"), Server("", "bob", "x")
 def parcel(server: Server, start_id: str = "1", files: dict[str, bytes] | None = None, **others: list[str]) -> Parcel:
     """`others`: credentials that the record tells of beside the parcel's own."""
     files = {"token": b"secret", "d/token": b"secret"} if files is None else files
-    entries = {"ours": {"files": sorted(files)}} | {name: {"files": paths} for name, paths in others.items()}
+    paths = {"ours": sorted(files)} | others
+    entries = {name: CredentialRecord(ISSUED, None, {}, {}, tuple(each)) for name, each in paths.items()}
     routes = (Route(server.host("dask", "example.org"), "scheduler", 8786),)
-    return Parcel(server, start_id, files, routes, {"credentials": entries})
+    return Parcel(server, start_id, files, routes, ServerRecord(server.identity, start_id, 0, entries, {}))
+
+
+ISSUED = datetime(2026, 11, 21, 4, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -114,7 +121,17 @@ async def test_renewal_replaces_what_is_renewed_and_keeps_the_rest(delivery: Loc
     await delivery.renew(parcel(ALICE, files={"a": b"2", "d": b"2"}, another=["b"]))
     assert layout.read_set(delivery.path(ALICE)) == {"a": b"2", "b": b"1", "d": b"2"}
     state = json.loads((delivery.path(ALICE) / "state.json").read_text())
-    assert state["record"]["credentials"] == {"ours": {"files": ["a", "d"]}, "another": {"files": ["b"]}}
+    entries = state["record"]["credentials"]
+    assert {name: entry["files"] for name, entry in entries.items()} == {"ours": ["a", "d"], "another": ["b"]}
+
+
+async def test_a_renewal_keeps_files_of_a_credential_whose_entry_was_edited(delivery: LocalDelivery) -> None:
+    """Nobody knows any more which ones they are."""
+    await delivery.deliver(parcel(ALICE, files={"a": b"1", "b": b"1"}))
+    again = parcel(ALICE, files={"a": b"2"})
+    edited = UnreadableCredential({"files": 1}, (Replaced({}, None),))
+    await delivery.renew(replace(again, record=replace(again.record, unreadable={"another": edited})))
+    assert layout.read_set(delivery.path(ALICE)) == {"a": b"2", "b": b"1"}
 
 
 async def test_renewal_for_a_start_that_is_over_is_refused(delivery: LocalDelivery) -> None:
@@ -173,12 +190,13 @@ async def test_a_server_with_another_versions_record_is_kept(
     assert again.sweep("", {(ALICE.identity, "1")}) == []
     one = again.delivered(ALICE)
     assert one is not None
-    if version == 1:
-        assert one.record is not None
-        assert one.record["credentials"] == {"ours": {**entry, "order": 0, "earlier": []}}
-    else:
-        assert one.record is None
     assert layout.read_set(again.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
+    if version == 1:
+        assert one.record.to_document()["credentials"] == {"ours": {**entry, "order": 0, "earlier": []}}
+    else:
+        assert one.record == Unreadable(NEWER, document["record"], one.record.credentials)
+    await again.empty(ALICE, "1")
+    assert json.loads(state.read_text())["record"] == one.record.to_document(), "what it can't read isn't lost"
     again.close()
 
 

@@ -15,8 +15,11 @@ from casa_hub.delivery.kubernetes import manifests
 from casa_hub.delivery.kubernetes.manifests import Pod, Start
 from casa_hub.errors import DeliveryError
 from casa_hub.naming import Server
+from casa_hub.record import ServerRecord
 from tests.support.minting import HOSTILE
 
+RECORD = ServerRecord("s", "1", 0, {}, {})
+RECORD_TEXT = '{"version": 2, "server": "s", "start_id": "1", "order": 0, "credentials": {}, "missing": {}}'
 ID = "0123456789abcdef" * 2
 START = Start(Server("hub-a", "alice", "lab"), ID, "users", "hub", {"team": "cms", "component": "singleuser-server"})
 POD = Pod("jupyter-alice--lab", "aaaa-bbbb", 1_790_000_000)
@@ -63,11 +66,10 @@ def test_the_name_is_short_and_says_whose_it_is() -> None:
 
 
 def test_the_secret_in_full() -> None:
-    record = {"version": 1, "credentials": {}}
-    assert manifests.secret(START, POD, {"xcache_token": b"\0secret", "condor_tokens.d/condor_token": b""}, record) == {
+    assert manifests.secret(START, POD, {"xcache_token": b"\0secret", "condor_tokens.d/condor_token": b""}, RECORD) == {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": metadata("credentials", **{"casa-hub/record": '{"version": 1, "credentials": {}}'}),
+        "metadata": metadata("credentials", **{"casa-hub/record": RECORD_TEXT}),
         "type": "casa-hub/credentials",
         "immutable": False,
         "data": {"xcache_token": "AHNlY3JldA==", manifests.key("condor_tokens.d/condor_token"): ""},
@@ -91,10 +93,10 @@ def test_the_service_in_full() -> None:
 
 
 def test_a_renewal_replaces_its_files_only_and_only_of_this_start_and_what_it_was_made_from() -> None:
-    assert manifests.renewal(START, {"condor_tokens.d/condor_token": b"new"}, {"version": 2}, '{"version":  1}') == [
+    assert manifests.renewal(START, {"condor_tokens.d/condor_token": b"new"}, RECORD, '{"version":  1}') == [
         {"op": "test", "path": "/metadata/labels/casa-hub~1start-id", "value": ID},
         {"op": "test", "path": "/metadata/annotations/casa-hub~1record", "value": '{"version":  1}'},
-        {"op": "replace", "path": "/metadata/annotations/casa-hub~1record", "value": '{"version": 2}'},
+        {"op": "replace", "path": "/metadata/annotations/casa-hub~1record", "value": RECORD_TEXT},
         {"op": "add", "path": f"/data/{manifests.key('condor_tokens.d/condor_token')}", "value": "bmV3"},
     ]
 
@@ -111,12 +113,12 @@ def test_operators_labels_do_not_replace_ours() -> None:
 def test_files_that_no_secret_holds_are_refused_with_the_largest_named(size: int) -> None:
     files = {"small": b"x", "big": bytes(size - 1)}
     if size <= manifests.MAX_SECRET_SIZE:
-        manifests.secret(START, POD, files, {})
-        manifests.renewal(START, files, {}, "")
+        manifests.secret(START, POD, files, RECORD)
+        manifests.renewal(START, files, RECORD, "")
         return
     for build in (
-        lambda: manifests.secret(START, POD, files, {}),
-        lambda: manifests.renewal(START, files, {}, ""),
+        lambda: manifests.secret(START, POD, files, RECORD),
+        lambda: manifests.renewal(START, files, RECORD, ""),
     ):
         with pytest.raises(DeliveryError, match=rf"Secret users/{NAME}: .*the largest is big with {size - 1}"):
             build()

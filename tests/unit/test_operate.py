@@ -242,7 +242,7 @@ def test_status_says_once_why_the_provider_refuses_this_hub(
 ) -> None:
     refused = [{"user": f"user-{number}", "reason": "invalid_client"} for number in range(3)]
     held = [{"user": "ada", "reason": "not in /cms", "since": "2026-03-01T12:05:59+00:00"}]
-    answer = {"held_back": held, "client_refused": refused, "overdue": [], "unkept": [], "unsure": {}}
+    answer = {"held_back": held, "client_refused": refused, "overdue": [], "unkept": {}, "unsure": {}}
     monkeypatch.setattr(operate, "ask", lambda *_: answer | {"dask_secrets": {}})
     assert operate.status(Hub("", TOKEN), argparse.Namespace()) == 1
     assert capsys.readouterr().out.splitlines() == [

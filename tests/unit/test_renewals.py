@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable, Collection
@@ -361,12 +362,45 @@ async def test_a_server_of_which_nothing_is_known_is_counted_and_told_once(
     await asyncio.sleep(2 * LIFE)
     assert kept.asked == []
     [line] = told(caplog)
-    assert 'what the server ["", "ada", ""] holds' in line.getMessage()
+    assert (
+        'No credential of the server ["", "ada", ""] is renewed: its record was written by a newer' in line.getMessage()
+    )
     report = await hub.renewals.renew_now()
     assert list(report.failed) == [kept.server.identity]
+    assert "its record was written by a newer version" in report.failed[kept.server.identity]
     kept.running_start = None
     hub.app.users.clear()
     await until_async(lambda: metric("casa_hub_servers_unkept") == 0)
+
+
+async def test_a_credential_whose_entry_was_edited_is_told_of_and_the_others_are_renewed(
+    make: Callable[..., Hub], caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = make("pass", "badge")
+    _, kept = hub.add()
+    record = kept.record
+    record["credentials"]["badge"]["issued_at"] = "yesterday"
+    kept.at_start = kept.text = json.dumps(record)
+    await until_async(lambda: kept.record["credentials"]["pass"]["order"] >= 2)
+    [line] = told(caplog)
+    assert 'badge of the server ["", "ada", ""] is not renewed: its entry' in line.getMessage()
+    assert kept.record["credentials"]["badge"] == record["credentials"]["badge"]
+    assert metric("casa_hub_servers_unkept") == 0
+    await until_async(lambda: metric("casa_hub_credentials_overdue", credential="badge") == 1)
+    assert [(one.credential, one.server) for one in hub.renewals.overdue()] == [("badge", kept.server.identity)]
+    report = await hub.renewals.renew_now()
+    assert "badge: " in report.failed[kept.server.identity]
+
+
+async def test_a_server_whose_newest_record_can_be_read_is_renewed(
+    make: Callable[..., Hub], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The pod's annotation was edited, its Secret's wasn't."""
+    hub = make("pass")
+    _, kept = hub.add()
+    kept.at_start = "{}"
+    await until_async(lambda: order(kept) >= 1)
+    assert told(caplog) == []
 
 
 async def test_what_is_nearest_to_its_end_is_shown(make: Callable[..., Hub]) -> None:
@@ -588,5 +622,5 @@ async def test_a_server_whose_record_was_taken_away_is_told_of(
     hub.renewals.started(spawner)
     kept.text = "{}"
     await until_async(lambda: metric("casa_hub_servers_unkept") == 1)
-    assert any("its record was changed" in record.getMessage() for record in told(caplog))
+    assert any("its record was edited or removed" in record.getMessage() for record in told(caplog))
     assert kept.asked == []

@@ -57,7 +57,7 @@ async def test_the_secrets_that_servers_were_started_with_are_counted(facility: 
     await kept[0].renew(["dask"], anyhow=True)
     found = await survey(app, facility)
     assert found.dask_secrets == {old: 2, new: 1}
-    assert (found.unkept, found.unsure) == ([], {})
+    assert (found.unkept, found.unsure) == ({}, {})
     assert [one.looked for one in kept] == [0, 0, 0]  # nobody had to be asked
 
 
@@ -80,6 +80,8 @@ async def test_servers_of_which_nothing_is_known_are_named(facility: Facility) -
     going = started(app, facility, "going")
     going.running_start = None
     app.users[0].spawners[""].casa_kept.text = json.dumps({"version": 99})
+    edited = started(app, facility, "edited")
+    edited.at_start = edited.text = "{}"
 
     def away() -> None:
         raise DeliveryError("Secret x/y", "no answer", "Try again.")
@@ -87,7 +89,12 @@ async def test_servers_of_which_nothing_is_known_are_named(facility: Facility) -
     unseen = started(app, facility, "unseen", "second")
     unseen.at_start, unseen.fault = json.dumps({"version": 99}), away
     found = await survey(app, facility)
-    assert found.unkept == ["bare", "later", "old/second"]
+    assert found.unkept == {
+        "bare": "it was started without casa_hub",
+        "edited": "its record was edited or removed",
+        "later": "its record was written by a newer version of casa_hub",
+        "old/second": "it was started without casa_hub",
+    }
     assert found.unsure == {
         "going": "it can't be seen now, or is about to end.",
         "unseen/second": "Secret x/y: no answer. Try again.",

@@ -32,6 +32,7 @@ from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
 from casa_hub.facility import Facility, Minted
+from casa_hub.record import AnyRecord, ServerRecord, Unreadable
 
 
 class KubernetesDelivery(LoggingConfigurable):
@@ -128,9 +129,9 @@ class KubernetesDelivery(LoggingConfigurable):
         namespace = "" if users else value_of(app.config, spawner_class, "namespace") or own_namespace()
         hub = Start(facility.server(""), "", namespace, own_namespace(), {}, self.instance)
 
-        def objects_of(start: Start, record: Mapping[str, Any] | None) -> list[Object]:
+        def objects_of(start: Start, record: AnyRecord) -> list[Object]:
             objects = self._objects(start, facility.routes(start.server, record))
-            return objects if record is None or wants_secret(record) else objects[1:]
+            return objects if isinstance(record, Unreadable) or wants_secret(record) else objects[1:]
 
         leftovers = Leftovers(self._courier, self._loop.run, hub, database=app.db, objects_of=objects_of, log=self.log)
         self._leftovers = leftovers
@@ -297,7 +298,7 @@ class KubernetesDelivery(LoggingConfigurable):
         except KubernetesError as error:
             self.log.error("Something of an ended server stays as long as its pod: %s", error)  # noqa: TRY400
 
-    def owned(self, start: Start, pod: Pod, routes: Sequence[Route], record: Mapping[str, Any]) -> list[Object]:
+    def owned(self, start: Start, pod: Pod, routes: Sequence[Route], record: ServerRecord) -> list[Object]:
         """All that the start's pod should own by its record. The Secret is without its files.
 
         Raises:
@@ -327,7 +328,7 @@ class KubernetesDelivery(LoggingConfigurable):
     def _objects(self, start: Start, routes: Sequence[Route]) -> list[Object]:
         """All that the start's pod may own, without contents."""
         nobody = Pod("", "")
-        return [manifests.secret(start, nobody, {}, {}), *self._route_objects(start, nobody, routes)]
+        return [manifests.secret(start, nobody, {}), *self._route_objects(start, nobody, routes)]
 
     def _route_objects(self, start: Start, pod: Pod, routes: Sequence[Route]) -> list[Object]:
         if not routes:
@@ -349,6 +350,6 @@ def _one_of_each(objects: Sequence[Object]) -> list[Object]:
     return list({(one["apiVersion"], one["kind"]): one for one in objects}.values())
 
 
-def wants_secret(record: Mapping[str, Any]) -> bool:
+def wants_secret(record: ServerRecord) -> bool:
     """Whether a server gets a Secret: also an empty one, where a credential may still come that could not be minted."""
-    return bool(record["credentials"] or record["missing"])
+    return bool(record.names or record.missing)

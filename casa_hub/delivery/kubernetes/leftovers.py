@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.kubernetes import marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError, described
 from casa_hub.delivery.kubernetes.manifests import Object, Start
+from casa_hub.record import AnyRecord
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -42,8 +43,8 @@ _POD: Object = {"apiVersion": "v1", "kind": "Pod"}
 
 #: User and server.
 Whose = tuple[str, str]
-#: What a pod of this start must own, by its record (None if it has none that can be read).
-ObjectsOf = Callable[[Start, Mapping[str, Any] | None], list[Object]]
+#: What a pod of this start must own, by its record.
+ObjectsOf = Callable[[Start, AnyRecord], list[Object]]
 
 
 class Leftovers:
@@ -144,11 +145,10 @@ class Leftovers:
         starts = {marks.start_id_of(pod) for _, pod in pods}
         doomed = []
         for whose, pod in pods:
-            meta = pod["metadata"]
-            keep = "deletionTimestamp" in meta or (meta["namespace"], meta["name"]) in in_use
-            if whose in idle and not keep and marks.start_of(pod, self._hub) is not None:
+            if whose in idle and not _is_kept(pod, in_use) and marks.start_of(pod, self._hub) is not None:
                 state = "doesn't run" if whose in known else "isn't in this hub's database"
-                doomed.append(({**_POD, "metadata": meta}, f"server {whose[1]!r} of {whose[0]} {state}"))
+                why = f"server {whose[1]!r} of {whose[0]} {state}"
+                doomed.append(({**_POD, "metadata": pod["metadata"]}, why))
         doomed += [(one, "its pod is gone") for one in objects if marks.start_id_of(one) not in starts]
 
         async def remove(one: Object, why: str) -> Removal:
@@ -167,15 +167,22 @@ class Leftovers:
         pods = [each for hub in where for each in await self._run(self._courier.pods(hub, deadline))]
         # From here to the choice without a pause: what the database says is then newer than the pods, and a pod whose
         # server doesn't run by now is of no start that is to come.
+        in_use = self._servers.pods()
         there = [(whose, pod) for whose, pod in pods if "deletionTimestamp" not in pod["metadata"]]
         running = self._servers.running()
         idle = {whose for whose, _ in there} - running
+        # A user who was renamed may run a pod that bears the name of another user by now.
+        runs = {marks.start_id_of(pod) for _, pod in there if _is_kept(pod, in_use)}
         left = idle & (self._servers.known(idle) | owed)
         doubtful = self._interrupted - left
         starts = [(whose, marks.start_of(pod, self._hub), pod) for whose, pod in there if whose in left | doubtful]
         half = [(start, pod) for whose, start, pod in starts if start and whose in doubtful]
         errors = [
-            *[await self._remove(start, pod, deadline) for whose, start, pod in starts if start and whose in left],
+            *[
+                await self._remove(start, pod, deadline)
+                for whose, start, pod in starts
+                if start and whose in left and start.start_id not in runs
+            ],
             *[
                 await self._remove_if_half(start, pod, deadline)
                 for start, pod in half
@@ -213,6 +220,12 @@ class Leftovers:
         except KubernetesError as error:
             return error
         return None
+
+
+def _is_kept(pod: Object, in_use: Collection[tuple[str, str]]) -> bool:
+    """Whether a pod is about to go, or runs (`in_use`) for a user whom its annotations may know by an older name."""
+    meta = pod["metadata"]
+    return "deletionTimestamp" in meta or (meta["namespace"], meta["name"]) in in_use
 
 
 class _Servers:

@@ -17,6 +17,7 @@ from typing import Any
 from casa_hub.delivery.base import Route
 from casa_hub.errors import DeliveryError
 from casa_hub.naming import Server
+from casa_hub.record import ServerRecord
 
 Object = dict[str, Any]
 
@@ -147,15 +148,16 @@ def reference(kind: str, start: Start, name: str | None = None) -> Object:
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
 
 
-def secret(start: Start, pod: Pod, files: Mapping[str, bytes], record: Mapping[str, Any]) -> Object:
-    """The Secret with a server's files.
+def secret(start: Start, pod: Pod, files: Mapping[str, bytes], record: ServerRecord | None = None) -> Object:
+    """The Secret with a server's files; without a record, one that is only to be looked for or removed.
 
     Raises:
         DeliveryError: they are too large for one.
     """
     check_size(start, files)
     described = metadata(start, pod, "credentials")
-    described["annotations"][RECORD] = record_text(record)
+    if record is not None:
+        described["annotations"][RECORD] = record_text(record)
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -184,12 +186,12 @@ def service(start: Start, pod: Pod, routes: Iterable[Route]) -> Object:
     }
 
 
-def record_text(record: Mapping[str, Any]) -> str:
+def record_text(record: ServerRecord) -> str:
     """A record as the value of an annotation."""
-    return json.dumps(record)
+    return json.dumps(record.to_document())
 
 
-def renewal(start: Start, files: Mapping[str, bytes], record: Mapping[str, Any], before: str) -> list[Object]:
+def renewal(start: Start, files: Mapping[str, bytes], record: ServerRecord, before: str) -> list[Object]:
     """JSON Patch (RFC 6902) that gives this start's Secret new contents of `files` and leaves the others.
 
     The tests in front make it fail (422) on an object that isn't this start's, and on one whose record is not the text

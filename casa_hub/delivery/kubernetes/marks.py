@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from casa_hub.delivery.kubernetes.manifests import INSTANCE, RECORD, SERVER, START_ID, Object, Start
 from casa_hub.naming import Server
-from casa_hub.record import read_record
+from casa_hub.record import AnyRecord, parse_text
 
 #: KubeSpawner's own annotations, for a pod that was started without this package.
 _USER, _SERVER = "hub.jupyter.org/username", "hub.jupyter.org/servername"
@@ -49,17 +46,9 @@ def record_text_of(there: Object, server: Server) -> str | None:
     return annotations.get(RECORD) if annotations.get(SERVER) == server.identity else None
 
 
-def record_of(there: Object, server: Server) -> Mapping[str, Any] | None:
-    """The record of a pod or Secret of this server; None if it bears none that this version can read."""
-    return parsed(record_text_of(there, server))
-
-
-def parsed(text: str | None) -> Mapping[str, Any] | None:
-    """What a text of `record_text_of` says; None if this version can't read it."""
-    try:
-        return read_record(json.loads(text or ""))
-    except ValueError:
-        return None
+def record_of(there: Object, server: Server) -> AnyRecord:
+    """The record of a pod or Secret of this server."""
+    return parse_text(record_text_of(there, server))
 
 
 def hub_selector(hub: Start) -> str:

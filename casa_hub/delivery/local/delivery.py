@@ -22,7 +22,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from ipaddress import IPv4Network
@@ -41,7 +41,7 @@ from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, DeliveryError, Problem
 from casa_hub.naming import Server
 from casa_hub.processes import Process, signature, signed_in
-from casa_hub.record import read_record
+from casa_hub.record import AnyRecord, ServerRecord, Unreadable, parse
 
 #: Seconds that a replaced set of files stays for readers who are just opening it.
 _GRACE = 1.0
@@ -60,8 +60,7 @@ class Delivered:
     #: Loopback address that is the server's own.
     address: str
     routes: tuple[Route, ...]
-    #: None: a later version's, that this one can't read. The server runs on with what it has.
-    record: Mapping[str, Any] | None
+    record: AnyRecord
     #: Whether files and routes were taken away before the server's end.
     withdrawn: bool = False
 
@@ -70,7 +69,10 @@ class Delivered:
         return self.server.identity, self.start_id
 
     def to_json(self) -> bytes:
-        return json.dumps({"version": _STATE_VERSION, **asdict(self)}, indent=1).encode()
+        state = {each.name: getattr(self, each.name) for each in fields(self)}
+        state |= {"server": asdict(self.server), "routes": [asdict(route) for route in self.routes]}
+        state |= {"record": self.record.to_document()}
+        return json.dumps({"version": _STATE_VERSION, **state}, indent=1).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Delivered:
@@ -79,7 +81,7 @@ class Delivered:
         if state.pop("version") != _STATE_VERSION:
             raise ValueError("another version's")
         server, routes = Server(**state.pop("server")), tuple(Route(**route) for route in state.pop("routes"))
-        return cls(server=server, routes=routes, record=read_record(state.pop("record")), **state)
+        return cls(server=server, routes=routes, record=parse(state.pop("record")), **state)
 
 
 class LocalDelivery(LoggingConfigurable):
@@ -149,6 +151,10 @@ class LocalDelivery(LoggingConfigurable):
         found = self._delivered.get(server.slug)
         return found if found is not None and found.server == server else None
 
+    def of_start(self, start_id: str) -> Delivered | None:
+        """What the server of a start has, whatever its user is called by now."""
+        return next((one for one in self._delivered.values() if one.start_id == start_id), None)
+
     def process(self, server: Server) -> Process | None:
         """The process that the server is, if it got so far."""
         return signed_in(self.process_file(server))
@@ -207,6 +213,9 @@ class LocalDelivery(LoggingConfigurable):
             OSError: something can't be removed.
         """
         kept = {slug: one for slug, one in self._delivered.items() if one.key in living}
+        for slug in self._delivered.keys() - kept.keys():
+            # Also where it was started for another hub id: no other hub knows whose its routes are.
+            self.routes.retract(self._delivered[slug].server, self._delivered[slug].start_id)
         removed = []
         for entry in sorted(self.root.iterdir()):
             if entry.name not in {*kept, ".lock"} and (entry.is_symlink() or entry.is_dir()):
@@ -237,7 +246,7 @@ class LocalDelivery(LoggingConfigurable):
             DeliveryError: that can't be seen.
         """
         one = self.delivered(server)
-        if one is None or one.start_id != start_id or one.withdrawn or one.record is None:
+        if one is None or one.start_id != start_id or one.withdrawn or isinstance(one.record, Unreadable):
             return []
         try:
             return await asyncio.to_thread(self._gone, one)
@@ -449,11 +458,12 @@ class LocalDelivery(LoggingConfigurable):
 
     def _replace(self, one: Delivered, files: Mapping[str, bytes]) -> None:
         directory = self.path(one.server)
-        assert one.record is not None  # noqa: S101 - this version's, as it has just been made
-        named = {path for entry in one.record["credentials"].values() for path in entry["files"]}
+        assert isinstance(one.record, ServerRecord)  # noqa: S101 - it has just been made
+        named = {path for entry in one.record.credentials.values() for path in entry.files}
         layout.make_directory(directory)  # somebody may have removed it
-        present = layout.read_set(directory) if (directory / layout.DATA).exists() else {}
-        kept = {path: content for path, content in present.items() if path in named}
+        kept = layout.read_set(directory) if (directory / layout.DATA).exists() else {}
+        if not one.record.unreadable:  # else nobody knows which files are those credentials'
+            kept = {path: content for path, content in kept.items() if path in named}
         layout.write_set(directory, kept | dict(files), datetime.now(UTC))
         # Second: a state that is older than the files is harmless, one that promises more than they hold is not.
         layout.replace_file(directory / "state.json", one.to_json())
@@ -468,12 +478,9 @@ class LocalDelivery(LoggingConfigurable):
 
     def _lost(self, one: Delivered) -> list[str]:
         """By the names that a server reads."""
-        directory, record = self.path(one.server), one.record or {"credentials": {}}
-        return [
-            name
-            for name, entry in record["credentials"].items()
-            if not all((directory / path).is_file() for path in entry["files"])
-        ]
+        directory = self.path(one.server)
+        known = one.record.credentials if isinstance(one.record, ServerRecord) else {}
+        return [name for name, entry in known.items() if not all((directory / path).is_file() for path in entry.files)]
 
     def _write_beside(self, one: Delivered, pid: int) -> None:
         directory = self.path(one.server)

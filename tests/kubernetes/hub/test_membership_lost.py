@@ -21,7 +21,7 @@ from tests.hub.conftest import assert_no_secret
 from tests.kubernetes.hub.faulty import THIS_POD, Faulty, open_faulty
 from tests.support.hub import casa_config
 from tests.support.idp import IdP
-from tests.support.kubernetes.api import Api
+from tests.support.kubernetes.api import MERGE, Api
 from tests.support.kubernetes.fault_proxy import Answer, Hold
 from tests.support.person import Person
 from tests.support.waiting import until
@@ -226,6 +226,39 @@ def test_a_hub_killed_in_the_middle_of_a_departure_goes_on_with_it(
     site.hub.start()
     site.hub.wait_for_all(f"Going on with the end of the access of {user.name}", 1, since=since)
     user.has_left()
+
+
+@pytest.mark.parametrize("found", ["an edited entry", "a newer version", "no Secret"])
+def test_a_record_that_cannot_be_read_hides_nothing_from_the_audit(
+    site: Faulty, idp: IdP, plane: Api, found: str
+) -> None:
+    """Somebody has changed a server's objects, or the hub was downgraded; then its user loses the group."""
+    user = person(site, idp).starts()
+    pod = site.pod(user.name)
+    site.hub.stop()
+    name = site.of(pod)["Secret"]["metadata"]["name"]
+    secret = f"/api/v1/namespaces/{site.namespace}/secrets/{name}"
+    record = json.loads(pod["metadata"]["annotations"]["casa-hub/record"])
+    identifiers = {name: entry["identifiers"] for name, entry in record["credentials"].items()}
+    if found == "no Secret":
+        plane.request("DELETE", secret)
+    else:
+        record["credentials"]["xcache"]["expires_at"] = "never"
+        record["version"] += found == "a newer version"
+        text = {"metadata": {"annotations": {"casa-hub/record": json.dumps(record)}}}
+        paths = [secret, f"{site.pods}/{pod['metadata']['name']}"]
+        for path in paths if found == "a newer version" else [secret]:
+            plane.request("PATCH", path, text, content_type=MERGE)
+    since = len(site.hub.log)
+    site.hub.start()
+    if found == "a newer version":
+        site.hub.wait_for_all(r"is renewed: its record was written by a newer version", 1, since=since)
+    user.is_in_groups()
+    user.has_left()
+    told = {event["credential"]: event["identifiers"] for event in user.audit("revoked")}
+    assert told == identifiers
+    doubtful = {event["credential"] for event in user.audit("revoked") if "may not be all" in event["reason"]}
+    assert doubtful == ({"xcache"} if found == "an edited entry" else {*identifiers})
 
 
 def test_too_many_at_once_are_held_back_and_their_pods_run_on_until_it_is_confirmed(

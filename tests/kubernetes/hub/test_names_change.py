@@ -2,49 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from tests.kubernetes.hub.servers import NONE, Site, open_site
-from tests.support.kubernetes.api import Api, eventually
+from tests.kubernetes.hub.servers import NONE, OPERATOR, Site, open_site
+from tests.support.kubernetes.api import MERGE, Api, eventually
 
 pytestmark = pytest.mark.both_hubs
 
 
+OpenHub = Callable[..., Site]
+
+SPAWNERS = {
+    "our spawner": "",
+    "hooks": """
+import casa_hub.hooks
+c.JupyterHub.spawner_class = "kubespawner.KubeSpawner"
+casa_hub.hooks.install(c)
+""",
+}
+
+
 @pytest.fixture
-def site(plane: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with open_site(plane, tmp_path_factory) as opened:
-        yield opened
+def open_hub(plane: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenHub]:
+    with contextlib.ExitStack() as stack:
+        yield lambda config="": stack.enter_context(open_site(plane, tmp_path_factory, config + OPERATOR))
+
+
+@pytest.fixture
+def site(open_hub: OpenHub) -> Site:
+    return open_hub()
 
 
 def runs(site: Site, user: str) -> bool:
     return bool(site.hub.api("GET", f"/users/{user}").json()["servers"].get("", {}).get("ready"))
 
 
+def rename(site: Site, before: str, after: str) -> None:
+    assert site.hub.api("PATCH", f"/users/{before}", json={"name": after}).status_code == 200
+
+
+def renewed(site: Site, pod: dict[str, Any]) -> int:
+    """How often the credentials of a pod's server were renewed."""
+    return int(json.loads(site.of(pod)["Secret"]["metadata"]["annotations"]["casa-hub/record"])["order"])
+
+
+def is_renewed(site: Site, pod: dict[str, Any], user: str) -> None:
+    """An operator has it renewed, and nothing is wrong with it."""
+    before = renewed(site, pod)
+    report = site.hub.api("POST", "/casa-hub/renew", json={"users": [user], "credentials": ["xcache"]}).json()
+    assert (len(report["renewed"]), report["failed"]) == (1, {}), site.hub.log[-5000:]
+    assert renewed(site, pod) == before + 1
+    status = site.hub.api("GET", "/casa-hub/status").json()
+    assert not any(user in str(status[kind]) for kind in ("unkept", "unsure", "overdue")), status
+
+
 def test_a_hub_that_gets_an_id_goes_on_with_its_servers(site: Site) -> None:
     """A site whose hub was alone sets `Facility.hub_id` when a second one comes."""
     site.ready("ada")
-    before = site.pod("ada")["metadata"]["uid"]
+    pod = site.pod("ada")
+    before = pod["metadata"]["uid"]
     with (site.hub.directory / "jupyterhub_config.py").open("a") as config:
         config.write('c.Facility.hub_id = "cms"\n')
     site.restart()
     site.ready("bea")  # by then the hub has looked for what an earlier one left
     assert runs(site, "ada")
     assert site.pod("ada")["metadata"]["uid"] == before
+    is_renewed(site, pod, "ada")
+    assert site.of(pod)["Secret"]["metadata"]["annotations"]["casa-hub/server"] == '["", "ada", ""]'
     site.stop("ada")
     site.ready("ada")
     assert site.pod("ada")["metadata"]["annotations"]["casa-hub/server"] == '["cms", "ada", ""]'
 
 
-def test_a_renamed_user_keeps_the_server_that_runs(site: Site) -> None:
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("spawner", SPAWNERS)
+def test_a_renamed_user_keeps_the_server_that_runs(open_hub: OpenHub, spawner: str, restart: bool) -> None:
+    site = open_hub(SPAWNERS[spawner])
     site.ready("ada")
-    assert site.hub.api("PATCH", "/users/ada", json={"name": "grace"}).status_code == 200
-    site.restart()
+    pod = site.pod("ada")
+    rename(site, "ada", "grace")
+    # Another person gets the name; by that alone grace's server is none that is left over.
+    assert site.hub.api("POST", "/users/ada").status_code == 201
+    if restart:
+        site.restart()
     site.ready("bea")
     assert runs(site, "grace")
+    is_renewed(site, pod, "grace")
+    assert site.collect() == {}
+    # Nor can that person take it over by starting a server. (Before this package is asked, JupyterHub may fail itself,
+    # and then show a server where there is none.)
+    if site.hub.api("POST", "/users/ada/server").status_code < 400:
+        site.hub.wait_for("a server that was started under this name still runs; its user is now called grace")
+    site.settle("ada")
+    if spawner == "our spawner":  # KubeSpawner itself ends whatever pod has the name
+        site.hub.api("DELETE", "/users/ada/server")
+        site.settle("ada")
+    assert runs(site, "grace")
+    assert site.plane.request("GET", f"{site.pods}/jupyter-ada")["metadata"]["uid"] == pod["metadata"]["uid"]
+    is_renewed(site, pod, "grace")
     site.stop("grace")
     site.stop("bea")
+    eventually(lambda: site.ours() == NONE and not site.names())
+
+
+def test_what_a_pod_says_of_its_user_is_not_believed(site: Site, plane: Api) -> None:
+    """Whoever may change a pod doesn't get another user's credentials by it."""
+    site.ready("ada")
+    pod = site.pod("ada")
+    site.hub.stop()
+    named = {"metadata": {"annotations": {"casa-hub/server": '["", "bea", ""]'}}}
+    name = site.of(pod)["Secret"]["metadata"]["name"]
+    for path in (f"{site.pods}/jupyter-ada", f"/api/v1/namespaces/{site.namespace}/secrets/{name}"):
+        plane.request("PATCH", path, named, content_type=MERGE)
+    site.hub.start()
+    site.hub.api("POST", "/casa-hub/renew", json={})
+    assert renewed(site, pod) == 0
+    assert list(site.hub.api("GET", "/casa-hub/status").json()["unkept"]) == ["ada"]
+    assert runs(site, "ada")
+    site.stop("ada")
     eventually(lambda: site.ours() == NONE and not site.names())
 
 

@@ -188,15 +188,20 @@ def test_a_secret_of_the_first_version_is_renewed(site: Faulty, plane: Api) -> N
 
 def test_a_server_of_a_later_version_runs_on_and_is_told_of(site: Faulty, plane: Api) -> None:
     site.ready("ada")
-    record = json.loads(site.pod("ada")["metadata"]["annotations"]["casa-hub/record"])
+    pod = site.pod("ada")
+    record = json.loads(pod["metadata"]["annotations"]["casa-hub/record"])
     site.hub.stop()
     text = {"metadata": {"annotations": {"casa-hub/record": json.dumps({**record, "version": 3})}}}
-    plane.request("PATCH", f"{site.pods}/jupyter-ada", text, content_type=MERGE)
+    name = site.of(pod)["Secret"]["metadata"]["name"]
+    for path in (f"{site.pods}/jupyter-ada", f"/api/v1/namespaces/{site.namespace}/secrets/{name}"):
+        plane.request("PATCH", path, text, content_type=MERGE)
     since = len(site.hub.log)
     site.hub.start()
-    site.hub.wait_for_all(r"Nothing is known of what the server .*ada", 1, since=since)
+    site.hub.wait_for_all(
+        r"No credential of the server .*ada.* is renewed: its record was written by a newer version", 1, since=since
+    )
     time.sleep(LIFE)
-    assert site.hub.log[since:].count("Nothing is known") == 1
+    assert site.hub.log[since:].count("No credential of the server") == 1
     assert site.hub.api("GET", "/users/ada").json()["servers"][""]["ready"]
 
 

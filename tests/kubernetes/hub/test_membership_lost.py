@@ -228,6 +228,25 @@ def test_a_hub_killed_in_the_middle_of_a_departure_goes_on_with_it(
     user.has_left()
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_renamed_user_who_loses_the_group_loses_pod_secret_and_routes(site: Faulty, idp: IdP, restart: bool) -> None:
+    """An administrator has renamed the user while the server ran: everything of it still bears the old name."""
+    user = person(site, idp).starts()
+    assert site.hub.api("PATCH", f"/users/{user.name}", json={"name": f"{user.name}-new"}).status_code == 200
+    if restart:
+        site.hub.stop()
+        site.hub.start()
+    user.is_in_groups()
+    until(lambda: not user.mine(site.list("pods")), "its pod is gone", PROMISED)
+    until(lambda: not any(user.mine(found) for found in site.ours().values()), "its objects are gone")
+    old, user.name = user.name, f"{user.name}-new"
+    until(lambda: user.audit("access-ended"), "the audit's last word")
+    revoked = user.audit("revoked")
+    assert {event["credential"] for event in revoked} >= {"xcache", "htcondor", "dask"}
+    assert {event["started_as"] for event in revoked} == {old}
+    assert user.access() == (False, False)
+
+
 @pytest.mark.parametrize("found", ["an edited entry", "a newer version", "no Secret"])
 def test_a_record_that_cannot_be_read_hides_nothing_from_the_audit(
     site: Faulty, idp: IdP, plane: Api, found: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -107,6 +108,27 @@ def test_a_renamed_user_keeps_the_server_that_runs(open_hub: OpenHub, spawner: s
     is_renewed(site, pod, "grace")
     site.stop("grace")
     site.stop("bea")
+    eventually(lambda: site.ours() == NONE and not site.names())
+
+
+def test_a_server_whose_identity_no_hub_has_saved_is_left_alone_and_told_of(site: Site) -> None:
+    """An earlier version of this package started it and saved its start id only; then its user was renamed."""
+    site.ready("ada")
+    pod = site.pod("ada")
+    rename(site, "ada", "grace")
+    site.hub.stop()
+    with contextlib.closing(sqlite3.connect(site.hub.directory / "hub.sqlite")) as database, database:
+        for number, text in database.execute("select id, state from spawners").fetchall():
+            state = {key: value for key, value in json.loads(text).items() if key != "casa_server"}
+            database.execute("update spawners set state = ? where id = ?", (json.dumps(state), number))
+    site.hub.start()
+    assert runs(site, "grace")
+    site.hub.api("POST", "/casa-hub/renew", json={})
+    assert renewed(site, pod) == 0
+    unkept = site.hub.api("GET", "/casa-hub/status").json()["unkept"]
+    assert list(unkept) == ["grace"]
+    assert "started for another user name" in unkept["grace"]
+    site.stop("grace")
     eventually(lambda: site.ours() == NONE and not site.names())
 
 

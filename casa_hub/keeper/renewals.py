@@ -508,9 +508,11 @@ class Renewals:
             if one.quiet and not retry:
                 one.at, one.quiet = None, False
                 continue
+            # Of what is missing, the reason so far is known: the start has told it.
+            news = one.failures == 0 or (one.order < 0 and why != one.why)
             one.failures, one.why, one.anyhow = one.failures + 1, why, one.anyhow or anyhow
             one.at = None if by_itself and not retry else schedule.again(one.expires, now, one.failures)
-            if one.failures == 1:
+            if news:
                 until = "" if one.expires is None else f", which is valid until {when(one.expires)}"
                 keeps = "it runs without" if one.order < 0 else f"it keeps the one it has{until}"
                 self._app.log.warning("No new %s for %s, %s: %s", name, server.identity, keeps, why)

@@ -547,6 +547,26 @@ async def test_the_pauses_between_the_tries_for_what_is_missing_grow(make: Calla
     assert 10 <= len(kept.asked) <= 16
 
 
+async def test_another_reason_for_which_something_is_missing_is_told_once(
+    make: Callable[..., Hub], caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = make("own")
+    spawner, kept = hub.add()
+    hub.renewals.started(spawner)
+    kept.token = token(10**6)
+
+    def fault() -> None:
+        raise DeliveryError("Secret x", "not here", "Ask.")
+
+    kept.fault = fault
+    await hub.renewals.bring(spawner, ["own"])
+    await asyncio.sleep(600)
+    [line] = [one.getMessage() for one in told(caplog)]
+    assert "No new own for" in line
+    assert "it runs without: Secret x: not here. Ask." in line
+    assert [one.why for one in hub.renewals.missing()] == ["Secret x: not here. Ask."]
+
+
 async def test_a_token_that_is_missing_comes_with_its_user_s_next_one(make: Callable[..., Hub]) -> None:
     hub = make("own")
     spawner, kept = hub.add()

@@ -274,6 +274,8 @@ def test_a_server_starts_without_its_routes_and_says_so(plane: Api, tmp_path_fac
     with open_faulty(plane, tmp_path_factory) as site:
         site.proxy.on("PATCH", SERVICE, Answer(403, "not here"))
         site.proxy.on("PATCH", ROUTE, Answer(422, "nor here"))
+        for plural in ("services", "ingressroutetcps"):  # tried again while the server runs
+            site.proxy.on("POST", rf"/{plural}\?", Answer(403), times=math.inf)
         site.ready("ada")
         assert {kind: len(found) for kind, found in site.ours().items()} == {**dict.fromkeys(NONE, 0), "Secret": 1}
         for kind, why in (("Service", "not here"), ("IngressRouteTCP", "nor here")):

@@ -431,7 +431,9 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             problem = f"it failed with {type(error).__name__} at {where.filename}:{where.lineno}"
             raise IdentityError(_HOOK, problem, "The operator of this hub must correct it") from None
         match changed:
-            case {"name": str(), "groups": list(), "auth_state": {"access_token": _, "casa": _}}:
+            case {"name": str(), "groups": list(groups), "auth_state": {"access_token": _, "casa": _}} if all(
+                isinstance(group, str) for group in groups
+            ):
                 return dict(changed)
         problem = "it did not return the model that it was given, with name, groups and auth_state"
         raise IdentityError(

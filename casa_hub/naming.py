@@ -28,6 +28,11 @@ T = TypeVar("T")
 SLUG_LENGTH = 48
 
 
+def hub_form(name: str) -> str:
+    """A user name that an operator wrote, in the form in which JupyterHub knows it (lower case)."""
+    return name.strip().lower()
+
+
 def by_username(table: Mapping[str, T], setting: str) -> dict[str, T]:
     """A table that an operator wrote, by user names in the hub's form (JupyterHub's: lower case).
 
@@ -40,7 +45,7 @@ def by_username(table: Mapping[str, T], setting: str) -> dict[str, T]:
     """
     normal: dict[str, T] = {}
     for written, value in table.items():
-        name = written.strip().lower()
+        name = hub_form(written)
         if normal.setdefault(name, value) != value:
             raise CredentialError(setting, f"has two different entries for the user {name!a}", "Remove one of them.")
     return normal

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ from traitlets import Dict, Int, List, TraitError, Unicode, validate
 from casa_hub.credentials.base import Credential, Minter, Request, new_identifier
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.keys import BadKeyError, KeyFile
-from casa_hub.naming import Server, by_username
+from casa_hub.naming import Server, by_username, hub_form
 
 #: Bytes. HTCondor takes any length, even none; but whoever holds a token can guess a short key without asking anybody.
 MIN_KEY_BYTES = 32
@@ -243,11 +243,11 @@ class HTCondor(Minter):
             Problem(
                 Severity.WARNING,
                 "HTCondor.subject_map",
-                f"{name!a} is read as {name.strip().lower()!a}, the form in which the hub knows user names",
-                f"Write {name.strip().lower()}.",
+                f"{name!a} is read as {hub_form(name)!a}, the form in which the hub knows user names",
+                f"Write {hub_form(name)}.",
             )
             for name in self.subject_map
-            if name != name.strip().lower()
+            if name != hub_form(name)
         ]
         pool_scopes = [word for word in self.scopes if word in POOL_SCOPES]
         if pool_scopes:
@@ -319,6 +319,11 @@ class HTCondor(Minter):
             values["_CONDOR_AccountingGroup"] = f'"{self.accounting_group}.{user}"'
         return {key: value for key, value in values.items() if value}
 
+    @cached_property
+    def _accounts(self) -> dict[str, str]:
+        """`subject_map` by user names in the hub's form. Raises CredentialError."""
+        return by_username(self.subject_map, "HTCondor.subject_map")
+
     def local_part(self, username: str) -> str:
         """The account of a user: what stands before the @ of the subject.
 
@@ -327,7 +332,7 @@ class HTCondor(Minter):
         """
         self._check_choice()
         if self.subject_map:
-            accounts = by_username(self.subject_map, "HTCondor.subject_map")
+            accounts = self._accounts
             if username not in accounts:
                 raise CredentialError(
                     f"user name {username!a}",
@@ -399,5 +404,5 @@ class HTCondor(Minter):
                 "Letters, digits and _.- make one, such as group_cms.",
             )
         # A user who is nobody in particular tells what is wrong with a template for everybody.
-        for username in by_username(self.subject_map, "HTCondor.subject_map") or ("somebody",):
+        for username in self._accounts or ("somebody",):
             self.local_part(username)

@@ -20,13 +20,13 @@ from casa_hub.credentials.tokens import expiry, unverified_claims
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.keys import BadKeyError, KeyFile
 from casa_hub.moments import when
-from casa_hub.naming import Server, by_username
+from casa_hub.naming import Server, hub_form
 
 _MAKE_TOKENS = "Write a line for each user: USER: REFRESH_TOKEN (the token of the user's ServiceX page)."
 
 
 def parse_tokens(content: bytes) -> Mapping[str, str]:
-    """User name -> refresh token, of a YAML mapping.
+    """User name, in the hub's form (lower case) -> refresh token, of a YAML mapping.
 
     Raises:
         BadKeyError: naming the line or the entry.
@@ -42,12 +42,17 @@ def parse_tokens(content: bytes) -> Mapping[str, str]:
         return {}
     if not isinstance(tokens, dict):
         raise BadKeyError("is not a mapping of user names", _MAKE_TOKENS)
+    normal: dict[str, str] = {}
     for number, (user, token) in enumerate(tokens.items(), 1):  # numbers, no names: a token may stand on the left
         if not isinstance(user, str):
             raise BadKeyError(f"has a user name in entry {number} that YAML takes for no text", "Put it into quotes.")
         if not isinstance(token, str) or not token or not token.isprintable():
             raise BadKeyError(f"has no token in entry {number}", _MAKE_TOKENS)
-    return tokens
+        if normal.setdefault(hub_form(user), token) != token:
+            raise BadKeyError(
+                f"has another token in entry {number} for a user of an earlier one", "Remove one of them."
+            )
+    return normal
 
 
 class ServiceX(Minter):
@@ -139,9 +144,7 @@ class ServiceX(Minter):
 
     def _token_of(self, username: str) -> str:
         try:
-            return by_username(self._tokens.read(self.tokens_file), f"ServiceX.tokens_file ({self.tokens_file})")[
-                username
-            ]
+            return self._tokens.read(self.tokens_file)[username]
         except KeyError:
             raise CredentialError(
                 f"ServiceX.tokens_file ({self.tokens_file})",

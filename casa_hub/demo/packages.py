@@ -202,13 +202,14 @@ def _mirror(codename: str) -> str:
 
 
 @contextmanager
-def _locked(path: Path, progress: Progress) -> Iterator[None]:
+def locked(path: Path, progress: Progress, what: str) -> Iterator[None]:
+    """Wait for another process that does the same; `what`: what that one does, for the person who waits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress("waiting for another process that is unpacking the same packages")
+            progress(f"waiting for another process that {what}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -219,7 +220,7 @@ def _build_once(entry: Path, build: Callable[[], None], progress: Progress) -> N
     if done.exists():
         return
     try:
-        with _locked(entry.with_name(entry.name + ".lock"), progress):
+        with locked(entry.with_name(entry.name + ".lock"), progress, "is unpacking the same packages"):
             if done.exists():
                 return
             shutil.rmtree(entry, ignore_errors=True)

@@ -11,7 +11,6 @@ Needed are Java 17 or newer and Maven. Where peers are required and this is root
 
 from __future__ import annotations
 
-import fcntl
 import html
 import os
 import re
@@ -22,8 +21,6 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -31,7 +28,7 @@ from urllib.parse import quote, urljoin
 
 import requests
 
-from casa_hub.demo.packages import Progress, Unavailable, cache_root, silent
+from casa_hub.demo.packages import Progress, Unavailable, cache_root, locked, silent
 from casa_hub.demo.processes import Process, minimal_environment
 from tests.support.hub import Browser, free_ports
 
@@ -77,7 +74,7 @@ def distribution(progress: Progress = silent) -> Path:
     if whole.exists():
         return home
     try:
-        with _locked(home.with_name(home.name + ".lock"), progress):
+        with locked(home.with_name(home.name + ".lock"), progress, "builds the same"):
             if not whole.exists():
                 shutil.rmtree(home, ignore_errors=True)
                 _fetch(home, progress)
@@ -143,18 +140,6 @@ def _run(command: list[Any], thing: str, remedy: str, *, env: dict[str, str] | N
     if ran.returncode:
         said = " ".join(ran.stdout.decode(errors="replace").split())[-500:] or f"exit code {ran.returncode}"
         raise Unavailable(thing, f"{Path(command[0]).name} failed: {said}", remedy)
-
-
-@contextmanager
-def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("waiting for another process that builds the same")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 # -- a running one -----------------------------------------------------------------------------------------------------

@@ -38,6 +38,14 @@ def test_without_authentication_there_is_no_token() -> None:
     assert servicex().check() == []
 
 
+def test_a_name_in_the_file_may_be_written_as_the_provider_shows_it() -> None:
+    """`ASmith` gave asmith nothing: user names of the hub are lower case."""
+    assert parse_tokens(b"ASmith: one") == {"asmith": "one"}
+    with pytest.raises(BadKeyError, match="another token in entry 2") as caught:
+        parse_tokens(b"ASmith: one\nasmith: two")
+    assert "smith" not in str(caught.value).lower()  # a token may stand on the left by mistake
+
+
 def test_a_registered_user_gets_the_token_that_servicex_knows(tokens_file: str) -> None:
     minter = servicex(mode="registered", tokens_file=tokens_file)
     assert written(minter)["api_endpoints"][0]["token"] == TOKEN

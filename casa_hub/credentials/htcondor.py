@@ -332,14 +332,14 @@ class HTCondor(Minter):
         """
         self._check_choice()
         if self.subject_map:
-            accounts = self._accounts
-            if username not in accounts:
+            accounts, name = self._accounts, hub_form(username)
+            if name not in accounts:
                 raise CredentialError(
                     f"user name {username!a}",
                     "is not in HTCondor.subject_map",
                     "Add it, with the account of this user.",
                 )
-            local_part = accounts[username]
+            local_part = accounts[name]
             shared = sum(other == local_part for other in accounts.values()) > 1
         else:
             local_part = self.subject.replace("{username}", username)

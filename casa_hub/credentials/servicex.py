@@ -144,7 +144,7 @@ class ServiceX(Minter):
 
     def _token_of(self, username: str) -> str:
         try:
-            return self._tokens.read(self.tokens_file)[username]
+            return self._tokens.read(self.tokens_file)[hub_form(username)]
         except KeyError:
             raise CredentialError(
                 f"ServiceX.tokens_file ({self.tokens_file})",

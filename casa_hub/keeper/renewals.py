@@ -340,9 +340,10 @@ class Renewals:
         else:
             self._update(server, holding.record)
         if not ours:
-            # The hub before may have died between a new token of the user and its delivery.
+            # The hub before may have died between a new token of the user and its delivery. A credential that the
+            # server never had comes with the next token: nothing is asked for its sake.
             for name, credential in server.credentials.items():
-                if self._comes_by_itself(name):
+                if self._comes_by_itself(name) and credential.order >= 0:
                     credential.at, credential.quiet = self._clock(), True
         self._plan(server)
         return server

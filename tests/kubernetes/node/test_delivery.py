@@ -20,6 +20,7 @@ from kubespawner.objects import make_pod
 from casa_hub.delivery.kubernetes.manifests import Pod, Start, secret
 from casa_hub.delivery.kubernetes.pod import Outfit, Sidecar, patch
 from casa_hub.naming import Server
+from casa_hub.record import ServerRecord
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.cluster import Cluster
 
@@ -129,7 +130,10 @@ class Servers:
 
     def update(self, name: str, content: Mapping[str, bytes]) -> None:
         start, pod = self._made[name]
-        self.plane.apply(f"/api/v1/namespaces/{self.namespace}/secrets/{start.name}", secret(start, pod, content, {}))
+        record = ServerRecord(start.server.identity, start.start_id, 0, {}, {})
+        self.plane.apply(
+            f"/api/v1/namespaces/{self.namespace}/secrets/{start.name}", secret(start, pod, content, record)
+        )
 
     def ready(self, name: str) -> bool:
         conditions = self.plane.request("GET", f"{self.pods}/{name}")["status"].get("conditions", [])

@@ -7,11 +7,13 @@ Three things leave the session unusable until somebody rolls it back:
 - a connection that was lost: the database was restarted, failed over, or has a time-out for idle transactions. The
   hub's session is idle in a transaction nearly always, since JupyterHub reads without committing.
 
-JupyterHub rolls back once a request has failed for it. What must not fail begins with `mended`.
+JupyterHub rolls back once a request has failed for it. What must not fail begins with `mended`, and what has failed
+ends with `roll_back`.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from sqlalchemy import select
@@ -27,14 +29,25 @@ def mended(db: Any) -> Any:
     It costs one empty query where a transaction is open. Nothing is lost that could still be committed.
     """
     if not db.is_active:
-        db.rollback()
+        roll_back(db)
     elif db.in_transaction():
         try:
             # By the connection: the session would write what others have half changed first.
             db.connection().scalar(select(1))
         except SQLAlchemyError:
-            db.rollback()  # the next statement gets a new connection
+            roll_back(db)  # the next statement gets a new connection
     return db
+
+
+def roll_back(db: Any) -> None:
+    """End the session's transaction, whatever has become of its connection; the session can be used then.
+
+    A rollback is a statement, too: over a connection that was lost it fails. SQLAlchemy sends none where it knows of
+    the loss already, but a driver may pass on the server's last word ("terminating connection due to administrator
+    command") a moment before it sees the connection closed.
+    """
+    with contextlib.suppress(SQLAlchemyError):
+        db.rollback()
 
 
 def storable(text: str, length: int | None = None) -> str:

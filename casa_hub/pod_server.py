@@ -12,7 +12,7 @@ from typing import Any
 from kubernetes_asyncio.client import V1Pod
 from sqlalchemy.exc import SQLAlchemyError
 
-from casa_hub.database import mended
+from casa_hub.database import mended, roll_back
 from casa_hub.delivery.kubernetes import marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError, described
 from casa_hub.delivery.kubernetes.courier import Launched, OvertakenError
@@ -365,7 +365,7 @@ class PodServer:
             spawner.state = {**(spawner.state or {}), _WITHDRAWN: start_id}
             database.commit()
         except SQLAlchemyError:  # the note of the departure, which was made before, keeps the next hub from it as well
-            database.rollback()
+            roll_back(database)
             self._spawner.log.exception("The withdrawal of %s can't be noted", self.server.identity)
 
     async def _running(self, deadline: Deadline) -> Given | None:

@@ -14,7 +14,7 @@ from sqlalchemy import Column, DateTime, MetaData, Table, Unicode, insert, selec
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from casa_hub.database import mended
+from casa_hub.database import mended, roll_back
 from casa_hub.errors import CasaError
 
 #: Characters of an issuer and of a subject; OpenID Connect Core (2) has subjects of 255 at most.
@@ -66,7 +66,7 @@ class Identities:
             self._make_table()
             row = self._find(username)
         except SQLAlchemyError:
-            self._db.rollback()
+            roll_back(self._db)
             return False
         except AlikeError:
             return False
@@ -159,7 +159,7 @@ class Identities:
                 self._write(update(_bindings).where(_bindings.c.username == username), issuer, sub)
                 row = None
         except SQLAlchemyError as error:
-            self._db.rollback()
+            roll_back(self._db)
             # Unreadable is refused: the name may be anybody's. The driver's text may hold parameters.
             raise UnknownOwnerError(
                 f"user name {username!r}",

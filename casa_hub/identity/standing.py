@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from casa_hub.database import mended
+from casa_hub.database import mended, roll_back
 from casa_hub.identity.bindings import Identities, IdentityError, UnknownOwnerError
 from casa_hub.identity.errors import OIDCError, cant_say
 from casa_hub.identity.membership import Allowed, MalformedClaim, Refused
@@ -460,7 +460,7 @@ class Standings:
                 else:
                     log.info("Tokens of an earlier log-in of %s are dropped: there is a newer one", user.name)
         except SQLAlchemyError:
-            user.db.rollback()  # or else nobody could use the hub's session any more
+            roll_back(user.db)  # or else nobody could use the hub's session any more
             self._unsaved[user.name] = session
             raise
         self._unsaved.pop(user.name, None)

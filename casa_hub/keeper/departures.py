@@ -22,7 +22,7 @@ from jupyterhub import orm
 
 from casa_hub import metrics
 from casa_hub.audit import Action, Event, tell
-from casa_hub.database import mended
+from casa_hub.database import mended, roll_back
 from casa_hub.errors import CasaError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.keeper.kept import Kept
@@ -211,7 +211,7 @@ class Departures:
             note()
             self._app.db.commit()
         except Exception:  # whatever it is: half of it must not wait in the hub's session for the next commit
-            self._app.db.rollback()
+            roll_back(self._app.db)
             raise
         return tokens
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from casa_hub.database import roll_back
 from casa_hub.identity.standing import FRESH, Standing
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.departures import Departures
@@ -101,7 +102,7 @@ class Rounds:
                 self._noticed = self._noticed | self._unknown.all()
         except Exception:
             log.exception("Could not resume access removals left by the previous hub process; retrying")
-            self._app.db.rollback()
+            roll_back(self._app.db)
             return False
         return True
 
@@ -111,9 +112,10 @@ class Rounds:
         except SQLAlchemyError as error:
             # No traceback: a database that is restarted is no fault of this hub, and the driver quotes parameters.
             log.error("Could not check memberships, the database failed (%s); retrying", type(error).__name__)  # noqa: TRY400
-            self._app.db.rollback()  # otherwise the next look fails, too, on the broken transaction
+            roll_back(self._app.db)  # otherwise the next look fails, too, on the broken transaction
         except Exception:
             log.exception("Could not check memberships; retrying")
+            roll_back(self._app.db)
 
     async def _look(self) -> None:
         """Schedule a check of everybody whose turn comes before the next look."""
@@ -235,7 +237,7 @@ class Rounds:
         try:
             change()
         except SQLAlchemyError as error:
-            self._app.db.rollback()
+            roll_back(self._app.db)
             log.error("Could not store which users have no log-in (%s)", type(error).__name__)  # noqa: TRY400
 
     def _is_silent(self, name: str, standing: Standing, now: float) -> bool:

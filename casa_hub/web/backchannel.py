@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 
 from casa_hub import audit
-from casa_hub.database import mended
+from casa_hub.database import mended, roll_back
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LoggedOut, LogoutTokens
 from casa_hub.identity.session import Session
@@ -83,7 +83,7 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
             for user in await self._users(said):
                 await self._end(user, said)
         except SQLAlchemyError as error:
-            self.db.rollback()
+            roll_back(self.db)
             self.log.error("A log-out by the identity provider failed (%s)", type(error).__name__)  # noqa: TRY400
             self._refuse("the hub's database failed; send another one")
             return

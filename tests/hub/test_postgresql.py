@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import requests
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -129,7 +130,21 @@ def lost(session: Session, database: Database) -> None:
     assert database.end_sessions()
 
 
-@pytest.mark.parametrize("happens", [failed, lost])
+def lost_unnoticed(session: Session, database: Database) -> None:
+    """The driver passes on the server's last word before it sees the connection closed.
+
+    So a rollback is sent over that connection, and fails. A database that was restarted ended all membership checks of
+    a hub in this way, once in a hundred times, and without a line in the log.
+    """
+
+    def unnoticed(context: ExceptionContext) -> None:
+        context.is_disconnect = False
+
+    event.listen(session.get_bind(), "handle_error", unnoticed, once=True)
+    lost(session, database)
+
+
+@pytest.mark.parametrize("happens", [failed, lost, lost_unnoticed])
 def test_ours_goes_on_whatever_has_become_of_the_hub_s_session(
     session: Session, database: Database, happens: Callable[[Session, Database], None]
 ) -> None:
@@ -251,7 +266,11 @@ def test_a_database_that_is_restarted_costs_nobody_a_server_and_takes_back_no_wo
             return sorted(one["user"] for one in answer.json()["held_back"]) if answer.ok else []
 
         checked = idp.requests["/userinfo"]
-        until(lambda: idp.requests["/userinfo"] >= checked + 2 * len(users), "two more rounds")
+        until(
+            lambda: idp.requests["/userinfo"] >= checked + 2 * len(users),
+            "two more rounds",
+            more=lambda: hub.log[-9000:],
+        )
         assert held() == names
         assert users[0].runs
         assert not [event for event in audit(hub) if event["action"] in ("access-ended", "revoked")]

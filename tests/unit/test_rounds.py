@@ -150,9 +150,12 @@ async def test_what_an_earlier_hub_has_begun_to_end_is_gone_on_with_when_the_dat
             raise OperationalError("SELECT", {}, Exception("database is locked"))
         resumed.set()
 
+    def rollback() -> None:
+        raise OperationalError("ROLLBACK", {}, Exception("server closed the connection unexpectedly"))
+
     start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     start.set_result(None)
-    app = SimpleNamespace(_start_future=start, authenticator=SimpleNamespace(), db=SimpleNamespace(rollback=list))
+    app = SimpleNamespace(_start_future=start, authenticator=SimpleNamespace(), db=SimpleNamespace(rollback=rollback))
     rounds = Rounds(app, Keeper(recheck_interval=1), SimpleNamespace(resume=resume), None)  # type: ignore[arg-type]
     rounds.begin()
     async with asyncio.timeout(10):

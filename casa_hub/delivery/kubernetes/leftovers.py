@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from jupyterhub import orm
 from sqlalchemy.exc import SQLAlchemyError
 
-from casa_hub.database import mended
+from casa_hub.database import mended, roll_back
 from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.kubernetes import marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError, described
@@ -263,5 +263,5 @@ class _Servers:
                 query = self._database.query(orm.User.name, orm.Spawner.name).join(orm.Spawner.user).filter(condition)
                 return frozenset((username, name) for username, name in query)
         except SQLAlchemyError:
-            self._database.rollback()  # or else nobody could use it any more
+            roll_back(self._database)  # or else nobody could use it any more
             raise

@@ -29,6 +29,7 @@ from casa_hub.keeper.kept import Kept
 from casa_hub.keeper.ledger import Entry, Ledger
 from casa_hub.keeper.times import Keeper, now_of
 from casa_hub.record import AnyRecord, Unreadable, iso, to_block
+from casa_hub.tasks import Background, repeat
 
 #: Servers that are ended at the same time; all of a hub's at once would stall it and the API server.
 _AT_ONCE = 20
@@ -93,7 +94,7 @@ class Departures:
         #: Whether all is known that an earlier hub has begun to end.
         self.resumed = False
         self._at_once = asyncio.Semaphore(_AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._done: dict[str, Entry] = {}
         #: When somebody who is back was told first.
         self._told: dict[str, float] = {}
@@ -219,27 +220,30 @@ class Departures:
         name = departure.entry.username
         self._under_way[name] = departure
         metrics.LEAVING.set(len(self._under_way))
-        task = asyncio.create_task(self._go_through(departure), name=f"departure of {name}")
-        self._tasks.add(task)  # the loop itself knows its tasks by weak references only
-        task.add_done_callback(self._tasks.discard)
+        self._background.start(self._go_through(departure), f"departure of {name}")
 
     # -- then, until it is done
 
     async def _go_through(self, departure: _Departure) -> None:
         name, wait = departure.entry.username, _AGAIN
+
+        async def try_once() -> bool:
+            departure.still = await self._try(departure)
+            return not departure.still
+
+        def failed(error: Exception) -> None:
+            log.error("The access of %s could not be ended in all parts", name, exc_info=error)
+            departure.still = ("an error of the hub",)
+
+        async def pause() -> None:
+            nonlocal wait
+            departure.tried.set()
+            log.error("The end of the access of %s is tried again: %s", name, "; ".join(departure.still))
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, _LATEST)
+
         try:
-            while True:
-                try:
-                    departure.still = await self._try(departure)
-                except Exception:
-                    log.exception("The access of %s could not be ended in all parts", name)
-                    departure.still = ("an error of the hub",)
-                departure.tried.set()
-                if not departure.still:
-                    break
-                log.error("The end of the access of %s is tried again: %s", name, "; ".join(departure.still))
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, _LATEST)
+            await repeat(try_once, pause, failed)
         finally:
             departure.tried.set()
             if self._under_way.get(name) is departure:

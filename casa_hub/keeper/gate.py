@@ -25,6 +25,7 @@ from casa_hub.keeper.holdback import Holdback, Ruling
 from casa_hub.keeper.outcome import Access, Outcome, outcome
 from casa_hub.keeper.times import Keeper, now_of
 from casa_hub.keeper.watched import watched
+from casa_hub.tasks import Background
 
 #: Seconds for which a "no" waits for the others, at most; with what follows it is over in 30.
 WAIT = 20.0
@@ -43,7 +44,7 @@ class Gate:
         self._departures = departures
         self._holdback = Holdback(keeper.recheck_interval)
         self._weighing: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background = Background()
         #: Users about whom the provider refuses to speak with this hub.
         self._unheard_of: set[str] = set()
         #: Whether the operator was told that this is so for everybody.
@@ -133,7 +134,7 @@ class Gate:
         if not self._holdback.no(username, now):
             return
         if self._weighing is None:
-            self._weighing = self._task(self._weigh(), f'weighing the "no" of {username}')
+            self._weighing = self._background.start(self._weigh(), f'weighing the "no" of {username}')
 
     async def _weigh(self) -> None:
         try:
@@ -167,7 +168,7 @@ class Gate:
                 return
             for name in unheard - asked:
                 asked.add(name)
-                self._task(self._ask(name, began, heard), f"asking about {name} because of others")
+                self._background.start(self._ask(name, began, heard), f"asking about {name} because of others")
                 break
             await asyncio.sleep(1 / RATE)
 
@@ -209,10 +210,10 @@ class Gate:
 
         async def end_all() -> None:
             for name in names:
-                self._task(end(name), f"end of the access of {name}")
+                self._background.start(end(name), f"end of the access of {name}")
                 await asyncio.sleep(1 / RATE)
 
-        self._task(end_all(), f"end of the access of {len(names)} users")
+        self._background.start(end_all(), f"end of the access of {len(names)} users")
 
     def _hold(self, users: int) -> None:
         first = not self._holdback.held
@@ -222,7 +223,9 @@ class Gate:
             tell(self._app.tornado_settings, Event(Action.HELD_BACK, name, reason=self._reason(name)))
             user = self._app.users.get(name)
             if user is not None:  # what came with the "no" was not handed out
-                self._task(self._app.authenticator.hand_out_token(user), f"token of {name}, who is held back")
+                self._background.start(
+                    self._app.authenticator.hand_out_token(user), f"token of {name}, who is held back"
+                )
         level = logging.CRITICAL if first else logging.WARNING
         log.log(
             level,
@@ -263,14 +266,3 @@ class Gate:
     def _count(self) -> None:
         metrics.HELD_BACK.set(len(self._holdback.held))
         metrics.CLIENT_REFUSED.set(len(self._unheard_of))
-
-    def _task(self, what: Any, name: str) -> asyncio.Task[Any]:
-        task = asyncio.create_task(what, name=name)
-        self._tasks.add(task)  # the loop itself knows its tasks by weak references only
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s failed", task.get_name(), exc_info=task.exception())

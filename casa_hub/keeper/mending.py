@@ -22,6 +22,7 @@ from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.kept import Kept, running
 from casa_hub.keeper.renewals import Missing, Renewals
 from casa_hub.metrics import MISSING
+from casa_hub.tasks import Background, repeat
 
 #: Seconds between two looks at all servers.
 _LOOK = 30.0
@@ -61,14 +62,14 @@ class Mending:
         self._servers: dict[Any, _Server] = {}
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._shown: set[str] = set()
         #: Servers of which can't be said what they have, and the log knows.
         self._unseen: set[Any] = set()
 
     def begin(self) -> None:
         """Go on as long as the hub runs."""
-        self._in_background(self._run())
+        self._background.start(self._run(), "mending of servers")
 
     def started(self, spawner: Any, missing: Mapping[str, str]) -> None:
         """A server has just started, without some things (-> why)."""
@@ -91,20 +92,27 @@ class Mending:
 
     async def _run(self) -> None:
         look = time.monotonic()
-        while True:
-            try:
-                if time.monotonic() >= look:
-                    look = time.monotonic() + _LOOK
-                    await self._look_around()
-                self._mend_what_is_due()
-            except Exception:  # whatever it is, the next turn may do better, and nothing may end this
-                self._app.log.exception("Looking for what running servers lack")
+
+        async def turn() -> bool:
+            nonlocal look
+            if time.monotonic() >= look:
+                look = time.monotonic() + _LOOK
+                await self._look_around()
+            self._mend_what_is_due()
+            return False  # as long as the hub runs
+
+        async def pause() -> None:
             waiting = [one.at for one in self._servers.values() if one.lacks and not one.busy]
             pause = min([look, *waiting]) - time.monotonic()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(pause, 0.1)):
                     await self._wake.wait()
             self._wake.clear()
+
+        def failed(error: Exception) -> None:
+            self._app.log.error("Looking for what running servers lack", exc_info=error)
+
+        await repeat(turn, pause, failed)
 
     async def _look_around(self) -> None:
         seen = set()
@@ -158,7 +166,7 @@ class Mending:
         for server in self._servers.values():
             if server.lacks and not server.busy and server.at <= now:
                 server.busy = True
-                self._in_background(self._mend(server))
+                self._background.start(self._mend(server), f"mending of {server.kept.server.identity}")
 
     async def _mend(self, server: _Server) -> None:
         try:
@@ -212,8 +220,3 @@ class Mending:
         self._shown = set(counts)
         for what, count in counts.items():
             MISSING.labels(what).set(count)
-
-    def _in_background(self, work: Any) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)  # the loop itself keeps weak references only
-        task.add_done_callback(self._tasks.discard)

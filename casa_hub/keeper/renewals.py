@@ -24,6 +24,7 @@ from casa_hub.keeper.kept import Holding, Kept, running
 from casa_hub.metrics import LIFE_LEFT, OVERDUE, UNKEPT
 from casa_hub.moments import iso, when
 from casa_hub.record import EDITED, EDITED_ENTRY, WITHOUT_US, ServerRecord, Unreadable
+from casa_hub.tasks import Background
 
 #: Servers that are renewed at the same time.
 _AT_ONCE = 4
@@ -137,13 +138,13 @@ class Renewals:
         self._numbers = itertools.count()
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._shown: set[str] = set()
 
     def begin(self) -> None:
         """Go on as long as the hub runs; nothing where servers get no credentials."""
         if self._facility.minters:
-            self._in_background(self._run())
+            self._background.start(self._run(), "renewals")
 
     def started(self, spawner: Any) -> None:
         """A server has just started: look at it without waiting for the next look around."""
@@ -304,15 +305,10 @@ class Renewals:
                 continue
             server.busy = True
             await self._room.acquire()  # at once: there is room
-            self._in_background(self._attend(server))
+            self._background.start(self._attend(server), f"renewal of {server.identity}")
             await asyncio.sleep(_PACE)
             return True
         return False
-
-    def _in_background(self, work: Any) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)  # the loop itself keeps weak references only
-        task.add_done_callback(self._tasks.discard)
 
     # -- one server
 

@@ -26,6 +26,7 @@ from casa_hub.keeper.outcome import Access, Outcome
 from casa_hub.keeper.times import Keeper, now_of
 from casa_hub.keeper.watched import watched
 from casa_hub.moments import when
+from casa_hub.tasks import Background
 
 #: Parts of `Keeper.recheck_interval`: the length of a round, and the age up to which a "yes" that a page asked for
 #: counts. Together they leave a twentieth for the request itself.
@@ -61,7 +62,7 @@ class Rounds:
         self._gate = gate
         self._length = keeper.recheck_interval * _ROUND
         self._pause = min(_LOOK, max(keeper.recheck_interval / 20, 0.1))
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
         self._reading: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -75,7 +76,7 @@ class Rounds:
 
     def begin(self) -> None:
         """Start the checks. JupyterHub cancels them when the hub ends."""
-        self._task = asyncio.create_task(self._go(), name="membership rounds")
+        self._background.start(self._go(), "membership rounds")
 
     def noticed(self, username: str) -> float:
         """When the hub first noticed a user with servers or tokens but no stored log-in; epoch seconds, 0 if never."""
@@ -141,7 +142,7 @@ class Rounds:
             if at <= self._until:
                 self._ask_later(name, max(at - now, 0.0))
         if unread and (self._reading is None or self._reading.done()):
-            self._reading = asyncio.create_task(self._read(unread), name="reading of log-ins")
+            self._reading = self._background.start(self._read(unread), "reading of log-ins")
 
     def _sooner(self, name: str, standing: Standing, now: float, *, has_server: bool) -> list[float]:
         """Times at which a user is checked before the regular turn."""
@@ -168,13 +169,8 @@ class Rounds:
             async with self._slots:
                 await self._ask(name)
 
-        def done(task: asyncio.Task[None]) -> None:
-            self._asking.pop(name, None)
-            if not task.cancelled() and task.exception() is not None:
-                log.error("%s failed", task.get_name(), exc_info=task.exception())
-
-        self._asking[name] = asyncio.create_task(ask(), name=f"turn of {name}")
-        self._asking[name].add_done_callback(done)
+        self._asking[name] = self._background.start(ask(), f"turn of {name}")
+        self._asking[name].add_done_callback(lambda _: self._asking.pop(name, None))
 
     async def _ask(self, name: str) -> None:
         user = self._app.users.get(name)

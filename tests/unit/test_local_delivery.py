@@ -207,7 +207,7 @@ async def test_old_sets_are_removed_a_while_after_they_were_replaced(
     await delivery.deliver(parcel(ALICE))
     old = (delivery.path(ALICE) / "..data").resolve()
     await delivery.renew(parcel(ALICE))
-    await asyncio.gather(*delivery._tasks)
+    await asyncio.gather(*delivery._background.tasks)
     assert not old.exists()
     assert layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
 
@@ -218,14 +218,14 @@ async def test_a_set_that_was_replaced_just_now_stays_whatever_was_replaced_befo
     monkeypatch.setattr(local, "_GRACE", 0.2)
     await delivery.deliver(parcel(ALICE))
     await delivery.renew(parcel(ALICE))
-    [first] = delivery._tasks
+    [first] = delivery._background.tasks
     await asyncio.sleep(0)  # it waits for as long as it should
     monkeypatch.setattr(local, "_GRACE", 2)
     old = (delivery.path(ALICE) / "..data").resolve()
     await delivery.renew(parcel(ALICE))
     await first
     assert old.exists()
-    await asyncio.gather(*delivery._tasks)
+    await asyncio.gather(*delivery._background.tasks)
     assert not old.exists()
 
 
@@ -386,7 +386,7 @@ async def test_a_reader_in_a_tight_loop_never_sees_a_missing_partial_or_mixed_se
         for number in range(2, 301):
             await delivery.renew(generation(number))
             if number % 100 == 0:
-                await asyncio.gather(*delivery._tasks)  # old sets go while the reader reads
+                await asyncio.gather(*delivery._background.tasks)  # old sets go while the reader reads
         (tmp_path / "servers" / "stop").touch()
         output, _ = await asyncio.wait_for(reader.communicate(), 60)
     finally:

@@ -121,7 +121,7 @@ class Hub:
         return self.app.add(kept), kept
 
     def restart(self) -> None:
-        for task in self.renewals._tasks:
+        for task in self.renewals._background.tasks:
             task.cancel()
         self.renewals = Renewals(self.app, self.facility, clock)
         self.renewals.begin()
@@ -629,7 +629,7 @@ async def test_a_hub_without_credentials_has_nothing_to_do(make: Callable[..., H
     spawner, kept = hub.add()
     hub.renewals.started(spawner)
     await hub.renewals.bring(spawner, ["bearer"])
-    assert hub.renewals._tasks == set()
+    assert hub.renewals._background.tasks == set()
     assert kept.asked == []
 
 

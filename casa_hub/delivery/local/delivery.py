@@ -42,6 +42,7 @@ from casa_hub.errors import ConfigurationError, DeliveryError, Problem
 from casa_hub.naming import Server
 from casa_hub.processes import Process, signature, signed_in
 from casa_hub.record import AnyRecord, ServerRecord, Unreadable, parse
+from casa_hub.tasks import Background
 
 #: Seconds that a replaced set of files stays for readers who are just opening it.
 _GRACE = 1.0
@@ -123,7 +124,7 @@ class LocalDelivery(LoggingConfigurable):
         self.root = Path(self.directory).resolve()
         self._delivered: dict[str, Delivered] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background = Background()
         self._lock_file = -1
 
     @classmethod
@@ -375,7 +376,7 @@ class LocalDelivery(LoggingConfigurable):
         except (OSError, ValueError) as error:
             raise _translated(error, self.path(server), "the old files stay") from error
         self._delivered[server.slug] = one
-        self._in_background(self._forget_old_sets(one))
+        self._background.start(self._forget_old_sets(one), f"removal of old files of {server.slug}")
         if routes != before.routes:  # of a credential that comes only now
             await self._restore(server, parcel.start_id)
 
@@ -433,13 +434,7 @@ class LocalDelivery(LoggingConfigurable):
 
         # Shielded: JupyterHub cancels a start that takes too long, but a thread that writes can't be cancelled. The
         # lock is held until it is done, and the withdrawal that follows the cancelled start waits for it.
-        await asyncio.shield(self._in_background(work()))
-
-    def _in_background(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.create_task(work)
-        self._tasks.add(task)  # the loop itself keeps weak references only
-        task.add_done_callback(self._tasks.discard)
-        return task
+        await asyncio.shield(self._background.keep(asyncio.create_task(work())))
 
     # -- blocking parts, in a thread
 

@@ -1,7 +1,7 @@
 """Log in with OpenID Connect, let in by group: nobody is allowed by default.
 
-Configure the traits. To go further, subclass and override `decide`; `authenticate`, `refresh_user` and `recheck` share
-one path and are not meant to be touched.
+Configure the traits. To go further, subclass and override `decide`; `authenticate` and `refresh_user` share one path
+and are not meant to be touched.
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
-from jupyterhub.roles import assign_default_roles
 from oauthenticator.generic import GenericOAuthenticator
 from tornado import web
 from traitlets import Bool, Enum, Float, List, Set, TraitError, Unicode, default, validate
 
-from casa_hub import audit, metrics
-from casa_hub.errors import CasaError, ConfigurationError, Severity
-from casa_hub.facility import Facility
+from casa_hub import audit
+from casa_hub.errors import ConfigurationError, Severity
 from casa_hub.identity.bindings import Identities, IdentityError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LogoutTokens
@@ -31,35 +29,23 @@ from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.providers import PROVIDERS, Provider, group_syntax_for
 from casa_hub.identity.session import Session
 from casa_hub.identity.settings import advice, check_settings, refuse_superseded
-from casa_hub.identity.standing import FRESH, Standing, Standings
+from casa_hub.identity.standing import Recheck
 from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Answer, Verdict
-from casa_hub.keeper.notices import farewell
-from casa_hub.keeper.outcome import Access, Outcome, outcome
+from casa_hub.keeper.hand_out import tokens_changed
 from casa_hub.keeper.times import Keeper
 from casa_hub.keeper.upkeep import Upkeep
+from casa_hub.membership.admission import Admission, MembershipError
+from casa_hub.membership.log_ins import LogIns
+from casa_hub.membership.member import Members
+from casa_hub.membership.rights import NAME_LENGTH, Rights
 from casa_hub.startup import on_hub_start
 from casa_hub.web import operations
 from casa_hub.web.backchannel import BackchannelLogoutHandler
 from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler
-from casa_hub.web.notices import NOTICE, show_notices
-
-#: Seconds that a page waits for the identity provider while the last "yes" still counts.
-PATIENCE = 2.0
-
-#: Characters of a name that JupyterHub's database can store.
-NAME_LENGTH = 255
-
+from casa_hub.web.notices import show_notices
 
 _HOOK = "CasaOAuthenticator.post_auth_hook"
-
-
-class MembershipError(CasaError):
-    """A spawn is refused because the user is no member, or nobody can say so."""
-
-    @property
-    def jupyterhub_message(self) -> str:
-        return f"{self.problem}. {self.remedy}".rstrip()
 
 
 class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
@@ -269,26 +255,29 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             ),
             clock=self.clock,
         )
+        self.members = Members(self.keeper, self.clock)
+        self.log_ins = LogIns(self.members, self.provider_side, self.technical_users - self.blocked_users)
+        self.rights = Rights(self.policy)
         if hasattr(self.parent, "tornado_settings"):  # a hub, which has its database by now and serves nobody yet
             for problem in advice(self, self.parent.base_url):
                 self.log.log(logging.ERROR if problem.severity is Severity.ERROR else logging.WARNING, "%s", problem)
-            on_hub_start(self.parent)
-            show_notices(self.parent, self.notice)
+            on_hub_start(self.parent, recheck=self.recheck)
+            show_notices(self.parent, self.admission.notice)
 
     @cached_property
-    def standings(self) -> Standings:
-        return Standings(
-            self.provider_side,
+    def recheck(self) -> Recheck:
+        return Recheck(
+            self.log_ins,
             self.identities,
-            self.keeper,
             self._decide,
             groups_live=self.preset.groups_live_in_userinfo,
-            clock=self.clock,
-            on_yes=self._apply,
-            on_tokens=self._tokens_changed,
-            on_verdict=self._heard,
-            technical=self.technical_users - self.blocked_users,
+            on_yes=self.rights.apply,
+            on_tokens=tokens_changed,
         )
+
+    @cached_property
+    def admission(self) -> Admission:
+        return Admission(self.recheck, self.technical_users)
 
     @cached_property
     def identities(self) -> Identities:
@@ -390,8 +379,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             )
         return {
             "name": username,
-            "admin": self._admin(username, decision),
-            "groups": self._hub_groups(username, decision),
+            "admin": self.rights.admin(username, decision),
+            "groups": self.rights.groups(username, decision),
             "auth_state": session.to_auth_state(),
             "casa": (session, decision),
         }
@@ -412,7 +401,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             auth_model = await self._call_post_auth_hook(handler, auth_model)
             if auth_model["name"] != name:
                 name, decision = self._renamed(handler, auth_model["name"], session)
-                auth_model |= {"name": name, "admin": self._admin(name, decision)}
+                auth_model |= {"name": name, "admin": self.rights.admin(name, decision)}
             added = tuple(group for group in auth_model["groups"] if group not in groups)
             session = replace(session, added_groups=added)
             auth_model["auth_state"] |= {"casa": session.to_auth_state()["casa"]}
@@ -459,9 +448,9 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         """
         user = handler.find_user(username)
         if user is not None and not decision.claim_withheld and self.identities.owns(username, issuer=issuer, sub=sub):
-            await self.standings.refused(user, decision.reason, decision)
+            await self.recheck.refused(user, decision.reason, decision)
         else:
-            self.standings.doubt(username)
+            self.recheck.doubt(username)
 
     def user_info_to_username(self, user_info: Mapping[str, Any]) -> str:
         """The configured claim; an e-mail address only when the provider says that it was verified."""
@@ -480,19 +469,6 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         """`authenticate` has decided already, for `allow_all` too; what didn't come from there is refused."""
         return auth_model is not None and isinstance(auth_model.get("casa", (None, None))[1], Allowed)
 
-    def _admin(self, username: str, decision: Allowed) -> bool | None:
-        """Follow the groups up and down; without admin_groups leave to the hub who is administrator."""
-        if self.admin_groups:
-            return decision.admin
-        return True if username in self.admin_users else None
-
-    def _hub_groups(self, username: str, decision: Allowed) -> list[str]:
-        """Group names for JupyterHub, which can't store those that are too long for its database."""
-        groups = sorted(group for group in decision.groups if len(group) <= NAME_LENGTH)
-        if len(groups) < len(decision.groups):
-            self.log.warning("Groups of %s longer than %d characters are no JupyterHub groups", username, NAME_LENGTH)
-        return groups
-
     # -- afterwards ------------------------------------------------------------------------------------------------
 
     async def refresh_user(self, user: Any, handler: Any = None, **kwargs: Any) -> bool:  # noqa: ARG002
@@ -501,24 +477,18 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         Groups, administration and tokens are stored here and not handed to JupyterHub, which would write back
         the auth state that it read before, over a newer one.
         """
-        standing = await self.standings.of(user, max_age=self.keeper.recheck_interval, patience=PATIENCE)
-        if user.name in self.technical_users and _by_own_cookie(user, handler):
-            return False  # never a browser session, however it came about
-        access = self._outcome(user.name, standing).access
-        if access is not Access.ON:
-            NOTICE.set(self.notice(user))  # for the page that asks for the log-in, where nobody is logged in
+        goes_on = await self.admission.of_request(user, handler)
         if handler is not None and not hasattr(handler, "_token_authenticated"):
             # JupyterHub 6.1 reads it without having set it for a cookie, and would log a traceback for every "no".
             handler._token_authenticated = False  # noqa: SLF001
-        # A cookie can be sent to a new log-in. A token can't: it goes on while the membership counts.
-        return access is Access.ON or (access is Access.LOG_IN and not _by_own_cookie(user, handler))
+        return goes_on
 
     async def pre_spawn_start(self, user: Any, spawner: Any) -> None:
         """Every spawn, by whomever and with whatever spawner, needs a membership."""
         super().pre_spawn_start(user, spawner)
         try:
             # Departures go by it: a server that a new log-in starts isn't what was to be ended.
-            spawner.casa_log_in = (await self.recheck(user)).session_id
+            spawner.casa_log_in = (await self.admission.of_start(user)).session_id
         except MembershipError as error:
             told = audit.Event(audit.Action.REFUSED, user.name, server=spawner.name, reason=error.problem)
             audit.tell(user.settings, told)
@@ -527,50 +497,10 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             refusal.jupyterhub_message = error.jupyterhub_message
             raise refusal from error
 
-    async def recheck(self, user: Any) -> Standing:
-        """The membership before a spawn: a "yes" younger than `FRESH` counts.
-
-        Raises:
-            MembershipError: with what the user should do.
-        """
-        standing = await self.standings.of(user, max_age=FRESH, for_server=True)
-        ending = self.upkeep.departures.ending(user.name, standing.session_id) if self.upkeep is not None else ""
-        if ending:
-            raise MembershipError(user.name, ending.rstrip("."), "Log in again when all of it has ended")
-        if not self._outcome(user.name, standing).may_start:
-            remedy = {
-                Verdict.NO: "Ask the administrators of this hub" if standing.decision is None else "",  # it says itself
-                Verdict.LOG_IN_AGAIN: "Log in again",
-            }.get(standing.verdict, "Try again in a few minutes")
-            raise MembershipError(user.name, standing.reason.rstrip("."), remedy)
-        return standing
-
-    def _outcome(self, username: str, standing: Standing) -> Outcome:
-        """What follows for a user now, with what is held back taken into account."""
-        if self.upkeep is None:
-            return outcome(standing, self.keeper, self.clock())
-        return self.upkeep.rounds.outcome(username, standing)
-
-    def _heard(self, username: str, standing: Standing) -> None:
-        metrics.VERDICTS.labels(standing.verdict).inc()
-        if self.upkeep is not None:
-            self.upkeep.holdback.heard(username, standing)
-
     @property
     def upkeep(self) -> Upkeep | None:
         """What goes on while servers run; None where no hub is."""
         return getattr(self.parent, "tornado_settings", {}).get("casa_upkeep")
-
-    def notice(self, user: Any) -> str:
-        """What the hub's pages tell this user about the membership; "" if there is nothing to tell."""
-        standing, upkeep = self.standings.last(user.name), self.upkeep
-        if standing is None or upkeep is None:
-            return ""
-        text = upkeep.rounds.outcome(user.name, standing).notice
-        if text or standing.verdict is not Verdict.YES:  # who is refused isn't let in again
-            return text
-        ended = upkeep.departures.to_tell(user.name, self.clock())
-        return farewell(ended) if ended is not None else ""
 
     async def delete_user(self, user: Any) -> None:
         """An administrator removes a user from the hub: all access ends first, as that of somebody who is out.
@@ -586,47 +516,12 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         if user.active:
             message = f"Servers of {user.name} are still being stopped. Try again in a minute."
             raise web.HTTPError(HTTPStatus.SERVICE_UNAVAILABLE, "%s", message)
-        self.upkeep.holdback.release(user.name)
+        self.upkeep.mass_loss.release(user.name)
 
     async def access_token(self, user: Any) -> Any:
         """The user's own token for the credentials of a server, or None."""
-        session = await self.standings.session(user)
+        session = await self.log_ins.session(user)
         return session.bearer() if session is not None else None
-
-    def _apply(self, user: Any, decision: Allowed, added: Collection[str] = ()) -> None:
-        """Groups and administration follow the provider at every "yes", also downwards; the site's own stay."""
-        admin = self._admin(user.name, decision)
-        if admin is not None and admin != user.admin:
-            user.admin = admin
-            assign_default_roles(user.db, entity=user.orm_user)
-            user.db.commit()
-        groups = sorted({*self._hub_groups(user.name, decision), *added})
-        if sorted(group.name for group in user.groups) != groups:
-            user.sync_groups(groups)
-
-    async def _tokens_changed(self, user: Any, standing: Standing) -> None:
-        verdict = standing.verdict if self.upkeep is None else self.upkeep.holdback.effective(user.name, standing)
-        if verdict is not Verdict.NO:
-            await self.hand_out_token(user)
-
-    async def hand_out_token(self, user: Any) -> None:
-        """Give the newest token to the running servers: the old one may be dead (IAM: clearAccessTokensOnRefresh)."""
-        minters = Facility.in_settings(user.settings, user.settings["config"]).minters
-        names = [name for name, minter in minters.items() if minter.renewal == "token"]
-        for spawner in list(user.spawners.values()):
-            renew = getattr(spawner, "renew_credentials", None)
-            if names and renew is not None and spawner.active and not spawner.pending:
-                try:
-                    await renew(names)
-                except CasaError as error:
-                    self.log.error("Token of %s for server %r: %s", user.name, spawner.name, error)  # noqa: TRY400
-
-
-def _by_own_cookie(user: Any, handler: Any) -> bool:
-    """Whether a request comes from this user's own browser. JupyterHub 5 asks before it notes who it is."""
-    if handler is None or getattr(handler, "_token_authenticated", False):
-        return False
-    return getattr(handler, "_jupyterhub_user", user) is user
 
 
 def _unusable(thing: str, problem: str, remedy: str = "") -> OIDCError:

@@ -21,8 +21,10 @@ from casa_hub.configuration import unknown_keys
 from casa_hub.credentials.base import Minter
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import GROUP, Facility
+from casa_hub.identity.standing import Recheck
 from casa_hub.keeper.times import Keeper
 from casa_hub.keeper.upkeep import Upkeep
+from casa_hub.membership.member import Members
 
 
 def begin_with_hub() -> None:
@@ -49,12 +51,13 @@ def _begin(change: Any) -> None:
         raise SystemExit(1) from None
 
 
-def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
+def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = (), recheck: Recheck | None = None) -> None:
     """Check the configuration and make the hub ready for its first server; once a hub, repeated without harm.
 
     Args:
         app: JupyterHub's application.
         classes: more classes of this package whose configuration sections the hub uses.
+        recheck: the membership checks of the hub's authenticator, if it is ours.
 
     Raises:
         ConfigurationError: no server could be started soundly; the first of the errors, all of them are logged.
@@ -66,7 +69,7 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
         facility = Facility.in_settings(app.tornado_settings, app.config)
         home = home_of(app)
         fatal = problems(app, facility, home, classes)
-        keeper = Keeper(parent=app)
+        members = Members(Keeper(parent=app)) if recheck is None else recheck.members
     except TraitError as error:  # a value of a wrong type or form; the settings of these classes hold no secret
         raise ConfigurationError("the configuration", str(error).rstrip("."), "Correct it.") from error
     _report(app.log, fatal)
@@ -77,7 +80,7 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = ()) -> None:
     _report(app.log, facility.check_minters())
     if hasattr(home, "begin_hub"):
         home.begin_hub(app, facility)
-    upkeep = Upkeep(app, facility, keeper)
+    upkeep = Upkeep(app, facility, members, recheck)
     app.tornado_settings["casa_upkeep"] = upkeep
     upkeep.begin()
     app.tornado_settings["casa_started"] = True

@@ -10,23 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from casa_hub.database import mended, roll_back
+from casa_hub import metrics
+from casa_hub.database import mended
 from casa_hub.identity.bindings import Identities, IdentityError, UnknownOwnerError
 from casa_hub.identity.errors import OIDCError, cant_say
 from casa_hub.identity.membership import Allowed, MalformedClaim, Refused
-from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.session import Session
 from casa_hub.identity.tokens import RefreshedTokenError
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.keeper.times import Keeper
+from casa_hub.membership.log_ins import LogIns, due_at
+from casa_hub.membership.member import Inquiry, Member, Standing
 
 #: Seconds that a verdict other than "yes" counts without asking again, and a "yes" before a spawn.
 FRESH = 30.0
@@ -36,170 +36,71 @@ LAST_YES_SAVED = 600.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A verdict on one user."""
-
-    verdict: Verdict
-    #: Epoch seconds of the verdict.
-    at: float
-    #: A sentence for people; "" after a "yes".
-    reason: str
-    #: Epoch seconds of the last "yes" of this log-in; 0 if there was none.
-    last_yes: float
-    #: Of the log-in that it is about; "" if there is none.
-    session_id: str = ""
-    #: What membership said, where it came so far.
-    decision: Allowed | Refused | None = None
-    #: A "yes" that nobody was asked for: the provider can't be, and the log-in isn't too old.
-    aged: bool = False
-    #: A "can't say" that is about this hub's registration at the provider.
-    our_fault: bool = False
-    #: Epoch seconds at which the access token should be replaced; infinite if there is no need or no way.
-    due_at: float = math.inf
-    #: Epoch seconds since when the provider refuses the refresh token although its end has not come: it was taken back
-    #: (account deleted, session or consent revoked). 0 if that isn't so.
-    revoked_at: float = 0.0
-    #: See `Session.added_groups`.
-    added_groups: tuple[str, ...] = ()
-    #: Epoch seconds at which the refresh token ends, and at which its person is told so; infinite without a known end.
-    sign_in_ends_at: float = math.inf
-    warn_at: float = math.inf
-
-
-@dataclass(slots=True)
-class _Inquiry:
-    """Finding out about one user, while it is under way."""
-
-    user: Any
-    #: What was known when it began. Something else known at its end is of a log-in in between, which wins.
-    before: Standing
-    #: Time of the event loop when it began.
-    since: float
-    #: Whether new tokens were had.
-    refreshed: bool = False
-    #: Whether the provider refused the refresh token.
-    refused: bool = False
-    #: Of the log-in that is asked about, as in `Standing`.
-    last_yes: float = 0.0
-    due_at: float = math.inf
-
-
-class Standings:
-    """Keeps and finds out the standing of each user. Lives on the hub's event loop."""
+class Recheck:
+    """Finds out where each person stands. Lives on the hub's event loop."""
 
     def __init__(
         self,
-        issuer: Issuer,
+        log_ins: LogIns,
         identities: Identities,
-        keeper: Keeper,
         decide: Callable[[str, Mapping[str, Any], frozenset[str] | None], Allowed | Refused],
         *,
         groups_live: bool,
-        clock: Callable[[], float],
         on_yes: Callable[[Any, Allowed, Collection[str]], None],
-        on_tokens: Callable[[Any, Standing], Awaitable[None]],
-        on_verdict: Callable[[str, Standing], None],
-        technical: Collection[str] = (),
+        on_tokens: Callable[[Any, Member], Awaitable[None]],
     ) -> None:
-        """Needs the provider, the bindings of names, the times of memberships, and what follows.
+        """Needs the log-ins, the bindings of names, and what follows.
 
         Args:
-            issuer: the identity provider.
+            log_ins: what is stored of them, and the provider.
             identities: whose name a name is.
-            keeper: how long what counts.
             decide: membership of a user name with these claims and granted scopes.
             groups_live: whether userinfo shows a lost group with an old access token.
-            clock: epoch seconds.
             on_yes: is called with the hub's user, the decision of every "yes" and the groups that the site added at
                 the log-in, to apply groups and admin rights.
-            on_tokens: is awaited with the hub's user and standing after new tokens were stored.
-            on_verdict: is called with user name and standing at every verdict, also a log-in's.
-            technical: names of users who need no log-in; their standing is always "yes".
+            on_tokens: is awaited with the hub's user and what is known of the person after new tokens were stored.
         """
-        self._issuer = issuer
+        self.log_ins = log_ins
+        self.members = log_ins.members
+        self._issuer = log_ins.issuer
         self._identities = identities
-        self._keeper = keeper
         self._decide = decide
         self._groups_live = groups_live
-        self._clock = clock
         self._on_yes = on_yes
         self._on_tokens = on_tokens
-        self._on_verdict = on_verdict
-        self._technical = technical
-        self._known: dict[str, Standing] = {}
-        self._asking: dict[str, tuple[_Inquiry, asyncio.Task[Standing]]] = {}
-        self._saving: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        #: What the hub's database didn't take: a rotated refresh token is nowhere else.
-        self._unsaved: dict[str, Session] = {}
-
-    def saving(self, username: str) -> asyncio.Lock:
-        """Whoever reads or writes a user's auth state holds this: a log-in and a refresh at the same moment take
-        turns. Reading is writing in JupyterHub while crypt keys are rotated.
-        """
-        return self._saving[username]
-
-    async def session(self, user: Any) -> Session | None:
-        """What is stored of a user's last log-in."""
-        async with self.saving(user.name):
-            stored = await self._stored(user)
-        unsaved = self._unsaved.get(user.name)
-        return unsaved if unsaved is not None and stored is not None and unsaved.id == stored.id else stored
-
-    async def _stored(self, user: Any) -> Session | None:
-        mended(user.db)
-        return Session.from_auth_state(await user.get_auth_state())
+        self._settings = self.members.settings
+        #: Is called at every verdict, also a log-in's.
+        self.on_verdict: Callable[[Member], None] = lambda _: None
 
     def logged_in(self, username: str, session: Session, decision: Allowed) -> None:
         """A log-in is a "yes" of its own."""
         at = session.last_yes
-        standing = Standing(Verdict.YES, at, "", at, session.id, decision, due_at=_due_at(session))
-        self._learn(username, _with_end(standing, session))
+        standing = Standing(Verdict.YES, at, "", at, session.id, decision, due_at=due_at(session))
+        self._learn(self.members[username], _with_end(standing, session))
 
     async def refused(self, user: Any, reason: str, decision: Refused | None = None) -> None:
         """A refused log-in is a "no" for the same person's earlier ones, which may have no way to be asked about."""
-        async with self.saving(user.name):
-            session = await self._stored(user)
+        member = self.members[user.name]
+        async with member.saving:
+            session = await self.log_ins.stored(user)
             if session is not None:
                 await user.save_auth_state(replace(session, refused=reason).to_auth_state())
         session_id, last_yes = ("", 0.0) if session is None else (session.id, session.last_yes)
-        known = self._known.get(user.name)
+        known = member.standing
         if known is not None and known.session_id == session_id:
             last_yes = max(last_yes, known.last_yes)
-        self._learn(user.name, Standing(Verdict.NO, self._clock(), reason, last_yes, session_id, decision))
+        self._learn(member, Standing(Verdict.NO, self.members.now(), reason, last_yes, session_id, decision))
 
-    async def forget(self, user: Any, session_id: str) -> bool:
-        """Drop what is stored of a log-in, unless there is a later one. Returns whether none is stored any more."""
-        async with self.saving(user.name):
-            session = await self._stored(user)
-            last = session is None or session.id == session_id
-            if last:
-                await user.save_auth_state(None)
-        known, unsaved = self._known.get(user.name), self._unsaved.get(user.name)
-        if known is not None and known.session_id == session_id:
-            del self._known[user.name]
-        if unsaved is not None and unsaved.id == session_id:
-            del self._unsaved[user.name]
-        return last
-
-    def last(self, username: str) -> Standing | None:
-        """The last verdict, however old; None if nobody asked since the hub's start."""
-        return self._known.get(username)
-
-    async def settled(self, username: str) -> None:
-        """Wait until nobody asks about this user."""
-        if username in self._asking:
-            await asyncio.wait({self._asking[username][1]})
-
-    def _learn(self, username: str, standing: Standing) -> None:
-        self._known[username] = standing
-        self._on_verdict(username, standing)
+    def _learn(self, member: Member, standing: Standing) -> None:
+        member.standing = standing
+        metrics.VERDICTS.labels(standing.verdict).inc()
+        self.on_verdict(member)
 
     def doubt(self, username: str) -> None:
         """Ask again at the next occasion, however fresh the verdict is."""
-        known = self._known.get(username)
-        if known is not None:
-            self._known[username] = replace(known, at=-math.inf)
+        member = self.members.get(username)
+        if member is not None and member.standing is not None:
+            member.standing = replace(member.standing, at=-math.inf)
 
     async def of(
         self, user: Any, *, max_age: float, patience: float | None = None, for_server: bool = False
@@ -215,37 +116,24 @@ class Standings:
             for_server: whether a server is given the access token, so that a "yes" doesn't count without asking again
                 when the token should be replaced.
         """
-        known = await self.known(user)
-        due = for_server and known.verdict is Verdict.YES and self._clock() >= known.due_at
+        known = await self.log_ins.known(user)
+        due = for_server and known.verdict is Verdict.YES and self.members.now() >= known.due_at
         if self._counts(known, max_age) and not due:
             return known
-        inquiry, task = self._inquire(user, known)
-        if patience is None or self._clock() - known.last_yes >= self._keeper.outage_grace:
-            await asyncio.wait({task})
-            return task.result()
+        inquiry = self._inquire(user, known)
+        if patience is None or self.members.now() - known.last_yes >= self._settings.outage_grace:
+            await asyncio.wait({inquiry.task})
+            return inquiry.task.result()
         # Not all of its patience for each of a page's requests: what hangs, hangs for all of them.
         left = inquiry.since + patience - asyncio.get_running_loop().time()
-        done, _ = await asyncio.wait({task}, timeout=max(left, 0))
+        done, _ = await asyncio.wait({inquiry.task}, timeout=max(left, 0))
         if done:
-            return task.result()
+            return inquiry.task.result()
         if known.verdict is Verdict.NO:
             return known
         return replace(
             known, verdict=Verdict.CANT_SAY, reason="the identity provider hasn't answered yet", decision=None
         )
-
-    async def known(self, user: Any) -> Standing:
-        """The last verdict, or what the hub's database knows before the first; asks nobody."""
-        if user.name in self._technical:
-            return Standing(Verdict.YES, self._clock(), "", self._clock())
-        known = self._known.get(user.name)
-        if known is not None:
-            return known
-        session = await self.session(user)
-        unasked = Standing(Verdict.CANT_SAY, -math.inf, "nobody asked yet", 0.0)
-        if session is not None:
-            unasked = replace(unasked, last_yes=session.last_yes, session_id=session.id, due_at=_due_at(session))
-        return self._known.setdefault(user.name, unasked)
 
     def _counts(self, known: Standing, max_age: float) -> bool:
         # A dead refresh token doesn't come to life again: only the next log-in changes that verdict, unless somebody
@@ -253,22 +141,23 @@ class Standings:
         if known.verdict is Verdict.LOG_IN_AGAIN:
             return known.at > -math.inf
         # One of the future is of a clock that was put back since, and may be of long ago.
-        return 0 <= self._clock() - known.at < (max_age if known.verdict is Verdict.YES else min(FRESH, max_age))
+        return 0 <= self.members.now() - known.at < (max_age if known.verdict is Verdict.YES else min(FRESH, max_age))
 
-    def _inquire(self, user: Any, known: Standing) -> tuple[_Inquiry, asyncio.Task[Standing]]:
+    def _inquire(self, user: Any, known: Standing) -> Inquiry:
         """The asking that is under way, or a new one."""
-        if user.name not in self._asking:
-            inquiry = _Inquiry(user, known, asyncio.get_running_loop().time())
-            task = asyncio.create_task(self._find_out(inquiry), name=f"membership of {user.name}")
-            task.add_done_callback(lambda _: self._asking.pop(user.name, None))
-            self._asking[user.name] = inquiry, task
-        return self._asking[user.name]
+        member = self.members[user.name]
+        if member.inquiry is None:
+            inquiry = member.inquiry = Inquiry(user, known, asyncio.get_running_loop().time())
+            inquiry.task = asyncio.create_task(self._find_out(inquiry), name=f"membership of {user.name}")
+            inquiry.task.add_done_callback(lambda _: setattr(member, "inquiry", None))
+        return member.inquiry
 
-    async def _find_out(self, inquiry: _Inquiry) -> Standing:
+    async def _find_out(self, inquiry: Inquiry) -> Standing:
         user = inquiry.user
         try:
             standing = await self._ask_or_excuse(inquiry)
-            newer = self._known.get(user.name)
+            member = self.members[user.name]  # an administrator may have renamed the user meanwhile
+            newer = member.standing
             if newer is None:
                 return self._no_log_in()  # its end was gone through while we asked
             if newer.session_id not in (inquiry.before.session_id, standing.session_id):
@@ -279,41 +168,41 @@ class Standings:
             if newer.verdict is Verdict.NO and silence:
                 # An explicit word on this person isn't taken back by silence: a disabled account's session ends, too,
                 # and the provider's log-out takes the refresh token with which one could ask.
-                standing = replace(newer, at=self._clock())
-            self._learn(user.name, standing)
+                standing = replace(newer, at=self.members.now())
+            self._learn(member, standing)
             if isinstance(standing.decision, Allowed):
                 self._on_yes(user, standing.decision, standing.added_groups)
             if inquiry.refreshed:
-                await self._on_tokens(user, standing)
+                await self._on_tokens(user, member)
         except Exception:
             # Whatever this is, it isn't a "yes", and it isn't the user's fault either.
             log.exception("Membership of %s could not be found out", user.name)
             mended(user.db)  # nobody else hears of it who could roll back
-            known = self._known.get(user.name)
+            member = self.members[user.name]
+            known = member.standing
             if known is None:
                 return self._no_log_in()
-            standing = replace(known, at=self._clock())
+            standing = replace(known, at=self.members.now())
             if known.verdict is not Verdict.NO:  # an explicit word isn't taken back by our own fault either
                 standing = replace(standing, verdict=Verdict.CANT_SAY, reason="an error of the hub", decision=None)
-            self._learn(user.name, standing)
+            self._learn(member, standing)
         return standing
 
-    async def _ask_or_excuse(self, inquiry: _Inquiry) -> Standing:
+    async def _ask_or_excuse(self, inquiry: Inquiry) -> Standing:
         """What the provider says, or which verdict follows from its not saying it."""
-        session = await self.session(inquiry.user)
+        session = await self.log_ins.session(inquiry.user)
         if session is None:
             return self._no_log_in()
-        if inquiry.user.name in self._unsaved:
-            await self._save(inquiry.user, session)
+        if self.members[inquiry.user.name].unsaved is not None:
+            await self.log_ins.save(inquiry.user, session)
         last_yes = session.last_yes
         if inquiry.before.session_id == session.id:
             last_yes = max(last_yes, inquiry.before.last_yes)  # not every "yes" is stored
-        last_yes = min(last_yes, self._clock())  # see _counts
-        inquiry.last_yes, inquiry.due_at = last_yes, _due_at(session)
-        if session.issuer.rstrip("/") != self._issuer.client.issuer.rstrip("/"):
-            # Its tokens are nothing that the present provider may see.
+        last_yes = min(last_yes, self.members.now())  # see _counts
+        inquiry.last_yes, inquiry.due_at = last_yes, due_at(session)
+        if not self.log_ins.is_of_this_provider(session):
             reason = "the log-in was at another identity provider than this hub's"
-            return Standing(Verdict.LOG_IN_AGAIN, self._clock(), reason, last_yes, session.id)
+            return Standing(Verdict.LOG_IN_AGAIN, self.members.now(), reason, last_yes, session.id)
         problem: Exception
         our_fault = False
         revoked_at = 0.0
@@ -322,7 +211,7 @@ class Standings:
         except OIDCError as error:
             problem, verdict, reason = error, error.answer.verdict, error.answer.reason
             our_fault = error.answer.our_fault
-            if inquiry.refused and not session.outlived(self._clock(), self._issuer.client.leeway):
+            if inquiry.refused and not session.outlived(self.members.now(), self._issuer.client.leeway):
                 revoked_at = await self._note_revoked(inquiry, session)
                 reason = f"The sign-in was taken back at the identity provider before its time. {reason}"
         except MalformedClaim as error:
@@ -334,7 +223,7 @@ class Standings:
         log.warning("Membership of %s: %s", inquiry.user.name, problem)
         return Standing(
             verdict,
-            self._clock(),
+            self.members.now(),
             reason,
             last_yes,
             session.id,
@@ -343,8 +232,8 @@ class Standings:
             revoked_at=revoked_at,
         )
 
-    async def _ask(self, inquiry: _Inquiry, session: Session) -> Standing:
-        user, now = inquiry.user, self._clock()
+    async def _ask(self, inquiry: Inquiry, session: Session) -> Standing:
+        user, now = inquiry.user, self.members.now()
         if not session.refresh_token:
             expired = session.expires_at is not None and now >= session.expires_at
             if expired or not self._groups_live:
@@ -361,7 +250,7 @@ class Standings:
             claims = await self._claims(inquiry, session)
         self._identities.check(user.name, issuer=session.issuer, sub=session.sub)
         decision = self._decide(user.name, claims, session.scope)
-        now = self._clock()
+        now = self.members.now()
         if isinstance(decision, Refused) and decision.claim_withheld:
             # The provider keeps the groups from this client: nobody was said to be out.
             log.error("Membership of %s: %s", user.name, decision.reason)
@@ -370,11 +259,11 @@ class Standings:
         if isinstance(decision, Refused):
             log.warning("Membership of %s: refused, %s", user.name, decision.reason)
             return Standing(Verdict.NO, now, decision.reason, inquiry.last_yes, session.id, decision)
-        if session.refused or not 0 <= now - session.last_yes <= min(LAST_YES_SAVED, self._keeper.outage_grace / 10):
-            await self._save(user, replace(session, last_yes=now, claims=claims, refused=""))
+        if session.refused or not 0 <= now - session.last_yes <= min(LAST_YES_SAVED, self._settings.outage_grace / 10):
+            await self.log_ins.save(user, replace(session, last_yes=now, claims=claims, refused=""))
         return _with_end(Standing(Verdict.YES, now, "", now, session.id, decision, due_at=inquiry.due_at), session)
 
-    async def _claims(self, inquiry: _Inquiry, session: Session) -> Mapping[str, Any]:
+    async def _claims(self, inquiry: Inquiry, session: Session) -> Mapping[str, Any]:
         try:
             return await self._issuer.userinfo(session.access_token, sub=session.sub)
         except OIDCError as error:
@@ -384,18 +273,18 @@ class Standings:
             raise cant_say(error.thing, "it refuses a new access token and does not say why") from error
 
     def _no_log_in(self) -> Standing:
-        return Standing(Verdict.LOG_IN_AGAIN, self._clock(), "no log-in of this user is stored", 0.0)
+        return Standing(Verdict.LOG_IN_AGAIN, self.members.now(), "no log-in of this user is stored", 0.0)
 
-    def _aged(self, inquiry: _Inquiry, session: Session, now: float) -> Standing:
+    def _aged(self, inquiry: Inquiry, session: Session, now: float) -> Standing:
         """Where the provider can't be asked, the log-in's "yes" counts for a time, or until a "no" at a later one."""
         if session.refused:
             return Standing(Verdict.NO, now, session.refused, inquiry.last_yes, session.id)
-        if now - inquiry.last_yes < self._keeper.membership_max_age:
+        if now - inquiry.last_yes < self._settings.membership_max_age:
             return Standing(Verdict.YES, now, "", inquiry.last_yes, session.id, aged=True)
         reason = "the log-in is too old and the identity provider gave no refresh token"
         return Standing(Verdict.LOG_IN_AGAIN, now, reason, inquiry.last_yes, session.id)
 
-    async def _refresh(self, inquiry: _Inquiry, session: Session) -> Session:
+    async def _refresh(self, inquiry: Inquiry, session: Session) -> Session:
         """New tokens, stored before anything else is done with them: the old refresh token may be dead by now.
 
         A hub that dies between the provider's answer and the store has lost a rotated refresh token; no order of steps
@@ -408,7 +297,7 @@ class Standings:
         except RefreshedTokenError as error:
             # The access token may be another person's; the refresh token may be the only one that is alive.
             kept = replace(session, refresh_token=error.tokens.refresh_token or session.refresh_token)
-            await self._save(inquiry.user, kept)
+            await self.log_ins.save(inquiry.user, kept)
             raise
         except OIDCError as error:
             inquiry.refused = error.answer.verdict is Verdict.LOG_IN_AGAIN
@@ -416,8 +305,8 @@ class Standings:
                 await self._hear_of_account(session)
             raise
         session = session.refreshed(tokens)
-        await self._save(inquiry.user, session)
-        inquiry.refreshed, inquiry.due_at = True, _due_at(session)
+        await self.log_ins.save(inquiry.user, session)
+        inquiry.refreshed, inquiry.due_at = True, due_at(session)
         return session
 
     async def _hear_of_account(self, session: Session) -> None:
@@ -429,7 +318,7 @@ class Standings:
         Raises:
             OIDCError: the provider's "no".
         """
-        if session.expires_at is not None and self._clock() >= session.expires_at:
+        if session.expires_at is not None and self.members.now() >= session.expires_at:
             return
         try:
             await self._issuer.userinfo(session.access_token, sub=session.sub)
@@ -437,33 +326,18 @@ class Standings:
             if error.answer.verdict is Verdict.NO:
                 raise
 
-    async def _note_revoked(self, inquiry: _Inquiry, session: Session) -> float:
+    async def _note_revoked(self, inquiry: Inquiry, session: Session) -> float:
         """Since when the refresh token is taken back, epoch seconds; stored, for a restart must not begin it anew."""
-        now = self._clock()
+        now = self.members.now()
         before = inquiry.before.revoked_at if inquiry.before.session_id == session.id else 0.0
         since = min(session.revoked_at or before or now, now)  # a clock that was put back gives no more time
         if since != session.revoked_at:
             try:
-                await self._save(inquiry.user, replace(session, revoked_at=since))
+                await self.log_ins.save(inquiry.user, replace(session, revoked_at=since))
             except SQLAlchemyError as error:
                 name = type(error).__name__
                 log.error("When the sign-in of %s was taken back can't be stored (%s)", inquiry.user.name, name)  # noqa: TRY400
         return since
-
-    async def _save(self, user: Any, session: Session) -> None:
-        try:
-            async with self.saving(user.name):
-                stored = await self._stored(user)
-                if stored is not None and stored.id == session.id:
-                    # A site may have changed its own part since this session was read.
-                    await user.save_auth_state(replace(session, others=stored.others).to_auth_state())
-                else:
-                    log.info("Tokens of an earlier log-in of %s are dropped: there is a newer one", user.name)
-        except SQLAlchemyError:
-            roll_back(user.db)  # or else nobody could use the hub's session any more
-            self._unsaved[user.name] = session
-            raise
-        self._unsaved.pop(user.name, None)
 
 
 def _with_end(standing: Standing, session: Session) -> Standing:
@@ -472,8 +346,3 @@ def _with_end(standing: Standing, session: Session) -> Standing:
     if session.refresh_expires_at is None or not session.refresh_token:
         return standing
     return replace(standing, sign_in_ends_at=session.refresh_expires_at, warn_at=session.warn_at)
-
-
-def _due_at(session: Session) -> float:
-    """When a session's access token should be replaced. One whose life isn't known is replaced at each asking."""
-    return math.inf if not session.refresh_token or session.due_at is None else session.due_at

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +27,8 @@ from casa_hub.errors import CasaError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.keeper.kept import Kept
 from casa_hub.keeper.ledger import Entry, Ledger
-from casa_hub.keeper.times import Keeper, now_of
+from casa_hub.membership.log_ins import LogIns
+from casa_hub.membership.member import Departed, Departure, Member, Members
 from casa_hub.record import AnyRecord, Unreadable, iso, to_block
 from casa_hub.tasks import Background, repeat
 
@@ -40,64 +41,25 @@ _STEP = 30.0
 _LOOK = 0.2
 #: Seconds until the first further try, and at most.
 _AGAIN, _LATEST = 1.0, 300.0
-#: Seconds for which somebody who is back is told why the access had ended.
-_TOLD = 86400.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Departed:
-    """What a departure has ended."""
-
-    servers: tuple[str, ...]
-    tokens: int
-    #: What could not be done yet, and is tried again; sentences.
-    still: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _Departure:
-    """One that is under way."""
-
-    entry: Entry
-    #: JupyterHub's user, who may get another name or be deleted meanwhile.
-    user: Any = field(repr=False)
-    #: Kept, since a user that was deleted may not tell it any more.
-    user_id: int
-    #: Names of servers that are still to be ended, and of those that were.
-    servers: set[str]
-    stopped: set[str] = field(default_factory=set)
-    #: Servers whose credentials the audit knows; and those of which it knows them as far as the hub does.
-    told: set[str] = field(default_factory=set)
-    told_in_part: set[str] = field(default_factory=set)
-    tokens: int = 0
-    still: tuple[str, ...] = ()
-    #: What is left of the log-in once the hub's user is deleted; "" if there is none, or it is ended.
-    refresh_token: str | None = field(default=None, repr=False)
-    #: Set after the first try.
-    tried: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def report(self) -> Departed:
-        return Departed(tuple(sorted(self.stopped)), self.tokens, self.still)
 
 
 class Departures:
     """Lives on the hub's event loop."""
 
-    def __init__(self, app: Any, keeper: Keeper) -> None:
+    def __init__(self, app: Any, members: Members, log_ins: LogIns | None) -> None:
+        """`log_ins`: None with an authenticator that isn't ours."""
         self._app = app
-        self._keeper = keeper
+        self._members = members
+        self._log_ins = log_ins
         self._ledger = Ledger(app.db)
-        self._under_way: dict[str, _Departure] = {}
+        #: The `Member.departure` of all who have one.
+        self._under_way: set[Departure] = set()
         #: Whether all is known that an earlier hub has begun to end.
         self.resumed = False
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._background = Background()
-        self._done: dict[str, Entry] = {}
-        #: When somebody who is back was told first.
-        self._told: dict[str, float] = {}
 
     async def resume(self) -> None:
         """Go on with what an earlier hub has begun; when this one knows its users and servers. Repeated without harm.
@@ -106,15 +68,15 @@ class Departures:
             SQLAlchemyError: the hub's database can't be read or written.
         """
         self._ledger.open()
-        for entry in self._ledger.all(now_of(self._app)):
-            if entry.username in self._under_way:
+        for entry in self._ledger.all(self._members.now()):
+            if self._members[entry.username].departure is not None:
                 continue
             user = self._user(entry.username) if entry.done is not None else await self._whose(entry)
             if user is None:
                 self._ledger.remove(entry.username)
                 continue
             if entry.done is not None:
-                self._done[entry.username] = entry
+                self._members[entry.username].departed = entry
                 continue
             log.warning("Going on with the end of the access of %s: %s", entry.username, entry.reason)
             began = datetime.fromtimestamp(entry.began, UTC).replace(tzinfo=None)
@@ -124,24 +86,21 @@ class Departures:
                 for name, spawner in user.spawners.items()
                 if spawner.active and (spawner.orm_spawner.started is None or spawner.orm_spawner.started < began)
             }
-            self._start(_Departure(entry, user, user.id, servers))
+            self._start(Departure(entry, user, user.id, servers))
         self.resumed = True
 
     async def _whose(self, entry: Entry) -> Any:
         """Whose access it is that ends: the log-in tells, since an administrator may have renamed the user."""
         named = self._user(entry.username)
-        if self._standings is None or not entry.session_id or await self._has_log_in(named, entry.session_id):
+        log_ins = self._log_ins
+        if log_ins is None or not entry.session_id or await _has_log_in(log_ins, named, entry.session_id):
             return named
         stored = self._app.db.query(orm.User.name).filter(orm.User.encrypted_auth_state.is_not(None))
         for (name,) in stored.all():
             user = self._user(name)
-            if await self._has_log_in(user, entry.session_id):
+            if await _has_log_in(log_ins, user, entry.session_id):
                 return user
         return named  # there is another log-in now
-
-    async def _has_log_in(self, user: Any, session_id: str) -> bool:
-        session = await self._standings.session(user) if user is not None else None
-        return session is not None and session.id == session_id
 
     async def end(self, user: Any, reason: str, *, why: str, by: str = "") -> Departed:
         """End all access of one of the hub's users: servers, their credentials and routes, tokens, cookies, sessions.
@@ -158,29 +117,16 @@ class Departures:
             SQLAlchemyError: the hub's database can't be written; nothing was ended.
         """
         # Where somebody has asked, this waits for nothing.
-        session_id = (await self._standings.known(user)).session_id if self._standings is not None else ""
-        departure = self._under_way.get(user.name)
+        session_id = (await self._log_ins.known(user)).session_id if self._log_ins is not None else ""
+        departure = self._members[user.name].departure
         if departure is None or departure.entry.session_id != session_id:
-            departure = self._begin(user, Entry(user.name, session_id, reason, why, by, now_of(self._app)))
+            departure = self._begin(user, Entry(user.name, session_id, reason, why, by, self._members.now()))
         await departure.tried.wait()
         return departure.report
 
     def is_ending(self, user: Any, name: str) -> bool:
         """Whether a server of one of JupyterHub's users is being ended, so that nothing must be brought to it."""
-        return any(one.user is user and name in one.servers for one in self._under_way.values())
-
-    def ending(self, username: str, session_id: str) -> str:
-        """Why the access that came of this log-in is being ended, "" if it isn't."""
-        departure = self._under_way.get(username)
-        return departure.entry.reason if departure is not None and departure.entry.session_id == session_id else ""
-
-    def to_tell(self, username: str, now: float) -> Entry | None:
-        """The last departure of a user who is back, for the first day."""
-        entry = self._done.get(username)
-        if entry is not None and now - self._told.setdefault(username, now) > _TOLD:
-            del self._done[username], self._told[username]
-            return None
-        return entry
+        return any(one.user is user and name in one.servers for one in self._under_way)
 
     def has_any(self, user: Any) -> bool:
         """Whether there is anything to end."""
@@ -189,12 +135,12 @@ class Departures:
 
     # -- first, in one commit
 
-    def _begin(self, user: Any, entry: Entry) -> _Departure:
+    def _begin(self, user: Any, entry: Entry) -> Departure:
         self._ledger.open()
         tokens = self._end_tokens(user, lambda: self._ledger.note(entry))
         log.warning("The access of %s ends: %s", user.name, entry.reason)
         servers = {name for name, spawner in user.spawners.items() if spawner.active}
-        departure = _Departure(entry, user, user.id, servers, tokens=tokens)
+        departure = Departure(entry, user, user.id, servers, tokens=tokens)
         self._start(departure)
         return departure
 
@@ -216,15 +162,22 @@ class Departures:
             raise
         return tokens
 
-    def _start(self, departure: _Departure) -> None:
+    def _start(self, departure: Departure) -> None:
         name = departure.entry.username
-        self._under_way[name] = departure
-        metrics.LEAVING.set(len(self._under_way))
+        self._set(self._members[name], departure)
         self._background.start(self._go_through(departure), f"departure of {name}")
+
+    def _set(self, member: Member, departure: Departure | None) -> None:
+        if member.departure is not None:
+            self._under_way.discard(member.departure)
+        member.departure = departure
+        if departure is not None:
+            self._under_way.add(departure)
+        metrics.LEAVING.set(len(self._under_way))
 
     # -- then, until it is done
 
-    async def _go_through(self, departure: _Departure) -> None:
+    async def _go_through(self, departure: Departure) -> None:
         name, wait = departure.entry.username, _AGAIN
 
         async def try_once() -> bool:
@@ -246,11 +199,11 @@ class Departures:
             await repeat(try_once, pause, failed)
         finally:
             departure.tried.set()
-            if self._under_way.get(name) is departure:
-                del self._under_way[name]
-            metrics.LEAVING.set(len(self._under_way))
+            member = self._members[name]
+            if member.departure is departure:
+                self._set(member, None)
 
-    async def _try(self, departure: _Departure) -> tuple[str, ...]:
+    async def _try(self, departure: Departure) -> tuple[str, ...]:
         """One try of all that is left. Returns what still is, as sentences."""
         mended(self._app.db)  # the try before may have failed for the database
         # Not by the name, which somebody else may have by now; nor by the number, which databases give again.
@@ -274,20 +227,20 @@ class Departures:
             self._finish(departure)
         return tuple(problems)
 
-    def _finish(self, departure: _Departure) -> None:
+    def _finish(self, departure: Departure) -> None:
         entry, servers = departure.entry, len(departure.stopped)
-        if self._under_way.get(entry.username) is departure:  # else a later one has its note there
-            done = replace(entry, done=now_of(self._app), servers=servers)
-            self._ledger.done(entry.username, done.done or 0.0, servers)
-            self._done[entry.username] = done
-            self._told.pop(entry.username, None)
+        member = self._members[entry.username]
+        if member.departure is departure:  # else a later one has its note there
+            done = self._members.now()
+            self._ledger.done(entry.username, done, servers)
+            member.departed, member.told_at = replace(entry, done=done, servers=servers), None
         metrics.ACCESS_ENDED.labels(entry.why).inc()
         ended = Event(Action.ACCESS_ENDED, entry.username, reason=entry.reason, by=entry.requested_by)
         tell(self._app.tornado_settings, ended)
 
     # -- servers
 
-    async def _end_server(self, departure: _Departure, user: Any, name: str) -> None:
+    async def _end_server(self, departure: Departure, user: Any, name: str) -> None:
         """Raises if it isn't ended."""
         async with self._at_once, asyncio.timeout(_STEP):
             spawner = user.spawners.get(name)
@@ -314,9 +267,9 @@ class Departures:
         if problem is not None and kept is not None:
             await kept.withdraw()
 
-    def _is_let_in_since(self, departure: _Departure, user: Any, spawner: Any) -> bool:
+    def _is_let_in_since(self, departure: Departure, user: Any, spawner: Any) -> bool:
         """Whether a new log-in has started it, after the one that was to be ended had ended by itself."""
-        now = self._standings.last(user.name) if self._standings is not None else None
+        now = self._members[user.name].standing
         if now is None or now.session_id == departure.entry.session_id:
             return False
         return bool(getattr(spawner, "casa_log_in", None) == now.session_id)
@@ -329,7 +282,7 @@ class Departures:
             if kept is not None and kept.running_start not in (None, before):
                 return
 
-    async def _stop(self, departure: _Departure, user: Any, name: str, spawner: Any) -> None:
+    async def _stop(self, departure: Departure, user: Any, name: str, spawner: Any) -> None:
         """As JupyterHub's own handler does, whose method needs a request."""
 
         async def stop() -> None:
@@ -351,7 +304,7 @@ class Departures:
             if spawner._stop_future.done():  # noqa: SLF001
                 spawner._stop_future, spawner._stop_pending = None, False  # noqa: SLF001
 
-    async def _tell_what_it_holds(self, departure: _Departure, user: Any, name: str, kept: Kept) -> None:
+    async def _tell_what_it_holds(self, departure: Departure, user: Any, name: str, kept: Kept) -> None:
         """What others must block if it was copied: told before it is withdrawn and nobody knows it any more."""
         if name in departure.told:
             return
@@ -401,7 +354,7 @@ class Departures:
 
     # -- the log-in
 
-    async def _end_session(self, departure: _Departure, user: Any, *, last: bool) -> str:
+    async def _end_session(self, departure: Departure, user: Any, *, last: bool) -> str:
         """Returns what is left to do, as a sentence.
 
         Args:
@@ -409,42 +362,40 @@ class Departures:
             user: JupyterHub's; None if it has been deleted.
             last: whether all else is done, so that it may be forgotten.
         """
-        standings = self._standings
-        if standings is None:
+        log_ins = self._log_ins
+        if log_ins is None:
             return ""
         if user is not None and departure.refresh_token is None:
-            await standings.settled(user.name)  # it may bring another refresh token
-            session = await standings.session(user)
+            await self._members[user.name].settled()  # it may bring another refresh token
+            session = await log_ins.session(user)
             ours = session is not None and session.id == departure.entry.session_id
-            here = ours and session.issuer.rstrip("/") == self._issuer.client.issuer.rstrip("/")
-            departure.refresh_token = session.refresh_token if here else ""
+            if session is not None and ours and log_ins.is_of_this_provider(session):
+                departure.refresh_token = session.refresh_token
+            else:
+                departure.refresh_token = ""
         if departure.refresh_token:
             try:
-                if not await self._issuer.revoke(departure.refresh_token):
+                if not await log_ins.issuer.revoke(departure.refresh_token):
                     log.info(
                         "The identity provider ends no refresh tokens: that of %s expires", departure.entry.username
                     )
             except OIDCError as error:
                 return str(error)
             departure.refresh_token = ""
-        if user is not None and last and await standings.forget(user, departure.entry.session_id):
+        if user is not None and last and await log_ins.forget(user, departure.entry.session_id):
             # What a request has made that was let in before the first commit, and waited for the provider.
             departure.tokens += self._end_tokens(user)
         return ""
 
     # -- the hub
 
-    @property
-    def _standings(self) -> Any:
-        """None with an authenticator that isn't ours."""
-        return getattr(self._app.authenticator, "standings", None)
-
-    @property
-    def _issuer(self) -> Any:
-        return self._app.authenticator.provider_side
-
     def _user(self, username: str) -> Any:
         return self._app.users.get(username)
+
+
+async def _has_log_in(log_ins: LogIns, user: Any, session_id: str) -> bool:
+    session = await log_ins.session(user) if user is not None else None
+    return session is not None and session.id == session_id
 
 
 def _tells_less(record: AnyRecord, at_start: AnyRecord) -> bool:

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from enum import StrEnum
 
+from casa_hub.membership.member import Member, Members
+
 #: This many "no"s are never too many, however few users there are.
 FEWEST = 3
 #: Above that, one user in this many may be out at once.
@@ -39,34 +41,34 @@ class Ruling(StrEnum):
 class Holdback:
     """The "no"s of a hub: the new, the held back, and those that took effect within the window."""
 
-    def __init__(self, window: float) -> None:
+    def __init__(self, members: Members, window: float) -> None:
         """`window`: seconds within which "no"s are counted together."""
+        self._members = members
         self._window = window
-        self._new: dict[str, float] = {}
-        self._held: dict[str, float] = {}
-        self._gone: dict[str, float] = {}
 
     @property
     def new(self) -> tuple[str, ...]:
         """Names of the users whose "no" is still to be weighed."""
-        return tuple(self._new)
+        return tuple(member.name for member in self._members if member.weighed_since is not None)
 
     @property
     def held(self) -> dict[str, float]:
         """Names of the users whose "no" is held back -> since when, in seconds."""
-        return dict(self._held)
+        return {member.name: member.held_since for member in self._members if member.held_since is not None}
 
     def no(self, name: str, now: float) -> bool:
         """Note a "no" for this user. Returns whether it is new, so that it has to be weighed."""
-        if name in self._held or name in self._new:
+        member = self._members[name]
+        if member.held_since is not None or member.weighed_since is not None:
             return False
-        self._new[name] = now
+        member.weighed_since = now
         return True
 
     def drop(self, name: str) -> None:
         """Forget this user's "no": the provider said "yes", or the access ended another way."""
-        self._new.pop(name, None)
-        self._held.pop(name, None)
+        member = self._members.get(name)
+        if member is not None:
+            member.weighed_since = member.held_since = None
 
     def rule(self, now: float, users: Collection[str], unheard: Collection[str] = ()) -> Ruling:
         """Decide about the new "no"s.
@@ -77,9 +79,7 @@ class Holdback:
             unheard: those of `users` who were not asked since the first "no" and so may be out as well. Leave it empty
                 (and take them out of `users`) to decide without them.
         """
-        # A time in the future was noted before the clock was put back.
-        self._gone = {name: at for name, at in self._gone.items() if 0 <= now - at < self._window}
-        out = self._new.keys() | self._held.keys() | self._gone.keys()
+        out = {member.name for member in self._members if self._is_out(member, now)}
         most = limit(len(out | set(users)))
         if len(out) > most:
             return Ruling.HOLD
@@ -87,22 +87,28 @@ class Holdback:
             return Ruling.GO
         return Ruling.WAIT
 
+    def _is_out(self, member: Member, now: float) -> bool:
+        # A time in the future was noted before the clock was put back.
+        lately = member.gone_at is not None and 0 <= now - member.gone_at < self._window
+        return lately or member.weighed_since is not None or member.held_since is not None
+
     def go(self, now: float) -> tuple[str, ...]:
         """Let the new "no"s take effect. Returns the users' names."""
         names = self.new
-        self._gone |= dict.fromkeys(names, now)
-        self._new.clear()
+        for name in names:
+            self._members[name].gone_at, self._members[name].weighed_since = now, None
         return names
 
     def hold(self, now: float) -> tuple[str, ...]:
         """Hold the new "no"s back. Returns the users' names."""
         names = self.new
-        self._held |= dict.fromkeys(names, now)
-        self._new.clear()
+        for name in names:
+            self._members[name].held_since, self._members[name].weighed_since = now, None
         return names
 
     def confirm(self) -> tuple[str, ...]:
         """Let everything held back take effect; it no longer counts against others. Returns the users' names."""
-        names = tuple(self._held)
-        self._held.clear()
+        names = tuple(self.held)
+        for name in names:
+            self._members[name].held_since = None
         return names

@@ -11,20 +11,19 @@ import asyncio
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import roll_back
-from casa_hub.identity.standing import FRESH, Standing
+from casa_hub.identity.standing import FRESH, Recheck
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.departures import Departures
-from casa_hub.keeper.gate import Gate
+from casa_hub.keeper.gate import MassLoss
 from casa_hub.keeper.ledger import UnknownLogIns
-from casa_hub.keeper.outcome import Access, Outcome
-from casa_hub.keeper.times import Keeper, now_of
 from casa_hub.keeper.watched import watched
+from casa_hub.membership.member import Access, Member, Members, Standing
 from casa_hub.moments import when
 from casa_hub.tasks import Background
 
@@ -55,61 +54,54 @@ def turn(username: str, after: float, length: float) -> float:
 class Rounds:
     """Checks memberships in the background. Runs on the hub's event loop."""
 
-    def __init__(self, app: Any, keeper: Keeper, departures: Departures, gate: Gate) -> None:
+    def __init__(
+        self, app: Any, members: Members, recheck: Recheck | None, departures: Departures, mass_loss: MassLoss
+    ) -> None:
+        """`recheck`: None with an authenticator that isn't ours; then only departures are resumed."""
         self._app = app
-        self._keeper = keeper
+        self._members = members
+        self._recheck = recheck
         self._departures = departures
-        self._gate = gate
-        self._length = keeper.recheck_interval * _ROUND
-        self._pause = min(_LOOK, max(keeper.recheck_interval / 20, 0.1))
+        self._mass_loss = mass_loss
+        self._settings = members.settings
+        self._length = self._settings.recheck_interval * _ROUND
+        self._pause = min(_LOOK, max(self._settings.recheck_interval / 20, 0.1))
         self._background = Background()
         self._reading: asyncio.Task[None] | None = None
-        self._asking: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
         #: Turns up to this time have been scheduled; epoch seconds.
         self._until = -math.inf
-        #: User without a stored log-in -> when that was first noticed; a copy of the table `casa_hub_unknown_log_ins`.
-        self._noticed: dict[str, float] = {}
         self._unknown = UnknownLogIns(app.db)
-        #: User -> since when this process has had no usable answer about the user.
-        self._silent: dict[str, float] = {}
 
     def begin(self) -> None:
         """Start the checks. JupyterHub cancels them when the hub ends."""
         self._background.start(self._go(), "membership rounds")
 
-    def noticed(self, username: str) -> float:
-        """When the hub first noticed a user with servers or tokens but no stored log-in; epoch seconds, 0 if never."""
-        return self._noticed.get(username, 0.0)
-
-    def outcome(self, username: str, standing: Standing) -> Outcome:
-        """What follows for this user now."""
-        return self._gate.outcome(username, standing, noticed_at=self.noticed(username))
-
     async def _go(self) -> None:
         await asyncio.shield(self._app._start_future)  # noqa: SLF001 - users and servers are known then
-        ours, resumed = hasattr(self._app.authenticator, "standings"), False
-        while ours or not resumed:  # with another authenticator there are no memberships to check
+        resumed = False
+        while self._recheck is not None or not resumed:
             resumed = resumed or await self._resume()
-            if ours:
-                await self._look_safely()
+            if self._recheck is not None:
+                await self._look_safely(self._recheck)
             await asyncio.sleep(self._pause)
 
     async def _resume(self) -> bool:
         """Resume the departures of the previous hub process. Returns False to try again; checks go on meanwhile."""
         try:
             await self._departures.resume()
-            if hasattr(self._app.authenticator, "standings"):
-                self._noticed = self._noticed | self._unknown.all()
+            if self._recheck is not None:
+                for name, since in self._unknown.all().items():
+                    self._members[name].noticed_at = since
         except Exception:
             log.exception("Could not resume access removals left by the previous hub process; retrying")
             roll_back(self._app.db)
             return False
         return True
 
-    async def _look_safely(self) -> None:
+    async def _look_safely(self, recheck: Recheck) -> None:
         try:
-            await self._look()
+            await self._look(recheck)
         except SQLAlchemyError as error:
             # No traceback: a database that is restarted is no fault of this hub, and the driver quotes parameters.
             log.error("Could not check memberships, the database failed (%s); retrying", type(error).__name__)  # noqa: TRY400
@@ -118,12 +110,14 @@ class Rounds:
             log.exception("Could not check memberships; retrying")
             roll_back(self._app.db)
 
-    async def _look(self) -> None:
+    async def _look(self, recheck: Recheck) -> None:
         """Schedule a check of everybody whose turn comes before the next look."""
-        people = dict.fromkeys(self._gate.open_cases, False) | watched(self._app.db)
-        self._forget(self._noticed.keys() - people.keys())
-        self._silent = {name: at for name, at in self._silent.items() if name in people}
-        now = now_of(self._app)
+        people = dict.fromkeys(self._mass_loss.open_cases, False) | watched(self._app.db)
+        others = [member for member in self._members if member.name not in people]
+        self._forget(others)
+        for member in others:
+            member.silent_since = None
+        now = self._members.now()
         # After a long pause (a machine that slept), everybody who missed a turn would come at once. And after the clock
         # was put back, nobody would have a turn.
         late = now - self._until
@@ -131,22 +125,22 @@ class Rounds:
         self._until = now + self._pause
         unread = []
         for name, has_server in people.items():
-            if name in self._asking:
+            member = self._members[name]
+            if member.turn is not None:
                 continue
-            standing = self._standings.last(name)
-            if standing is None and has_server:
+            if member.standing is None and has_server:
                 unread.append(name)
             at = turn(name, since, self._length)
-            if standing is not None:
-                at = min(at, *self._sooner(name, standing, now, has_server=has_server))
+            if member.standing is not None:
+                at = min(at, *self._sooner(member, member.standing, now, has_server=has_server))
             if at <= self._until:
-                self._ask_later(name, max(at - now, 0.0))
+                self._ask_later(recheck, member, max(at - now, 0.0))
         if unread and (self._reading is None or self._reading.done()):
-            self._reading = self._background.start(self._read(unread), "reading of log-ins")
+            self._reading = self._background.start(self._read(recheck, unread), "reading of log-ins")
 
-    def _sooner(self, name: str, standing: Standing, now: float, *, has_server: bool) -> list[float]:
+    def _sooner(self, member: Member, standing: Standing, now: float, *, has_server: bool) -> list[float]:
         """Times at which a user is checked before the regular turn."""
-        ends = self.outcome(name, standing).ends_at
+        ends = self._members.outcome(member).ends_at
         times = [ends if ends > now - self._pause else math.inf]
         if has_server:
             # A server's copy of the access token lives no longer than the token: replace it when it is due.
@@ -154,51 +148,55 @@ class Rounds:
             times.append(max(standing.due_at, again))
         return times
 
-    async def _read(self, names: list[str]) -> None:
+    async def _read(self, recheck: Recheck, names: list[str]) -> None:
         """Read the stored log-ins of users who were not checked yet: their access tokens may be due."""
         for name in names:
             user = self._app.users.get(name)
             if user is not None:
-                await self._standings.known(user)
+                await recheck.log_ins.known(user)
                 # Reading an auth state also writes it while crypt keys are rotated.
                 await asyncio.sleep(1 / _READ_RATE)
 
-    def _ask_later(self, name: str, delay: float) -> None:
+    def _ask_later(self, recheck: Recheck, member: Member, delay: float) -> None:
         async def ask() -> None:
             await asyncio.sleep(delay)
             async with self._slots:
-                await self._ask(name)
+                await self._ask(recheck, member)
 
-        self._asking[name] = self._background.start(ask(), f"turn of {name}")
-        self._asking[name].add_done_callback(lambda _: self._asking.pop(name, None))
+        def done(_: asyncio.Task[None]) -> None:
+            member.turn = None
 
-    async def _ask(self, name: str) -> None:
-        user = self._app.users.get(name)
+        member.turn = self._background.start(ask(), f"turn of {member.name}")
+        member.turn.add_done_callback(done)
+
+    async def _ask(self, recheck: Recheck, member: Member) -> None:
+        user = self._app.users.get(member.name)
         if user is None:
-            self._gate.release(name)
+            self._mass_loss.release(member.name)
             return
-        if self._gate.holds(name):
-            self._standings.doubt(name)  # it may have been the provider's fault, which is mended by now
-        spared = self._keeper.recheck_interval * _SPARED
-        await self._follow(user, await self._standings.of(user, max_age=spared, for_server=user.active))
+        if member.held_since is not None:
+            recheck.doubt(member.name)  # it may have been the provider's fault, which is mended by now
+        spared = self._settings.recheck_interval * _SPARED
+        await self._follow(user, await recheck.of(user, max_age=spared, for_server=user.active))
 
     async def _follow(self, user: Any, standing: Standing) -> None:
-        """End the access of a user whose time is over. A new "no" has reached the gate already."""
-        now, name = now_of(self._app), user.name
+        """End the access of a user whose time is over. A new "no" is weighed already."""
+        now, member = self._members.now(), self._members[user.name]
         if standing.session_id:
-            self._forget({name})
+            self._forget([member])
         elif standing.verdict is Verdict.LOG_IN_AGAIN:
-            self._notice(name, now)
-        silent = self._is_silent(name, standing, now)
-        follows = self.outcome(name, standing)
+            self._notice(member, now)
+        silent = self._is_silent(member, standing, now)
+        follows = self._members.outcome(member, standing)
         if follows.access is not Access.OFF:
             return
-        if not self._departures.has_any(user) or self._departures.ending(name, standing.session_id):
-            self._gate.release(name)
+        if not self._departures.has_any(user) or member.ending(standing.session_id):
+            self._mass_loss.release(member.name)
             return
-        since = when(standing.last_yes or self.noticed(name))
-        if self._gate.waits(name) or (standing.verdict is Verdict.NO and not self._gate.holds(name)):
-            self._gate.heard(name, standing)
+        since = when(standing.last_yes or member.noticed_at)
+        held = member.held_since is not None
+        if member.weighed_since is not None or (standing.verdict is Verdict.NO and not held):
+            self._mass_loss.heard(member)
             return
         if follows.why == "revoked":
             reason = standing.reason
@@ -210,23 +208,22 @@ class Rounds:
             return  # pages refuse; it is asked again soon
         else:
             reason = f"The identity provider has not confirmed the membership since {since}: {standing.reason}"
-        self._gate.release(name)
+        self._mass_loss.release(member.name)
         await self._departures.end(user, reason, why=follows.why)
 
-    def _notice(self, name: str, now: float) -> None:
+    def _notice(self, member: Member, now: float) -> None:
         """Note that this user has no stored log-in. A clock that was put back gives no extra time."""
-        since = self._noticed.get(name, now)
-        if name not in self._noticed or since > now:
-            self._noticed[name] = now
-            self._write(lambda: self._unknown.note(name, now))
+        if not 0 < member.noticed_at <= now:
+            member.noticed_at = now
+            self._write(lambda: self._unknown.note(member.name, now))
 
-    def _forget(self, names: Collection[str]) -> None:
+    def _forget(self, members: Iterable[Member]) -> None:
         """Drop users who have logged in, or have nothing that runs any more; in one commit."""
-        known = self._noticed.keys() & names
-        for name in known:
-            del self._noticed[name]
-        if known:
-            self._write(lambda: self._unknown.remove(known))
+        noticed = [member for member in members if member.noticed_at]
+        for member in noticed:
+            member.noticed_at = 0.0
+        if noticed:
+            self._write(lambda: self._unknown.remove([member.name for member in noticed]))
 
     def _write(self, change: Callable[[], None]) -> None:
         """Write to the table; if that fails, this process still knows, and the next one starts counting anew."""
@@ -236,16 +233,12 @@ class Rounds:
             roll_back(self._app.db)
             log.error("Could not store which users have no log-in (%s)", type(error).__name__)  # noqa: TRY400
 
-    def _is_silent(self, name: str, standing: Standing, now: float) -> bool:
+    def _is_silent(self, member: Member, standing: Standing, now: float) -> bool:
         """Whether this process itself has had no usable answer about the user for long enough (`_SILENCE`)."""
         if standing.verdict is not Verdict.CANT_SAY:
-            self._silent.pop(name, None)
+            member.silent_since = None
             return False
-        since = self._silent.get(name)
+        since = member.silent_since
         if since is None or not standing.last_yes < since <= now:
-            since = self._silent[name] = now
-        return now - since >= min(_SILENCE, self._keeper.outage_grace * _SILENCE_PART)
-
-    @property
-    def _standings(self) -> Any:
-        return self._app.authenticator.standings
+            since = member.silent_since = now
+        return now - since >= min(_SILENCE, self._settings.outage_grace * _SILENCE_PART)

@@ -1,9 +1,6 @@
-"""How long a membership counts: the times an operator sets. What follows from them: `casa_hub.keeper.outcome`."""
+"""How long a membership counts: the times an operator sets. What follows from them: `casa_hub.membership.member`."""
 
 from __future__ import annotations
-
-import time
-from typing import Any
 
 from traitlets import Float
 from traitlets.config import LoggingConfigurable
@@ -47,9 +44,3 @@ class Keeper(LoggingConfigurable):
         access ends; a new log-in keeps everything. 0: access ends at once. Never longer than
         `Keeper.membership_max_age` since the last "yes".""",
     ).tag(config=True)
-
-
-def now_of(app: Any) -> float:
-    """Epoch seconds by the clock of the hub's authenticator; another package's has none of its own."""
-    now: float = getattr(app.authenticator, "clock", time.time)()
-    return now

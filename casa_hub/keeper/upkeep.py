@@ -6,24 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from casa_hub.facility import Facility
+from casa_hub.identity.standing import Recheck
 from casa_hub.keeper.departures import Departures
-from casa_hub.keeper.gate import Gate
+from casa_hub.keeper.gate import MassLoss
 from casa_hub.keeper.mending import Mending
 from casa_hub.keeper.renewals import Renewals
 from casa_hub.keeper.rounds import Rounds
-from casa_hub.keeper.times import Keeper
+from casa_hub.membership.member import Members
 
 
 class Upkeep:
     """Built once per hub, at its start; `Upkeep.of` finds it."""
 
-    def __init__(self, app: Any, facility: Facility, keeper: Keeper) -> None:
+    def __init__(self, app: Any, facility: Facility, members: Members, recheck: Recheck | None) -> None:
+        """`recheck`: None with an authenticator that isn't ours, which knows of no memberships."""
         self._facility = facility
         self.renewals = Renewals(app, facility)
-        self.departures = Departures(app, keeper)
+        self.departures = Departures(app, members, None if recheck is None else recheck.log_ins)
         self.mending = Mending(app, self.departures, self.renewals)
-        self.holdback = Gate(app, keeper, self.departures)
-        self.rounds = Rounds(app, keeper, self.departures, self.holdback)
+        self.mass_loss = MassLoss(app, members, recheck, self.departures)
+        self.rounds = Rounds(app, members, recheck, self.departures, self.mass_loss)
 
     def begin(self) -> None:
         """Start the background tasks. JupyterHub cancels them when the hub ends."""

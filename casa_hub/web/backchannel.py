@@ -109,7 +109,7 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
         found = []
         for (name,) in stored.all():
             user = self.find_user(name)
-            session = await self.authenticator.standings.session(user) if user is not None else None
+            session = await self.authenticator.log_ins.session(user) if user is not None else None
             if session is not None and said.sid in (session.sid, *session.earlier_sids) and _same_issuer(said, session):
                 found.append(user)
         return found
@@ -133,16 +133,16 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
 
     async def _drop_refresh_token(self, user: Any, said: LoggedOut) -> bool:
         """A refresh token ends with its session, unless it is for use without one (2.7)."""
-        standings = self.authenticator.standings
-        async with standings.saving(user.name):
+        member = self.authenticator.members[user.name]
+        async with member.saving:
             session = Session.from_auth_state(await user.get_auth_state())
             if session is None or not session.refresh_token or self._is_offline(session) or not _means(said, session):
                 return False
             # A "no" that is held back must outlive a restart, after which nobody can be asked any more.
-            last = standings.last(user.name)
+            last = member.standing
             refused = last.reason if last is not None and last.verdict is Verdict.NO else session.refused
             await user.save_auth_state(replace(session, refresh_token="", refused=refused).to_auth_state())
-        standings.doubt(user.name)
+        self.authenticator.recheck.doubt(user.name)
         return True
 
     def _is_offline(self, session: Session) -> bool:

@@ -216,13 +216,12 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
 
     async def auth_to_user(self, authenticated: dict[str, Any], user: Any = None) -> Any:
         session, decision = authenticated.pop("casa", (None, None))
-        standings = self.authenticator.standings
-        async with standings.saving(authenticated["name"]):
+        async with self.authenticator.log_ins.saving(authenticated["name"]):
             if session is not None:
                 session = await self._remember_browsers(authenticated, session)
             user = await super().auth_to_user(authenticated, user)
         if session is not None:
-            standings.logged_in(user.name, session, decision)
+            self.authenticator.recheck.logged_in(user.name, session, decision)
         return user
 
     async def _remember_browsers(self, authenticated: dict[str, Any], session: Session) -> Session:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from importlib.resources import files
 from typing import Any
 
 from jupyterhub.user import User
 
-#: For a page on which nobody is logged in, because this request's cookie isn't enough any more.
-NOTICE: ContextVar[str] = ContextVar("casa_notice", default="")
+from casa_hub.membership.admission import NOTICE
 
 
 def show_notices(app: Any, notice: Callable[[Any], str]) -> None:

@@ -30,10 +30,10 @@ from casa_hub import audit
 from casa_hub.configuration import did_you_mean
 from casa_hub.errors import CasaError
 from casa_hub.facility import Facility
-from casa_hub.keeper.departures import Departed
 from casa_hub.keeper.kept import running, shown
 from casa_hub.keeper.survey import survey
 from casa_hub.keeper.upkeep import Upkeep
+from casa_hub.membership.member import Departed
 from casa_hub.moments import iso
 from casa_hub.naming import Server
 from casa_hub.startup import home_of, on_hub_start
@@ -205,7 +205,7 @@ class ConfirmHandler(_Operation):
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
         self.asked()
-        self.write({"confirmed": self.upkeep.holdback.confirm(self.by)})
+        self.write({"confirmed": self.upkeep.mass_loss.confirm(self.by)})
 
 
 class StatusHandler(_Operation):
@@ -215,9 +215,10 @@ class StatusHandler(_Operation):
     async def get(self) -> None:
         found = await survey(self.app, self.facility)
         held = [
-            {"user": name, "reason": reason, "since": iso(since)} for name, reason, since in self.upkeep.holdback.held()
+            {"user": name, "reason": reason, "since": iso(since)}
+            for name, reason, since in self.upkeep.mass_loss.held()
         ]
-        refused = [{"user": name, "reason": reason} for name, reason in self.upkeep.holdback.client_refused()]
+        refused = [{"user": name, "reason": reason} for name, reason in self.upkeep.mass_loss.client_refused()]
         show = _shown(self.app)
         overdue = [asdict(one) | {"server": show(one.server)} for one in self.upkeep.renewals.overdue()]
         missing = [asdict(one) | {"server": show(one.server)} for one in self.upkeep.mending.missing()]

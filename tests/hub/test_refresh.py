@@ -24,15 +24,15 @@ RECHECK, GRACE, MAX_AGE = 300, 14400, 86400
 #: Here nobody asks but who is told to, and requests are counted. What follows from verdicts besides, without any
 #: request, is in test_membership_lost.
 ONLY_REQUESTS = """
-from casa_hub.keeper.gate import Gate
+from casa_hub.keeper.gate import MassLoss
 from casa_hub.keeper.rounds import Rounds
 Rounds.begin = lambda self: None
-Gate.heard = lambda self, *_: None
+MassLoss.heard = lambda self, *_: None
 """
 #: Pages wait for the provider's answer, however slow this machine is.
 PATIENT = """
-import casa_hub.authenticator
-casa_hub.authenticator.PATIENCE = 60
+import casa_hub.membership.admission
+casa_hub.membership.admission.PATIENCE = 60
 """
 
 

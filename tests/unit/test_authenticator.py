@@ -9,18 +9,18 @@ import pytest
 from jupyterhub.crypto import CryptKeeper
 from traitlets.config import Config
 
-from casa_hub import authenticator
 from casa_hub.authenticator import CasaOAuthenticator
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.membership import Allowed
 from casa_hub.identity.providers import PROVIDERS
 from casa_hub.identity.settings import ALWAYS_ON, SUPERSEDED
-from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.ledger import Entry
-from casa_hub.keeper.outcome import outcome
 from casa_hub.keeper.times import Keeper
+from casa_hub.membership import admission
+from casa_hub.membership.admission import Admission
+from casa_hub.membership.member import Members, Standing
 
 pytestmark = pytest.mark.both_hubs
 
@@ -156,7 +156,7 @@ def test_every_setting_of_ours_says_what_it_is() -> None:
     assert len(ours) > 15
     assert all(len(trait.help.split()) > 4 for trait in ours.values())
     assert not set(ours) & set(SUPERSEDED)
-    assert authenticator.PATIENCE == 2.0
+    assert admission.PATIENCE == 2.0
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\0b", "\ud800", "\u202eecila", "x" * 256])
@@ -168,7 +168,7 @@ def test_what_the_hub_can_t_store_or_show_is_no_user_name(name: str) -> None:
 def test_group_names_too_long_for_the_hub_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
     long = "/" + "x" * 255
     decision = Allowed(groups=frozenset({"/cms", long}), matched=frozenset({"/cms"}), admin=False)
-    assert configured()._hub_groups("alice", decision) == ["/cms"]
+    assert configured().rights.groups("alice", decision) == ["/cms"]
     assert "Groups of alice longer than 255 characters" in caplog.text
 
 
@@ -183,11 +183,9 @@ def test_a_block_beside_ways_in_without_groups_is_a_warning(caplog: pytest.LogCa
 @pytest.mark.parametrize(("verdict", "told"), [(Verdict.YES, True), (Verdict.NO, False)])
 def test_only_who_is_let_in_again_is_told_so(verdict: Verdict, told: bool) -> None:
     """Another "no" later that day said so as well, on the page that asks for the log-in."""
-    standings = SimpleNamespace(last=lambda _: Standing(verdict, 0.0, "not in /cms", 0.0))
-    ended = Entry("alice", "", "out", "no", "", 0.0, done=1.0)
-    upkeep = SimpleNamespace(
-        rounds=SimpleNamespace(outcome=lambda _, standing: outcome(standing, Keeper(), 60.0)),
-        departures=SimpleNamespace(to_tell=lambda *_: ended),
-    )
-    hub: Any = SimpleNamespace(standings=standings, upkeep=upkeep, clock=lambda: 60.0, keeper=Keeper())
-    assert ("You are let in again" in CasaOAuthenticator.notice(hub, SimpleNamespace(name="alice"))) is told
+    members = Members(Keeper(), lambda: 60.0)
+    members["alice"].standing = Standing(verdict, 0.0, "not in /cms", 0.0)
+    members["alice"].departed = Entry("alice", "", "out", "no", "", 0.0, done=1.0)
+    recheck: Any = SimpleNamespace(members=members)
+    notice = Admission(recheck, ()).notice(SimpleNamespace(name="alice"))
+    assert ("You are let in again" in notice) is told

@@ -20,12 +20,14 @@ from traitlets.config import Config
 from casa_hub.audit import Action
 from casa_hub.delivery.base import Parcel
 from casa_hub.delivery.local.delivery import LocalDelivery
+from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper import departures as module
 from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.kept import Holding
 from casa_hub.keeper.ledger import Entry
 from casa_hub.keeper.times import Keeper
 from casa_hub.local_server import LocalServer
+from casa_hub.membership.member import Members, Standing
 from casa_hub.naming import Server
 from casa_hub.record import CredentialRecord, ServerRecord
 
@@ -91,24 +93,24 @@ class Users(dict[int, User]):
         return next((user for number, user in self.items() if key in (number, user.name)), default)
 
 
-class Standings:
+class LogIns:
     """Knows the log-ins; the provider ends no tokens."""
 
-    def __init__(self, **log_ins: str) -> None:
+    def __init__(self, members: Members, **log_ins: str) -> None:
+        self.members = members
         self.log_ins = log_ins
 
     async def session(self, user: Any) -> Any:
         found = self.log_ins.get(user.name)
-        return found and SimpleNamespace(id=found, issuer="", refresh_token="", session_id=found)
+        return found and SimpleNamespace(id=found, refresh_token="", session_id=found)
 
-    def last(self, username: str) -> Any:
-        return SimpleNamespace(session_id=self.log_ins.get(username, ""))
+    def is_of_this_provider(self, session: Any) -> bool:
+        return True
 
     async def known(self, user: Any) -> Any:
-        return self.last(user.name)
-
-    async def settled(self, username: str) -> None:
-        pass
+        found = self.log_ins.get(user.name, "")
+        self.members[user.name].standing = Standing(Verdict.YES, 0.0, "", 0.0, found)
+        return self.members[user.name].standing
 
     async def forget(self, user: Any, session_id: str) -> bool:
         ours = self.log_ins.get(user.name) == session_id
@@ -119,13 +121,16 @@ class Standings:
 
 def restarted(departures: Departures, **log_ins: str) -> Departures:
     """Those of a hub that has the database of an earlier one, which was killed."""
-    app = departures._app
-    app.authenticator = SimpleNamespace(standings=Standings(**log_ins))
-    app.authenticator.provider_side = SimpleNamespace(client=SimpleNamespace(issuer=""))
+    app, members = departures._app, Members(Keeper())
     for user in app.users.values():
         user.orm_user.encrypted_auth_state = b"..."
     app.db.commit()
-    return Departures(app, Keeper())
+    return Departures(app, members, LogIns(members, **log_ins))  # type: ignore[arg-type]
+
+
+def log_ins(departures: Departures) -> dict[str, str]:
+    found: Any = departures._log_ins
+    return found.log_ins  # type: ignore[no-any-return]
 
 
 async def is_done(departures: Departures, username: str) -> None:
@@ -138,10 +143,8 @@ async def is_done(departures: Departures, username: str) -> None:
 def hub(kept: Kept | LocalServer) -> tuple[User, Departures]:
     db = orm.new_session_factory("sqlite:///:memory:")()
     user = User(db, kept)
-    app = SimpleNamespace(
-        db=db, users=Users({user.id: user}), authenticator=SimpleNamespace(), tornado_settings={}, proxy=Proxy()
-    )
-    return user, Departures(app, Keeper())
+    app = SimpleNamespace(db=db, users=Users({user.id: user}), tornado_settings={}, proxy=Proxy())
+    return user, Departures(app, Members(Keeper()), None)
 
 
 async def test_a_server_is_stopped_though_its_files_can_t_be_removed() -> None:
@@ -207,7 +210,7 @@ async def test_a_server_of_a_new_log_in_is_not_taken_for_one_whose_stop_was_slow
     await user.stopped.wait()
     new = Kept()
     user.spawners[""] = server(new)
-    while departures.ending("alice", ""):  # noqa: ASYNC110 - nobody has an event of it
+    while departures._members["alice"].ending(""):  # noqa: ASYNC110 - nobody has an event of it
         await asyncio.sleep(0)
     assert user.spawners[""].active
     assert not new.withdrawn
@@ -230,7 +233,8 @@ async def test_a_server_of_a_new_log_in_is_not_taken_for_one_that_could_not_be_s
     new = Kept()
     user.spawners[""] = server(new)
     user.spawners[""].casa_log_in = "log-in-2"
-    departures._app.authenticator.standings.log_ins["alice"] = "log-in-2"
+    log_ins(departures)["alice"] = "log-in-2"
+    await departures._log_ins.known(user)  # type: ignore[union-attr]
     await is_done(departures, "alice")
     assert user.spawners[""].active
     assert not new.withdrawn
@@ -311,7 +315,7 @@ async def test_a_hub_that_is_killed_ends_the_access_of_whom_an_administrator_has
     await is_done(later, "alice")
     assert not user.spawners[""].active
     assert other.spawners[""].active
-    assert later._app.authenticator.standings.log_ins == {"alice": "log-in-2"}
+    assert log_ins(later) == {"alice": "log-in-2"}
 
 
 async def test_who_has_logged_in_anew_under_the_same_name_loses_what_ran_before() -> None:
@@ -323,7 +327,7 @@ async def test_who_has_logged_in_anew_under_the_same_name_loses_what_ran_before(
     await later.resume()
     await is_done(later, "alice")
     assert not user.spawners[""].active
-    assert later._app.authenticator.standings.log_ins == {"alice": "log-in-2"}
+    assert log_ins(later) == {"alice": "log-in-2"}
 
 
 async def test_no_request_of_a_user_s_keeps_an_end_from_beginning() -> None:

@@ -10,12 +10,11 @@ import pytest
 
 from casa_hub import metrics
 from casa_hub.identity.membership import Refused
-from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper import gate as module
-from casa_hub.keeper.gate import Gate
-from casa_hub.keeper.outcome import Access
+from casa_hub.keeper.gate import MassLoss
 from casa_hub.keeper.times import Keeper
+from casa_hub.membership.member import Access, Members, Standing
 
 AGAIN = Verdict.LOG_IN_AGAIN
 
@@ -28,14 +27,15 @@ class Hub:
         self.names = [f"user-{number}" for number in range(count)]
         self.users = {name: SimpleNamespace(name=name, active=True, api_tokens=[]) for name in self.names}
         self.tornado_settings: dict[str, Any] = {}
-        self.authenticator = SimpleNamespace(clock=lambda: self.now, standings=self, hand_out_token=self.hand_out)
+        self.members = Members(Keeper(), lambda: self.now)
+        self.on_verdict: Any = None
         self.began: list[str] = []
         #: Since when the sign-ins of those who are out are taken back; 0: they are no members instead.
         self.revoked_at = 0.0
         self.out = set(self.names)
         self.last_yes = dict.fromkeys(self.names, self.now - 60)
-        departures: Any = SimpleNamespace(has_any=lambda _: True, ending=lambda *_: "", end=self.end)
-        self.gate = Gate(self, Keeper(), departures)
+        departures: Any = SimpleNamespace(has_any=lambda _: True, end=self.end)
+        self.gate = MassLoss(self, self.members, self, departures)  # type: ignore[arg-type]
         self.db: Any = None
 
     def last(self, name: str) -> Standing:
@@ -48,11 +48,12 @@ class Hub:
 
     async def of(self, user: Any, **_: Any) -> Standing:
         standing = self.last(user.name)
-        self.gate.heard(user.name, standing)
+        self.hear(user.name, standing)
         return standing
 
-    async def hand_out(self, user: Any) -> None:
-        pass
+    def hear(self, name: str, standing: Standing) -> None:
+        self.members[name].standing = standing
+        self.gate.heard(self.members[name])
 
     async def end(self, user: Any, reason: str, *, why: str, by: str) -> None:
         self.began.append(user.name)
@@ -60,7 +61,7 @@ class Hub:
     async def hears_all(self) -> None:
         """Of everybody's "no", until it has been weighed."""
         for name in sorted(self.out):
-            self.gate.heard(name, self.last(name))
+            self.hear(name, self.last(name))
         while self.gate._weighing is not None:  # noqa: ASYNC110 - nobody has an event of it
             await asyncio.sleep(0)
 
@@ -69,6 +70,11 @@ class Hub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub = Hub(50)
     monkeypatch.setattr(module, "watched", lambda _: dict.fromkeys(hub.names, True))
+
+    async def hand_out_token(user: Any) -> None:
+        pass
+
+    monkeypatch.setattr(module, "hand_out_token", hand_out_token)
     return hub
 
 
@@ -152,12 +158,12 @@ async def test_a_hundred_sign_ins_taken_back_at_once_are_held_back(hub: Hub) -> 
     await hub.hears_all()
     assert len(hub.gate.held()) == 50
     standing = hub.last(hub.names[0])
-    follows = hub.gate.outcome(hub.names[0], standing)
+    follows = hub.members.outcome(hub.members[hub.names[0]])
     assert (follows.access, follows.ends_at) == (Access.LOG_IN, standing.last_yes + Keeper().outage_grace)
     assert hub.began == []
     hub.out.clear()
     for name in hub.names:  # they have signed in again
-        hub.gate.heard(name, hub.last(name))
+        hub.hear(name, hub.last(name))
     assert hub.gate.held() == []
 
 
@@ -193,7 +199,7 @@ def refused_groups(hub: Hub, name: str, withheld: Literal["scope", "profile"]) -
         "the scope wasn't granted", frozenset(), frozenset(), claim_missing=True, claim_withheld=withheld
     )
     standing = Standing(Verdict.CANT_SAY, hub.now, decision.reason, hub.now - 60, "one", decision, our_fault=True)
-    hub.gate.heard(name, standing)
+    hub.hear(name, standing)
 
 
 async def test_groups_that_are_kept_from_one_person_are_no_alarm_for_everybody(
@@ -220,12 +226,12 @@ async def test_a_client_that_is_refused_and_what_is_held_back_are_counted_apart(
         return metrics.HELD_BACK._value.get(), metrics.CLIENT_REFUSED._value.get()
 
     refused = Standing(Verdict.CANT_SAY, hub.now, "invalid_client", hub.now - 60, our_fault=True)
-    hub.gate.heard("user-0", refused)
+    hub.hear("user-0", refused)
     assert counted() == (0, 1)
     assert [name for name, _ in hub.gate.client_refused()] == ["user-0"]
     await hub.hears_all()
     assert counted() == (50, 0)
-    hub.gate.heard("user-0", refused)
+    hub.hear("user-0", refused)
     assert counted() == (50, 1)  # heard of by two ways, until one of them is settled
     for name in hub.names:
         hub.gate.release(name)

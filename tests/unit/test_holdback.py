@@ -6,8 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casa_hub.keeper.holdback import Holdback, Ruling, limit
+from casa_hub.keeper.times import Keeper
+from casa_hub.membership.member import Members
 
 WINDOW = 300.0
+
+
+def a_hub() -> Holdback:
+    return Holdback(Members(Keeper()), WINDOW)
 
 
 def users(count: int) -> list[str]:
@@ -31,13 +37,13 @@ def asked_one_by_one(holdback: Holdback, everybody: list[str], out: set[str], no
 def test_one_round_is_held_back_exactly_when_more_than_the_limit_are_out(count: int, data: st.DataObject) -> None:
     everybody = users(count)
     out = set(data.draw(st.lists(st.sampled_from(everybody), min_size=1, unique=True)))
-    held = asked_one_by_one(Holdback(WINDOW), everybody, out) is Ruling.HOLD
+    held = asked_one_by_one(a_hub(), everybody, out) is Ruling.HOLD
     assert held == (len(out) > limit(count))
 
 
 @given(st.integers(1, 3))
 def test_with_up_to_three_users_nothing_waits(count: int) -> None:
-    holdback = Holdback(WINDOW)
+    holdback = a_hub()
     for name in users(count):
         holdback.no(name, 0.0)
         assert holdback.rule(0.0, users(count), users(count)) is Ruling.GO
@@ -56,7 +62,7 @@ EVENT = st.one_of(
 @given(st.integers(4, 60), st.lists(EVENT, max_size=200))
 def test_in_no_window_more_than_the_limit_lose_their_access(count: int, events: list[tuple[str, object]]) -> None:
     """Whatever is said when, by whomever, and however slow the others are to be asked."""
-    holdback, now = Holdback(WINDOW), 0.0
+    holdback, now = a_hub(), 0.0
     everybody = set(users(count))
     gone: list[tuple[float, str]] = []
     for what, value in events:
@@ -83,7 +89,7 @@ def test_in_no_window_more_than_the_limit_lose_their_access(count: int, events: 
 
 
 def test_a_trickle_in_one_round_counts_together() -> None:
-    holdback, everybody = Holdback(WINDOW), users(20)
+    holdback, everybody = a_hub(), users(20)
     for name in everybody[:3]:
         assert holdback.no(name, 0.0)
     assert holdback.rule(0.0, everybody) is Ruling.GO
@@ -96,7 +102,7 @@ def test_a_trickle_in_one_round_counts_together() -> None:
 
 def test_those_who_left_before_the_clock_was_put_back_count_no_more() -> None:
     """Else each single "no" of the next hours would raise the alarm."""
-    holdback, everybody = Holdback(WINDOW), users(20)
+    holdback, everybody = a_hub(), users(20)
     for name in everybody[:3]:
         holdback.no(name, 0.0)
     holdback.go(0.0)
@@ -105,7 +111,7 @@ def test_those_who_left_before_the_clock_was_put_back_count_no_more() -> None:
 
 
 def test_while_some_are_held_back_others_count_with_them_until_they_are_confirmed_or_released() -> None:
-    holdback, everybody = Holdback(WINDOW), users(10)
+    holdback, everybody = a_hub(), users(10)
     for name in everybody[:5]:
         holdback.no(name, 0.0)
     assert holdback.rule(0.0, everybody) is Ruling.HOLD
@@ -120,7 +126,7 @@ def test_while_some_are_held_back_others_count_with_them_until_they_are_confirme
 
 
 def test_who_is_a_member_after_all_counts_no_more() -> None:
-    holdback, everybody = Holdback(WINDOW), users(10)
+    holdback, everybody = a_hub(), users(10)
     for name in everybody[:4]:
         holdback.no(name, 0.0)
     assert holdback.rule(0.0, everybody) is Ruling.HOLD
@@ -130,7 +136,7 @@ def test_who_is_a_member_after_all_counts_no_more() -> None:
 
 def test_those_who_could_not_be_asked_count_neither_way() -> None:
     """Half of the provider is down: ten of those who could be asked are too many of fifty, though not of a hundred."""
-    holdback, everybody = Holdback(WINDOW), users(100)
+    holdback, everybody = a_hub(), users(100)
     for name in everybody[:6]:
         holdback.no(name, 0.0)
     silent = set(everybody[50:])

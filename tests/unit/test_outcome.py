@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.keeper.outcome import Access, Outcome, outcome
 from casa_hub.keeper.times import Keeper
+from casa_hub.membership.member import Access, Member, Outcome, Standing, outcome
 
 NOW = 1.7e9
 KEEPER = Keeper(recheck_interval=300, outage_grace=14400, membership_max_age=86400, revoked_grace=3600)
@@ -23,6 +22,11 @@ def standing(verdict: Verdict, *, last_yes: float = -60.0, session: str = "one",
     """Times in seconds from now."""
     times = {name: NOW + value if name.endswith("_at") else value for name, value in more.items()}
     return Standing(verdict, NOW, "it says so", NOW + last_yes, session, **times)  # type: ignore[arg-type]
+
+
+def follow(where: Standing, keeper: Keeper, held: bool, noticed: float, later: float = 0.0) -> Outcome:
+    member = Member("alice", standing=where, held_since=NOW if held else None, noticed_at=noticed)
+    return outcome(member, keeper, NOW + later)
 
 
 UNKNOWN = Standing(AGAIN, NOW, "no log-in of this user is stored", 0.0)
@@ -65,28 +69,28 @@ TABLE = {
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
 def test_what_follows(row: tuple[Standing, dict[str, float], Access, bool, float, str]) -> None:
     where, more, *expected = row
-    follows = outcome(where, KEEPER, NOW, **more)  # type: ignore[arg-type]
+    follows = follow(where, KEEPER, bool(more.get("held_back")), more.get("noticed_at", 0.0))
     assert [follows.access, follows.may_start, follows.ends_at - NOW, follows.why] == expected
 
 
 def test_a_sign_in_taken_back_is_told_with_when_and_why_and_how_to_keep_it() -> None:
-    text = outcome(standing(AGAIN, revoked_at=-100), KEEPER, NOW).notice
+    text = follow(standing(AGAIN, revoked_at=-100), KEEPER, False, 0.0).notice
     assert text.startswith("Please log in again: it says so.")
     assert "your servers stop at 2023-11-14 23:11 UTC" in text
 
 
 def test_the_end_of_a_sign_in_is_told_before_it_comes() -> None:
     soon = standing(YES, sign_in_ends_at=50000, warn_at=100)
-    assert outcome(soon, KEEPER, NOW).notice == ""
-    text = outcome(soon, KEEPER, NOW + 100).notice
+    assert follow(soon, KEEPER, False, 0.0).notice == ""
+    text = follow(soon, KEEPER, False, 0.0, later=100).notice
     assert "Your sign-in runs out at 2023-11-15 12:06 UTC." in text
     assert "log out and in again" in text
 
 
 def test_a_log_in_that_nobody_knows_of_names_no_time_that_never_was() -> None:
     """The page told of an end in 1970."""
-    assert outcome(UNKNOWN, KEEPER, NOW).notice == "Please log in again: no log-in of this user is stored."
-    assert "1970" not in outcome(UNKNOWN, KEEPER, NOW, noticed_at=NOW - 5).notice
+    assert follow(UNKNOWN, KEEPER, False, 0.0).notice == "Please log in again: no log-in of this user is stored."
+    assert "1970" not in follow(UNKNOWN, KEEPER, False, NOW - 5).notice
 
 
 times = st.floats(-2e6, 2e6)
@@ -107,10 +111,6 @@ keepers = st.builds(
     membership_max_age=st.floats(0, 1e6),
     revoked_grace=st.floats(0, 1e6),
 )
-
-
-def follow(where: Standing, keeper: Keeper, held: bool, noticed: float, later: float = 0.0) -> Outcome:
-    return outcome(where, keeper, NOW + later, held_back=held, noticed_at=noticed)
 
 
 @given(standings, keepers, st.booleans(), st.just(0.0) | times.map(lambda t: NOW - abs(t)), times.map(abs))

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from jupyterhub import orm
 from sqlalchemy.exc import OperationalError
 
-from casa_hub.identity.standing import Standing
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.keeper.outcome import outcome
 from casa_hub.keeper.rounds import Rounds, turn
 from casa_hub.keeper.times import Keeper
+from casa_hub.membership.member import Members, Standing
 
 TIMES = st.floats(1.6e9, 2e9)
 LENGTHS = st.floats(0.5, 1e5)
@@ -58,19 +57,14 @@ class Hub:
         self.ended: list[str] = []
         self.weighing = False
         self.keeper = Keeper()
-        self.authenticator = SimpleNamespace(clock=lambda: self.now, standings=None)
-        gate: Any = SimpleNamespace(
-            outcome=lambda _, standing, noticed_at: outcome(standing, self.keeper, self.now, noticed_at=noticed_at),
-            holds=lambda _: False,
-            waits=lambda _: self.weighing,
-            heard=lambda *_: None,
-            release=lambda _: None,
-        )
-        departures: Any = SimpleNamespace(
-            has_any=lambda _: True, ending=lambda *_: "", end=self.end, resume=self.end_all
-        )
-        self.make_rounds = lambda: Rounds(self, self.keeper, departures, gate)
         self.rounds = self.make_rounds()
+
+    def make_rounds(self) -> Rounds:
+        self.members = Members(self.keeper, lambda: self.now)
+        mass_loss: Any = SimpleNamespace(heard=lambda _: None, release=lambda _: None)
+        departures: Any = SimpleNamespace(has_any=lambda _: True, end=self.end, resume=self.end_all)
+        recheck: Any = SimpleNamespace()
+        return Rounds(self, self.members, recheck, departures, mass_loss)
 
     async def end_all(self) -> None:
         """Nothing has begun to end."""
@@ -86,6 +80,8 @@ class Hub:
         self.now += later
         session_id = "a log-in" if last_yes else ""
         standing = Standing(verdict, self.now, "no answer", last_yes, session_id, revoked_at=revoked_at)
+        member = self.members["alice"]
+        member.standing, member.weighed_since = standing, self.now if self.weighing else None
         await self.rounds._follow(SimpleNamespace(name="alice"), standing)
         return self.ended
 
@@ -155,8 +151,9 @@ async def test_what_an_earlier_hub_has_begun_to_end_is_gone_on_with_when_the_dat
 
     start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     start.set_result(None)
-    app = SimpleNamespace(_start_future=start, authenticator=SimpleNamespace(), db=SimpleNamespace(rollback=rollback))
-    rounds = Rounds(app, Keeper(recheck_interval=1), SimpleNamespace(resume=resume), None)  # type: ignore[arg-type]
+    app = SimpleNamespace(_start_future=start, db=SimpleNamespace(rollback=rollback))
+    departures: Any = SimpleNamespace(resume=resume)
+    rounds = Rounds(app, Members(Keeper(recheck_interval=1)), None, departures, None)  # type: ignore[arg-type]
     rounds.begin()
     async with asyncio.timeout(10):
         await resumed.wait()

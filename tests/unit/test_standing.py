@@ -17,10 +17,12 @@ from casa_hub.identity.bindings import IdentityError, UnknownOwnerError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.membership import Allowed, Refused
 from casa_hub.identity.session import Session
-from casa_hub.identity.standing import Standing, Standings
+from casa_hub.identity.standing import Recheck
 from casa_hub.identity.tokens import Tokens
 from casa_hub.identity.verdicts import Answer, Verdict, of_token_answer, of_userinfo_answer
 from casa_hub.keeper.times import Keeper
+from casa_hub.membership.log_ins import LogIns
+from casa_hub.membership.member import Member, Members, Standing
 
 ISSUER = "https://idp.example.org/"
 NOW = 1_700_000_000.0
@@ -30,7 +32,7 @@ NO = Refused(reason="not in /cms", missing=frozenset({"/cms"}), found=frozenset(
 
 @dataclass
 class User:
-    """As much of JupyterHub's as standings need."""
+    """As much of JupyterHub's as checks need."""
 
     name: str = "alice"
     state: dict[str, Any] | None = None
@@ -53,7 +55,7 @@ class User:
 
 @dataclass
 class World:
-    """A user, a provider, and the standings between them."""
+    """A user, a provider, and the checks between them."""
 
     live: bool = False
     refresh_token: str = "first"
@@ -75,26 +77,31 @@ class World:
     def __post_init__(self) -> None:
         self.client = type("Client", (), {"issuer": ISSUER, "leeway": 60.0})()
         self.user = User()
-        self.standings = self.restarted()
+        self.restarted()
         self.log_in()
 
-    def restarted(self) -> Standings:
-        """Standings of a hub that knows no more than its database."""
-        self.standings = Standings(
+    def restarted(self) -> Recheck:
+        """Checks of a hub that knows no more than its database."""
+        self.members = Members(Keeper(), lambda: self.now)
+        self.log_ins = LogIns(self.members, self)  # type: ignore[arg-type]
+        self.recheck = Recheck(
+            self.log_ins,
             self,  # type: ignore[arg-type]
-            self,  # type: ignore[arg-type]
-            Keeper(),
             lambda *_: self.decision,
             groups_live=self.live,
-            clock=lambda: self.now,
             on_yes=lambda *_: None,
             on_tokens=self._new_tokens,
-            on_verdict=lambda name, standing: self.told.append((standing.verdict, standing.reason)),
         )
-        return self.standings
+        self.recheck.on_verdict = self._heard
+        return self.recheck
 
-    async def _new_tokens(self, user: Any, standing: Standing) -> None:
-        self.tokens.append(standing.verdict)
+    def _heard(self, member: Member) -> None:
+        assert member.standing is not None
+        self.told.append((member.standing.verdict, member.standing.reason))
+
+    async def _new_tokens(self, user: Any, member: Member) -> None:
+        assert member.standing is not None
+        self.tokens.append(member.standing.verdict)
 
     def log_in(self, session_id: str = "one") -> None:
         session = Session(
@@ -112,11 +119,11 @@ class World:
             refresh_told_at=self.now,
         )
         self.user.state = session.to_auth_state()
-        self.standings.logged_in(self.user.name, session, YES)
+        self.recheck.logged_in(self.user.name, session, YES)
 
     async def ask(self, *, later: float = 300.0, **more: Any) -> Standing:
         self.now += later
-        return await self.standings.of(self.user, max_age=100, **more)
+        return await self.recheck.of(self.user, max_age=100, **more)
 
     # -- the provider and the bindings
 
@@ -183,7 +190,7 @@ async def test_a_provider_that_is_slow_doesn_t_excuse_an_explicit_no() -> None:
     world.gate = asyncio.Event()
     assert (await world.ask(patience=0.01)).verdict is Verdict.NO
     world.gate.set()
-    await world.standings.settled("alice")
+    await world.members["alice"].settled()
 
 
 async def test_a_no_remembers_the_last_yes_though_not_every_one_is_stored() -> None:
@@ -199,7 +206,7 @@ async def test_a_no_remembers_the_last_yes_though_not_every_one_is_stored() -> N
 async def test_a_refused_log_in_ends_a_log_in_that_counts_by_its_age_also_after_a_restart() -> None:
     world = World(refresh_token="")
     assert (await world.ask()).aged
-    await world.standings.refused(world.user, NO.reason, NO)
+    await world.recheck.refused(world.user, NO.reason, NO)
     assert world.told[-1] == (Verdict.NO, NO.reason)
     for _ in range(2):
         standing = await world.ask()
@@ -214,7 +221,7 @@ async def test_a_refused_log_in_wins_over_an_asking_that_began_before_it() -> No
     world.gate = asyncio.Event()
     asking = asyncio.create_task(world.ask())
     await asyncio.sleep(0.01)
-    await world.standings.refused(world.user, NO.reason, NO)
+    await world.recheck.refused(world.user, NO.reason, NO)
     world.gate.set()
     assert (await asking).verdict is Verdict.NO
     # But where the provider can be asked, its newer word counts.
@@ -239,10 +246,10 @@ async def test_a_log_in_wins_over_a_no_that_was_asked_for_before_it() -> None:
 async def test_forgetting_a_log_in_leaves_a_later_one_alone() -> None:
     world = World()
     world.log_in("two")
-    await world.standings.forget(world.user, "one")
+    await world.log_ins.forget(world.user, "one")
     assert world.user.session is not None
     assert (await world.ask(later=1)).verdict is Verdict.YES
-    await world.standings.forget(world.user, "two")
+    await world.log_ins.forget(world.user, "two")
     assert world.user.session is None
     standing = await world.ask()
     assert (standing.verdict, standing.last_yes) == (Verdict.LOG_IN_AGAIN, 0.0)
@@ -283,7 +290,7 @@ async def test_a_server_s_token_is_replaced_when_two_thirds_of_its_life_are_gone
 
 async def test_after_a_restart_it_is_known_without_asking_when_a_token_is_due() -> None:
     world = World()
-    known = await world.restarted().known(world.user)
+    known = await world.restarted().log_ins.known(world.user)
     assert (known.verdict, known.last_yes, known.due_at) == (Verdict.CANT_SAY, NOW, NOW + 2400)
     assert world.told == [(Verdict.YES, "")]  # that of the log-in: nobody was asked
 
@@ -304,7 +311,7 @@ async def test_an_explicit_no_isn_t_taken_back_by_a_log_in_that_counts_by_its_ag
     if not live:  # as the back-channel does
         assert world.user.session is not None
         world.user.state = replace(world.user.session, refresh_token="").to_auth_state()
-        world.standings.doubt("alice")
+        world.recheck.doubt("alice")
     standing = await world.ask(later=3600)
     assert (standing.verdict, standing.reason, standing.aged) == (Verdict.NO, NO.reason, False)
 
@@ -341,11 +348,11 @@ async def test_a_log_in_that_is_forgotten_while_it_is_asked_about_is_none() -> N
     world = World(gate=asyncio.Event())
     asking = asyncio.create_task(world.ask())
     await asyncio.sleep(0.01)
-    await world.standings.forget(world.user, "one")
+    await world.log_ins.forget(world.user, "one")
     assert world.gate is not None
     world.gate.set()
     assert (await asking).verdict is Verdict.LOG_IN_AGAIN
-    assert world.standings.last("alice") is None
+    assert world.members["alice"].standing is None
 
 
 async def test_a_request_of_somebody_else_that_fails_in_the_database_makes_nobody_s_membership_uncertain() -> None:
@@ -412,7 +419,7 @@ async def test_a_sign_in_that_is_doubted_is_asked_about_again() -> None:
     await world.ask()
     world.says = None
     assert (await world.ask()).verdict is Verdict.LOG_IN_AGAIN
-    world.standings.doubt("alice")
+    world.recheck.doubt("alice")
     standing = await world.ask()
     assert (standing.verdict, standing.revoked_at) == (Verdict.YES, 0.0)
 

@@ -1,0 +1,106 @@
+"""What is kept of each user's last log-in: in JupyterHub's auth state, and in memory what the database didn't take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from casa_hub.database import mended, roll_back
+from casa_hub.identity.oidc import Issuer
+from casa_hub.identity.session import Session
+from casa_hub.identity.verdicts import Verdict
+from casa_hub.membership.member import UNASKED, Members, Standing
+
+log = logging.getLogger(__name__)
+
+
+class LogIns:
+    """Lives on the hub's event loop. Its users are JupyterHub's."""
+
+    def __init__(self, members: Members, issuer: Issuer, technical: Collection[str] = ()) -> None:
+        """`technical`: names of users who need no log-in; their standing is always "yes"."""
+        self.members = members
+        self.issuer = issuer
+        self._technical = technical
+
+    def saving(self, username: str) -> asyncio.Lock:
+        """See `Member.saving`."""
+        return self.members[username].saving
+
+    async def session(self, user: Any) -> Session | None:
+        """What is stored of a user's last log-in."""
+        async with self.saving(user.name):
+            stored = await self.stored(user)
+        unsaved = self.members[user.name].unsaved
+        return unsaved if unsaved is not None and stored is not None and unsaved.id == stored.id else stored
+
+    def is_of_this_provider(self, session: Session) -> bool:
+        """Whether a log-in was at the identity provider that this hub has now: only that one may see its tokens."""
+        return session.issuer.rstrip("/") == self.issuer.client.issuer.rstrip("/")
+
+    async def stored(self, user: Any) -> Session | None:
+        """As `session`, for who holds `saving`, and without what the hub's database didn't take."""
+        mended(user.db)
+        return Session.from_auth_state(await user.get_auth_state())
+
+    async def known(self, user: Any) -> Standing:
+        """The last verdict, or what the hub's database knows before the first; asks nobody."""
+        if user.name in self._technical:
+            return Standing(Verdict.YES, self.members.now(), "", self.members.now())
+        member = self.members[user.name]
+        if member.standing is not None:
+            return member.standing
+        session = await self.session(user)
+        if member.standing is None:  # also after the session was read
+            member.standing = (
+                UNASKED
+                if session is None
+                else replace(UNASKED, last_yes=session.last_yes, session_id=session.id, due_at=due_at(session))
+            )
+        return member.standing
+
+    async def save(self, user: Any, session: Session) -> None:
+        """Store newer tokens of a log-in, unless there is a later log-in.
+
+        Raises:
+            SQLAlchemyError: the database didn't take it; this process knows it all the same.
+        """
+        member = self.members[user.name]
+        try:
+            async with member.saving:
+                stored = await self.stored(user)
+                if stored is not None and stored.id == session.id:
+                    # A site may have changed its own part since this session was read.
+                    await user.save_auth_state(replace(session, others=stored.others).to_auth_state())
+                else:
+                    log.info("Tokens of an earlier log-in of %s are dropped: there is a newer one", user.name)
+        except SQLAlchemyError:
+            roll_back(user.db)  # or else nobody could use the hub's session any more
+            member.unsaved = session
+            raise
+        member.unsaved = None
+
+    async def forget(self, user: Any, session_id: str) -> bool:
+        """Drop what is stored of a log-in, unless there is a later one. Returns whether none is stored any more."""
+        member = self.members[user.name]
+        async with member.saving:
+            session = await self.stored(user)
+            last = session is None or session.id == session_id
+            if last:
+                await user.save_auth_state(None)
+        if member.standing is not None and member.standing.session_id == session_id:
+            member.standing = None
+        if member.unsaved is not None and member.unsaved.id == session_id:
+            member.unsaved = None
+        return last
+
+
+def due_at(session: Session) -> float:
+    """When a session's access token should be replaced. One whose life isn't known is replaced at each asking."""
+    return math.inf if not session.refresh_token or session.due_at is None else session.due_at

@@ -21,24 +21,24 @@ from traitlets import Bool, Enum, Float, List, Set, TraitError, Unicode, default
 
 from casa_hub import audit
 from casa_hub.errors import ConfigurationError, Severity
-from casa_hub.identity.bindings import Identities, IdentityError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LogoutTokens
-from casa_hub.identity.membership import Allowed, GroupSource, Policy, Refused, RefusedError, decide
 from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.providers import PROVIDERS, Provider, group_syntax_for
 from casa_hub.identity.session import Session
 from casa_hub.identity.settings import advice, check_settings, refuse_superseded
-from casa_hub.identity.standing import Recheck
 from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Answer, Verdict
-from casa_hub.keeper.hand_out import tokens_changed
-from casa_hub.keeper.times import Keeper
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.membership.admission import Admission, MembershipError
 from casa_hub.membership.log_ins import LogIns
 from casa_hub.membership.member import Members
+from casa_hub.membership.policy import Allowed, GroupSource, Policy, Refused, RefusedError, decide
+from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.rights import NAME_LENGTH, Rights
+from casa_hub.membership.settings import Keeper
+from casa_hub.membership.token_hand_out import tokens_changed
+from casa_hub.membership.usernames import Identities, IdentityError
 from casa_hub.startup import on_hub_start
 from casa_hub.web import operations
 from casa_hub.web.backchannel import BackchannelLogoutHandler
@@ -487,7 +487,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         """Every spawn, by whomever and with whatever spawner, needs a membership."""
         super().pre_spawn_start(user, spawner)
         try:
-            # Departures go by it: a server that a new log-in starts isn't what was to be ended.
+            # Revocations go by it: a server that a new log-in starts isn't what was to be ended.
             spawner.casa_log_in = (await self.admission.of_start(user)).session_id
         except MembershipError as error:
             told = audit.Event(audit.Action.REFUSED, user.name, server=spawner.name, reason=error.problem)
@@ -512,7 +512,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         if self.upkeep is None:
             return
         reason = "An administrator has removed the user from this hub."
-        await self.upkeep.departures.end(user, reason, why="deleted", by="an administrator of the hub")
+        await self.upkeep.revocations.end(user, reason, why="deleted", by="an administrator of the hub")
         if user.active:
             message = f"Servers of {user.name} are still being stopped. Try again in a minute."
             raise web.HTTPError(HTTPStatus.SERVICE_UNAVAILABLE, "%s", message)

@@ -1,1 +1,1 @@
-"""While servers run: credentials stay fresh, and who is no member any more has no access."""
+"""While servers run: what they hold stays fresh, and what they lack comes back."""

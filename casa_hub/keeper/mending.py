@@ -3,8 +3,8 @@
 It looks at all servers again and again. One that lacks something gets it at once; what fails is tried again as a
 renewal is (`casa_hub.keeper.schedule.again`). Credentials that could not be minted are not its affair, but `renewals`'.
 
-Nothing is brought to a server whose owner's access ends: not while its departure is under way, and not before it is
-known which departures an earlier hub has left half done.
+Nothing is brought to a server whose owner's access ends: not while that is under way, and not before it is known
+whose access an earlier hub has begun to end.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from casa_hub.errors import CasaError
 from casa_hub.keeper import schedule
-from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.kept import Kept, running
 from casa_hub.keeper.renewals import Missing, Renewals
 from casa_hub.metrics import MISSING
@@ -55,9 +54,10 @@ class _Server:
 class Mending:
     """Lives on the hub's event loop."""
 
-    def __init__(self, app: Any, departures: Departures, renewals: Renewals) -> None:
+    def __init__(self, app: Any, ends: Callable[[Any, str], bool], renewals: Renewals) -> None:
+        """`ends`: whether nothing must be brought to a server (JupyterHub's user, server name), since it ends."""
         self._app = app
-        self._departures = departures
+        self._ends = ends
         self._renewals = renewals
         self._servers: dict[Any, _Server] = {}
         self._room = asyncio.Semaphore(_AT_ONCE)
@@ -118,7 +118,7 @@ class Mending:
         seen = set()
         for number, (user, spawner, kept) in enumerate(list(running(self._app)), 1):
             start_id = None if kept is None else kept.running_start
-            if kept is None or not start_id or self._ends(user, spawner):
+            if kept is None or not start_id or self._ends(user, spawner.name):
                 continue
             seen.add(spawner)
             server = self._servers.get(spawner)
@@ -158,9 +158,6 @@ class Mending:
         server = self._servers[spawner] = _Server(spawner, kept, user, start_id, time.monotonic(), {})
         return server
 
-    def _ends(self, user: Any, spawner: Any) -> bool:
-        return not self._departures.resumed or self._departures.is_ending(user, spawner.name)
-
     def _mend_what_is_due(self) -> None:
         now = time.monotonic()
         for server in self._servers.values():
@@ -179,7 +176,7 @@ class Mending:
 
     async def _mend_in_turn(self, server: _Server) -> None:
         kept = server.kept
-        if kept.running_start != server.start_id or self._ends(server.user, server.spawner):
+        if kept.running_start != server.start_id or self._ends(server.user, server.spawner.name):
             server.lacks, server.failures = {}, 0
             return
         if server.spawner.pending:  # its start isn't over, or its stop has begun

@@ -1,4 +1,4 @@
-"""Everything that goes on in the background while servers run: renewals, mending, membership rounds, departures."""
+"""Everything that goes on in the background: renewals, mending, membership checks, and ends of access."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from casa_hub.facility import Facility
-from casa_hub.identity.standing import Recheck
-from casa_hub.keeper.departures import Departures
-from casa_hub.keeper.gate import MassLoss
 from casa_hub.keeper.mending import Mending
 from casa_hub.keeper.renewals import Renewals
-from casa_hub.keeper.rounds import Rounds
+from casa_hub.membership.mass_loss import MassLoss
 from casa_hub.membership.member import Members
+from casa_hub.membership.recheck import Recheck
+from casa_hub.membership.revocation import Revocations
+from casa_hub.membership.rounds import Rounds
 
 
 class Upkeep:
@@ -22,10 +22,10 @@ class Upkeep:
         """`recheck`: None with an authenticator that isn't ours, which knows of no memberships."""
         self._facility = facility
         self.renewals = Renewals(app, facility)
-        self.departures = Departures(app, members, None if recheck is None else recheck.log_ins)
-        self.mending = Mending(app, self.departures, self.renewals)
-        self.mass_loss = MassLoss(app, members, recheck, self.departures)
-        self.rounds = Rounds(app, members, recheck, self.departures, self.mass_loss)
+        self.revocations = Revocations(app, members, None if recheck is None else recheck.log_ins)
+        self.mending = Mending(app, self.revocations.may_end, self.renewals)
+        self.mass_loss = MassLoss(app, members, recheck, self.revocations)
+        self.rounds = Rounds(app, members, recheck, self.revocations, self.mass_loss)
 
     def begin(self) -> None:
         """Start the background tasks. JupyterHub cancels them when the hub ends."""

@@ -7,10 +7,10 @@ from contextvars import ContextVar
 from typing import Any
 
 from casa_hub.errors import CasaError
-from casa_hub.identity.standing import FRESH, Recheck
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.keeper.ledger import Entry
 from casa_hub.membership.member import Access, Member, Standing
+from casa_hub.membership.recheck import FRESH, Recheck
+from casa_hub.membership.tables import Entry
 from casa_hub.moments import when
 
 #: Seconds that a page waits for the identity provider while the last "yes" still counts.
@@ -80,14 +80,14 @@ class Admission:
         if text or member.standing.verdict is not Verdict.YES:  # who is refused isn't let in again
             return text
         self._forget_what_was_told(member)
-        return "" if member.departed is None else farewell(member.departed)
+        return "" if member.last_revocation is None else farewell(member.last_revocation)
 
     def _forget_what_was_told(self, member: Member) -> None:
         """Whoever is back reads of the end of the access for one day."""
-        if member.departed is not None:
+        if member.last_revocation is not None:
             member.told_at = member.told_at or self._members.now()
             if self._members.now() - member.told_at > _TOLD:
-                member.departed = member.told_at = None
+                member.last_revocation = member.told_at = None
 
 
 def farewell(ended: Entry) -> str:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from casa_hub.identity.membership import Allowed, Refused
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.keeper.ledger import Entry
-from casa_hub.keeper.times import Keeper
+from casa_hub.membership.policy import Allowed, Refused
+from casa_hub.membership.settings import Keeper
+from casa_hub.membership.tables import Entry
 from casa_hub.moments import when
 
 #: A log-in that can't be asked about counts for a time; in the last part of it, its end is told.
@@ -79,8 +79,8 @@ class Inquiry:
 
 
 @dataclass(frozen=True, slots=True)
-class Departed:
-    """What a departure has ended."""
+class RevocationReport:
+    """What the end of somebody's access has ended."""
 
     servers: tuple[str, ...]
     tokens: int
@@ -89,8 +89,8 @@ class Departed:
 
 
 @dataclass(slots=True, eq=False)
-class Departure:
-    """One that is under way."""
+class Revocation:
+    """The end of somebody's access, while it is under way."""
 
     entry: Entry
     #: JupyterHub's user, who may get another name or be deleted meanwhile.
@@ -111,8 +111,8 @@ class Departure:
     tried: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def report(self) -> Departed:
-        return Departed(tuple(sorted(self.stopped)), self.tokens, self.still)
+    def report(self) -> RevocationReport:
+        return RevocationReport(tuple(sorted(self.stopped)), self.tokens, self.still)
 
 
 @dataclass(slots=True, eq=False)
@@ -153,10 +153,10 @@ class Member:
     #: Since when this process has had no usable answer about this person.
     silent_since: float | None = None
 
-    # -- departures
+    # -- revocation
     #: The end of the access that is under way, and the last one that is over.
-    departure: Departure | None = None
-    departed: Entry | None = None
+    revocation: Revocation | None = None
+    last_revocation: Entry | None = None
     #: When the person, who is back, was first told of it.
     told_at: float | None = None
 
@@ -175,8 +175,8 @@ class Member:
 
     def ending(self, session_id: str) -> str:
         """Why the access that came of this log-in is being ended; "" if it isn't."""
-        departure = self.departure
-        return departure.entry.reason if departure is not None and departure.entry.session_id == session_id else ""
+        revocation = self.revocation
+        return revocation.entry.reason if revocation is not None and revocation.entry.session_id == session_id else ""
 
     async def settled(self) -> None:
         """Wait until nobody asks about this person."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from jupyterhub.roles import assign_default_roles
 
-from casa_hub.identity.membership import Allowed, Policy
+from casa_hub.membership.policy import Allowed, Policy
 
 #: Characters of a name that JupyterHub's database can store.
 NAME_LENGTH = 255

@@ -23,11 +23,11 @@ from oauthenticator.oauth2 import (
 from tornado import web
 
 from casa_hub.errors import CasaError
-from casa_hub.identity.bindings import IdentityError
 from casa_hub.identity.errors import OIDCError, TokenError
-from casa_hub.identity.membership import MalformedClaim, Refused, RefusedError
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.membership.policy import MalformedClaim, Refused, RefusedError
+from casa_hub.membership.usernames import IdentityError
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator

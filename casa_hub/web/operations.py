@@ -33,7 +33,7 @@ from casa_hub.facility import Facility
 from casa_hub.keeper.kept import running, shown
 from casa_hub.keeper.survey import survey
 from casa_hub.keeper.upkeep import Upkeep
-from casa_hub.membership.member import Departed
+from casa_hub.membership.member import RevocationReport
 from casa_hub.moments import iso
 from casa_hub.naming import Server
 from casa_hub.startup import home_of, on_hub_start
@@ -132,8 +132,8 @@ def _shown(app: Any) -> Callable[[str], str]:
     return show
 
 
-def _departed(departed: Departed) -> dict[str, Any]:
-    return {"servers": list(departed.servers), "tokens": departed.tokens, "still": list(departed.still)}
+def _reported(report: RevocationReport) -> dict[str, Any]:
+    return {"servers": list(report.servers), "tokens": report.tokens, "still": list(report.still)}
 
 
 class RevokeHandler(_Operation):
@@ -145,17 +145,17 @@ class RevokeHandler(_Operation):
         name = self.authenticator.normalize_username(asked.get("user", ""))
         if name in self.authenticator.blocked_users and self.find_user(name) is None:
             # Blocked from the first log-in on: the hub never had such a user, and nothing is there to end.
-            self.write({"user": name, "also": [], **_departed(Departed((), 0, ()))})
+            self.write({"user": name, "also": [], **_reported(RevocationReport((), 0, ()))})
             return
         user = self.user_of(name)
         shown = (one if one.isprintable() else " " for one in asked.get("reason", ""))
         given = " ".join("".join(shown).split())[:_REASON_LENGTH]
         reason = given or "The operator of this hub has ended the access."
-        departed = await self.upkeep.departures.end(user, reason, why="operator", by=self.by)
+        report = await self.upkeep.revocations.end(user, reason, why="operator", by=self.by)
         # The provider has given this person another name, or had: what that one runs is a decision of its own.
         identities = getattr(self.authenticator, "identities", None)
         also = [] if identities is None else identities.namesakes(user.name)
-        self.write({"user": user.name, "also": also, **_departed(departed)})
+        self.write({"user": user.name, "also": also, **_reported(report)})
 
 
 class RebindHandler(_Operation):
@@ -168,8 +168,8 @@ class RebindHandler(_Operation):
         answer: dict[str, Any] = {"user": name, "rebound": False, "servers": [], "tokens": 0, "still": []}
         if user is not None:
             reason = "The operator of this hub gives the name to another identity."
-            answer |= _departed(await self.upkeep.departures.end(user, reason, why="operator", by=self.by))
-            if not answer["still"] and self.upkeep.departures.has_any(user):
+            answer |= _reported(await self.upkeep.revocations.end(user, reason, why="operator", by=self.by))
+            if not answer["still"] and self.upkeep.revocations.has_any(user):
                 answer["still"] = ["the owner has logged in again meanwhile."]
         # While a server of the owner's may still run, nobody else must be led to it.
         if not answer["still"]:

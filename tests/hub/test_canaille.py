@@ -17,9 +17,9 @@ from pytest_iam import Server
 
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.oidc import Issuer
-from casa_hub.identity.standing import FRESH
 from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.membership.recheck import FRESH
 from tests.hub.test_refresh import GRACE, RECHECK
 from tests.support.hub import Browser, Hub, casa_config
 

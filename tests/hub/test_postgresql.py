@@ -22,8 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from casa_hub.database import mended
-from casa_hub.identity.bindings import Identities, IdentityError
-from casa_hub.keeper.ledger import Entry, Ledger, UnknownLogIns
+from casa_hub.membership.tables import Entry, Ledger, UnknownLogIns
+from casa_hub.membership.usernames import Identities, IdentityError
 from tests.hub.test_membership_lost import (
     MAX_AGE,
     RECHECK,

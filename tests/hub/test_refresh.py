@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from casa_hub.identity.standing import FRESH
+from casa_hub.membership.recheck import FRESH
 from tests.hub.conftest import MakeHub
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
@@ -24,8 +24,8 @@ RECHECK, GRACE, MAX_AGE = 300, 14400, 86400
 #: Here nobody asks but who is told to, and requests are counted. What follows from verdicts besides, without any
 #: request, is in test_membership_lost.
 ONLY_REQUESTS = """
-from casa_hub.keeper.gate import MassLoss
-from casa_hub.keeper.rounds import Rounds
+from casa_hub.membership.mass_loss import MassLoss
+from casa_hub.membership.rounds import Rounds
 Rounds.begin = lambda self: None
 MassLoss.heard = lambda self, *_: None
 """

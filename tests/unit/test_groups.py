@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casa_hub.errors import ConfigurationError
-from casa_hub.identity.groups import (
+from casa_hub.identity.providers import GroupSyntax
+from casa_hub.membership.groups import (
     MAX_DEPTH,
     MAX_GROUPS,
     MAX_NAME_LENGTH,
@@ -18,7 +19,6 @@ from casa_hub.identity.groups import (
     groups_of,
     normalised,
 )
-from casa_hub.identity.providers import GroupSyntax
 
 PATHS = GroupSource("groups", GroupSyntax.PATHS)
 NAMES = GroupSource("groups", GroupSyntax.NAMES)

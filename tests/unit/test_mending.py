@@ -39,16 +39,16 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-class Departures:
+class Revocations:
     """As much as is asked of it."""
 
     def __init__(self) -> None:
         self.resumed = True
         self.ending: set[str] = set()
 
-    def is_ending(self, user: SimpleNamespace, name: str) -> bool:
+    def may_end(self, user: SimpleNamespace, name: str) -> bool:
         assert name == ""
-        return user.name in self.ending
+        return not self.resumed or user.name in self.ending
 
 
 class Hub:
@@ -57,9 +57,9 @@ class Hub:
     def __init__(self) -> None:
         self.facility = Facility(config=Config())
         self.app = App()
-        self.departures = Departures()
+        self.revocations = Revocations()
         self.renewals = Renewals(self.app, self.facility)
-        self.mending = Mending(self.app, self.departures, self.renewals)  # type: ignore[arg-type]
+        self.mending = Mending(self.app, self.revocations.may_end, self.renewals)
 
     def add(self, user: str = "ada") -> tuple[Spawner, Kept]:
         kept = Kept(self.facility, Server("", user), f"{len(self.app.users):032x}")
@@ -140,7 +140,7 @@ async def test_the_next_hub_finds_what_a_start_could_not_have(hub: Hub) -> None:
 async def test_nothing_comes_to_whose_access_ends(hub: Hub) -> None:
     _, leaving = hub.add("ada")
     _, staying = hub.add("bea")
-    hub.departures.ending = {"ada"}
+    hub.revocations.ending = {"ada"}
     leaving.gone, staying.gone = {"Secret"}, {"Secret"}
     hub.mending.begin()
     await until(lambda: not staying.gone)
@@ -151,11 +151,11 @@ async def test_nothing_comes_to_whose_access_ends(hub: Hub) -> None:
 async def test_nothing_comes_before_it_is_known_whose_access_an_earlier_hub_has_begun_to_end(hub: Hub) -> None:
     _, kept = hub.add()
     kept.gone = {"Secret"}
-    hub.departures.resumed = False
+    hub.revocations.resumed = False
     hub.mending.begin()
     await asyncio.sleep(1000)
     assert kept.brought == []
-    hub.departures.resumed = True
+    hub.revocations.resumed = True
     assert await until(lambda: not kept.gone) <= 60
 
 
@@ -165,7 +165,7 @@ async def test_an_access_that_ends_between_two_tries_ends_the_tries(hub: Hub) ->
     hub.mending.begin()
     hub.mending.started(spawner, {"Service": "a conflict"})
     await until(lambda: kept.brought)
-    hub.departures.ending = {"ada"}
+    hub.revocations.ending = {"ada"}
     tries = len(kept.brought)
     await asyncio.sleep(1000)
     assert len(kept.brought) == tries

@@ -4,8 +4,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from casa_hub.identity.membership import GroupSource, Policy, Refused, decide
 from casa_hub.identity.providers import PROVIDERS, GroupSyntax, Provider, group_syntax_for
+from casa_hub.membership.policy import GroupSource, Policy, Refused, decide
 
 EACH = [pytest.param(provider, id=name) for name, provider in PROVIDERS.items()]
 

@@ -13,9 +13,9 @@ from jupyterhub import orm
 from sqlalchemy.exc import OperationalError
 
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.keeper.rounds import Rounds, turn
-from casa_hub.keeper.times import Keeper
 from casa_hub.membership.member import Members, Standing
+from casa_hub.membership.rounds import Rounds, turn
+from casa_hub.membership.settings import Keeper
 
 TIMES = st.floats(1.6e9, 2e9)
 LENGTHS = st.floats(0.5, 1e5)
@@ -62,9 +62,9 @@ class Hub:
     def make_rounds(self) -> Rounds:
         self.members = Members(self.keeper, lambda: self.now)
         mass_loss: Any = SimpleNamespace(heard=lambda _: None, release=lambda _: None)
-        departures: Any = SimpleNamespace(has_any=lambda _: True, end=self.end, resume=self.end_all)
+        revocations: Any = SimpleNamespace(has_any=lambda _: True, end=self.end, resume=self.end_all)
         recheck: Any = SimpleNamespace()
-        return Rounds(self, self.members, recheck, departures, mass_loss)
+        return Rounds(self, self.members, recheck, revocations, mass_loss)
 
     async def end_all(self) -> None:
         """Nothing has begun to end."""
@@ -152,8 +152,8 @@ async def test_what_an_earlier_hub_has_begun_to_end_is_gone_on_with_when_the_dat
     start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     start.set_result(None)
     app = SimpleNamespace(_start_future=start, db=SimpleNamespace(rollback=rollback))
-    departures: Any = SimpleNamespace(resume=resume)
-    rounds = Rounds(app, Members(Keeper(recheck_interval=1)), None, departures, None)  # type: ignore[arg-type]
+    revocations: Any = SimpleNamespace(resume=resume)
+    rounds = Rounds(app, Members(Keeper(recheck_interval=1)), None, revocations, None)  # type: ignore[arg-type]
     rounds.begin()
     async with asyncio.timeout(10):
         await resumed.wait()

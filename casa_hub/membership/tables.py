@@ -1,8 +1,9 @@
-"""Two tables of the hub's database that must survive a restart.
+"""The three tables in the hub's database that must survive a restart.
 
-``casa_hub_departures``: access removals in progress, which the next hub process resumes, and finished ones, of which
-the user reads after the next log-in. ``casa_hub_unknown_log_ins``: for users with a running server or a token but no
-stored session, when the hub first noticed; `Keeper.membership_max_age` counts from there.
+``casa_hub_identities``: whose name a user name is (`casa_hub.membership.usernames`). ``casa_hub_departures``: accesses
+that end, which the next hub process goes on with, and those that have ended, of which the user reads after the next
+log-in. ``casa_hub_unknown_log_ins``: for users with a running server or a token but no stored session, when the hub
+first noticed; `Keeper.membership_max_age` counts from there.
 """
 
 from __future__ import annotations
@@ -11,16 +12,41 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Column, Float, Integer, MetaData, Table, Unicode, UnicodeText, delete, insert, select, update
+from sqlalchemy import (
+    Column,
+    DateTime,
+    Float,
+    Integer,
+    MetaData,
+    Table,
+    Unicode,
+    UnicodeText,
+    delete,
+    insert,
+    select,
+    update,
+)
 
 from casa_hub.database import mended, storable
 
-#: Characters of JupyterHub's longest names, and of who asked for a departure.
+#: Characters of JupyterHub's longest names, and of who asked for a revocation.
 _LENGTH = 255
 #: Of double precision: MariaDB's FLOAT has epoch seconds to two minutes only.
 _SECONDS = Float(53)
 
-_departures = Table(
+#: Characters of an issuer and of a subject; OpenID Connect Core (2) has subjects of 255 at most.
+SUB_LENGTH = 1023
+
+bindings = Table(
+    "casa_hub_identities",
+    MetaData(),
+    Column("username", Unicode(_LENGTH), primary_key=True),
+    Column("issuer", Unicode(SUB_LENGTH), nullable=False),
+    Column("sub", Unicode(SUB_LENGTH), nullable=False),
+    Column("bound_at", DateTime, nullable=False),
+)
+
+_revocations = Table(
     "casa_hub_departures",
     MetaData(),
     Column("username", Unicode(_LENGTH), primary_key=True),
@@ -40,20 +66,20 @@ _unknown = Table(
     Column("since", _SECONDS, nullable=False),
 )
 
-#: Seconds for which a finished departure is remembered.
+#: Seconds for which a finished revocation is remembered.
 _REMEMBERED = 90 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The last departure of one user."""
+    """The last end of one user's access."""
 
     username: str
     #: Id of the log-in that ends; "" if no log-in is stored.
     session_id: str
     #: A sentence for people.
     reason: str
-    #: See `Departures.end`.
+    #: See `Revocations.end`.
     why: str
     requested_by: str
     #: Epoch seconds.
@@ -64,8 +90,10 @@ class Entry:
     servers: int = 0
 
 
-class Ledger:
-    """The table of departures, through the hub's own database session. Every method may raise SQLAlchemyError."""
+class HubTable:
+    """One table, through the hub's own database session (which lives on its event loop)."""
+
+    table: Table
 
     def __init__(self, db: Any) -> None:
         self._db = db
@@ -74,45 +102,52 @@ class Ledger:
     def open(self) -> None:
         """Create the table if it is missing. Call it outside of a transaction: it commits one of its own."""
         mended(self._db)
+        # Once: a table that vanishes while the hub runs must not come back empty, with every name free again.
         if not self._there:
-            _departures.create(self._db.get_bind(), checkfirst=True)
+            self.table.create(self._db.get_bind(), checkfirst=True)
             self._there = True
 
+
+class Ledger(HubTable):
+    """The table of accesses that end or have ended. Every method may raise SQLAlchemyError."""
+
+    table = _revocations
+
     def all(self, now: float) -> list[Entry]:
-        """All departures in progress, and those that finished within the last 90 days."""
+        """All accesses that end, and those that have ended within the last 90 days."""
         mended(self._db)
-        self._db.execute(delete(_departures).where(_departures.c.done < now - _REMEMBERED))
+        self._db.execute(delete(_revocations).where(_revocations.c.done < now - _REMEMBERED))
         self._db.commit()
-        return [Entry(*row) for row in self._db.execute(select(*_departures.columns))]
+        return [Entry(*row) for row in self._db.execute(select(*_revocations.columns))]
 
     def note(self, entry: Entry) -> None:
-        """Note that a departure has begun. The caller commits."""
+        """Note that an access ends. The caller commits."""
         # What people and providers say must not keep an access from ending. "service " and a name may be too long.
         texts = {"reason": storable(entry.reason), "requested_by": storable(entry.requested_by, _LENGTH)}
-        self._db.execute(delete(_departures).where(_departures.c.username == entry.username))
-        self._db.execute(insert(_departures).values(asdict(entry) | texts))
+        self._db.execute(delete(_revocations).where(_revocations.c.username == entry.username))
+        self._db.execute(insert(_revocations).values(asdict(entry) | texts))
 
     def done(self, username: str, at: float, servers: int) -> None:
         mended(self._db)
-        self._db.execute(update(_departures).where(_departures.c.username == username).values(done=at, servers=servers))
+        self._db.execute(
+            update(_revocations).where(_revocations.c.username == username).values(done=at, servers=servers)
+        )
         self._db.commit()
 
     def remove(self, username: str) -> None:
         mended(self._db)
-        self._db.execute(delete(_departures).where(_departures.c.username == username))
+        self._db.execute(delete(_revocations).where(_revocations.c.username == username))
         self._db.commit()
 
 
-class UnknownLogIns:
+class UnknownLogIns(HubTable):
     """The table of unknown log-ins. Every method may raise SQLAlchemyError."""
 
-    def __init__(self, db: Any) -> None:
-        self._db = db
+    table = _unknown
 
     def all(self) -> dict[str, float]:
         """User name -> epoch seconds at which the hub first noticed. Creates the table if it is missing."""
-        mended(self._db)
-        _unknown.create(self._db.get_bind(), checkfirst=True)
+        self.open()
         return {row.username: row.since for row in self._db.execute(select(*_unknown.columns))}
 
     def note(self, username: str, since: float) -> None:

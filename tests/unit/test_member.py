@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.keeper.times import Keeper
 from casa_hub.membership.member import Access, Member, Outcome, Standing, outcome
+from casa_hub.membership.settings import Keeper
 
 NOW = 1.7e9
 KEEPER = Keeper(recheck_interval=300, outage_grace=14400, membership_max_age=86400, revoked_grace=3600)

@@ -1,6 +1,6 @@
 """What stands in the way of the end of somebody's access, and must not: a record, a file system, a slow stop.
 
-The hub's servers are what a test makes of them; departures through a real JupyterHub are in tests/hub.
+The hub's servers are what a test makes of them; revocations through a real JupyterHub are in tests/hub.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from casa_hub.audit import Action
 from casa_hub.delivery.base import Parcel
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.keeper import departures as module
-from casa_hub.keeper.departures import Departures
 from casa_hub.keeper.kept import Holding
-from casa_hub.keeper.ledger import Entry
-from casa_hub.keeper.times import Keeper
 from casa_hub.local_server import LocalServer
+from casa_hub.membership import revocation as module
 from casa_hub.membership.member import Members, Standing
+from casa_hub.membership.revocation import Revocations
+from casa_hub.membership.settings import Keeper
+from casa_hub.membership.tables import Entry
 from casa_hub.naming import Server
 from casa_hub.record import CredentialRecord, ServerRecord
 
@@ -60,7 +60,7 @@ def server(kept: Kept | LocalServer) -> Any:
 
 
 class User:
-    """As much of JupyterHub's as departures need; its server stops when it `may`."""
+    """As much of JupyterHub's as revocations need; its server stops when it `may`."""
 
     def __init__(self, db: Any, kept: Kept | LocalServer) -> None:
         self.orm_user = orm.User(name="alice")
@@ -119,41 +119,41 @@ class LogIns:
         return ours
 
 
-def restarted(departures: Departures, **log_ins: str) -> Departures:
+def restarted(revocations: Revocations, **log_ins: str) -> Revocations:
     """Those of a hub that has the database of an earlier one, which was killed."""
-    app, members = departures._app, Members(Keeper())
+    app, members = revocations._app, Members(Keeper())
     for user in app.users.values():
         user.orm_user.encrypted_auth_state = b"..."
     app.db.commit()
-    return Departures(app, members, LogIns(members, **log_ins))  # type: ignore[arg-type]
+    return Revocations(app, members, LogIns(members, **log_ins))  # type: ignore[arg-type]
 
 
-def log_ins(departures: Departures) -> dict[str, str]:
-    found: Any = departures._log_ins
+def log_ins(revocations: Revocations) -> dict[str, str]:
+    found: Any = revocations._log_ins
     return found.log_ins  # type: ignore[no-any-return]
 
 
-async def is_done(departures: Departures, username: str) -> None:
+async def is_done(revocations: Revocations, username: str) -> None:
     async with asyncio.timeout(10):
-        while departures._ledger.all(0)[0].done is None:  # noqa: ASYNC110 - nobody has an event of it
+        while revocations._ledger.all(0)[0].done is None:  # noqa: ASYNC110 - nobody has an event of it
             await asyncio.sleep(0)
-    assert [entry.username for entry in departures._ledger.all(0)] == [username]
+    assert [entry.username for entry in revocations._ledger.all(0)] == [username]
 
 
-def hub(kept: Kept | LocalServer) -> tuple[User, Departures]:
+def hub(kept: Kept | LocalServer) -> tuple[User, Revocations]:
     db = orm.new_session_factory("sqlite:///:memory:")()
     user = User(db, kept)
     app = SimpleNamespace(db=db, users=Users({user.id: user}), tornado_settings={}, proxy=Proxy())
-    return user, Departures(app, Members(Keeper()), None)
+    return user, Revocations(app, Members(Keeper()), None)
 
 
 async def test_a_server_is_stopped_though_its_files_can_t_be_removed() -> None:
     """Whatever the reason is: it isn't always one that this package foresaw."""
-    user, departures = hub(Kept(OSError("stale file handle")))
-    departed = await departures.end(user, "out", why="no")
-    assert departed.servers == ("",)
+    user, revocations = hub(Kept(OSError("stale file handle")))
+    revoked = await revocations.end(user, "out", why="no")
+    assert revoked.servers == ("",)
     assert not user.spawners[""].active
-    assert departed.still == ("server '': OSError",)
+    assert revoked.still == ("server '': OSError",)
 
 
 ISSUED = datetime(2026, 11, 21, 4, tzinfo=UTC)
@@ -192,8 +192,8 @@ async def test_an_edited_record_hides_nothing_from_the_audit(
     told: list[Any] = []
     monkeypatch.setattr(module, "tell", lambda _, event: told.append(event))
     spawner = SimpleNamespace(delivery=again, casa_server=alice, casa_start_id=start_id)
-    user, departures = hub(LocalServer(spawner))
-    assert (await departures.end(user, "out", why="no")).still == ()
+    user, revocations = hub(LocalServer(spawner))
+    assert (await revocations.end(user, "out", why="no")).still == ()
     assert {one.credential: one.identifiers for one in told if one.action is Action.REVOKED} == expected
     again.close()
 
@@ -203,14 +203,14 @@ async def test_a_server_of_a_new_log_in_is_not_taken_for_one_whose_stop_was_slow
 ) -> None:
     monkeypatch.setattr(module, "_STEP", 0.05)
     monkeypatch.setattr(module, "_AGAIN", 0.05)
-    user, departures = hub(Kept())
+    user, revocations = hub(Kept())
     user.may.clear()
-    assert (await departures.end(user, "out", why="no")).still == ("server '': it takes longer than expected",)
+    assert (await revocations.end(user, "out", why="no")).still == ("server '': it takes longer than expected",)
     user.may.set()
     await user.stopped.wait()
     new = Kept()
     user.spawners[""] = server(new)
-    while departures._members["alice"].ending(""):  # noqa: ASYNC110 - nobody has an event of it
+    while revocations._members["alice"].ending(""):  # noqa: ASYNC110 - nobody has an event of it
         await asyncio.sleep(0)
     assert user.spawners[""].active
     assert not new.withdrawn
@@ -221,21 +221,21 @@ async def test_a_server_of_a_new_log_in_is_not_taken_for_one_that_could_not_be_s
 ) -> None:
     """The API server was away; meanwhile the old one ended by itself, and its user was let in again."""
     monkeypatch.setattr(module, "_AGAIN", 0.05)
-    user, departures = hub(Kept())
-    departures = restarted(departures, alice="log-in-1")
+    user, revocations = hub(Kept())
+    revocations = restarted(revocations, alice="log-in-1")
 
     async def away(name: str) -> None:
         raise TimeoutError
 
     monkeypatch.setattr(user, "stop", away)
     user.spawners[""].casa_log_in = "log-in-1"
-    assert (await departures.end(user, "out", why="operator")).still
+    assert (await revocations.end(user, "out", why="operator")).still
     new = Kept()
     user.spawners[""] = server(new)
     user.spawners[""].casa_log_in = "log-in-2"
-    log_ins(departures)["alice"] = "log-in-2"
-    await departures._log_ins.known(user)  # type: ignore[union-attr]
-    await is_done(departures, "alice")
+    log_ins(revocations)["alice"] = "log-in-2"
+    await revocations._log_ins.known(user)  # type: ignore[union-attr]
+    await is_done(revocations, "alice")
     assert user.spawners[""].active
     assert not new.withdrawn
 
@@ -244,9 +244,9 @@ async def test_what_a_start_under_way_is_given_is_taken_as_soon_as_it_is_known(m
     """And not when the start is over: an image that is pulled takes minutes."""
     monkeypatch.setattr(module, "_LOOK", 0.001)
     kept = Kept()
-    user, departures = hub(kept)
+    user, revocations = hub(kept)
     user.spawners[""].pending = "spawn"
-    ending = asyncio.create_task(departures.end(user, "out", why="no"))
+    ending = asyncio.create_task(revocations.end(user, "out", why="no"))
     async with asyncio.timeout(10):
         while kept.withdrawn < 1:  # noqa: ASYNC110 - nobody has an event of it
             await asyncio.sleep(0)
@@ -260,9 +260,9 @@ async def test_what_a_start_under_way_is_given_is_taken_as_soon_as_it_is_known(m
 
 async def test_another_name_saves_nobody() -> None:
     """An administrator may rename a user while a start of theirs holds up the end."""
-    user, departures = hub(Kept())
+    user, revocations = hub(Kept())
     user.may.clear()
-    ending = asyncio.create_task(departures.end(user, "out", why="no"))
+    ending = asyncio.create_task(revocations.end(user, "out", why="no"))
     await asyncio.sleep(0)
     user.name = "alicia"
     user.may.set()
@@ -270,9 +270,9 @@ async def test_another_name_saves_nobody() -> None:
     assert not user.spawners[""].active
 
 
-def with_token(user: User, departures: Departures) -> Any:
+def with_token(user: User, revocations: Revocations) -> Any:
     """The hub's database, with a token of the user."""
-    db = departures._app.db
+    db = revocations._app.db
     db.add(orm.OAuthClient(identifier="jupyterhub"))
     db.add(orm.APIToken(user=user.orm_user, client_id="jupyterhub", hashed="x", prefix="x"))
     db.commit()
@@ -281,35 +281,35 @@ def with_token(user: User, departures: Departures) -> Any:
 
 async def test_an_end_that_can_t_begin_leaves_nothing_half_done_in_the_hub_s_session() -> None:
     """The next commit, whosever it is, would delete the tokens of somebody whose servers go on."""
-    user, departures = hub(Kept())
-    db = with_token(user, departures)
+    user, revocations = hub(Kept())
+    db = with_token(user, revocations)
     with pytest.raises(UnicodeEncodeError):
-        await departures.end(user, "out", why="half a character: \udce9")
+        await revocations.end(user, "out", why="half a character: \udce9")
     db.commit()
     assert db.query(orm.APIToken).count() == 1
-    assert (await departures.end(user, "out", why="operator")).tokens == 1
+    assert (await revocations.end(user, "out", why="operator")).tokens == 1
     assert db.query(orm.APIToken).count() == 0
 
 
 async def test_what_others_say_keeps_no_access_from_ending() -> None:
     """PostgreSQL refuses NUL, no database takes half a character, and columns have a length."""
-    user, departures = hub(Kept())
-    await departures.end(user, "half \udce9, nothing \0.", why="operator", by=f"service {'s' * 255}")
-    (entry,) = departures._ledger.all(0)
+    user, revocations = hub(Kept())
+    await revocations.end(user, "half \udce9, nothing \0.", why="operator", by=f"service {'s' * 255}")
+    (entry,) = revocations._ledger.all(0)
     assert (entry.reason, entry.requested_by) == ("half , nothing .", f"service {'s' * 247}")
 
 
 async def test_a_hub_that_is_killed_ends_the_access_of_whom_an_administrator_has_renamed_meanwhile() -> None:
     """The name may be somebody else's by then, whose access goes on."""
-    user, departures = hub(Kept())
-    departures._ledger.open()
-    departures._ledger.note(Entry("alice", "log-in-1", "out", "no", "", 1.7e9))
-    departures._app.db.commit()
+    user, revocations = hub(Kept())
+    revocations._ledger.open()
+    revocations._ledger.note(Entry("alice", "log-in-1", "out", "no", "", 1.7e9))
+    revocations._app.db.commit()
     user.name = user.orm_user.name = "alicia"
-    other = User(departures._app.db, Kept())
-    departures._app.users[other.id] = other
+    other = User(revocations._app.db, Kept())
+    revocations._app.users[other.id] = other
 
-    later = restarted(departures, alicia="log-in-1", alice="log-in-2")
+    later = restarted(revocations, alicia="log-in-1", alice="log-in-2")
     await later.resume()
     await later.resume()
     await is_done(later, "alice")
@@ -319,11 +319,11 @@ async def test_a_hub_that_is_killed_ends_the_access_of_whom_an_administrator_has
 
 
 async def test_who_has_logged_in_anew_under_the_same_name_loses_what_ran_before() -> None:
-    user, departures = hub(Kept())
-    departures._ledger.open()
-    departures._ledger.note(Entry("alice", "log-in-1", "out", "no", "", time.time()))
-    departures._app.db.commit()
-    later = restarted(departures, alice="log-in-2")
+    user, revocations = hub(Kept())
+    revocations._ledger.open()
+    revocations._ledger.note(Entry("alice", "log-in-1", "out", "no", "", time.time()))
+    revocations._app.db.commit()
+    later = restarted(revocations, alice="log-in-2")
     await later.resume()
     await is_done(later, "alice")
     assert not user.spawners[""].active
@@ -332,12 +332,12 @@ async def test_who_has_logged_in_anew_under_the_same_name_loses_what_ran_before(
 
 async def test_no_request_of_a_user_s_keeps_an_end_from_beginning() -> None:
     """As JupyterHub makes a token whose note has half a character: from then on the hub's session refuses all."""
-    user, departures = hub(Kept())
-    db = with_token(user, departures)
+    user, revocations = hub(Kept())
+    db = with_token(user, revocations)
     db.add(orm.APIToken(user=user.orm_user, client_id="jupyterhub", note="\ud800", hashed="y", prefix="y"))
     with pytest.raises(UnicodeEncodeError):
         db.commit()
     user.active = False
-    assert departures.has_any(user)
-    assert (await departures.end(user, "out", why="no")).tokens == 1
+    assert revocations.has_any(user)
+    assert (await revocations.end(user, "out", why="no")).tokens == 1
     assert db.query(orm.APIToken).count() == 0

@@ -10,25 +10,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Column, DateTime, MetaData, Table, Unicode, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
-from casa_hub.database import mended, roll_back
+from casa_hub.database import roll_back
 from casa_hub.errors import CasaError
-
-#: Characters of an issuer and of a subject; OpenID Connect Core (2) has subjects of 255 at most.
-_LENGTH = 1023
-
-_bindings = Table(
-    "casa_hub_identities",
-    MetaData(),
-    Column("username", Unicode(255), primary_key=True),
-    Column("issuer", Unicode(_LENGTH), nullable=False),
-    Column("sub", Unicode(_LENGTH), nullable=False),
-    Column("bound_at", DateTime, nullable=False),
-)
-
+from casa_hub.membership.tables import SUB_LENGTH, HubTable, bindings
 
 #: Stands for issuer and subject of a name that was taken from its owner: nobody's, until somebody logs in.
 _NOBODY = ""
@@ -46,24 +33,15 @@ class AlikeError(IdentityError):
     """The hub's database takes this name for another one."""
 
 
-class Identities:
+class Identities(HubTable):
     """The bindings in the hub's database, through the hub's own session (which lives on its event loop)."""
 
-    def __init__(self, db: Session) -> None:
-        self._db = db
-        self._there = False
-
-    def _make_table(self) -> None:
-        mended(self._db)
-        # Once: a table that vanishes while the hub runs must not come back empty, with every name free again.
-        if not self._there:
-            _bindings.create(self._db.get_bind(), checkfirst=True)
-            self._there = True
+    table = bindings
 
     def owns(self, username: str, *, issuer: str, sub: str) -> bool:
         """Whether the name is bound to just this subject."""
         try:
-            self._make_table()
+            self.open()
             row = self._find(username)
         except SQLAlchemyError:
             roll_back(self._db)
@@ -78,8 +56,8 @@ class Identities:
         Raises:
             AlikeError: the database takes another name for it (a collation without case or accents, of MariaDB say).
         """
-        columns = (_bindings.c.username, _bindings.c.issuer, _bindings.c.sub)
-        row = self._db.execute(select(*columns).where(_bindings.c.username == username)).first()
+        columns = (bindings.c.username, bindings.c.issuer, bindings.c.sub)
+        row = self._db.execute(select(*columns).where(bindings.c.username == username)).first()
         if row is not None and row.username != username:
             raise AlikeError(
                 f"user name {username!r}",
@@ -94,9 +72,9 @@ class Identities:
         Raises:
             SQLAlchemyError: the table can't be read.
         """
-        self._make_table()
-        columns = (_bindings.c.username, _bindings.c.issuer, _bindings.c.sub)
-        rows = self._db.execute(select(*columns).where(_bindings.c.sub == sub))
+        self.open()
+        columns = (bindings.c.username, bindings.c.issuer, bindings.c.sub)
+        rows = self._db.execute(select(*columns).where(bindings.c.sub == sub))
         return [row.username for row in rows if _is(row, issuer, sub)]
 
     def namesakes(self, username: str) -> list[str]:
@@ -105,7 +83,7 @@ class Identities:
         Raises:
             SQLAlchemyError: the table can't be read.
         """
-        self._make_table()
+        self.open()
         row = self._find(username)
         if row is None or row.sub == _NOBODY:
             return []
@@ -119,11 +97,11 @@ class Identities:
         Raises:
             SQLAlchemyError: the table can't be written.
         """
-        self._make_table()
+        self.open()
         row = self._find(username)
         if row is None or row.sub == _NOBODY:
             return False
-        self._write(update(_bindings).where(_bindings.c.username == username), _NOBODY, _NOBODY)
+        self._write(update(bindings).where(bindings.c.username == username), _NOBODY, _NOBODY)
         return True
 
     def _write(self, statement: Any, issuer: str, sub: str) -> None:
@@ -143,20 +121,20 @@ class Identities:
         Raises:
             IdentityError: the name is bound to somebody else, or the table can't be read.
         """
-        if len(issuer) > _LENGTH or len(sub) > _LENGTH:
+        if len(issuer) > SUB_LENGTH or len(sub) > SUB_LENGTH:
             # SQLite would take it, and PostgreSQL refuse it each time.
             raise IdentityError(
                 f"user name {username!r}",
-                f"issuer or subject of who signed in has more than {_LENGTH} characters",
+                f"issuer or subject of who signed in has more than {SUB_LENGTH} characters",
                 "Tell the administrators of this hub",
             )
         try:
-            self._make_table()
+            self.open()
             row = self._find(username)
             if row is None:
-                self._write(insert(_bindings).values(username=username), issuer, sub)
+                self._write(insert(bindings).values(username=username), issuer, sub)
             elif row.sub == _NOBODY and log_in:
-                self._write(update(_bindings).where(_bindings.c.username == username), issuer, sub)
+                self._write(update(bindings).where(bindings.c.username == username), issuer, sub)
                 row = None
         except SQLAlchemyError as error:
             roll_back(self._db)

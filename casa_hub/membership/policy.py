@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from casa_hub.errors import CasaError, ConfigurationError
-from casa_hub.identity.groups import NO_AUTHORITY, GroupSource, MalformedClaim, groups_of, normalised
 from casa_hub.identity.providers import GroupSyntax
+from casa_hub.membership.groups import NO_AUTHORITY, GroupSource, MalformedClaim, groups_of, normalised
 
 #: Claims to groups is the first half of this; one import serves for both.
 __all__ = [

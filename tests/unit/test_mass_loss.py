@@ -1,4 +1,4 @@
-"""What becomes of a "no" once it is known whether it is one of many: the hub and its departures are the test's."""
+"""What becomes of a "no" once it is known whether it is one of many: the hub and its revocations are the test's."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Literal
 import pytest
 
 from casa_hub import metrics
-from casa_hub.identity.membership import Refused
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.keeper import gate as module
-from casa_hub.keeper.gate import MassLoss
-from casa_hub.keeper.times import Keeper
+from casa_hub.membership import mass_loss as module
+from casa_hub.membership.mass_loss import MassLoss
 from casa_hub.membership.member import Access, Members, Standing
+from casa_hub.membership.policy import Refused
+from casa_hub.membership.settings import Keeper
 
 AGAIN = Verdict.LOG_IN_AGAIN
 
@@ -34,8 +34,8 @@ class Hub:
         self.revoked_at = 0.0
         self.out = set(self.names)
         self.last_yes = dict.fromkeys(self.names, self.now - 60)
-        departures: Any = SimpleNamespace(has_any=lambda _: True, end=self.end)
-        self.gate = MassLoss(self, self.members, self, departures)  # type: ignore[arg-type]
+        revocations: Any = SimpleNamespace(has_any=lambda _: True, end=self.end)
+        self.gate = MassLoss(self, self.members, self, revocations)  # type: ignore[arg-type]
         self.db: Any = None
 
     def last(self, name: str) -> Standing:
@@ -115,11 +115,11 @@ async def test_an_end_that_fails_is_no_reason_to_forget_the_no(hub: Hub, monkeyp
         failed.set()
         raise OSError("database is locked")
 
-    end, hub.gate._departures.end = hub.gate._departures.end, locked  # type: ignore[method-assign]
+    end, hub.gate._revocations.end = hub.gate._revocations.end, locked  # type: ignore[method-assign]
     await hub.hears_all()
     await failed.wait()
     await turns(5)
-    hub.gate._departures.end = end  # type: ignore[method-assign]
+    hub.gate._revocations.end = end  # type: ignore[method-assign]
     await hub.hears_all()
     async with asyncio.timeout(10):
         while not hub.began:  # noqa: ASYNC110 - nobody has an event of it

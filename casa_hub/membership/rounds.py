@@ -17,13 +17,13 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import roll_back
-from casa_hub.identity.standing import FRESH, Recheck
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.keeper.departures import Departures
-from casa_hub.keeper.gate import MassLoss
-from casa_hub.keeper.ledger import UnknownLogIns
-from casa_hub.keeper.watched import watched
+from casa_hub.membership.active_users import watched
+from casa_hub.membership.mass_loss import MassLoss
 from casa_hub.membership.member import Access, Member, Members, Standing
+from casa_hub.membership.recheck import FRESH, Recheck
+from casa_hub.membership.revocation import Revocations
+from casa_hub.membership.tables import UnknownLogIns
 from casa_hub.moments import when
 from casa_hub.tasks import Background
 
@@ -55,13 +55,13 @@ class Rounds:
     """Checks memberships in the background. Runs on the hub's event loop."""
 
     def __init__(
-        self, app: Any, members: Members, recheck: Recheck | None, departures: Departures, mass_loss: MassLoss
+        self, app: Any, members: Members, recheck: Recheck | None, revocations: Revocations, mass_loss: MassLoss
     ) -> None:
-        """`recheck`: None with an authenticator that isn't ours; then only departures are resumed."""
+        """`recheck`: None with an authenticator that isn't ours; then only revocations are resumed."""
         self._app = app
         self._members = members
         self._recheck = recheck
-        self._departures = departures
+        self._revocations = revocations
         self._mass_loss = mass_loss
         self._settings = members.settings
         self._length = self._settings.recheck_interval * _ROUND
@@ -87,9 +87,9 @@ class Rounds:
             await asyncio.sleep(self._pause)
 
     async def _resume(self) -> bool:
-        """Resume the departures of the previous hub process. Returns False to try again; checks go on meanwhile."""
+        """Resume the revocations of the previous hub process. Returns False to try again; checks go on meanwhile."""
         try:
-            await self._departures.resume()
+            await self._revocations.resume()
             if self._recheck is not None:
                 for name, since in self._unknown.all().items():
                     self._members[name].noticed_at = since
@@ -190,7 +190,7 @@ class Rounds:
         follows = self._members.outcome(member, standing)
         if follows.access is not Access.OFF:
             return
-        if not self._departures.has_any(user) or member.ending(standing.session_id):
+        if not self._revocations.has_any(user) or member.ending(standing.session_id):
             self._mass_loss.release(member.name)
             return
         since = when(standing.last_yes or member.noticed_at)
@@ -209,7 +209,7 @@ class Rounds:
         else:
             reason = f"The identity provider has not confirmed the membership since {since}: {standing.reason}"
         self._mass_loss.release(member.name)
-        await self._departures.end(user, reason, why=follows.why)
+        await self._revocations.end(user, reason, why=follows.why)
 
     def _notice(self, member: Member, now: float) -> None:
         """Note that this user has no stored log-in. A clock that was put back gives no extra time."""

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from casa_hub.identity.bindings import IdentityError, UnknownOwnerError
 from casa_hub.identity.errors import OIDCError
-from casa_hub.identity.membership import Allowed, Refused
 from casa_hub.identity.session import Session
-from casa_hub.identity.standing import Recheck
 from casa_hub.identity.tokens import Tokens
 from casa_hub.identity.verdicts import Answer, Verdict, of_token_answer, of_userinfo_answer
-from casa_hub.keeper.times import Keeper
 from casa_hub.membership.log_ins import LogIns
 from casa_hub.membership.member import Member, Members, Standing
+from casa_hub.membership.policy import Allowed, Refused
+from casa_hub.membership.recheck import Recheck
+from casa_hub.membership.settings import Keeper
+from casa_hub.membership.usernames import IdentityError, UnknownOwnerError
 
 ISSUER = "https://idp.example.org/"
 NOW = 1_700_000_000.0

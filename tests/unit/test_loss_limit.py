@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casa_hub.keeper.holdback import Holdback, Ruling, limit
-from casa_hub.keeper.times import Keeper
+from casa_hub.membership.loss_limit import Holdback, Ruling, limit
 from casa_hub.membership.member import Members
+from casa_hub.membership.settings import Keeper
 
 WINDOW = 300.0
 

@@ -1,6 +1,6 @@
 """What follows when somebody's access ends, in an order in which nothing is lost half way.
 
-1. In one commit, at once: API and OAuth tokens deleted, cookies ended, and a note in the `ledger` that this departure
+1. In one commit, at once: API and OAuth tokens deleted, cookies ended, and a note in the database that this revocation
    has begun. From here on a hub that is killed goes on with it at its next start.
 2. For each running server, all at the same time: what it holds is told to the audit, for those who must block it; its
    files and routes are withdrawn; it is stopped as JupyterHub stops it.
@@ -26,9 +26,9 @@ from casa_hub.database import mended, roll_back
 from casa_hub.errors import CasaError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.keeper.kept import Kept
-from casa_hub.keeper.ledger import Entry, Ledger
 from casa_hub.membership.log_ins import LogIns
-from casa_hub.membership.member import Departed, Departure, Member, Members
+from casa_hub.membership.member import Member, Members, Revocation, RevocationReport
+from casa_hub.membership.tables import Entry, Ledger
 from casa_hub.record import AnyRecord, Unreadable, iso, to_block
 from casa_hub.tasks import Background, repeat
 
@@ -45,7 +45,7 @@ _AGAIN, _LATEST = 1.0, 300.0
 log = logging.getLogger(__name__)
 
 
-class Departures:
+class Revocations:
     """Lives on the hub's event loop."""
 
     def __init__(self, app: Any, members: Members, log_ins: LogIns | None) -> None:
@@ -54,8 +54,8 @@ class Departures:
         self._members = members
         self._log_ins = log_ins
         self._ledger = Ledger(app.db)
-        #: The `Member.departure` of all who have one.
-        self._under_way: set[Departure] = set()
+        #: The `Member.revocation` of all who have one.
+        self._under_way: set[Revocation] = set()
         #: Whether all is known that an earlier hub has begun to end.
         self.resumed = False
         self._at_once = asyncio.Semaphore(_AT_ONCE)
@@ -69,14 +69,14 @@ class Departures:
         """
         self._ledger.open()
         for entry in self._ledger.all(self._members.now()):
-            if self._members[entry.username].departure is not None:
+            if self._members[entry.username].revocation is not None:
                 continue
             user = self._user(entry.username) if entry.done is not None else await self._whose(entry)
             if user is None:
                 self._ledger.remove(entry.username)
                 continue
             if entry.done is not None:
-                self._members[entry.username].departed = entry
+                self._members[entry.username].last_revocation = entry
                 continue
             log.warning("Going on with the end of the access of %s: %s", entry.username, entry.reason)
             began = datetime.fromtimestamp(entry.began, UTC).replace(tzinfo=None)
@@ -86,7 +86,7 @@ class Departures:
                 for name, spawner in user.spawners.items()
                 if spawner.active and (spawner.orm_spawner.started is None or spawner.orm_spawner.started < began)
             }
-            self._start(Departure(entry, user, user.id, servers))
+            self._start(Revocation(entry, user, user.id, servers))
         self.resumed = True
 
     async def _whose(self, entry: Entry) -> Any:
@@ -102,7 +102,7 @@ class Departures:
                 return user
         return named  # there is another log-in now
 
-    async def end(self, user: Any, reason: str, *, why: str, by: str = "") -> Departed:
+    async def end(self, user: Any, reason: str, *, why: str, by: str = "") -> RevocationReport:
         """End all access of one of the hub's users: servers, their credentials and routes, tokens, cookies, sessions.
 
         Tokens and cookies have ended when this first waits for anything. Returns after the first try of all the rest.
@@ -118,15 +118,15 @@ class Departures:
         """
         # Where somebody has asked, this waits for nothing.
         session_id = (await self._log_ins.known(user)).session_id if self._log_ins is not None else ""
-        departure = self._members[user.name].departure
-        if departure is None or departure.entry.session_id != session_id:
-            departure = self._begin(user, Entry(user.name, session_id, reason, why, by, self._members.now()))
-        await departure.tried.wait()
-        return departure.report
+        revocation = self._members[user.name].revocation
+        if revocation is None or revocation.entry.session_id != session_id:
+            revocation = self._begin(user, Entry(user.name, session_id, reason, why, by, self._members.now()))
+        await revocation.tried.wait()
+        return revocation.report
 
-    def is_ending(self, user: Any, name: str) -> bool:
-        """Whether a server of one of JupyterHub's users is being ended, so that nothing must be brought to it."""
-        return any(one.user is user and name in one.servers for one in self._under_way)
+    def may_end(self, user: Any, name: str) -> bool:
+        """Whether nothing must be brought to a server of one of JupyterHub's users: its end is under way, or may be."""
+        return not self.resumed or any(one.user is user and name in one.servers for one in self._under_way)
 
     def has_any(self, user: Any) -> bool:
         """Whether there is anything to end."""
@@ -135,14 +135,14 @@ class Departures:
 
     # -- first, in one commit
 
-    def _begin(self, user: Any, entry: Entry) -> Departure:
+    def _begin(self, user: Any, entry: Entry) -> Revocation:
         self._ledger.open()
         tokens = self._end_tokens(user, lambda: self._ledger.note(entry))
         log.warning("The access of %s ends: %s", user.name, entry.reason)
         servers = {name for name, spawner in user.spawners.items() if spawner.active}
-        departure = Departure(entry, user, user.id, servers, tokens=tokens)
-        self._start(departure)
-        return departure
+        revocation = Revocation(entry, user, user.id, servers, tokens=tokens)
+        self._start(revocation)
+        return revocation
 
     def _end_tokens(self, user: Any, note: Callable[[], None] = lambda: None) -> int:
         """Tokens, codes and cookies, together with `note`. Returns how many tokens there were."""
@@ -162,85 +162,85 @@ class Departures:
             raise
         return tokens
 
-    def _start(self, departure: Departure) -> None:
-        name = departure.entry.username
-        self._set(self._members[name], departure)
-        self._background.start(self._go_through(departure), f"departure of {name}")
+    def _start(self, revocation: Revocation) -> None:
+        name = revocation.entry.username
+        self._set(self._members[name], revocation)
+        self._background.start(self._go_through(revocation), f"revocation of {name}")
 
-    def _set(self, member: Member, departure: Departure | None) -> None:
-        if member.departure is not None:
-            self._under_way.discard(member.departure)
-        member.departure = departure
-        if departure is not None:
-            self._under_way.add(departure)
+    def _set(self, member: Member, revocation: Revocation | None) -> None:
+        if member.revocation is not None:
+            self._under_way.discard(member.revocation)
+        member.revocation = revocation
+        if revocation is not None:
+            self._under_way.add(revocation)
         metrics.LEAVING.set(len(self._under_way))
 
     # -- then, until it is done
 
-    async def _go_through(self, departure: Departure) -> None:
-        name, wait = departure.entry.username, _AGAIN
+    async def _go_through(self, revocation: Revocation) -> None:
+        name, wait = revocation.entry.username, _AGAIN
 
         async def try_once() -> bool:
-            departure.still = await self._try(departure)
-            return not departure.still
+            revocation.still = await self._try(revocation)
+            return not revocation.still
 
         def failed(error: Exception) -> None:
             log.error("The access of %s could not be ended in all parts", name, exc_info=error)
-            departure.still = ("an error of the hub",)
+            revocation.still = ("an error of the hub",)
 
         async def pause() -> None:
             nonlocal wait
-            departure.tried.set()
-            log.error("The end of the access of %s is tried again: %s", name, "; ".join(departure.still))
+            revocation.tried.set()
+            log.error("The end of the access of %s is tried again: %s", name, "; ".join(revocation.still))
             await asyncio.sleep(wait)
             wait = min(wait * 2, _LATEST)
 
         try:
             await repeat(try_once, pause, failed)
         finally:
-            departure.tried.set()
+            revocation.tried.set()
             member = self._members[name]
-            if member.departure is departure:
+            if member.revocation is revocation:
                 self._set(member, None)
 
-    async def _try(self, departure: Departure) -> tuple[str, ...]:
+    async def _try(self, revocation: Revocation) -> tuple[str, ...]:
         """One try of all that is left. Returns what still is, as sentences."""
         mended(self._app.db)  # the try before may have failed for the database
         # Not by the name, which somebody else may have by now; nor by the number, which databases give again.
-        there = self._app.users.get(departure.user_id)
-        user = departure.user if there is departure.user else None
+        there = self._app.users.get(revocation.user_id)
+        user = revocation.user if there is revocation.user else None
         if user is not None:
-            names = sorted(departure.servers)
-            ends = [self._end_server(departure, user, name) for name in names]
+            names = sorted(revocation.servers)
+            ends = [self._end_server(revocation, user, name) for name in names]
             outcomes = await asyncio.gather(*ends, return_exceptions=True)
             problems = []
             for name, outcome in zip(names, outcomes, strict=True):
                 if outcome is None:
-                    departure.servers.discard(name)
+                    revocation.servers.discard(name)
                 else:
                     problems.append(f"server {name!r}: {_text(outcome)}")
         else:
             problems = []
-        left = await self._end_session(departure, user, last=not problems)
+        left = await self._end_session(revocation, user, last=not problems)
         problems += [left] if left else []
         if not problems:
-            self._finish(departure)
+            self._finish(revocation)
         return tuple(problems)
 
-    def _finish(self, departure: Departure) -> None:
-        entry, servers = departure.entry, len(departure.stopped)
+    def _finish(self, revocation: Revocation) -> None:
+        entry, servers = revocation.entry, len(revocation.stopped)
         member = self._members[entry.username]
-        if member.departure is departure:  # else a later one has its note there
+        if member.revocation is revocation:  # else a later one has its note there
             done = self._members.now()
             self._ledger.done(entry.username, done, servers)
-            member.departed, member.told_at = replace(entry, done=done, servers=servers), None
+            member.last_revocation, member.told_at = replace(entry, done=done, servers=servers), None
         metrics.ACCESS_ENDED.labels(entry.why).inc()
         ended = Event(Action.ACCESS_ENDED, entry.username, reason=entry.reason, by=entry.requested_by)
         tell(self._app.tornado_settings, ended)
 
     # -- servers
 
-    async def _end_server(self, departure: Departure, user: Any, name: str) -> None:
+    async def _end_server(self, revocation: Revocation, user: Any, name: str) -> None:
         """Raises if it isn't ended."""
         async with self._at_once, asyncio.timeout(_STEP):
             spawner = user.spawners.get(name)
@@ -249,11 +249,11 @@ class Departures:
             kept = getattr(spawner, "casa_kept", None)
             problem: Exception | None = None
             while True:
-                if self._is_let_in_since(departure, user, spawner):
+                if self._is_let_in_since(revocation, user, spawner):
                     return
                 # Also before a pending start is over, and again after it.
                 if kept is not None:
-                    await self._tell_what_it_holds(departure, user, name, kept)
+                    await self._tell_what_it_holds(revocation, user, name, kept)
                     try:
                         await kept.withdraw()
                     except Exception as error:  # noqa: BLE001 - whatever it is, it is stopped all the same
@@ -262,15 +262,15 @@ class Departures:
                     break
                 await self._not_pending(spawner, kept)
             if spawner.active:
-                await self._stop(departure, user, name, spawner)
-            departure.stopped.add(name)
+                await self._stop(revocation, user, name, spawner)
+            revocation.stopped.add(name)
         if problem is not None and kept is not None:
             await kept.withdraw()
 
-    def _is_let_in_since(self, departure: Departure, user: Any, spawner: Any) -> bool:
+    def _is_let_in_since(self, revocation: Revocation, user: Any, spawner: Any) -> bool:
         """Whether a new log-in has started it, after the one that was to be ended had ended by itself."""
         now = self._members[user.name].standing
-        if now is None or now.session_id == departure.entry.session_id:
+        if now is None or now.session_id == revocation.entry.session_id:
             return False
         return bool(getattr(spawner, "casa_log_in", None) == now.session_id)
 
@@ -282,7 +282,7 @@ class Departures:
             if kept is not None and kept.running_start not in (None, before):
                 return
 
-    async def _stop(self, departure: Departure, user: Any, name: str, spawner: Any) -> None:
+    async def _stop(self, revocation: Revocation, user: Any, name: str, spawner: Any) -> None:
         """As JupyterHub's own handler does, whose method needs a request."""
 
         async def stop() -> None:
@@ -291,8 +291,8 @@ class Departures:
             finally:
                 await user.stop(name)
             # Also when nobody waits for it any more: what has this name next was started by leave of a new log-in.
-            departure.servers.discard(name)
-            departure.stopped.add(name)
+            revocation.servers.discard(name)
+            revocation.stopped.add(name)
 
         spawner._stop_pending = True  # noqa: SLF001 - JupyterHub's own marks; others wait for them
         spawner._stop_future = asyncio.ensure_future(stop())  # noqa: SLF001
@@ -304,9 +304,9 @@ class Departures:
             if spawner._stop_future.done():  # noqa: SLF001
                 spawner._stop_future, spawner._stop_pending = None, False  # noqa: SLF001
 
-    async def _tell_what_it_holds(self, departure: Departure, user: Any, name: str, kept: Kept) -> None:
+    async def _tell_what_it_holds(self, revocation: Revocation, user: Any, name: str, kept: Kept) -> None:
         """What others must block if it was copied: told before it is withdrawn and nobody knows it any more."""
-        if name in departure.told:
+        if name in revocation.told:
             return
         unseen = ""
         try:
@@ -315,7 +315,7 @@ class Departures:
         except (CasaError, TimeoutError) as error:
             # The end doesn't wait for that: what was minted is in the audit as well, since then.
             log.error("What server %r of %s held is not known: %s", name, user.name, _text(error))  # noqa: TRY400
-            if name in departure.told_in_part:
+            if name in revocation.told_in_part:
                 return
             holding, unseen = None, "what it held last can't be read"
         at_start = kept.first_holding()
@@ -323,8 +323,8 @@ class Departures:
             holding = at_start
         if holding is None:
             return
-        (departure.told_in_part if unseen else departure.told).add(name)
-        reason = departure.entry.reason
+        (revocation.told_in_part if unseen else revocation.told).add(name)
+        reason = revocation.entry.reason
         found = to_block(holding.record, datetime.now(UTC))
         credentials = [replace(one, problem=one.problem or unseen) for one in found]
         for which, problem in {(one.credential or "any credential", one.problem) for one in credentials if one.problem}:
@@ -348,43 +348,43 @@ class Departures:
                 expires_at=iso(one.expires_at),
                 started_as=kept.server.username if kept.server.username != user.name else "",
                 reason=f"{reason} (This may not be all of it: {one.problem}.)" if one.problem else reason,
-                by=departure.entry.requested_by,
+                by=revocation.entry.requested_by,
             )
             tell(self._app.tornado_settings, event)
 
     # -- the log-in
 
-    async def _end_session(self, departure: Departure, user: Any, *, last: bool) -> str:
+    async def _end_session(self, revocation: Revocation, user: Any, *, last: bool) -> str:
         """Returns what is left to do, as a sentence.
 
         Args:
-            departure: the departure.
+            revocation: whose log-in it is.
             user: JupyterHub's; None if it has been deleted.
             last: whether all else is done, so that it may be forgotten.
         """
         log_ins = self._log_ins
         if log_ins is None:
             return ""
-        if user is not None and departure.refresh_token is None:
+        if user is not None and revocation.refresh_token is None:
             await self._members[user.name].settled()  # it may bring another refresh token
             session = await log_ins.session(user)
-            ours = session is not None and session.id == departure.entry.session_id
+            ours = session is not None and session.id == revocation.entry.session_id
             if session is not None and ours and log_ins.is_of_this_provider(session):
-                departure.refresh_token = session.refresh_token
+                revocation.refresh_token = session.refresh_token
             else:
-                departure.refresh_token = ""
-        if departure.refresh_token:
+                revocation.refresh_token = ""
+        if revocation.refresh_token:
             try:
-                if not await log_ins.issuer.revoke(departure.refresh_token):
+                if not await log_ins.issuer.revoke(revocation.refresh_token):
                     log.info(
-                        "The identity provider ends no refresh tokens: that of %s expires", departure.entry.username
+                        "The identity provider ends no refresh tokens: that of %s expires", revocation.entry.username
                     )
             except OIDCError as error:
                 return str(error)
-            departure.refresh_token = ""
-        if user is not None and last and await log_ins.forget(user, departure.entry.session_id):
+            revocation.refresh_token = ""
+        if user is not None and last and await log_ins.forget(user, revocation.entry.session_id):
             # What a request has made that was let in before the first commit, and waited for the provider.
-            departure.tokens += self._end_tokens(user)
+            revocation.tokens += self._end_tokens(user)
         return ""
 
     # -- the hub

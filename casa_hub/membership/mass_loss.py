@@ -17,14 +17,14 @@ from typing import Any
 
 from casa_hub import metrics
 from casa_hub.audit import Action, Event, tell
-from casa_hub.identity.membership import Refused
-from casa_hub.identity.standing import Recheck
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.keeper.departures import Departures
-from casa_hub.keeper.hand_out import hand_out_token
-from casa_hub.keeper.holdback import Holdback, Ruling
-from casa_hub.keeper.watched import watched
+from casa_hub.membership.active_users import watched
+from casa_hub.membership.loss_limit import Holdback, Ruling
 from casa_hub.membership.member import Access, Member, Members, Standing
+from casa_hub.membership.policy import Refused
+from casa_hub.membership.recheck import Recheck
+from casa_hub.membership.revocation import Revocations
+from casa_hub.membership.token_hand_out import hand_out_token
 from casa_hub.tasks import Background
 
 #: Seconds for which a "no" waits for the others, at most; with what follows it is over in 30.
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 class MassLoss:
     """Lives on the hub's event loop."""
 
-    def __init__(self, app: Any, members: Members, recheck: Recheck | None, departures: Departures) -> None:
+    def __init__(self, app: Any, members: Members, recheck: Recheck | None, revocations: Revocations) -> None:
         """`recheck`: None with an authenticator that isn't ours, of which there are no verdicts."""
         self._app = app
         self._members = members
         self._recheck = recheck
-        self._departures = departures
+        self._revocations = revocations
         self._holdback = Holdback(members, members.settings.recheck_interval)
         if recheck is not None:
             recheck.on_verdict = self.heard
@@ -106,7 +106,7 @@ class MassLoss:
         user = self._app.users.get(member.name)
         if user is None or member.leaves or member.ending(standing.session_id):
             return
-        if not self._departures.has_any(user):
+        if not self._revocations.has_any(user):
             return
         now = self._members.now()
         idle = not user.active and not user.api_tokens
@@ -189,7 +189,7 @@ class MassLoss:
                     return
                 follows = self._members.outcome(member)
                 if follows.access is Access.OFF or (confirmed and standing.revoked_at):  # not logged in since
-                    await self._departures.end(user, standing.reason, why=follows.why, by=by)
+                    await self._revocations.end(user, standing.reason, why=follows.why, by=by)
             finally:
                 member.leaves = False
 

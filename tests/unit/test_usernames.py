@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
-from casa_hub.identity.bindings import Identities, IdentityError
+from casa_hub.membership.usernames import Identities, IdentityError
 
 IAM = "https://iam.example.org/"
 

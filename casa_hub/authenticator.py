@@ -29,6 +29,7 @@ from casa_hub.identity.session import Session
 from casa_hub.identity.settings import advice, check_settings, refuse_superseded
 from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Answer, Verdict
+from casa_hub.keeper.renewals import hand_out_token
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.membership.admission import Admission, MembershipError
 from casa_hub.membership.log_ins import LogIns
@@ -37,7 +38,6 @@ from casa_hub.membership.policy import Allowed, GroupSource, Policy, Refused, Re
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.rights import NAME_LENGTH, Rights
 from casa_hub.membership.settings import Keeper
-from casa_hub.membership.token_hand_out import tokens_changed
 from casa_hub.membership.usernames import Identities, IdentityError
 from casa_hub.startup import on_hub_start
 from casa_hub.web import operations
@@ -272,7 +272,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             self._decide,
             groups_live=self.preset.groups_live_in_userinfo,
             on_yes=self.rights.apply,
-            on_tokens=tokens_changed,
+            on_tokens=hand_out_token,
         )
 
     @cached_property
@@ -315,20 +315,12 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         self, username: str, claims: Mapping[str, Any], granted_scopes: frozenset[str] | None
     ) -> Allowed | Refused:
         if username in self.technical_users:
-            return Refused(
-                reason=f"{username} is the name of a technical user of this hub, and nobody can log in with it",
-                missing=frozenset(),
-                found=frozenset(),
-                claim_missing=False,
-            )
-        if username in self.blocked_users:
-            return Refused(
-                reason=f"{username} is blocked on this hub",
-                missing=frozenset(),
-                found=frozenset(),
-                claim_missing=False,
-            )
-        return self.decide(username, claims, granted_scopes)
+            reason = f"{username} is the name of a technical user of this hub, and nobody can log in with it"
+        elif username in self.blocked_users:
+            reason = f"{username} is blocked on this hub"
+        else:
+            return self.decide(username, claims, granted_scopes)
+        return Refused(reason=reason, missing=frozenset(), found=frozenset(), claim_missing=False)
 
     def get_handlers(self, app: Any) -> list[tuple[Any, ...]]:
         """The pages of a log-in, and the addresses for the identity provider and for operators."""

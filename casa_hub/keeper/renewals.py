@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
@@ -38,6 +39,8 @@ _PUT_BACK = 60.0
 _IN_ONE_TURN = 50
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 #: What to say after a reason from `casa_hub.record`.
 _RESTART = "It runs on with what it has; restart it to have that renewed"
@@ -540,3 +543,16 @@ async def _in_turns(things: Iterator[T]) -> AsyncIterator[T]:
 
 def _seconds(moment: datetime | None) -> float | None:
     return None if moment is None else moment.timestamp()
+
+
+async def hand_out_token(user: Any) -> None:
+    """Give the newest token to the running servers: the old one may be dead (IAM: clearAccessTokensOnRefresh)."""
+    minters = Facility.in_settings(user.settings, user.settings["config"]).minters
+    names = [name for name, minter in minters.items() if minter.renewal == "token"]
+    for spawner in list(user.spawners.values()):
+        renew = getattr(spawner, "renew_credentials", None)
+        if names and renew is not None and spawner.active and not spawner.pending:
+            try:
+                await renew(names)
+            except CasaError as error:
+                log.error("Token of %s for server %r: %s", user.name, spawner.name, error)  # noqa: TRY400

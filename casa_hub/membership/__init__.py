@@ -9,6 +9,5 @@ In the order in which a "no" walks:
 - `mass_loss`: a "no" among many is held back, by `loss_limit` (pure);
 - `revocation`: the end of all access, in an order in which nothing is lost half way;
 - `admission`: what a request or a start may do now, and what pages say; `rights`: groups and administration;
-- `token_hand_out`: a newer token goes to running servers;
 - `settings`: the operator's times; `tables`: what the hub's database keeps.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections.abc import Collection
@@ -29,15 +28,12 @@ class LogIns:
         self.issuer = issuer
         self._technical = technical
 
-    def saving(self, username: str) -> asyncio.Lock:
-        """See `Member.saving`."""
-        return self.members[username].saving
-
     async def session(self, user: Any) -> Session | None:
         """What is stored of a user's last log-in."""
-        async with self.saving(user.name):
+        member = self.members[user.name]
+        async with member.saving:
             stored = await self.stored(user)
-        unsaved = self.members[user.name].unsaved
+        unsaved = member.unsaved
         return unsaved if unsaved is not None and stored is not None and unsaved.id == stored.id else stored
 
     def is_of_this_provider(self, session: Session) -> bool:
@@ -45,7 +41,7 @@ class LogIns:
         return session.issuer.rstrip("/") == self.issuer.client.issuer.rstrip("/")
 
     async def stored(self, user: Any) -> Session | None:
-        """As `session`, for who holds `saving`, and without what the hub's database didn't take."""
+        """As `session`, for who holds `Member.saving`, and without what the hub's database didn't take."""
         mended(user.db)
         return Session.from_auth_state(await user.get_auth_state())
 

@@ -1,4 +1,4 @@
-"""Between a "no" of the identity provider and what can't be undone: the shell around `holdback`.
+"""Between a "no" of the identity provider and what can't be undone: the shell around `loss_limit`.
 
 A sign-in that was taken back is weighed as a "no" is: a provider that has lost its sessions takes back everybody's at
 once. What is said here of a "no" holds for it, but that access goes on for `Keeper.revoked_grace`.
@@ -18,13 +18,13 @@ from typing import Any
 from casa_hub import metrics
 from casa_hub.audit import Action, Event, tell
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.keeper.renewals import hand_out_token
 from casa_hub.membership.active_users import watched
 from casa_hub.membership.loss_limit import Holdback, Ruling
 from casa_hub.membership.member import Access, Member, Members, Standing
 from casa_hub.membership.policy import Refused
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.revocation import Revocations
-from casa_hub.membership.token_hand_out import hand_out_token
 from casa_hub.tasks import Background
 
 #: Seconds for which a "no" waits for the others, at most; with what follows it is over in 30.

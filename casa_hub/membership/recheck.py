@@ -47,7 +47,7 @@ class Recheck:
         *,
         groups_live: bool,
         on_yes: Callable[[Any, Allowed, Collection[str]], None],
-        on_tokens: Callable[[Any, Member], Awaitable[None]],
+        on_tokens: Callable[[Any], Awaitable[None]],
     ) -> None:
         """Needs the log-ins, the bindings of names, and what follows.
 
@@ -58,7 +58,7 @@ class Recheck:
             groups_live: whether userinfo shows a lost group with an old access token.
             on_yes: is called with the hub's user, the decision of every "yes" and the groups that the site added at
                 the log-in, to apply groups and admin rights.
-            on_tokens: is awaited with the hub's user and what is known of the person after new tokens were stored.
+            on_tokens: is awaited with the hub's user after new tokens were stored, unless they came with a "no".
         """
         self.log_ins = log_ins
         self.members = log_ins.members
@@ -172,8 +172,8 @@ class Recheck:
             self._learn(member, standing)
             if isinstance(standing.decision, Allowed):
                 self._on_yes(user, standing.decision, standing.added_groups)
-            if inquiry.refreshed:
-                await self._on_tokens(user, member)
+            if inquiry.refreshed and member.effective is not Verdict.NO:
+                await self._on_tokens(user)
         except Exception:
             # Whatever this is, it isn't a "yes", and it isn't the user's fault either.
             log.exception("Membership of %s could not be found out", user.name)

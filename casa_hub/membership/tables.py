@@ -29,7 +29,7 @@ from sqlalchemy import (
 
 from casa_hub.database import mended, storable
 
-#: Characters of JupyterHub's longest names, and of who asked for a revocation.
+#: Characters of JupyterHub's longest names, and of who asked for the end of an access.
 _LENGTH = 255
 #: Of double precision: MariaDB's FLOAT has epoch seconds to two minutes only.
 _SECONDS = Float(53)
@@ -107,6 +107,12 @@ class HubTable:
             self.table.create(self._db.get_bind(), checkfirst=True)
             self._there = True
 
+    def _write(self, *statements: Any) -> None:
+        mended(self._db)
+        for statement in statements:
+            self._db.execute(statement)
+        self._db.commit()
+
 
 class Ledger(HubTable):
     """The table of accesses that end or have ended. Every method may raise SQLAlchemyError."""
@@ -115,9 +121,7 @@ class Ledger(HubTable):
 
     def all(self, now: float) -> list[Entry]:
         """All accesses that end, and those that have ended within the last 90 days."""
-        mended(self._db)
-        self._db.execute(delete(_revocations).where(_revocations.c.done < now - _REMEMBERED))
-        self._db.commit()
+        self._write(delete(_revocations).where(_revocations.c.done < now - _REMEMBERED))
         return [Entry(*row) for row in self._db.execute(select(*_revocations.columns))]
 
     def note(self, entry: Entry) -> None:
@@ -128,16 +132,10 @@ class Ledger(HubTable):
         self._db.execute(insert(_revocations).values(asdict(entry) | texts))
 
     def done(self, username: str, at: float, servers: int) -> None:
-        mended(self._db)
-        self._db.execute(
-            update(_revocations).where(_revocations.c.username == username).values(done=at, servers=servers)
-        )
-        self._db.commit()
+        self._write(update(_revocations).where(_revocations.c.username == username).values(done=at, servers=servers))
 
     def remove(self, username: str) -> None:
-        mended(self._db)
-        self._db.execute(delete(_revocations).where(_revocations.c.username == username))
-        self._db.commit()
+        self._write(delete(_revocations).where(_revocations.c.username == username))
 
 
 class UnknownLogIns(HubTable):
@@ -151,12 +149,8 @@ class UnknownLogIns(HubTable):
         return {row.username: row.since for row in self._db.execute(select(*_unknown.columns))}
 
     def note(self, username: str, since: float) -> None:
-        mended(self._db)
-        self._db.execute(delete(_unknown).where(_unknown.c.username == username))
-        self._db.execute(insert(_unknown).values(username=username, since=since))
-        self._db.commit()
+        row = insert(_unknown).values(username=username, since=since)
+        self._write(delete(_unknown).where(_unknown.c.username == username), row)
 
     def remove(self, usernames: Collection[str]) -> None:
-        mended(self._db)
-        self._db.execute(delete(_unknown).where(_unknown.c.username.in_(usernames)))
-        self._db.commit()
+        self._write(delete(_unknown).where(_unknown.c.username.in_(usernames)))

@@ -101,13 +101,12 @@ class Identities(HubTable):
         row = self._find(username)
         if row is None or row.sub == _NOBODY:
             return False
-        self._write(update(bindings).where(bindings.c.username == username), _NOBODY, _NOBODY)
+        self._bind(update(bindings).where(bindings.c.username == username), _NOBODY, _NOBODY)
         return True
 
-    def _write(self, statement: Any, issuer: str, sub: str) -> None:
+    def _bind(self, statement: Any, issuer: str, sub: str) -> None:
         bound_at = datetime.now(UTC).replace(tzinfo=None)
-        self._db.execute(statement.values(issuer=issuer, sub=sub, bound_at=bound_at))
-        self._db.commit()
+        self._write(statement.values(issuer=issuer, sub=sub, bound_at=bound_at))
 
     def check(self, username: str, *, issuer: str, sub: str, log_in: bool = False) -> None:
         """Let the first subject of a name in and nobody else; a name without one is bound to this subject.
@@ -132,9 +131,9 @@ class Identities(HubTable):
             self.open()
             row = self._find(username)
             if row is None:
-                self._write(insert(bindings).values(username=username), issuer, sub)
+                self._bind(insert(bindings).values(username=username), issuer, sub)
             elif row.sub == _NOBODY and log_in:
-                self._write(update(bindings).where(bindings.c.username == username), issuer, sub)
+                self._bind(update(bindings).where(bindings.c.username == username), issuer, sub)
                 row = None
         except SQLAlchemyError as error:
             roll_back(self._db)

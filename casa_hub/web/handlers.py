@@ -216,7 +216,7 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
 
     async def auth_to_user(self, authenticated: dict[str, Any], user: Any = None) -> Any:
         session, decision = authenticated.pop("casa", (None, None))
-        async with self.authenticator.log_ins.saving(authenticated["name"]):
+        async with self.authenticator.members[authenticated["name"]].saving:
             if session is not None:
                 session = await self._remember_browsers(authenticated, session)
             user = await super().auth_to_user(authenticated, user)

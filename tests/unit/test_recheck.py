@@ -99,9 +99,9 @@ class World:
         assert member.standing is not None
         self.told.append((member.standing.verdict, member.standing.reason))
 
-    async def _new_tokens(self, user: Any, member: Member) -> None:
-        assert member.standing is not None
-        self.tokens.append(member.standing.verdict)
+    async def _new_tokens(self, user: Any) -> None:
+        assert self.members["alice"].standing is not None
+        self.tokens.append(self.members["alice"].standing.verdict)
 
     def log_in(self, session_id: str = "one") -> None:
         session = Session(
@@ -295,9 +295,13 @@ async def test_after_a_restart_it_is_known_without_asking_when_a_token_is_due() 
     assert world.told == [(Verdict.YES, "")]  # that of the log-in: nobody was asked
 
 
-async def test_new_tokens_that_came_with_a_no_are_told_with_it() -> None:
+async def test_new_tokens_that_came_with_a_no_are_not_handed_out_unless_it_is_held_back() -> None:
     world = World()
     world.decision = NO
+    await world.ask()
+    assert world.refreshes == 1
+    assert world.tokens == []
+    world.members["alice"].held_since = NOW
     await world.ask()
     assert world.tokens == [Verdict.NO]
 

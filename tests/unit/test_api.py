@@ -10,8 +10,10 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from aiohttp import web
@@ -95,6 +97,43 @@ async def asked(*answers: Answer, seconds: float = 30) -> AsyncIterator[tuple[Ku
     finally:
         await api.close()
         await runner.cleanup()
+
+
+class NoThreads(ThreadPoolExecutor):
+    """Refuses all work."""
+
+    def submit(self, *work: object, **more: object) -> NoReturn:
+        raise AssertionError(work)
+
+
+async def test_no_request_waits_for_another_thread() -> None:
+    """aiohttp asked two other threads for a proxy and a .netrc file, before each request.
+
+    A hundred starts at once took half of their CPU for that, and pods waited for their Secrets.
+    """
+    async with asked(good) as (api, _):
+        asyncio.get_running_loop().set_default_executor(NoThreads())
+        assert (await api.create(SECRET, Deadline(60)))["metadata"]["uid"] == "1"
+
+
+async def test_a_proxy_that_the_environment_names_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asked(good) as (api, peer):
+        client = api._connect()
+        monkeypatch.setenv("http_proxy", client.configuration.host)
+        client.configuration.host = "http://kubernetes.example.org"
+        api._connect = lambda: client
+        await api.create(SECRET, Deadline(60))
+        assert [str(request.url.origin()) for _, request in peer.requests] == ["http://kubernetes.example.org"]
+
+
+async def test_a_proxy_is_not_used_for_an_api_server_that_the_environment_excepts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    async with asked(good) as (api, peer):
+        await api.create(SECRET, Deadline(1))
+        assert len(peer.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -417,6 +417,75 @@ async def test_a_sign_in_that_is_doubted_is_asked_about_again() -> None:
     assert (standing.verdict, standing.revoked_at) == (Verdict.YES, 0.0)
 
 
+@pytest.mark.parametrize("restarted", [False, True], ids=["asked again", "after a restart"])
+async def test_that_a_sign_in_was_taken_back_isn_t_taken_back_by_silence(restarted: bool) -> None:
+    """An outage opened the pages again, let servers start, and gave four hours instead of one."""
+    world = World()
+    world.says = LOG_IN_AGAIN
+    await world.ask()
+    world.says = CANT_SAY
+    if restarted:
+        world.restarted()
+    world.standings.doubt("alice")
+    standing = await world.ask(later=10)
+    assert (standing.verdict, standing.revoked_at) == (Verdict.LOG_IN_AGAIN, NOW + 300)
+
+
+async def test_that_a_sign_in_was_taken_back_isn_t_taken_back_by_an_error_of_the_hub_nor_by_a_slow_provider(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    world.says = LOG_IN_AGAIN
+    await world.ask()
+
+    async def locked() -> None:
+        raise OperationalError("SELECT", {}, Exception("database is locked"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.user, "get_auth_state", locked)
+        world.standings.doubt("alice")
+        standing = await world.ask(later=10)
+    assert (standing.verdict, standing.revoked_at) == (Verdict.LOG_IN_AGAIN, NOW + 300)
+    world.standings.doubt("alice")
+    world.gate = asyncio.Event()
+    assert (await world.ask(later=10, patience=0.01)).verdict is Verdict.LOG_IN_AGAIN
+    world.gate.set()
+    await world.standings.settled("alice")
+
+
+async def test_a_sign_in_that_was_taken_back_does_not_run_out_later_on() -> None:
+    """Keycloak's ends after 30 idle minutes: asked about again after those, it would count for a day."""
+    world = World(refresh_life=1800.0)
+    world.says = LOG_IN_AGAIN
+    await world.ask()
+    world.standings.doubt("alice")
+    standing = await world.ask(later=2000)
+    assert (standing.verdict, standing.revoked_at) == (Verdict.LOG_IN_AGAIN, NOW + 300)
+
+
+async def test_a_sign_in_that_was_taken_back_does_not_count_by_its_age_when_a_log_out_drops_its_token() -> None:
+    world = World()
+    world.says = LOG_IN_AGAIN
+    await world.ask()
+    assert world.user.session is not None
+    world.user.state = replace(world.user.session, refresh_token="").to_auth_state()
+    world.standings.doubt("alice")
+    standing = await world.ask(later=10)
+    assert (standing.verdict, standing.revoked_at) == (Verdict.LOG_IN_AGAIN, NOW + 300)
+
+
+async def test_a_yes_of_the_old_access_token_takes_back_that_a_sign_in_was_taken_back() -> None:
+    """A provider that had lost its sessions for a moment: the next silence would count from then."""
+    world = World(live=True)
+    world.userinfo_says, world.says = {"": LOG_IN_AGAIN}, LOG_IN_AGAIN
+    assert (await world.ask()).revoked_at == NOW + 300
+    world.userinfo_says = {}
+    world.standings.doubt("alice")
+    assert (await world.ask(later=10)).verdict is Verdict.YES
+    assert world.user.session is not None
+    assert world.user.session.revoked_at == 0.0
+
+
 async def test_that_a_sign_in_was_taken_back_is_known_though_it_can_not_be_stored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

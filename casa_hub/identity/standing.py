@@ -261,9 +261,10 @@ class Standings:
         """The asking that is under way, or a new one."""
         if user.name not in self._asking:
             inquiry = _Inquiry(user, known, asyncio.get_running_loop().time())
-            task = asyncio.create_task(self._find_out(inquiry), name=f"membership of {user.name}")
-            task.add_done_callback(lambda _: self._asking.pop(user.name, None))
-            self._asking[user.name] = inquiry, task
+            name = user.name  # of now: an administrator may rename the user meanwhile
+            task = asyncio.create_task(self._find_out(inquiry), name=f"membership of {name}")
+            task.add_done_callback(lambda _: self._asking.pop(name, None))
+            self._asking[name] = inquiry, task
         return self._asking[user.name]
 
     async def _find_out(self, inquiry: _Inquiry) -> Standing:

@@ -348,6 +348,22 @@ async def test_a_log_in_that_is_forgotten_while_it_is_asked_about_is_none() -> N
     assert world.standings.last("alice") is None
 
 
+async def test_a_user_who_is_renamed_while_asked_about_leaves_no_answer_to_who_has_the_name_next() -> None:
+    """That answer would have counted until the hub's end: nobody of that name would be asked about again."""
+    world = World()
+    world.gate = asyncio.Event()
+    asking = asyncio.create_task(world.ask())
+    await asyncio.sleep(0.01)
+    world.user.name = "alice-of-before"
+    world.gate.set()
+    await asking
+    world.user = User()
+    world.log_in("two")
+    assert (await world.ask()).verdict is Verdict.YES
+    world.decision = NO
+    assert (await world.ask()).verdict is Verdict.NO
+
+
 async def test_a_request_of_somebody_else_that_fails_in_the_database_makes_nobody_s_membership_uncertain() -> None:
     world = World()
     db = world.user.db = SimpleNamespace(

@@ -209,6 +209,16 @@ async def test_a_refused_log_in_ends_a_log_in_that_counts_by_its_age_also_after_
     assert (await world.ask()).verdict is Verdict.YES
 
 
+@pytest.mark.parametrize("said", [True, False], ids=["by what was said", "by what was never said"])
+async def test_a_log_in_that_counts_by_its_age_is_held_against_the_rules_of_now(said: bool) -> None:
+    """Somebody whom the operator has blocked went on for a day. What the claims never said is no "no"."""
+    world = World(refresh_token="")
+    world.restarted()
+    world.decision = replace(NO, claim_missing=not said)
+    standing = await world.ask()
+    assert (standing.verdict, standing.aged) == ((Verdict.NO, False) if said else (Verdict.YES, True))
+
+
 async def test_a_refused_log_in_wins_over_an_asking_that_began_before_it() -> None:
     world = World()
     world.gate = asyncio.Event()

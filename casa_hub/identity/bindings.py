@@ -60,18 +60,6 @@ class Identities:
             _bindings.create(self._db.get_bind(), checkfirst=True)
             self._there = True
 
-    def owns(self, username: str, *, issuer: str, sub: str) -> bool:
-        """Whether the name is bound to just this subject."""
-        try:
-            self._make_table()
-            row = self._find(username)
-        except SQLAlchemyError:
-            roll_back(self._db)
-            return False
-        except AlikeError:
-            return False
-        return row is not None and _is(row, issuer, sub)
-
     def _find(self, username: str) -> Any:
         """The row of exactly this name; None if there is none.
 

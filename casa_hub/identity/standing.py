@@ -417,8 +417,9 @@ class Standings:
 
         A hub that dies between the provider's answer and the store has lost a rotated refresh token; no order of steps
         can prevent that, as the provider has ended the old one before it answers (RFC 6749, 6; some providers forgive
-        a second use for some seconds). The hub that comes after it then hears "log in again" and nothing worse: what
-        runs runs on for `Keeper.membership_max_age`, pages ask for the log-in, and with it all is as before.
+        a second use for some seconds). The hub that comes after it hears a refusal before the token's end, as if the
+        sign-in had been taken back: pages ask for the log-in, what runs runs on for `Keeper.revoked_grace`, and with a
+        log-in all is as before.
         """
         try:
             tokens = await self._issuer.refresh(session.refresh_token, sub=session.sub)

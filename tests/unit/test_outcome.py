@@ -83,6 +83,16 @@ def test_the_end_of_a_sign_in_is_told_before_it_comes() -> None:
     assert "log out and in again" in text
 
 
+def test_a_page_that_did_not_want_to_wait_says_nothing_of_an_outage() -> None:
+    assert outcome(standing(CANT_SAY, last_yes=-300), KEEPER, NOW).notice == ""
+    assert "not confirmed your membership" in outcome(standing(CANT_SAY, last_yes=-301), KEEPER, NOW).notice
+
+
+def test_the_end_of_a_log_in_that_counts_by_its_age_is_told_in_the_last_quarter() -> None:
+    assert outcome(standing(YES, last_yes=-64800, aged=True), KEEPER, NOW).notice == ""
+    assert "log out and in again" in outcome(standing(YES, last_yes=-64801, aged=True), KEEPER, NOW).notice
+
+
 def test_a_log_in_that_nobody_knows_of_names_no_time_that_never_was() -> None:
     """The page told of an end in 1970."""
     assert outcome(UNKNOWN, KEEPER, NOW).notice == "Please log in again: no log-in of this user is stored."

@@ -293,8 +293,8 @@ class Standings:
             log.exception("Membership of %s could not be found out", user.name)
             mended(user.db)  # nobody else hears of it who could roll back
             known = self._known.get(user.name)
-            if known is None:
-                return self._no_log_in()
+            if known is None or not (known.session_id or known.verdict is Verdict.NO):
+                return self._no_log_in()  # without a "yes" to count from, an outage would be over at once
             standing = replace(known, at=self._clock())
             # An explicit word isn't taken back by our own fault either.
             if known.verdict is not Verdict.NO and not known.revoked_at:

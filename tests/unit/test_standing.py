@@ -443,6 +443,23 @@ async def test_a_sign_in_that_is_doubted_is_asked_about_again() -> None:
     assert (standing.verdict, standing.revoked_at) == (Verdict.YES, 0.0)
 
 
+async def test_an_error_of_the_hub_takes_no_time_from_whom_no_log_in_is_known_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A database that could not be read counted as an outage since 1970, and the access ended a minute later."""
+    world = World()
+    world.user.state = None
+    world.restarted()
+    await world.standings.known(world.user)
+
+    async def locked() -> None:
+        raise OperationalError("SELECT", {}, Exception("database is locked"))
+
+    monkeypatch.setattr(world.user, "get_auth_state", locked)
+    standing = await world.ask()
+    assert (standing.verdict, standing.session_id) == (Verdict.LOG_IN_AGAIN, "")
+
+
 @pytest.mark.parametrize("restarted", [False, True], ids=["asked again", "after a restart"])
 async def test_that_a_sign_in_was_taken_back_isn_t_taken_back_by_silence(restarted: bool) -> None:
     """An outage opened the pages again, let servers start, and gave four hours instead of one."""

@@ -16,10 +16,12 @@ from http import HTTPStatus
 from typing import Any
 
 from oauthenticator.generic import GenericOAuthenticator
+from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 from traitlets import Bool, Enum, Float, List, Set, TraitError, Unicode, default, validate
 
 from casa_hub import audit
+from casa_hub.database import roll_back
 from casa_hub.errors import ConfigurationError, Severity
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LogoutTokens
@@ -354,13 +356,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         username = self.normalize_username(self.user_info_to_username(claims))
         if not self.validate_username(username):
             raise _unusable("user name", f"{username[:80]!r} is not a user name that this hub takes")
-        decision = self._decide(username, claims, tokens.scope)
-        if isinstance(decision, Refused):
-            audit.tell(handler.settings, audit.Event(audit.Action.REFUSED, username, reason=decision.reason))
-            # Earlier log-ins of this name may go on on a "yes" that is not true any more.
-            await self._end_earlier_log_ins(handler, username, decision, metadata.issuer, tokens.id_claims["sub"])
-            raise RefusedError(username, decision)
         session = Session.of_login(tokens, issuer=metadata.issuer, claims=claims)
+        decision = await self._allowed(handler, username, session)
         if not session.refresh_token and not self.preset.groups_live_in_userinfo:
             self.log.warning(
                 "%s gave no refresh token for %s: the membership can't be re-checked and counts for %g s. "
@@ -392,7 +389,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         if self.post_auth_hook is not None:
             auth_model = await self._call_post_auth_hook(handler, auth_model)
             if auth_model["name"] != name:
-                name, decision = self._renamed(handler, auth_model["name"], session)
+                name, decision = await self._renamed(handler, auth_model["name"], session)
                 auth_model |= {"name": name, "admin": self.rights.admin(name, decision)}
             added = tuple(group for group in auth_model["groups"] if group not in groups)
             session = replace(session, added_groups=added)
@@ -421,28 +418,42 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             _HOOK, problem, "The operator of this hub must correct it: it changes the model, returns it"
         )
 
-    def _renamed(self, handler: Any, name: str, session: Session) -> tuple[str, Allowed]:
+    async def _renamed(self, handler: Any, name: str, session: Session) -> tuple[str, Allowed]:
         """The name that a hook chose, in the hub's form, and what membership says of it."""
         name = self.normalize_username(name)
         if not name or not self.validate_username(name):
             problem = f"it changed the name to {name[:80]!r}, which is not a user name that this hub takes"
             raise IdentityError(_HOOK, problem, "The operator of this hub must correct it")
+        return name, await self._allowed(handler, name, session)
+
+    async def _allowed(self, handler: Any, name: str, session: Session) -> Allowed:
+        """What membership says of a log-in with this name. Raises RefusedError."""
         decision = self._decide(name, session.claims, session.scope)
         if isinstance(decision, Refused):
             audit.tell(handler.settings, audit.Event(audit.Action.REFUSED, name, reason=decision.reason))
+            # Earlier log-ins of this person may go on on a "yes" that is not true any more.
+            await self._end_earlier_log_ins(handler, name, session)
             raise RefusedError(name, decision)
-        return name, decision
+        return decision
 
-    async def _end_earlier_log_ins(self, handler: Any, username: str, decision: Refused, issuer: str, sub: str) -> None:
+    async def _end_earlier_log_ins(self, handler: Any, username: str, session: Session) -> None:
         """A refused log-in is a "no" for the same person's earlier ones, which may have no way to be re-checked.
 
-        Not for somebody else's of the same name: with that, anybody could end anybody's access.
+        Those may have another name, which a hook has made or the provider has changed since. Not for somebody else's of
+        the same name: with that, anybody could end anybody's access.
         """
-        user = handler.find_user(username)
-        if user is not None and not decision.claim_withheld and self.identities.owns(username, issuer=issuer, sub=sub):
-            await self.recheck.refused(user, decision.reason, decision)
-        else:
-            self.recheck.doubt(username)
+        self.recheck.doubt(username)
+        try:
+            names = self.identities.names(issuer=session.issuer, sub=session.sub)
+        except SQLAlchemyError:
+            roll_back(self.parent.db)
+            return
+        for name in names:
+            user, decision = handler.find_user(name), self._decide(name, session.claims, session.scope)
+            if user is None or name in self.technical_users:
+                continue
+            if isinstance(decision, Refused) and not decision.claim_withheld:
+                await self.recheck.refused(user, decision.reason, decision)
 
     def user_info_to_username(self, user_info: Mapping[str, Any]) -> str:
         """The configured claim; an e-mail address only when the provider says that it was verified."""

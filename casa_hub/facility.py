@@ -147,10 +147,10 @@ class Facility(LoggingConfigurable):
 
         `server`: the identity of that start, which it keeps when its user is renamed.
         """
-        # Only an authenticator of this package knows one.
-        ask = getattr(spawner.authenticator, "access_token", None)
-        token: AccessToken | None = await ask(spawner.user) if ask is not None else None
+        # Only an authenticator of this package knows one. A technical user's is that of who had the name before.
         technical = spawner.user.name in getattr(spawner.authenticator, "technical_users", ())
+        ask = getattr(spawner.authenticator, "access_token", None)
+        token: AccessToken | None = await ask(spawner.user) if ask is not None and not technical else None
         return Request(server, start_id, now, token, technical=technical)
 
     # -- before anybody spawns

@@ -33,6 +33,8 @@ FRESH = 30.0
 #: Seconds after which a new "yes" is written to the hub's database, at the latest; less where the grace is short.
 LAST_YES_SAVED = 600.0
 
+_TAKEN_BACK = "The sign-in was taken back at the identity provider before its time."
+
 log = logging.getLogger(__name__)
 
 
@@ -129,7 +131,7 @@ class Recheck:
         done, _ = await asyncio.wait({inquiry.task}, timeout=max(left, 0))
         if done:
             return inquiry.task.result()
-        if known.verdict is Verdict.NO:
+        if known.verdict is Verdict.NO or known.revoked_at:
             return known
         return replace(
             known, verdict=Verdict.CANT_SAY, reason="the identity provider hasn't answered yet", decision=None
@@ -180,10 +182,11 @@ class Recheck:
             mended(user.db)  # nobody else hears of it who could roll back
             member = self.members[user.name]
             known = member.standing
-            if known is None:
-                return self._no_log_in()
+            if known is None or not (known.session_id or known.verdict is Verdict.NO):
+                return self._no_log_in()  # without a "yes" to count from, an outage would be over at once
             standing = replace(known, at=self.members.now())
-            if known.verdict is not Verdict.NO:  # an explicit word isn't taken back by our own fault either
+            # An explicit word isn't taken back by our own fault either.
+            if known.verdict is not Verdict.NO and not known.revoked_at:
                 standing = replace(standing, verdict=Verdict.CANT_SAY, reason="an error of the hub", decision=None)
             self._learn(member, standing)
         return standing
@@ -211,9 +214,14 @@ class Recheck:
         except OIDCError as error:
             problem, verdict, reason = error, error.answer.verdict, error.answer.reason
             our_fault = error.answer.our_fault
-            if inquiry.refused and not session.outlived(self.members.now(), self._issuer.client.leeway):
+            outlived = session.outlived(self.members.now(), self._issuer.client.leeway)
+            # A token that was taken back does not run out later on.
+            if inquiry.refused and (session.revoked_at or not outlived):
                 revoked_at = await self._note_revoked(inquiry, session)
-                reason = f"The sign-in was taken back at the identity provider before its time. {reason}"
+                reason = f"{_TAKEN_BACK} {reason}"
+            elif verdict is Verdict.CANT_SAY and session.revoked_at and not inquiry.refreshed:
+                # Silence gives nothing back: the restart of a hub in an outage does not open its pages again.
+                verdict, reason, revoked_at = Verdict.LOG_IN_AGAIN, _TAKEN_BACK, session.revoked_at
         except MalformedClaim as error:
             problem, verdict, reason = error, Verdict.CANT_SAY, str(error)
         except IdentityError as error:
@@ -259,8 +267,9 @@ class Recheck:
         if isinstance(decision, Refused):
             log.warning("Membership of %s: refused, %s", user.name, decision.reason)
             return Standing(Verdict.NO, now, decision.reason, inquiry.last_yes, session.id, decision)
-        if session.refused or not 0 <= now - session.last_yes <= min(LAST_YES_SAVED, self._settings.outage_grace / 10):
-            await self.log_ins.save(user, replace(session, last_yes=now, claims=claims, refused=""))
+        saved_for = min(LAST_YES_SAVED, self._settings.outage_grace / 10)
+        if session.refused or session.revoked_at or not 0 <= now - session.last_yes <= saved_for:
+            await self.log_ins.save(user, replace(session, last_yes=now, claims=claims, refused="", revoked_at=0.0))
         return _with_end(Standing(Verdict.YES, now, "", now, session.id, decision, due_at=inquiry.due_at), session)
 
     async def _claims(self, inquiry: Inquiry, session: Session) -> Mapping[str, Any]:
@@ -279,6 +288,13 @@ class Recheck:
         """Where the provider can't be asked, the log-in's "yes" counts for a time, or until a "no" at a later one."""
         if session.refused:
             return Standing(Verdict.NO, now, session.refused, inquiry.last_yes, session.id)
+        if session.revoked_at:  # a log-out at the provider has dropped the refresh token since then
+            standing = Standing(Verdict.LOG_IN_AGAIN, now, _TAKEN_BACK, inquiry.last_yes, session.id)
+            return replace(standing, revoked_at=session.revoked_at)
+        # The rules are the operator's, who may have changed them since; only the claims are as old as the log-in.
+        decision = self._decide(inquiry.user.name, session.claims, session.scope)
+        if isinstance(decision, Refused) and not decision.claim_missing:
+            return Standing(Verdict.NO, now, decision.reason, inquiry.last_yes, session.id, decision)
         if now - inquiry.last_yes < self._settings.membership_max_age:
             return Standing(Verdict.YES, now, "", inquiry.last_yes, session.id, aged=True)
         reason = "the log-in is too old and the identity provider gave no refresh token"
@@ -289,8 +305,9 @@ class Recheck:
 
         A hub that dies between the provider's answer and the store has lost a rotated refresh token; no order of steps
         can prevent that, as the provider has ended the old one before it answers (RFC 6749, 6; some providers forgive
-        a second use for some seconds). The hub that comes after it then hears "log in again" and nothing worse: what
-        runs runs on for `Keeper.membership_max_age`, pages ask for the log-in, and with it all is as before.
+        a second use for some seconds). The hub that comes after it hears a refusal before the token's end, as if the
+        sign-in had been taken back: pages ask for the log-in, what runs runs on for `Keeper.revoked_grace`, and with a
+        log-in all is as before.
         """
         try:
             tokens = await self._issuer.refresh(session.refresh_token, sub=session.sub)

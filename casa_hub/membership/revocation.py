@@ -110,7 +110,7 @@ class Revocations:
         Args:
             user: JupyterHub's user.
             reason: a sentence for the audit and for the user's page.
-            why: for the metrics: "no", "outage", "age", "operator", "deleted".
+            why: for the metrics: one of `metrics.WHYS`.
             by: who asked for it; "" for the hub itself.
 
         Raises:

@@ -38,18 +38,6 @@ class Identities(HubTable):
 
     table = bindings
 
-    def owns(self, username: str, *, issuer: str, sub: str) -> bool:
-        """Whether the name is bound to just this subject."""
-        try:
-            self.open()
-            row = self._find(username)
-        except SQLAlchemyError:
-            roll_back(self._db)
-            return False
-        except AlikeError:
-            return False
-        return row is not None and _is(row, issuer, sub)
-
     def _find(self, username: str) -> Any:
         """The row of exactly this name; None if there is none.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,8 @@ class CasaLoginHandler(_Pages, OAuthLoginHandler):  # type: ignore[misc]
         """One cookie for each attempt, so that two tabs can log in at the same time; the oldest attempts go."""
         state = _deserialize_state(state_cookie_value)
         self._verifier = state["code_verifier"]
-        if len(state["next_url"] or "") > LONGEST_LINK:
+        # As it stands in the cookie, where a character that isn't ASCII takes up to twelve.
+        if len(json.dumps(state["next_url"] or "")) - len('""') > LONGEST_LINK:
             # The person gets in, and opens the link again. A browser drops a cookie of more than 4096 bytes.
             self.log.warning("A link of %d characters is too long to be kept during a log-in", len(state["next_url"]))
             state["next_url"] = None
@@ -167,9 +169,10 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
 
     def get_state_url(self) -> str:
         state: str = super().get_state_url()
+        # Before oauthenticator reads it, which writes what is no JSON into the log as it is: lines of anybody's own.
         try:
-            readable = isinstance(_deserialize_state(state), dict)
-        except ValueError:
+            readable = isinstance(json.loads(base64.urlsafe_b64decode(state.encode("ascii"))), dict)
+        except (ValueError, RecursionError):
             readable = False
         if not readable:
             raise web.HTTPError(HTTPStatus.BAD_REQUEST, "OAuth state mismatch")

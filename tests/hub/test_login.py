@@ -421,6 +421,16 @@ def test_the_provider_s_words_are_no_lines_of_the_log(hub: Hub) -> None:
     assert "boo" in line
 
 
+def test_the_state_of_an_address_is_no_line_of_the_log(hub: Hub) -> None:
+    """Nobody has to be logged in for it: what is no JSON was logged as it is, a line of the audit say."""
+    line = 'casa-hub audit: {"action": "minted", "username": "forged-in-a-state"}'
+    for end in ("", "é"):
+        forged = base64.urlsafe_b64encode(f"boo\n{line}{end}".encode()).decode()
+        answer = Browser(hub).get(f"{hub.url}/hub/oauth_callback", params={"state": forged, "code": "x"}, timeout=60)
+        assert answer.status_code == 400
+    assert line not in hub.log
+
+
 # -- every preset with what its provider really sends ----------------------------------------------------------------
 
 WLCG = {"wlcg.groups": ["/cms", "/cms/uscms"], "preferred_username": "alice"}

@@ -24,7 +24,7 @@ from tests.support.idp import IdP
 from tests.support.scale import MEMBERS, MEMBERS_RECHECK
 
 COUNT, RECHECK = MEMBERS, MEMBERS_RECHECK
-#: Of `RECHECK`, as in keeper.rounds.
+#: Of `RECHECK`, as in membership.rounds.
 ROUND = 0.75 * RECHECK
 
 CONFIG = f"""

@@ -156,7 +156,6 @@ def test_ours_goes_on_whatever_has_become_of_the_hub_s_session(
     session.commit()
     calls: list[Callable[[], object]] = [
         lambda: identities.check("ada", issuer=IAM, sub="1"),
-        lambda: identities.owns("ada", issuer=IAM, sub="1"),
         lambda: identities.names(issuer=IAM, sub="1"),
         lambda: identities.namesakes("ada"),
         lambda: identities.release("ada"),

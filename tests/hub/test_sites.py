@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import time
 from typing import Any
 
 import pytest
@@ -81,6 +83,16 @@ def test_a_blocked_name_is_blocked_also_when_a_hook_makes_it(hub: Hub, idp: IdP)
     assert [event["action"] for event in events(hub, "mallory")] == ["refused"]
 
 
+def test_a_refused_log_in_is_a_no_for_an_earlier_one_under_the_name_that_a_hook_made(hub: Hub, idp: IdP) -> None:
+    """It was looked for under the provider's name only: without a refresh token it went on for a day."""
+    before = Browser(hub)
+    assert before.log_in(member(idp, "zoe-1", "zoe@lab.example")).status_code == 200
+    assert before.user() == "zoe"
+    idp.put_user("zoe-1", preferred_username="zoe@lab.example", groups=["/other"])
+    assert Browser(hub).log_in("zoe-1").status_code == 403
+    assert not before.is_in()
+
+
 @pytest.mark.parametrize("broken", ["raises", "nothing", "no state"])
 def test_a_hook_that_fails_lets_nobody_in_and_is_named(hub: Hub, idp: IdP, broken: str) -> None:
     answer = Browser(hub).log_in(member(idp, f"b-{broken}", f"b-{broken.replace(' ', '')}", broken=broken))
@@ -111,6 +123,19 @@ def test_a_technical_user_has_tokens_without_a_log_in_and_never_a_browser_sessio
     answer = Browser(hub).log_in(member(idp, "hc", "health-check"))
     assert answer.status_code == 403
     assert "technical user" in answer.text
+
+
+def test_who_had_the_name_of_a_technical_user_before_can_t_end_what_is_that_user_s(hub: Hub, idp: IdP) -> None:
+    """A refused log-in is a "no" for the same person's earlier ones: it ended the health check's servers."""
+    sub = member(idp, "hc-before", "health-check")
+    with sqlite3.connect(hub.directory / "hub.sqlite") as db:
+        bound = ("2026-01-01 00:00:00.000000", "health-check", idp.issuer, sub)
+        db.execute("INSERT INTO casa_hub_identities (bound_at, username, issuer, sub) VALUES (?, ?, ?, ?)", bound)
+    hub.api("POST", "/users/health-check")
+    token = hub.api("POST", "/users/health-check/tokens", json={}).json()["token"]
+    assert Browser(hub).log_in(sub).status_code == 403
+    time.sleep(2)
+    assert hub.api("GET", "/user", token=token).status_code == 200
 
 
 def test_who_has_no_log_in_and_is_not_technical_is_told_so_at_a_start(hub: Hub) -> None:
@@ -158,17 +183,27 @@ def test_attempts_that_came_to_nothing_go(hub: Hub) -> None:
     assert len(attempts(browser)) == ATTEMPTS
 
 
-@pytest.mark.parametrize("length", [LONGEST_LINK - 100, LONGEST_LINK + 1, 60_000])
-def test_a_log_in_works_whatever_the_length_of_the_link_that_it_leads_to(hub: Hub, idp: IdP, length: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "character", "kept"),
+    [
+        (LONGEST_LINK - 100, "x", True),
+        (LONGEST_LINK + 1, "x", False),
+        (60_000, "x", False),
+        (LONGEST_LINK - 100, "\N{LATIN SMALL LETTER U WITH DIAERESIS}", False),
+    ],
+)
+def test_a_log_in_works_whatever_the_length_of_the_link_that_it_leads_to(
+    hub: Hub, idp: IdP, length: int, character: str, kept: bool
+) -> None:
     sub, browser = member(idp, "links", "links"), Browser(hub)
-    link = "/hub/home?" + "x" * (length - 10)
+    link = "/hub/home?" + character * (length - 10)
     address = begin(browser, next=link)
     (name,) = attempts(browser)
     value = next(cookie.value for cookie in browser.cookies if cookie.name == name)
     assert len(name) + len(value or "") < 4096
     answer = finish(browser, address, sub)
     assert answer.status_code == 302
-    assert answer.headers["Location"].endswith(link) is (length <= LONGEST_LINK)
+    assert answer.headers["Location"].endswith(link) is kept
     assert browser.is_in()
 
 

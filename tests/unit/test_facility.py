@@ -20,7 +20,7 @@ from traitlets.config import Config
 from casa_hub import facility as module
 from casa_hub import record as record_module
 from casa_hub.audit import Action, Event
-from casa_hub.credentials.base import Credential, Minter, Request
+from casa_hub.credentials.base import AccessToken, Credential, Minter, Request
 from casa_hub.delivery.base import Route
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.facility import Facility
@@ -63,6 +63,7 @@ class XCache(Token):
 
 class Bearer(Token):
     name, path = "bearer", "access_token"
+    renewal = "token"
 
     def mint(self, request: Request) -> Credential:
         if request.token is None:
@@ -271,6 +272,32 @@ def test_a_server_starts_without_an_optional_credential_and_says_so() -> None:
 def test_a_required_one_that_is_missing_ends_the_start() -> None:
     with pytest.raises(CredentialError, match="the user has none"):
         facility("xcache", "bearer", required=["bearer"]).mint(request())
+
+
+@pytest.mark.parametrize("technical", [True, False], ids=["technical", "a person"])
+async def test_a_technical_user_s_server_starts_without_what_is_made_of_a_token_and_gets_nobody_else_s(
+    technical: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may have logged in under that name before it was a technical user's."""
+    told: list[Event] = []
+    monkeypatch.setattr(module, "tell", lambda _, event: told.append(event))
+    one = facility("xcache", "bearer", required=["xcache", "bearer"])
+
+    async def stored(_: Any) -> AccessToken:
+        return AccessToken("SECRET", None)
+
+    names = {"health-check"} if technical else set()
+    spawner = SimpleNamespace(
+        user=SimpleNamespace(name="health-check"),
+        authenticator=SimpleNamespace(access_token=stored, technical_users=names),
+    )
+    asked = await one.request_of(spawner, Server("", "health-check"), "0" * 32, NOW)
+    assert (asked.token is None, asked.technical) == (technical, technical)
+    minted = one.mint(asked)
+    assert (list(minted.credentials), minted.missing) == (["xcache"] if technical else ["xcache", "bearer"], {})
+    assert {event.reason for event in told} == ({"for a technical user, who has no log-in"} if technical else {""})
+    renewed = one.renew(asked, ["bearer"], minted.record, anyhow=True)
+    assert list(renewed.credentials) == ([] if technical else ["bearer"])
 
 
 @pytest.mark.parametrize("required", ["absent", "xcahce"])

@@ -87,6 +87,16 @@ def test_the_end_of_a_sign_in_is_told_before_it_comes() -> None:
     assert "log out and in again" in text
 
 
+def test_a_page_that_did_not_want_to_wait_says_nothing_of_an_outage() -> None:
+    assert follow(standing(CANT_SAY, last_yes=-300), KEEPER, False, 0.0).notice == ""
+    assert "not confirmed your membership" in follow(standing(CANT_SAY, last_yes=-301), KEEPER, False, 0.0).notice
+
+
+def test_the_end_of_a_log_in_that_counts_by_its_age_is_told_in_the_last_quarter() -> None:
+    assert follow(standing(YES, last_yes=-64800, aged=True), KEEPER, False, 0.0).notice == ""
+    assert "log out and in again" in follow(standing(YES, last_yes=-64801, aged=True), KEEPER, False, 0.0).notice
+
+
 def test_a_log_in_that_nobody_knows_of_names_no_time_that_never_was() -> None:
     """The page told of an end in 1970."""
     assert follow(UNKNOWN, KEEPER, False, 0.0).notice == "Please log in again: no log-in of this user is stored."

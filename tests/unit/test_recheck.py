@@ -216,6 +216,16 @@ async def test_a_refused_log_in_ends_a_log_in_that_counts_by_its_age_also_after_
     assert (await world.ask()).verdict is Verdict.YES
 
 
+@pytest.mark.parametrize("said", [True, False], ids=["by what was said", "by what was never said"])
+async def test_a_log_in_that_counts_by_its_age_is_held_against_the_rules_of_now(said: bool) -> None:
+    """Somebody whom the operator has blocked went on for a day. What the claims never said is no "no"."""
+    world = World(refresh_token="")
+    world.restarted()
+    world.decision = replace(NO, claim_missing=not said)
+    standing = await world.ask()
+    assert (standing.verdict, standing.aged) == ((Verdict.NO, False) if said else (Verdict.YES, True))
+
+
 async def test_a_refused_log_in_wins_over_an_asking_that_began_before_it() -> None:
     world = World()
     world.gate = asyncio.Event()
@@ -359,6 +369,22 @@ async def test_a_log_in_that_is_forgotten_while_it_is_asked_about_is_none() -> N
     assert world.members["alice"].standing is None
 
 
+async def test_a_user_who_is_renamed_while_asked_about_leaves_no_answer_to_who_has_the_name_next() -> None:
+    """That answer would have counted until the hub's end: nobody of that name would be asked about again."""
+    world = World()
+    world.gate = asyncio.Event()
+    asking = asyncio.create_task(world.ask())
+    await asyncio.sleep(0.01)
+    world.user.name = "alice-of-before"
+    world.gate.set()
+    await asking
+    world.user = User()
+    world.log_in("two")
+    assert (await world.ask()).verdict is Verdict.YES
+    world.decision = NO
+    assert (await world.ask()).verdict is Verdict.NO
+
+
 async def test_a_request_of_somebody_else_that_fails_in_the_database_makes_nobody_s_membership_uncertain() -> None:
     world = World()
     db = world.user.db = SimpleNamespace(
@@ -426,6 +452,92 @@ async def test_a_sign_in_that_is_doubted_is_asked_about_again() -> None:
     world.recheck.doubt("alice")
     standing = await world.ask()
     assert (standing.verdict, standing.revoked_at) == (Verdict.YES, 0.0)
+
+
+async def test_an_error_of_the_hub_takes_no_time_from_whom_no_log_in_is_known_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A database that could not be read counted as an outage since 1970, and the access ended a minute later."""
+    world = World()
+    world.user.state = None
+    world.restarted()
+    await world.log_ins.known(world.user)
+
+    async def locked() -> None:
+        raise OperationalError("SELECT", {}, Exception("database is locked"))
+
+    monkeypatch.setattr(world.user, "get_auth_state", locked)
+    standing = await world.ask()
+    assert (standing.verdict, standing.session_id) == (Verdict.LOG_IN_AGAIN, "")
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["asked again", "after a restart"])
+async def test_that_a_sign_in_was_taken_back_isn_t_taken_back_by_silence(restarted: bool) -> None:
+    """An outage opened the pages again, let servers start, and gave four hours instead of one."""
+    world = World()
+    world.says = LOG_IN_AGAIN
+    await world.ask()
+    world.says = CANT_SAY
+    if restarted:
+        world.restarted()
+    world.recheck.doubt("alice")
+    standing = await world.ask(later=10)
+    assert (standing.verdict, standing.revoked_at) == (Verdict.LOG_IN_AGAIN, NOW + 300)
+
+
+async def test_that_a_sign_in_was_taken_back_isn_t_taken_back_by_an_error_of_the_hub_nor_by_a_slow_provider(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    world.says = LOG_IN_AGAIN
+    await world.ask()
+
+    async def locked() -> None:
+        raise OperationalError("SELECT", {}, Exception("database is locked"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.user, "get_auth_state", locked)
+        world.recheck.doubt("alice")
+        standing = await world.ask(later=10)
+    assert (standing.verdict, standing.revoked_at) == (Verdict.LOG_IN_AGAIN, NOW + 300)
+    world.recheck.doubt("alice")
+    world.gate = asyncio.Event()
+    assert (await world.ask(later=10, patience=0.01)).verdict is Verdict.LOG_IN_AGAIN
+    world.gate.set()
+    await world.members["alice"].settled()
+
+
+async def test_a_sign_in_that_was_taken_back_does_not_run_out_later_on() -> None:
+    """Keycloak's ends after 30 idle minutes: asked about again after those, it would count for a day."""
+    world = World(refresh_life=1800.0)
+    world.says = LOG_IN_AGAIN
+    await world.ask()
+    world.recheck.doubt("alice")
+    standing = await world.ask(later=2000)
+    assert (standing.verdict, standing.revoked_at) == (Verdict.LOG_IN_AGAIN, NOW + 300)
+
+
+async def test_a_sign_in_that_was_taken_back_does_not_count_by_its_age_when_a_log_out_drops_its_token() -> None:
+    world = World()
+    world.says = LOG_IN_AGAIN
+    await world.ask()
+    assert world.user.session is not None
+    world.user.state = replace(world.user.session, refresh_token="").to_auth_state()
+    world.recheck.doubt("alice")
+    standing = await world.ask(later=10)
+    assert (standing.verdict, standing.revoked_at) == (Verdict.LOG_IN_AGAIN, NOW + 300)
+
+
+async def test_a_yes_of_the_old_access_token_takes_back_that_a_sign_in_was_taken_back() -> None:
+    """A provider that had lost its sessions for a moment: the next silence would count from then."""
+    world = World(live=True)
+    world.userinfo_says, world.says = {"": LOG_IN_AGAIN}, LOG_IN_AGAIN
+    assert (await world.ask()).revoked_at == NOW + 300
+    world.userinfo_says = {}
+    world.recheck.doubt("alice")
+    assert (await world.ask(later=10)).verdict is Verdict.YES
+    assert world.user.session is not None
+    assert world.user.session.revoked_at == 0.0
 
 
 async def test_that_a_sign_in_was_taken_back_is_known_though_it_can_not_be_stored(

@@ -89,6 +89,18 @@ def test_a_refresh_token_that_stays_the_same_keeps_its_end() -> None:
     assert (later.refresh_expires_at, later.refresh_told_at) == (NOW + DAY, NOW)
 
 
+@pytest.mark.parametrize(("before", "end"), [(None, NOW + 1900), (NOW + 1800, None)], ids=["from now on", "no more"])
+def test_an_end_may_begin_to_be_told_or_cease_to_be(before: float | None, end: float | None) -> None:
+    """It begins to be at the first refresh of a log-in that an earlier version stored."""
+    later = refreshed(session(before, 0.0), NOW + 100, end)
+    assert (later.refresh_expires_at, later.refresh_told_at) == (end, NOW + 100)
+
+
+def test_an_access_token_whose_life_is_not_known_is_always_due() -> None:
+    assert replace(session(None), expires_at=None).due(NOW)
+    assert not session(None).due(NOW)
+
+
 def test_without_an_end_there_is_no_notice_of_it() -> None:
     assert session(None).warn_at == math.inf
     assert not session(None).outlived(NOW + 1000 * DAY, 60)

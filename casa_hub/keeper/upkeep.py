@@ -25,6 +25,8 @@ class Upkeep:
         self.revocations = Revocations(app, members, None if recheck is None else recheck.log_ins)
         self.mending = Mending(app, self.revocations.may_end, self.renewals)
         self.mass_loss = MassLoss(app, members, recheck, self.revocations)
+        if recheck is not None:
+            recheck.on_verdict = self.mass_loss.heard
         self.rounds = Rounds(app, members, recheck, self.revocations, self.mass_loss)
 
     def begin(self) -> None:

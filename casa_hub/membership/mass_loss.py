@@ -45,15 +45,13 @@ class MassLoss:
         self._recheck = recheck
         self._revocations = revocations
         self._holdback = Holdback(members, members.settings.recheck_interval)
-        if recheck is not None:
-            recheck.on_verdict = self.heard
         self._weighing: asyncio.Task[None] | None = None
         self._background = Background()
         #: Whether the operator was told that this is so for everybody.
         self._unheard_alarm = False
 
     def heard(self, member: Member) -> None:
-        """Of every verdict."""
+        """Weigh a verdict; `Recheck.on_verdict`."""
         standing = member.standing
         if standing is None:
             return

@@ -28,7 +28,6 @@ class Hub:
         self.users = {name: SimpleNamespace(name=name, active=True, api_tokens=[]) for name in self.names}
         self.tornado_settings: dict[str, Any] = {}
         self.members = Members(Keeper(), lambda: self.now)
-        self.on_verdict: Any = None
         self.began: list[str] = []
         #: Since when the sign-ins of those who are out are taken back; 0: they are no members instead.
         self.revoked_at = 0.0

@@ -199,8 +199,28 @@ async def test_a_no_remembers_the_last_yes_though_not_every_one_is_stored() -> N
     assert (await world.ask()).last_yes == NOW + 300
     assert world.user.session is not None
     assert world.user.session.last_yes == NOW  # not worth a commit yet
+    await world.recheck.refused(world.user, NO.reason, NO)
+    assert (last := world.members["alice"].standing) is not None
+    assert last.last_yes == NOW + 300
     world.decision = NO
     assert (await world.ask()).last_yes == NOW + 300
+
+
+async def test_who_ends_an_access_waits_for_the_refresh_that_is_under_way() -> None:
+    """It brings the refresh token that is to be ended; the one before is dead."""
+    world = World()
+    world.gate = asyncio.Event()
+    asking = asyncio.create_task(world.ask())
+    await asyncio.sleep(0.01)
+    settled = asyncio.create_task(world.members["alice"].settled())
+    await asyncio.sleep(0.01)
+    assert not settled.done()
+    world.gate.set()
+    await settled
+    assert world.user.session is not None
+    assert world.user.session.refresh_token == "first+"
+    await asking
+    await world.members["alice"].settled()  # nobody asks
 
 
 async def test_a_refused_log_in_ends_a_log_in_that_counts_by_its_age_also_after_a_restart() -> None:
@@ -258,9 +278,12 @@ async def test_forgetting_a_log_in_leaves_a_later_one_alone() -> None:
     world.log_in("two")
     await world.log_ins.forget(world.user, "one")
     assert world.user.session is not None
+    assert (last := world.members["alice"].standing) is not None
+    assert last.session_id == "two"
     assert (await world.ask(later=1)).verdict is Verdict.YES
     await world.log_ins.forget(world.user, "two")
     assert world.user.session is None
+    assert world.members["alice"].standing is None
     standing = await world.ask()
     assert (standing.verdict, standing.last_yes) == (Verdict.LOG_IN_AGAIN, 0.0)
 

@@ -34,9 +34,10 @@ from casa_hub.identity.verdicts import Answer, Verdict
 from casa_hub.keeper.renewals import hand_out_token
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.membership.admission import Admission, MembershipError
+from casa_hub.membership.groups import GroupSource
 from casa_hub.membership.log_ins import LogIns
 from casa_hub.membership.member import Members
-from casa_hub.membership.policy import Allowed, GroupSource, Policy, Refused, RefusedError, decide
+from casa_hub.membership.policy import Allowed, Policy, Refused, RefusedError, decide
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.rights import NAME_LENGTH, Rights
 from casa_hub.membership.settings import Keeper

@@ -16,19 +16,7 @@ from typing import Literal
 
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.identity.providers import GroupSyntax
-from casa_hub.membership.groups import NO_AUTHORITY, GroupSource, MalformedClaim, groups_of, normalised
-
-#: Claims to groups is the first half of this; one import serves for both.
-__all__ = [
-    "NO_AUTHORITY",
-    "Allowed",
-    "GroupSource",
-    "MalformedClaim",
-    "Policy",
-    "Refused",
-    "decide",
-    "groups_of",
-]
+from casa_hub.membership.groups import GroupSource, MalformedClaim, groups_of, normalised
 
 #: A claim that INDIGO IAM's userinfo has in its own profile and never in the profile `wlcg` (IAM 1.12, measured).
 _IAMS_OWN_PROFILE = "organisation_name"

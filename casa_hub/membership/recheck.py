@@ -23,9 +23,10 @@ from casa_hub.identity.errors import OIDCError, cant_say
 from casa_hub.identity.session import Session
 from casa_hub.identity.tokens import RefreshedTokenError
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.membership.groups import MalformedClaim
 from casa_hub.membership.log_ins import LogIns, due_at
 from casa_hub.membership.member import Inquiry, Member, Standing
-from casa_hub.membership.policy import Allowed, MalformedClaim, Refused
+from casa_hub.membership.policy import Allowed, Refused
 from casa_hub.membership.usernames import Identities, IdentityError, UnknownOwnerError
 
 #: Seconds that a verdict other than "yes" counts without asking again, and a "yes" before a spawn.

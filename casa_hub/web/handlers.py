@@ -27,7 +27,8 @@ from casa_hub.errors import CasaError
 from casa_hub.identity.errors import OIDCError, TokenError
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.membership.policy import MalformedClaim, Refused, RefusedError
+from casa_hub.membership.groups import MalformedClaim
+from casa_hub.membership.policy import Refused, RefusedError
 from casa_hub.membership.usernames import IdentityError
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +13,8 @@ from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.providers import PROVIDERS
 from casa_hub.identity.settings import ALWAYS_ON, SUPERSEDED
-from casa_hub.identity.verdicts import Verdict
 from casa_hub.membership import admission
-from casa_hub.membership.admission import Admission
-from casa_hub.membership.member import Members, Standing
 from casa_hub.membership.policy import Allowed
-from casa_hub.membership.settings import Keeper
-from casa_hub.membership.tables import Entry
 
 pytestmark = pytest.mark.both_hubs
 
@@ -178,14 +172,3 @@ def test_a_block_beside_ways_in_without_groups_is_a_warning(caplog: pytest.LogCa
     caplog.clear()
     configured(blocked_groups=["/cms/suspended"], allow_all=True, required_groups=["/cms"])
     assert "required_groups" not in caplog.text
-
-
-@pytest.mark.parametrize(("verdict", "told"), [(Verdict.YES, True), (Verdict.NO, False)])
-def test_only_who_is_let_in_again_is_told_so(verdict: Verdict, told: bool) -> None:
-    """Another "no" later that day said so as well, on the page that asks for the log-in."""
-    members = Members(Keeper(), lambda: 60.0)
-    members["alice"].standing = Standing(verdict, 0.0, "not in /cms", 0.0)
-    members["alice"].last_revocation = Entry("alice", "", "out", "no", "", 0.0, done=1.0)
-    recheck: Any = SimpleNamespace(members=members)
-    notice = Admission(recheck, ()).notice(SimpleNamespace(name="alice"))
-    assert ("You are let in again" in notice) is told

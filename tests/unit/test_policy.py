@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from casa_hub.errors import ConfigurationError
 from casa_hub.identity.providers import GroupSyntax
-from casa_hub.membership.policy import Allowed, GroupSource, MalformedClaim, Policy, Refused, decide
+from casa_hub.membership.groups import GroupSource, MalformedClaim
+from casa_hub.membership.policy import Allowed, Policy, Refused, decide
 
 WLCG = GroupSource("wlcg.groups", GroupSyntax.PATHS)
 KEYCLOAK = GroupSource("groups", GroupSyntax.PATHS)

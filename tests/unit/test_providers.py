@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from casa_hub.identity.providers import PROVIDERS, GroupSyntax, Provider, group_syntax_for
-from casa_hub.membership.policy import GroupSource, Policy, Refused, decide
+from casa_hub.membership.groups import GroupSource
+from casa_hub.membership.policy import Policy, Refused, decide
 
 EACH = [pytest.param(provider, id=name) for name, provider in PROVIDERS.items()]
 

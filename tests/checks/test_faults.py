@@ -297,7 +297,7 @@ ISSUER = [
         changed(DISCOVERY, issuer="http://localhost:1"),
         "issuer",
         "http://localhost",
-        "Set CasaOAuthenticator.issuer to what the provider calls itself",
+        "Set CasaOAuthenticator.issuer to the name that the provider gives itself",
     ),
     Fault(
         "a provider without userinfo",

@@ -185,7 +185,7 @@ def test_a_sound_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("c.Facilty.credentials = []", "error: Facilty: there is no such section. Did you mean Facility?"),
         ('c.Facility.credentials = ["dsk"]', "error: Facility.credentials: "),
         ('c.Facility.credentials = ["dask"]', "error: Dask.secret_file"),
-        ("c.CasaOAuthenticator.client_secret = ''", "error: CasaOAuthenticator.client_secret: it is not set."),
+        ("c.CasaOAuthenticator.client_secret = ''", "error: CasaOAuthenticator.client_secret: is not set."),
         ("c.CasaOAuthenticator.leeway = 'secret-of-the-client'", "error: the configuration: "),
         ("c.Keeper.recheck_interval = 'secret-of-the-client'", "error: the configuration: "),
         ("c.Facility.hub_id = 7", "error: the configuration: "),

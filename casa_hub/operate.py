@@ -55,7 +55,7 @@ class Hub:
         if config_file is not None:
             from casa_hub.configured import configured_hub  # noqa: PLC0415 - JupyterHub takes a while to load
 
-            return cls.of(configured_hub(config_file))
+            return cls.from_app(configured_hub(config_file))
         url, token = environment.get("JUPYTERHUB_API_URL", ""), environment.get("JUPYTERHUB_API_TOKEN", "")
         if not url or not token:
             remedy = "Give its configuration with -f, or set JUPYTERHUB_API_URL and JUPYTERHUB_API_TOKEN"
@@ -65,7 +65,7 @@ class Hub:
         return cls(url.rstrip("/"), _checked(token, "JUPYTERHUB_API_TOKEN"))
 
     @classmethod
-    def of(cls, app: Any) -> Hub:
+    def from_app(cls, app: Any) -> Hub:
         """Of a configured application: its address on this machine, and the token of a service with the scope."""
         roles = [role for role in app.load_roles if SCOPE in role.get("scopes", ())]
         operators = {name for role in roles for name in role.get("services", ())}

@@ -324,12 +324,12 @@ def test_check_says_which_dask_secret_may_go(hub: Hub, idp: IdP) -> None:
     done = operate(hub, "check", "--local")
     assert done.returncode == 0, done
     assert f"Dask secret {second.id}: for new servers; in use by 0." in done.stdout
-    assert f"Dask secret {first.id}: in use by 1 running servers, it must stay." in done.stdout
+    assert f"Dask secret {first.id}: in use by 1 running servers; it must stay." in done.stdout
     user.stops()
     user.starts()
     done = operate(hub, "check", "--local")
     assert f"Dask secret {second.id}: for new servers; in use by 1." in done.stdout
-    assert f"Dask secret {first.id}: in use by no running server, it may go." in done.stdout
+    assert f"Dask secret {first.id}: in use by no running server; it may be removed." in done.stdout
     assert base64.b64encode(new).decode() not in done.stdout + done.stderr
     user.stops()
 

@@ -66,5 +66,5 @@ class Problem:
 
     @classmethod
     def of(cls, error: CasaError) -> Problem:
-        """An error as a problem."""
+        """An error as a problem; the minters of sites use this name, too."""
         return cls(Severity.ERROR, error.thing, error.problem, error.remedy)

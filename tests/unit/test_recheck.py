@@ -603,7 +603,7 @@ async def test_userinfo_that_refuses_a_new_token_without_a_word_says_nothing_of_
     world.userinfo_says = {"": UNEXPLAINED}
     standing = await world.ask()
     assert (standing.verdict, standing.revoked_at) == (Verdict.CANT_SAY, 0.0)
-    assert standing.reason == "it refuses a new access token and does not say why"
+    assert "it refuses a new access token and does not say why" in standing.reason
 
 
 async def test_without_a_refresh_token_a_refusal_without_a_word_asks_for_a_log_in() -> None:

@@ -186,6 +186,17 @@ async def test_a_provider_that_is_slow_doesn_t_excuse_an_explicit_no() -> None:
     await world.standings.settled("alice")
 
 
+async def test_a_page_waits_for_the_provider_where_the_last_yes_counts_no_more() -> None:
+    """Somebody who is back after a week would be refused, for want of two seconds."""
+    world = World()
+    world.gate = asyncio.Event()
+    asking = asyncio.create_task(world.ask(later=7 * 86400.0, patience=0.01))
+    await asyncio.sleep(0.05)
+    assert not asking.done()
+    world.gate.set()
+    assert (await asking).verdict is Verdict.YES
+
+
 async def test_a_no_remembers_the_last_yes_though_not_every_one_is_stored() -> None:
     """It decides when the grace ends of somebody who is held back."""
     world = World()

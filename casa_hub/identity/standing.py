@@ -403,8 +403,10 @@ class Standings:
         if session.revoked_at:  # a log-out at the provider has dropped the refresh token since then
             standing = Standing(Verdict.LOG_IN_AGAIN, now, _TAKEN_BACK, inquiry.last_yes, session.id)
             return replace(standing, revoked_at=session.revoked_at)
-        # The rules are the operator's, who may have changed them since; only the claims are as old as the log-in.
-        decision = self._decide(inquiry.user.name, session.claims, session.scope)
+        # The rules are the operator's, who may have changed them since; only the claims are as old as the log-in. A
+        # site's hook may have taken some away: what isn't there is no "no".
+        claims = session.claims if isinstance(session.claims, Mapping) else {}
+        decision = self._decide(inquiry.user.name, claims, session.scope)
         if isinstance(decision, Refused) and not decision.claim_missing:
             return Standing(Verdict.NO, now, decision.reason, inquiry.last_yes, session.id, decision)
         if now - inquiry.last_yes < self._keeper.membership_max_age:

@@ -6,6 +6,7 @@ The provider is what a test lets it say; how real ones say it is in tests/hub.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -84,7 +85,7 @@ class World:
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
             Keeper(),
-            lambda *_: self.decision,
+            self._decide,
             groups_live=self.live,
             clock=lambda: self.now,
             on_yes=lambda *_: None,
@@ -92,6 +93,10 @@ class World:
             on_verdict=lambda name, standing: self.told.append((standing.verdict, standing.reason)),
         )
         return self.standings
+
+    def _decide(self, _: str, claims: Mapping[str, Any], __: frozenset[str] | None) -> Allowed | Refused:
+        assert isinstance(claims, Mapping)
+        return self.decision
 
     async def _new_tokens(self, user: Any, standing: Standing) -> None:
         self.tokens.append(standing.verdict)
@@ -248,6 +253,14 @@ async def test_a_log_in_that_counts_by_its_age_is_held_against_the_rules_of_now(
     world.decision = replace(NO, claim_missing=not said)
     standing = await world.ask()
     assert (standing.verdict, standing.aged) == ((Verdict.NO, False) if said else (Verdict.YES, True))
+
+
+async def test_a_log_in_that_counts_by_its_age_outlives_a_hook_that_took_its_claims_away() -> None:
+    world = World(refresh_token="")
+    assert world.user.state is not None
+    world.user.state["oauth_user"] = None
+    world.restarted()
+    assert (await world.ask()).aged
 
 
 async def test_a_refused_log_in_wins_over_an_asking_that_began_before_it() -> None:

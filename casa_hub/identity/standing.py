@@ -62,6 +62,8 @@ class Standing:
     #: Epoch seconds since when the provider refuses the refresh token although its end has not come: it was taken back
     #: (account deleted, session or consent revoked). 0 if that isn't so.
     revoked_at: float = 0.0
+    #: Whether that was said earlier, and nothing this time: it is asked again soon.
+    unheard: bool = False
     #: See `Session.added_groups`.
     added_groups: tuple[str, ...] = ()
     #: Epoch seconds at which the refresh token ends, and at which its person is told so; infinite without a known end.
@@ -252,7 +254,7 @@ class Standings:
     def _counts(self, known: Standing, max_age: float) -> bool:
         # A dead refresh token doesn't come to life again: only the next log-in changes that verdict, unless somebody
         # has a reason to doubt it.
-        if known.verdict is Verdict.LOG_IN_AGAIN:
+        if known.verdict is Verdict.LOG_IN_AGAIN and not known.unheard:
             return known.at > -math.inf
         # One of the future is of a clock that was put back since, and may be of long ago.
         return 0 <= self._clock() - known.at < (max_age if known.verdict is Verdict.YES else min(FRESH, max_age))
@@ -295,10 +297,7 @@ class Standings:
             known = self._known.get(user.name)
             if known is None or not (known.session_id or known.verdict is Verdict.NO):
                 return self._no_log_in()  # without a "yes" to count from, an outage would be over at once
-            standing = replace(known, at=self._clock())
-            # An explicit word isn't taken back by our own fault either.
-            if known.verdict is not Verdict.NO and not known.revoked_at:
-                standing = replace(standing, verdict=Verdict.CANT_SAY, reason="an error of the hub", decision=None)
+            standing = _after_an_error(known, self._clock())
             self._learn(user.name, standing)
         return standing
 
@@ -319,7 +318,7 @@ class Standings:
             reason = "the log-in was at another identity provider than this hub's"
             return Standing(Verdict.LOG_IN_AGAIN, self._clock(), reason, last_yes, session.id)
         problem: Exception
-        our_fault = False
+        our_fault = unheard = False
         revoked_at = 0.0
         try:
             return await self._ask(inquiry, session)
@@ -334,6 +333,7 @@ class Standings:
             elif verdict is Verdict.CANT_SAY and session.revoked_at and not inquiry.refreshed:
                 # Silence gives nothing back: the restart of a hub in an outage does not open its pages again.
                 verdict, reason, revoked_at = Verdict.LOG_IN_AGAIN, _TAKEN_BACK, session.revoked_at
+                unheard = True
         except MalformedClaim as error:
             problem, verdict, reason = error, Verdict.CANT_SAY, str(error)
         except IdentityError as error:
@@ -350,6 +350,7 @@ class Standings:
             our_fault=our_fault,
             due_at=inquiry.due_at,
             revoked_at=revoked_at,
+            unheard=unheard,
         )
 
     async def _ask(self, inquiry: _Inquiry, session: Session) -> Standing:
@@ -484,6 +485,15 @@ class Standings:
             self._unsaved[user.name] = session
             raise
         self._unsaved.pop(user.name, None)
+
+
+def _after_an_error(known: Standing, now: float) -> Standing:
+    """What was known, after an error of the hub: an explicit word isn't taken back by our own fault either."""
+    if known.verdict is Verdict.NO:
+        return replace(known, at=now)
+    if known.revoked_at:
+        return replace(known, at=now, unheard=True)
+    return replace(known, at=now, verdict=Verdict.CANT_SAY, reason="an error of the hub", decision=None)
 
 
 def _with_end(standing: Standing, session: Session) -> Standing:

@@ -148,7 +148,8 @@ class Users:
             begin = time.perf_counter()
             await asyncio.gather(*map(one, self._names))
             state = "ready" if method == "POST" else "active"
-            while not done(json.loads((self._hub.directory / "servers.json").read_text())[state]):
+            servers = self._hub.directory / "servers.json"  # of another process: there is no event to wait for
+            while not done(json.loads(servers.read_text())[state]):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
             return time.perf_counter() - begin
 

@@ -1,9 +1,10 @@
-"""Who was given what and why it was taken away: events with a schema, and a line of the hub's log for each.
+"""The audit: who was given which credential and why it was withdrawn.
 
-What storage and batch administrators need to block a stolen credential is its public identifier, never its content.
+Each event is a line in the hub's log, and an event of JupyterHub's event log (`jupyter_events`,
+``c.EventLogger.handlers``), which drops events unless the operator configures a handler.
 
-Events go to JupyterHub's own event log (`jupyter_events`, ``c.EventLogger.handlers``), which keeps none unless the
-operator gives it a handler. The line of the log is there always.
+Events hold the public identifiers of credentials, by which storage and batch administrators block a stolen one; never
+the credentials themselves.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from typing import Any
 import yaml
 from traitlets.config import Application
 
-#: What each line begins with, after the log's own header; JSON follows.
+#: Beginning of each line, after the log's own header; JSON follows.
 PREFIX = "casa-hub audit: "
-#: Its logger, a name to give handlers or a level of their own (``c.JupyterHub.logging_config``).
+#: Name of the logger; with ``c.JupyterHub.logging_config`` it can have its own handlers and level.
 LOGGER = "casa_hub.audit"
-#: Longest text and most identifiers of an event: what comes from outside must not fill a disk.
+#: Most characters of a text and most identifiers of an event: texts from outside must not fill a disk.
 _LONGEST, _MOST = 1000, 20
 
 
@@ -37,15 +38,15 @@ class Action(StrEnum):
     MINTED = "minted"
     #: A credential was minted again for a running server.
     RENEWED = "renewed"
-    #: A credential was taken from a running server, before its end: what to block.
+    #: A credential was withdrawn from a server before it expired: block it if the server is not to be trusted.
     REVOKED = "revoked"
     #: A log-in or a server was refused.
     REFUSED = "refused"
     #: A user's access was ended.
     ACCESS_ENDED = "access-ended"
-    #: A "no" is held back; access goes on.
+    #: A lost membership is held back; access goes on.
     HELD_BACK = "held-back"
-    #: The operator has confirmed what was held back.
+    #: The operator confirmed a lost membership that was held back.
     CONFIRMED = "confirmed"
     #: A user's sessions were ended by a log-out at the identity provider.
     LOGGED_OUT = "logged-out"
@@ -55,32 +56,32 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of the audit."""
+    """One event of the audit."""
 
     action: Action
     username: str
-    #: Name of the server; "" for the default one, None for what is about the user.
+    #: Name of the server; "" for the default server, None if the event is about the user.
     server: str | None = None
     start_id: str = ""
-    #: Name of the credential; "" if it is about none.
+    #: Name of the credential; "" if the event is about none.
     credential: str = ""
     #: The credential's public identifiers (`Credential.identifiers`).
     identifiers: Mapping[str, str] = field(default_factory=dict)
-    #: ISO 8601; None for what doesn't expire by itself.
+    #: Expiry of the credential, ISO 8601; None if it doesn't expire.
     expires_at: str | None = None
     reason: str = ""
-    #: The name that the user had when the server was started, if it was another one.
+    #: The user's name when the server was started, if it has changed since.
     started_as: str = ""
     #: Who asked for it; "" for the hub itself.
     by: str = ""
 
 
-#: Those that somebody may have to act upon.
+#: Actions after which somebody may have to do something; their lines are warnings.
 _WARNINGS = {Action.REVOKED, Action.REFUSED, Action.ACCESS_ENDED, Action.HELD_BACK}
 
 
 def tell(settings: Mapping[str, Any], event: Event) -> None:
-    """Note an event. Never raises, and waits for nothing but the operator's handlers.
+    """Record an event. Never raises; blocks only for the operator's own handlers.
 
     Args:
         settings: the hub's tornado settings.
@@ -88,20 +89,20 @@ def tell(settings: Mapping[str, Any], event: Event) -> None:
     """
     app = settings.get("app")
     if app is None and Application.initialized():
-        # JupyterHub makes its settings anew in the course of its start, so whoever came before has others.
+        # JupyterHub replaces its settings while it starts, so early callers have the first ones, without "app".
         app = Application.instance()
     logger = _logger(app)
     try:
         data = fields(event, datetime.now(UTC))
-        # ASCII: no character of a name can end the line, or begin one that looks like another.
+        # JSON in ASCII: no character of a name can end the line and forge another one.
         logger.log(logging.WARNING if event.action in _WARNINGS else logging.INFO, "%s%s", PREFIX, json.dumps(data))
         _emit(settings.get("eventlog") or getattr(app, "eventlog", None), data)
-    except Exception as error:  # noqa: BLE001 - what it tells of has happened already and must be gone on with
-        logger.error("An event (%s) could not be noted: %s", event.action, type(error).__name__)  # noqa: TRY400
+    except Exception as error:  # noqa: BLE001 - the caller must go on: what the event tells has happened already
+        logger.error("An audit event (%s) could not be recorded: %s", event.action, type(error).__name__)  # noqa: TRY400
 
 
 def fields(event: Event, now: datetime) -> dict[str, Any]:
-    """The event as its schema has it: without what is empty, and without control characters."""
+    """The fields of an event by its schema, without empty ones and without control characters."""
     texts = {
         "started_as": event.started_as,
         "start_id": event.start_id,
@@ -134,7 +135,7 @@ def schema() -> dict[str, Any]:
 def _emit(eventlog: Any, data: Mapping[str, Any]) -> None:
     if eventlog is None:
         return
-    # At the first event of a hub: some come before its start is over, and each version makes its event log elsewhere.
+    # At the hub's first event. Not at its start: JupyterHub's versions create the event log at different times.
     if schema()["$id"] not in eventlog.schemas:
         eventlog.register_event_schema(schema())
     eventlog.emit(schema_id=schema()["$id"], data=dict(data))
@@ -143,12 +144,11 @@ def _emit(eventlog: Any, data: Mapping[str, Any]) -> None:
 def _logger(app: Any) -> logging.Logger:
     logger = logging.getLogger(LOGGER)
     if app is not None:
-        logger.parent = app.log  # else the hub's handlers don't see it; JupyterHub does so with tornado's
+        logger.parent = app.log  # or the hub's handlers would not get the line; JupyterHub does the same for tornado
     return logger
 
 
 def _clean(text: Any) -> str:
     """Text without characters that control a terminal or a reader of logs (Unicode categories C and Zl, Zp)."""
-    shown = str(text)[:_LONGEST]
-    kept = (" " if unicodedata.category(one)[0] == "C" or one in "\u2028\u2029" else one for one in shown)
-    return "".join(kept)
+    characters = str(text)[:_LONGEST]
+    return "".join(" " if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c for c in characters)

@@ -1,4 +1,4 @@
-"""`casa-hub`: what an operator does from a shell."""
+"""The command `casa-hub`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from casa_hub.errors import CasaError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0: sound; 1: something found; 2: couldn't look."""
+    """Run a command. Exit code 0: sound; 1: something was found; 2: it couldn't look."""
     parser = argparse.ArgumentParser(prog="casa-hub", description="The hub side of an analysis facility.")
     parser.add_argument("--version", action="version", version=f"casa_hub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -31,9 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         "check",
         help="what is wrong with a hub's configuration",
         description="Say what is wrong with a facility, before or while its hub runs: the configuration and the keys, "
-        "and whether identity provider, cluster, Traefik, XCache, HTCondor and ServiceX are as it has them; and which "
-        "of several Dask secrets isn't needed any more. It changes nothing without --probe. Exit code 0: sound; "
-        "1: an error; 2: something couldn't be looked at.",
+        "and whether identity provider, cluster, Traefik, XCache, HTCondor and ServiceX fit it; and which of several "
+        "Dask secrets isn't needed any more. It changes nothing without --probe. Exit code 0: sound; 1: an error; "
+        "2: something couldn't be looked at.",
     )
     check.add_argument("-f", dest="config_file", type=Path, metavar="FILE", required=True, help="jupyterhub_config.py")
     check.add_argument("--json", action="store_true", help="print the findings as JSON; progress goes to stderr")
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     scope.add_argument(
         "--probe",
         action="store_true",
-        help="also make a Secret, a Service and routes in the cluster for a moment, and remove them",
+        help="also create a Secret, a Service and routes in the cluster for a moment, and remove them",
     )
     operate.add_commands(commands)
     options = parser.parse_args(arguments)
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever reads it has read enough
+    except BrokenPipeError:  # the reader of the output has ended, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -76,12 +76,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _begin(what: str) -> None:
-    """Tell at once what takes seconds: JupyterHub to load. Standard output is the result's."""
+    """Tell at once what takes seconds, such as loading JupyterHub. On stderr: stdout is for the result."""
     print(f"casa-hub: {what} ...", file=sys.stderr, flush=True)
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:
-    """What a demo can be told, wherever its servers live."""
+    """The options of a demo, on one machine or on Kubernetes."""
     parser.add_argument("--check", action="store_true", help="try everything by itself, print a table, and end")
     parser.add_argument("--port", type=int, help="the hub's port (default: 8000, with --check a free one)")
     parser.add_argument(
@@ -93,7 +93,8 @@ def _demo(options: argparse.Namespace) -> int:
     try:
         from casa_hub.demo.run import run  # noqa: PLC0415 - needs the extra
     except ImportError as error:
-        raise CasaError("casa-hub demo", f"{error.name} is not installed", "pip install 'casa_hub[demo]'") from error
+        remedy = "Install it: pip install 'casa_hub[demo]'."
+        raise CasaError("casa-hub demo", f"{error.name} is not installed", remedy) from error
     return run(options)
 
 
@@ -111,7 +112,7 @@ def _settings(section: str | None) -> int:
     for name, cls in classes.items():
         if section in (None, name):
             print(f"{name}\n{'=' * len(name)}\n")
-            # What is said of a trait where it was defined first is the base class's own documentation.
+            # Only the class's own traits: inherited ones are documented by the base class.
             for trait in cls.class_own_traits(config=True).values():
                 print(f"{cls.class_get_trait_help(trait)}\n")
     return 0

@@ -1,7 +1,7 @@
-"""Pure: what is wrong with the names in a traitlets configuration, before anything is built from it.
+"""Pure: finds unknown names in a traitlets configuration, before anything is built from it.
 
-traitlets ignores a key that no class knows and a section that no class reads. In a facility such a slip means a
-group that isn't asked for or a life time that isn't kept, so for sections of this package it ends the start.
+traitlets ignores keys that no class knows and sections that no class reads. In a facility such a typing error can mean
+a group that is never required. So in this package's sections it ends the hub's start.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from casa_hub.errors import Problem, Severity
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Ask for the nearest known name; without a near one, tell all of them."""
+    """A remedy for an unknown name: the nearest known one; all of them if none is near."""
     names = sorted(known)
     folded = {candidate.lower(): candidate for candidate in reversed(names)}
     near = get_close_matches(name.lower(), folded, 1)
@@ -27,10 +27,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_keys(config: Config, classes: Sequence[type[Configurable]]) -> list[Problem]:
-    """Keys in the sections of `classes` that aren't configurable traits, and sections that only miss such a name.
+    """Keys in the sections of `classes` that aren't configurable traits, and sections with nearly such a name.
 
-    Sections within a section (``Facility.XCache``, by which traitlets configures children of one parent only) are
-    read likewise.
+    Sections within sections are checked, too: traitlets uses ``Facility.XCache`` for the children of one parent.
     """
     by_name = {cls.__name__: cls for cls in classes}
     return _section(config, "", by_name)
@@ -55,26 +54,27 @@ def _section(config: Config, path: str, by_name: dict[str, type[Configurable]]) 
     return problems
 
 
-#: How alike a section's name must be to one of ours to be taken for a slip: "Facilty" is, "KubeSpawner" is not.
-_SLIP = 0.88
+#: From this similarity on, an unknown section is taken for a typing error of one of ours: "Facilty" is one,
+#: "KubeSpawner" is not.
+_SIMILAR = 0.88
 
 
 def _near_miss(path: str, name: str, by_name: dict[str, type[Configurable]]) -> list[Problem]:
-    """Other packages' sections are none of our business, but ``Xcache`` and ``Facilty`` can only mean ours."""
+    """A problem if the name of an unknown section is similar to one of ours. Others belong to other packages."""
     folded = {ours.lower(): ours for ours in by_name}
-    near = get_close_matches(name.replace("_", "").lower(), folded, 1, _SLIP)
+    near = get_close_matches(name.replace("_", "").lower(), folded, 1, _SIMILAR)
     if not near:
         return []
     return [Problem(Severity.ERROR, path, "there is no such section", f"Did you mean {folded[near[0]]}?")]
 
 
 def is_set(config: Config, cls: type[Configurable], name: str) -> bool:
-    """Whether the operator set the trait, in the section of the class or of one that it inherits from."""
+    """Whether the operator set the trait, in the section of the class or of a base class."""
     return any(section in config and name in config[section] for section in cls.section_names())
 
 
 def value_of(config: Config, cls: type[Configurable], name: str) -> Any:
-    """What the trait of an instance will be, for decisions before there is an instance."""
+    """The value that the trait of an instance will have, for decisions before there is an instance."""
     trait = cls.class_traits()[name]
     value = trait.default()
     for section in cls.section_names():  # from the base class to `cls`, as traitlets does

@@ -1,14 +1,14 @@
-"""The hub's database session, which everything on its event loop shares, and what databases refuse that SQLite takes.
+"""Keeps the hub's database session usable. All code on the hub's event loop shares this one session.
 
-Three things leave the session unusable until somebody rolls it back:
+Three failures leave the session unusable until it is rolled back:
 
-- a flush that failed (any user can bring it about: a token's note with half a character in it);
-- a statement that failed: PostgreSQL ends the whole transaction with it, "current transaction is aborted";
-- a connection that was lost: the database was restarted, failed over, or has a time-out for idle transactions. The
-  hub's session is idle in a transaction nearly always, since JupyterHub reads without committing.
+- A flush failed. Any user can cause that, by a token's note with half a character in it.
+- A statement failed. PostgreSQL aborts the whole transaction then.
+- The connection was lost: the database was restarted, failed over, or ends idle transactions after some time. The hub's
+  session is in a transaction nearly always, because JupyterHub reads without committing.
 
-JupyterHub rolls back once a request has failed for it. What must not fail begins with `mended`, and what has failed
-ends with `roll_back`.
+JupyterHub rolls back only after a request has failed. So code that must not fail begins with `mended`, and calls
+`roll_back` if a statement of its own fails.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-#: Half characters, which no encoding has, and NUL, which PostgreSQL's text can't hold.
+#: Characters that databases other than SQLite refuse: half characters (lone surrogates), and NUL.
 _REFUSED = {0: None, **dict.fromkeys(range(0xD800, 0xE000))}
 
 
 def mended(db: Any) -> Any:
-    """The session, so that it can be used.
+    """The session, rolled back if it was unusable. Costs one empty query if a transaction is open.
 
-    It costs one empty query where a transaction is open. Nothing is lost that could still be committed.
+    A rollback loses nothing that could still have been committed.
     """
     if not db.is_active:
         roll_back(db)
     elif db.in_transaction():
         try:
-            # By the connection: the session would write what others have half changed first.
+            # By the connection, not the session: that would first flush what others are just changing.
             db.connection().scalar(select(1))
         except SQLAlchemyError:
             roll_back(db)  # the next statement gets a new connection
@@ -40,16 +40,16 @@ def mended(db: Any) -> Any:
 
 
 def roll_back(db: Any) -> None:
-    """End the session's transaction, whatever has become of its connection; the session can be used then.
+    """End the session's transaction, so that the session can be used again. Never raises.
 
-    A rollback is a statement, too: over a connection that was lost it fails. SQLAlchemy sends none where it knows of
-    the loss already, but a driver may pass on the server's last word ("terminating connection due to administrator
-    command") a moment before it sees the connection closed.
+    A rollback is a statement, too, and fails over a lost connection. SQLAlchemy sends none if it knows of the loss. But
+    a driver may report the server's last message ("terminating connection due to administrator command") a moment
+    before it sees the connection closed.
     """
     with contextlib.suppress(SQLAlchemyError):
         db.rollback()
 
 
 def storable(text: str, length: int | None = None) -> str:
-    """A text for people, without what a database refuses, and cut to a column's length."""
+    """A text without characters that databases refuse, cut to a column's length."""
     return text.translate(_REFUSED)[:length]

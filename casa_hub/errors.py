@@ -1,19 +1,27 @@
-"""What goes wrong, as somebody can act on it. No message ever holds a secret."""
+"""Errors and problems in one grammar: which thing, what is wrong with it, the remedy. None ever holds a secret.
+
+- `thing` names a setting, a file, an address: ``Dask.domain``.
+- `problem` is a predicate or a clause that reads well after "thing: " and has no full stop: ``is not set``.
+- `remedy` is one or more sentences: ``Set it to the DNS domain of the servers.`` Empty where nobody can do anything.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
 
+from casa_hub.text import sentence
+
 
 class CasaError(Exception):
-    """Base of this package's errors: what is wrong with which thing, and the remedy.
+    """Base of this package's errors. A full stop that the remedy lacks is added.
 
     `jupyterhub_message` is what JupyterHub shows to the user when such an error ends a spawn.
     """
 
     def __init__(self, thing: str, problem: str, remedy: str) -> None:
-        super().__init__(f"{thing}: {problem}. {remedy}" if remedy else f"{thing}: {problem}.")
+        remedy = sentence(remedy)
+        super().__init__(f"{thing}: {problem}. {remedy}".rstrip())
         self.thing = thing
         self.problem = problem
         self.remedy = remedy
@@ -24,15 +32,15 @@ class CasaError(Exception):
 
 
 class ConfigurationError(CasaError):
-    """The operator's configuration can't work as it stands: the hub refuses to start with it."""
+    """The configuration can't work as it stands: the hub refuses to start with it."""
 
 
 class CredentialError(CasaError):
-    """A credential could not be minted; `thing` is what stands in the way (a file, a setting, a user name)."""
+    """A credential could not be minted because of `thing`: a file, a setting, a user name."""
 
 
 class DeliveryError(CasaError):
-    """A parcel could not be brought to its server."""
+    """Credentials or routes could not be delivered to a server."""
 
 
 class Severity(StrEnum):
@@ -40,13 +48,13 @@ class Severity(StrEnum):
 
     #: The thing can't work.
     ERROR = "error"
-    #: It works, but something an operator should know.
+    #: The thing works, but the operator should know of the problem.
     WARNING = "warning"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something found wrong before a user could find it: at the hub's start or by ``casa-hub check``."""
+    """A problem that is found before a user meets it: at the hub's start or by ``casa-hub check``."""
 
     severity: Severity
     thing: str
@@ -54,8 +62,9 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.thing}: {self.problem}. {self.remedy}"
+        return f"{self.thing}: {self.problem}. {sentence(self.remedy)}"
 
     @classmethod
     def of(cls, error: CasaError) -> Problem:
+        """An error as a problem; the minters of sites use this name, too."""
         return cls(Severity.ERROR, error.thing, error.problem, error.remedy)

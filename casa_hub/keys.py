@@ -1,8 +1,8 @@
-"""Key files: read when needed, kept while unchanged, never shown.
+"""Key files: read when a key is needed, read again when the file has changed, never shown.
 
-Keys are mounted into the hub or lie beside it, and are replaced while it runs (Kubernetes switches a symbolic link).
-A file that was replaced by something unusable is an error from then on. The key read before is not used further:
-whoever verifies credentials has the new one, and a credential that nobody accepts fails later and elsewhere.
+Operators replace keys while the hub runs; Kubernetes switches a symbolic link then. If the new file is unusable, each
+mint fails until it is mended. The old key is not used any more: the servers that verify credentials have the new key
+already, and a credential of the old one would fail later and elsewhere.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from casa_hub.errors import CredentialError, Problem, Severity
 
 T = TypeVar("T")
 
-#: What tells two versions of a file apart: device, inode, size, time of modification in nanoseconds.
+#: Device, inode, size and time of modification in nanoseconds: two versions of a file differ in one of them.
 _Version = tuple[int, int, int, int]
 
-#: Seconds. File systems stamp times coarsely: a file changed twice within one tick looks unchanged. What was
-#: modified less than this before it was read is therefore read again next time (git calls it "racily clean").
+#: Seconds. The time stamps of file systems are coarse: a file that changes twice within one tick looks unchanged. So a
+#: file that was modified less than this before it was read is read again next time (git calls it "racily clean").
 _SETTLED = 2.0
 
 
 class BadKeyError(Exception):
-    """Raised by a parse function: what is wrong with the content and the remedy. Never quotes the content."""
+    """The content of a key file is unusable. Raised by a parse function; problem and remedy never quote the content."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem)
@@ -35,12 +35,12 @@ class BadKeyError(Exception):
 
 
 class KeyFile(Generic[T]):
-    """A key file named by a setting, and what was parsed from its present version.
+    """A key file that a setting names, and the key parsed from its present version.
 
     Args:
         setting: the trait that holds the path (``XCache.key_file``), for messages.
         parse: content -> key; raises `BadKeyError`. Called once for each version of the file.
-        make: how to make such a file, as a sentence; the remedy where there is none.
+        make: how to make such a file, in sentences; the remedy if the file is missing.
     """
 
     def __init__(self, setting: str, parse: Callable[[bytes], T], make: str) -> None:
@@ -66,13 +66,13 @@ class KeyFile(Generic[T]):
             if self._cached is not None and self._cached[:2] == (path, _version(status)):
                 return self._cached[2]
             self._cached = None
-            if not stat.S_ISREG(status.st_mode):  # not opened before: a pipe would block the hub
+            if not stat.S_ISREG(status.st_mode):  # checked before open(), which would block the hub on a pipe
                 kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
                 raise CredentialError(thing, f"is {kind}", "Name the file itself.")
             with open(path, "rb") as file:  # noqa: PTH123
                 status = os.fstat(file.fileno())
                 content = file.read()
-        except (OSError, ValueError) as error:  # ValueError: a path that can't be one
+        except (OSError, ValueError) as error:  # ValueError: no file can have this path
             self._cached = None
             raise self._unreadable(thing, error) from None
         if not content:
@@ -86,13 +86,13 @@ class KeyFile(Generic[T]):
         return key
 
     def check(self, path: str) -> list[Problem]:
-        """What is wrong with the file: unusable, or readable by everybody on the machine. Does not raise."""
+        """Problems of the file: it is unusable, or everybody on the machine can read it. Does not raise."""
         try:
             self.read(path)
             mode = os.stat(path).st_mode  # noqa: PTH116
         except CredentialError as error:
             return [Problem.of(error)]
-        except OSError as error:  # gone since it was read
+        except OSError as error:  # removed since it was read
             return [Problem.of(self._unreadable(f"{self.setting} ({path})", error))]
         if mode & stat.S_IROTH:
             return [
@@ -100,7 +100,7 @@ class KeyFile(Generic[T]):
                     Severity.WARNING,
                     f"{self.setting} ({path})",
                     f"can be read by everybody (mode {stat.S_IMODE(mode):04o})",
-                    "Make it 0400 and the hub's user its owner; of a mounted Secret, set defaultMode: 0400.",
+                    "Make the hub's user its owner, with mode 0400. For a mounted Secret, set defaultMode: 0400.",
                 )
             ]
         return []
@@ -112,7 +112,7 @@ class KeyFile(Generic[T]):
             return CredentialError(
                 thing,
                 "can't be read by the hub",
-                "Make the hub's user its owner, mode 0400, in a directory it may enter.",
+                "Make the hub's user its owner, with mode 0400, in a directory that this user may enter.",
             )
         return CredentialError(
             thing, f"can't be read: {getattr(error, 'strerror', None) or error}", "Name a file that the hub can read."

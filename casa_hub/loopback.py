@@ -1,4 +1,4 @@
-"""What can be reached from this machine only. Names are not looked up: the answer must not depend on a name server."""
+"""Addresses that only this machine can reach. Names are not resolved: no name server may decide."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` (a name or an address, as in an URL) is this machine, whoever answers for names."""
+    """Whether a host, a name or an address as in a URL, is always this machine."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:

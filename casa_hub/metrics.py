@@ -1,6 +1,6 @@
-"""What a hub's monitoring sees of us, on JupyterHub's own ``/hub/metrics``.
+"""The metrics, on JupyterHub's ``/hub/metrics``. docs/operations.md explains each and has alerts.
 
-No label ever holds the name of a user or a server. What each means and when to wake somebody: docs/operations.md.
+No label ever holds the name of a user or a server.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from prometheus_client import Counter, Gauge
 
 from casa_hub.identity.verdicts import Verdict
 
-#: Why somebody's access was ended: the provider's "no", its silence for too long, no new log-in in time, a sign-in that
-#: the provider took back, the operator's word, the user deleted in the hub.
+#: Why a user's access was ended. `no`: the provider said so; `outage`: it gave no answer for too long; `age`: no new
+#: log-in in time; `revoked`: it took the sign-in back; `operator`: an operator asked for it; `deleted`: the user was
+#: deleted in the hub.
 WHYS = ("no", "outage", "age", "revoked", "operator", "deleted")
 
 MINTS = Counter(
@@ -18,7 +19,7 @@ MINTS = Counter(
     "Credentials minted for servers, at their start and again while they run (minted, renewed, failed)",
     ["credential", "outcome"],
 )
-#: Of `MINTS`: each is there from the hub's start, for a first failure must be seen to be one more.
+#: Outcomes of `MINTS`. Each exists from the hub's start: else Prometheus would not count the first failure.
 OUTCOMES = ("minted", "renewed", "failed")
 OVERDUE = Gauge(
     "casa_hub_credentials_overdue", "Credentials of running servers whose renewal has failed so far", ["credential"]
@@ -46,7 +47,7 @@ CLIENT_REFUSED = Gauge(
 ACCESS_ENDED = Counter("casa_hub_access_ended", "Users whose access was ended", ["why"])
 LEAVING = Gauge("casa_hub_access_ending", "Users whose access is being ended, but is not yet in all parts")
 
-# There from the start, at 0: else Prometheus misses the first of each.
+# Each label exists from the start, at 0: else Prometheus would not count the first event.
 for _verdict in Verdict:
     VERDICTS.labels(_verdict)
 for _why in WHYS:

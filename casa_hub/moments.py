@@ -1,4 +1,4 @@
-"""How times are written: one form for people, one for programs; both in UTC."""
+"""Times as text, in UTC: one form for people, one for programs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 
 def when(moment: float | datetime) -> str:
-    """For people everywhere: pages, commands, the log, errors. Epoch seconds, or a time with its zone."""
+    """For people: in pages, commands, log and errors. Takes epoch seconds, or a time with its zone."""
     return f"{_utc(moment):%Y-%m-%d %H:%M} UTC"
 
 
 def iso(moment: float | datetime) -> str:
-    """For programs (ISO 8601): what the API says in JSON."""
+    """For programs: ISO 8601, in the API's JSON."""
     return _utc(moment).isoformat(timespec="seconds")
 
 

@@ -1,12 +1,12 @@
-"""Names of a server's things, computed in this one place.
+"""All names of a server's files, objects and hosts.
 
 Contract:
 
-- a slug, and so every name made from it, is valid wherever it is used (Kubernetes object, label value, DNS label,
-  file name) for any user and server name whatsoever;
-- it equals the ``{user_server}`` that KubeSpawner puts into the pod's name: what belongs together looks so;
-- two servers share a slug only if somebody found a collision of KubeSpawner's 32-bit hash. Therefore whoever
-  writes under a slug also writes `Server.identity` beside it, and touches nothing that bears another's.
+- A slug, and each name made of it, is a valid Kubernetes object name, label value, DNS label and file name, for any
+  user and server name.
+- A slug equals the ``{user_server}`` that KubeSpawner puts into the pod's name.
+- Two servers can share a slug, but only if somebody found a collision of KubeSpawner's 32-bit hash. So whoever writes
+  something under a slug also writes `Server.identity` into it, and never touches what has another identity.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ SLUG_LENGTH = 48
 
 
 def hub_form(name: str) -> str:
-    """A user name that an operator wrote, in the form in which JupyterHub knows it (lower case)."""
+    """The user name of the hub, in lower case, for a name that an operator wrote."""
     return name.strip().lower()
 
 
 def by_username(table: Mapping[str, T], setting: str) -> dict[str, T]:
-    """A table that an operator wrote, by user names in the hub's form (JupyterHub's: lower case).
+    """An operator's table with its user names in the hub's form.
 
     Args:
-        table: user name, as the identity provider shows it perhaps -> value.
-        setting: for the error.
+        table: user name, perhaps in the identity provider's spelling -> value.
+        setting: where the table stands, for the error.
 
     Raises:
-        CredentialError: two entries are for one user and differ.
+        CredentialError: two entries are for the same user and differ.
     """
     normal: dict[str, T] = {}
     for written, value in table.items():
@@ -53,9 +53,9 @@ def by_username(table: Mapping[str, T], setting: str) -> dict[str, T]:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Whose server it is: the identity that credentials, files, routes and host names are made for."""
+    """Which server of which user at which hub; credentials, files, routes and host names are made for it."""
 
-    #: Tells hubs apart that share a namespace, a domain, a pool or an XCache; "" for a hub that shares nothing.
+    #: Distinguishes hubs that share a namespace, a domain, a pool or an XCache; "" for a hub that shares nothing.
     hub_id: str
     #: JupyterHub's name of the user.
     username: str
@@ -64,17 +64,17 @@ class Server:
 
     @property
     def slug(self) -> str:
-        """At most 48 characters of ``[a-z0-9-]``, a letter first; what KubeSpawner calls ``{user_server}``."""
+        """KubeSpawner's ``{user_server}``: at most 48 characters of ``[a-z0-9-]``, a letter first."""
         return _slug(self.username, self.name)
 
     @property
     def identity(self) -> str:
-        """Unambiguous text of hub, user and server: equal texts mean the same server."""
+        """Hub, user and server as a text; equal texts mean the same server."""
         return json.dumps([self.hub_id, self.username, self.name])
 
     @classmethod
     def of_identity(cls, text: str | None) -> Server | None:
-        """The server of an `identity`; None for a text that is none, wherever it was found."""
+        """Parse an `identity`. Returns None for any other text; the input is untrusted."""
         try:
             parts = json.loads(text or "")
         except (ValueError, RecursionError):
@@ -87,14 +87,14 @@ class Server:
     def object_name(self, start_id: str) -> str:
         """Name of a start's objects in Kubernetes, a DNS label: ``casa-alice-1f2e3d4c``, at most 63 characters.
 
-        The eight digits tell hubs and starts apart, so that no two share an object (`delivery.kubernetes.manifests`).
+        The eight digits differ between hubs and between starts, so that two starts never share an object.
         """
         digits = hashlib.sha256(f"{self.identity}{start_id}".encode()).hexdigest()[:8]
         return f"casa-{self.slug}-{digits}"
 
     @property
     def hub_label(self) -> str:
-        """`hub_id` as the value of a label: itself where it can be one, else a slug with a hash."""
+        """`hub_id` as a valid value of a label: unchanged if possible, else a slug with a hash."""
         return str(safe_slug(self.hub_id, is_valid=is_label_value)) if self.hub_id else ""
 
     def host(self, label: str, domain: str) -> str:
@@ -103,8 +103,8 @@ class Server:
 
 
 def is_label_value(text: str) -> bool:
-    """Whether Kubernetes takes a text as the value of a label."""
-    # KubeSpawner's own check folds case as Unicode has it, and so lets a Kelvin sign by for a "k".
+    """Whether Kubernetes accepts a text as the value of a label."""
+    # KubeSpawner's check ignores case by Unicode's rules, so it would accept a Kelvin sign as a "k".
     return text.isascii() and bool(is_valid_label(text))
 
 

@@ -1,4 +1,4 @@
-"""Which process is it? An id alone is soon another's; with start time and boot it is one for ever (Linux)."""
+"""Identity of a process (Linux). Process ids are reused; together with start time and boot id they are unique."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it is still there; one that nobody has reaped yet is not."""
+        """Whether the process still exists and is not a zombie."""
         try:
             stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
@@ -29,7 +29,7 @@ class Process:
         return process == self and state not in "ZX"
 
     def environment(self) -> dict[str, str]:
-        """What it was started with; empty if it is gone."""
+        """The variables that the process was started with; empty if it has ended."""
         try:
             block = Path(f"/proc/{self.pid}/environ").read_bytes()
         except OSError:
@@ -39,12 +39,12 @@ class Process:
 
 
 def sign_in(path: bytes) -> None:
-    """Write who this process is into a file; for a child between fork and exec, so by system calls only.
+    """Write this process's identity into a file. For a child between fork and exec, so by system calls only.
 
-    The child writes it itself: whatever happens to the parent from then on, the child can be found.
+    The child writes it itself, so that it can be found even if the parent dies now.
 
     Raises:
-        OSError: the child must not go on then.
+        OSError: the file can't be written; the child must end.
     """
     out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     for source in (_BOOT_ID, "/proc/self/stat"):
@@ -55,16 +55,16 @@ def sign_in(path: bytes) -> None:
 
 
 def signature(pid: int) -> bytes:
-    """What a process that runs has written into its file, should that be gone.
+    """The content of `sign_in`'s file for a running process, to write the file again if it was removed.
 
     Raises:
-        OSError: it doesn't run.
+        OSError: the process doesn't run.
     """
     return Path(_BOOT_ID).read_bytes() + Path(f"/proc/{pid}/stat").read_bytes()
 
 
 def signed_in(path: Path) -> Process | None:
-    """The process that signed in to the file; None if none did."""
+    """The process that wrote the file; None if the file is missing or malformed."""
     try:
         boot_id, _, stat = path.read_text(encoding="utf-8", errors="replace").partition("\n")
         return _parse(stat, boot_id)[1]
@@ -73,7 +73,8 @@ def signed_in(path: Path) -> Process | None:
 
 
 def _parse(stat: str, boot_id: str) -> tuple[str, Process]:
-    """State and identity by proc(5) ``stat``; the command's name, in parentheses, may hold anything."""
+    """State and identity by proc(5) ``stat``."""
     pid = int(stat.partition(" ")[0])
-    fields = stat.rpartition(")")[2].split()  # from field 3 on
+    # From field 3 on. Field 2, the command's name in parentheses, may hold any character.
+    fields = stat.rpartition(")")[2].split()
     return fields[0], Process(pid, int(fields[19]), boot_id.strip())

@@ -1,4 +1,4 @@
-"""The record of a server: which credentials it was given. Pods, Secrets and state files bear it; it has no secret.
+"""The record of a server: its credentials and their public facts. Stored in pods, Secrets and state files; no secrets.
 
 ::
 
@@ -6,16 +6,16 @@
      "credentials": {name: {"issued_at", "expires_at", "identifiers", "state", "files", "order", "earlier"}},
      "missing": {name: reason}}
 
-Times are ISO 8601 in UTC. `order` counts the renewals of the server, and of a credential it says which renewal brought
-it. `earlier` has ``identifiers`` and ``expires_at`` of the credentials that this one replaced and that have not expired
-yet: whoever must block a server's credentials must block those, too.
+Times are ISO 8601 in UTC. `order` counts the server's renewals; in a credential it is the number of the renewal that
+minted it. `earlier` has ``identifiers`` and ``expires_at`` of the credentials that this one replaced and that have not
+expired yet: to block the server's credentials means to block those, too.
 
-`missing` are credentials that could not be minted so far. One that is in `credentials` as well was there, but its files
-were removed and could not be made anew yet; its `files` are empty then.
+`missing` are credentials that could not be minted so far. If such a credential also stands in `credentials`, its files
+were removed later and could not be minted again yet; then its `files` are empty.
 
-Whoever may change a server's objects may have edited its record, and a newer version of this package may have written
-it. So each entry is read by itself: one that can't be read is not renewed, and all that can be read of it is kept for
-the audit (`to_block`).
+Whoever may change a server's objects can edit its record, and a newer version of this package may have written it. So
+each entry is parsed by itself. An unreadable entry is not renewed, and its readable parts are kept for the audit
+(`to_block`).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from typing import Any, TypeAlias
 
 from casa_hub.credentials.base import Credential, Request
 
-#: Raised when the meaning changes, with a step in `parse`.
+#: Version of the format. A new version needs a step in `parse`.
 VERSION = 2
 
-#: Of how many replaced credentials that have not expired yet a record tells: it has to fit into an annotation. Only
-#: renewals on request come so often, and the audit tells of all.
+#: Most replaced credentials in an entry: the record has to fit into an annotation. Only renewals on request can exceed
+#: it, and the audit has all credentials.
 _EARLIER = 16
 
-#: Why nothing of a server is renewed; for people.
+#: Why a server's credentials are not renewed; for people.
 WITHOUT_US = "it was started without casa_hub"
 NEWER = "its record was written by a newer version of casa_hub"
 EDITED = "its record was edited or removed"
@@ -62,24 +62,26 @@ class CredentialRecord:
     """A credential that a server has."""
 
     issued_at: datetime
-    #: None: it doesn't expire by itself.
+    #: None if it doesn't expire.
     expires_at: datetime | None
     identifiers: Mapping[str, str]
-    #: What its minter wants to know at the next renewal.
+    #: `Request.state` of its next renewal.
     state: Mapping[str, str]
     files: tuple[str, ...]
-    #: Which renewal of the server brought it; 0: the start.
+    #: Number of the renewal that minted it; 0 for the start.
     order: int = 0
-    #: Those that it replaced and that have not expired yet, the newest first.
+    #: Credentials that it replaced and that have not expired yet, the newest first.
     earlier: tuple[Replaced, ...] = ()
 
     @classmethod
-    def of(cls, new: Credential, order: int, before: CredentialRecord | None, now: datetime) -> CredentialRecord:
-        """Of a credential that was just minted; `before`: the one that it replaces."""
+    def from_minted(
+        cls, new: Credential, order: int, before: CredentialRecord | None, now: datetime
+    ) -> CredentialRecord:
+        """The entry of a new credential; `before`: the entry of the credential that it replaces."""
         replaced: tuple[Replaced, ...] = ()
         if before is not None:
-            replaced = _alive((Replaced(before.identifiers, before.expires_at), *before.earlier), now)
-        # Without those that are blocked together with the new one.
+            replaced = _unexpired((Replaced(before.identifiers, before.expires_at), *before.earlier), now)
+        # Without credentials of the same identifiers: they are blocked together with the new one.
         earlier = tuple(each for each in replaced if each.identifiers != dict(new.identifiers))[:_EARLIER]
         files = tuple(sorted(new.files))
         return cls(new.issued_at, new.expires_at, dict(new.identifiers), dict(new.state), files, order, earlier)
@@ -99,23 +101,23 @@ class CredentialRecord:
 
 @dataclass(frozen=True, slots=True)
 class UnreadableCredential:
-    """An entry of a record that this version can't read, or may not act upon."""
+    """An entry that this version can't read, or must not renew."""
 
-    #: As it was found.
+    #: The entry as it was found.
     document: Any = field(repr=False)
-    #: What can be read of it, and of those that it replaced. The last is the credential itself; it has no identifiers
-    #: if none can be read, and no expiry if that can't be read.
+    #: The readable parts: of the replaced credentials, and last of the credential itself. Unreadable identifiers are
+    #: empty, an unreadable expiry is None.
     traces: tuple[Replaced, ...]
 
     @property
     def expires_at(self) -> datetime | None:
-        """When it expires; None if it doesn't, or if that can't be read."""
+        """When the credential expires; None if it doesn't, or if the time is unreadable."""
         return self.traces[-1].expires_at
 
 
 @dataclass(frozen=True, slots=True)
 class ServerRecord:
-    """A record that this version can read, but perhaps for some of its entries."""
+    """A record that this version can read, except perhaps for some of its entries."""
 
     #: `Server.identity`.
     server: str
@@ -124,12 +126,12 @@ class ServerRecord:
     credentials: Mapping[str, CredentialRecord]
     #: Name of a credential that could not be minted -> why.
     missing: Mapping[str, str]
-    #: Entries that somebody has edited, by the credential's name. They are not renewed.
+    #: Name of a credential -> its entry that was edited. It is not renewed.
     unreadable: Mapping[str, UnreadableCredential] = field(default_factory=dict)
 
     @property
     def names(self) -> set[str]:
-        """Of all credentials that the server has."""
+        """Names of all credentials that the server has."""
         return {*self.credentials, *self.unreadable}
 
     def to_document(self) -> Document:
@@ -147,13 +149,13 @@ class ServerRecord:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A record that this version can't go on from: nothing of the server is renewed."""
+    """A record that this version can't renew anything by."""
 
     #: For people, without a full stop: "its record was written by a newer version of casa_hub".
     why: str
-    #: As it was found.
+    #: The record as it was found.
     document: Any = field(default=None, repr=False)
-    #: What can be read of its entries.
+    #: Name of a credential -> the readable parts of its entry.
     credentials: Mapping[str, UnreadableCredential] = field(default_factory=dict)
 
     def to_document(self) -> Any:
@@ -166,31 +168,31 @@ AnyRecord: TypeAlias = ServerRecord | Unreadable
 
 @dataclass(frozen=True, slots=True)
 class ToBlock:
-    """A credential that must be blocked where it is used, if it was copied."""
+    """A credential that has to be blocked at the services that accept it, in case it was copied."""
 
-    #: "" if not even that is known.
+    #: Name of the credential; "" if unknown.
     credential: str
     identifiers: Mapping[str, str]
     expires_at: datetime | None
-    #: Why that may not be all; "" if it is.
+    #: Why the identifiers may be incomplete; "" if they are complete.
     problem: str = ""
 
 
 def to_block(record: AnyRecord, now: datetime) -> list[ToBlock]:
-    """All credentials that a record tells of and that may still be valid."""
+    """All credentials of a record that may still be valid."""
     found = []
     if isinstance(record, ServerRecord):
         for name, entry in record.credentials.items():
-            each = (*entry.earlier, Replaced(entry.identifiers, entry.expires_at))
-            found += [ToBlock(name, one.identifiers, one.expires_at) for one in _alive(each, now)]
+            replaced = (*entry.earlier, Replaced(entry.identifiers, entry.expires_at))
+            found += [ToBlock(name, each.identifiers, each.expires_at) for each in _unexpired(replaced, now)]
         problem, entries = EDITED_ENTRY, record.unreadable
     else:
-        # Of such a server all is known.
+        # A record under another name is complete: nobody has edited it.
         problem, entries = "" if record.why == UNDER_ANOTHER_NAME else record.why, record.credentials
         if not entries:
             found.append(ToBlock("", {}, None, record.why))
     for name, broken in entries.items():
-        found += [ToBlock(name, one.identifiers, one.expires_at, problem) for one in _alive(broken.traces, now)]
+        found += [ToBlock(name, each.identifiers, each.expires_at, problem) for each in _unexpired(broken.traces, now)]
     return found
 
 
@@ -203,25 +205,25 @@ def next_record(
     """The record after a mint.
 
     Args:
-        request: what was minted for.
-        minted: the new credentials, by name.
-        missing: name of one that could not be minted -> why.
+        request: of the mint.
+        minted: name -> new credential.
+        missing: name of a credential that could not be minted -> why.
         before: the record so far; None at a start.
     """
     present, now = before.credentials if before else {}, request.now
     order = before.order + bool(minted) if before else 0
     known = {name: _without_expired(entry, now) for name, entry in present.items()}
-    for name, one in minted.items():
-        known[name] = CredentialRecord.of(one, order, known.get(name), now)
+    for name, new in minted.items():
+        known[name] = CredentialRecord.from_minted(new, order, known.get(name), now)
     broken = before.unreadable if before else {}
     still = {name: why for name, why in (before.missing if before else {}).items() if name not in minted}
-    # A credential that the server has isn't missing because its renewal failed.
+    # If only the renewal of a credential failed, the server still has it, so it isn't missing.
     now_missing = {name: why for name, why in missing.items() if name not in known and name not in broken}
     return ServerRecord(request.server.identity, request.start_id, order, known, still | now_missing, unreadable=broken)
 
 
 def parse_text(text: str | None) -> AnyRecord:
-    """As `parse`, of a record that stands somewhere as JSON; None if there is none."""
+    """As `parse`, for JSON text. No text (None) counts as an edited record."""
     try:
         return parse(json.loads(text or ""))
     except (ValueError, RecursionError):
@@ -229,11 +231,11 @@ def parse_text(text: str | None) -> AnyRecord:
 
 
 def parse(document: Any) -> AnyRecord:
-    """The record that a decoded JSON document is.
+    """Read a record from decoded JSON, which is untrusted.
 
-    Servers run on while their hub is upgraded, so records of all earlier versions are read:
+    Servers run on while their hub is upgraded, so all earlier versions must be readable:
 
-    - 1 had no `order`, and of a credential neither that nor `earlier`.
+    - Version 1 had no `order`, and its credentials had neither `order` nor `earlier`.
     """
     match document:
         case {"version": 1, "credentials": dict(credentials)}:
@@ -268,13 +270,13 @@ def parse(document: Any) -> AnyRecord:
 
 
 def unreadable(document: Any, why: str, credentials: Any) -> Unreadable:
-    """What the audit can be told of a record that nobody may go on from; `credentials`: its entries, if it has some."""
+    """An unreadable record with the readable parts of its entries; `credentials`: the entries, if there are any."""
     entries = credentials if isinstance(credentials, dict) else {}
     return Unreadable(why, document, {str(name): _traced(entry) for name, entry in entries.items()})
 
 
 def under_another_name(record: AnyRecord) -> Unreadable:
-    """The record of a server that nobody may be given new credentials for."""
+    """The record of a server that must not get new credentials, because its user or hub has another name now."""
     if isinstance(record, Unreadable):
         return record
     document = record.to_document()
@@ -286,7 +288,7 @@ def _of_version_2(entry: Any) -> Any:
 
 
 def _read(entry: Any) -> CredentialRecord | None:
-    """An entry of the present version; None if it isn't as this package writes it."""
+    """Read an entry of the present version; None if it isn't exactly as this package writes entries."""
     match entry:
         case {
             "issued_at": str(issued_at),
@@ -304,8 +306,8 @@ def _read(entry: Any) -> CredentialRecord | None:
         return None
     replaced = []
     try:
-        for one in earlier:
-            match one:
+        for each in earlier:
+            match each:
                 case {"identifiers": dict(others), "expires_at": end} if _texts(others) == others:
                     replaced.append(Replaced(others, _expiry(end)))
                 case _:
@@ -317,7 +319,7 @@ def _read(entry: Any) -> CredentialRecord | None:
 
 
 def _traced(entry: Any) -> UnreadableCredential:
-    """What can be read of an entry, whatever it is."""
+    """The readable parts of any entry."""
 
     def trace(part: Any) -> Replaced:
         found = part if isinstance(part, dict) else {}
@@ -342,7 +344,7 @@ def _text(value: Any) -> str:
 
 
 def _texts(pairs: Mapping[Any, Any]) -> dict[str, str]:
-    """Those pairs that are texts."""
+    """The pairs of text and text among these."""
     return {key: value for key, value in pairs.items() if isinstance(key, str) and isinstance(value, str)}
 
 
@@ -363,28 +365,33 @@ def _moment(value: Any) -> datetime:
 
 
 def _without_expired(entry: CredentialRecord, now: datetime) -> CredentialRecord:
-    return replace(entry, earlier=_alive(entry.earlier, now))
+    return replace(entry, earlier=_unexpired(entry.earlier, now))
 
 
-def _alive(ones: Iterable[Replaced], now: datetime) -> tuple[Replaced, ...]:
-    return tuple(one for one in ones if one.expires_at is None or one.expires_at > now)
+def _unexpired(credentials: Iterable[Replaced], now: datetime) -> tuple[Replaced, ...]:
+    return tuple(each for each in credentials if each.expires_at is None or each.expires_at > now)
 
 
 def outlives(new: Credential, entry: CredentialRecord) -> bool:
-    """Whether a new credential is valid for longer than the one that a record tells of."""
+    """Whether a new credential is valid for longer than the recorded one."""
     if new.expires_at is None or entry.expires_at is None:
         return new.expires_at is None
     return new.expires_at > entry.expires_at
 
 
 def better_from(new: Credential, entry: CredentialRecord) -> datetime:
-    """When a credential that lives as long as `new`, which does not outlive the present one, will do so."""
-    if new.expires_at is None or entry.expires_at is None:  # the present one doesn't expire
+    """From when on a newly minted credential will outlive the recorded one.
+
+    Args:
+        new: a credential minted now, which doesn't outlive it.
+        entry: the recorded one.
+    """
+    if new.expires_at is None or entry.expires_at is None:  # the recorded one doesn't expire
         return datetime.max.replace(tzinfo=UTC)
-    # One second more: some minters cut their times to whole ones.
+    # One second more, because some minters cut their times to whole seconds.
     return entry.expires_at - (new.expires_at - new.issued_at) + timedelta(seconds=1)
 
 
 def iso(moment: datetime | None) -> str | None:
-    """A time as records and the audit have it."""
+    """A time in the form of records and the audit."""
     return None if moment is None else moment.astimezone(UTC).isoformat()

@@ -1,5 +1,13 @@
-"""`casa-hub check`: whether a facility is as its hub's configuration says, before its users find out.
+"""`casa-hub check`: compares a facility with its hub's configuration, before users meet the differences.
 
-One module a subject, each with one coroutine ``look(site)`` that yields what it finds; `runner` runs them side by side.
-Nothing is written anywhere but by `probe`, and that is removed again. No finding holds a secret.
+Read `findings` (one result), `site` (the configured hub that all checks look at) and `runner` (runs the checks side by
+side and prints their findings). Then one module a subject, each with a coroutine ``look(site)`` that yields findings:
+
+- this machine: `configuration`, `hub` (the running hub, if there is one);
+- the neighbours: `issuer`, `cluster`, `traefik`, `xcache`, `htcondor` (with the programs `htcondor_ping` and
+  `htcondor_jobs`), `servicex`;
+- `probe`, the only check that creates anything; it removes its objects again.
+
+Shared: `web` and `kube` (one request), `rights` (what the hub may do in Kubernetes), `versions` (which versions of the
+neighbours are safe). No finding holds a secret.
 """

@@ -1,4 +1,4 @@
-"""The cluster: version, kinds, clock, the hub's rights, and other hubs in the namespace or below the same domain."""
+"""Checks the cluster: version, kinds of routes, clock, the hub's rights, other hubs in the namespace or domain."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, INSTANCE
 
 _API = "the Kubernetes API server"
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-#: Objects of a kind that are looked at.
+#: Most objects of a kind that are read.
 _MOST = 10_000
-#: Kubernetes since when native sidecars are on by default.
+#: Version of Kubernetes since which native sidecars are on by default.
 _SIDECARS = (1, 29)
 
 
@@ -37,8 +37,8 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         async with kube(site.kubernetes) as api:
             version = await api.ask("GET", "/version")
             if version.status == HTTPStatus.UNAUTHORIZED:
-                remedy = "The hub's ServiceAccount token must be mounted; a kubeconfig's may have expired."
-                yield error(_API, "it doesn't know this account", remedy)
+                remedy = "The hub's ServiceAccount token must be mounted. The token of a kubeconfig may have expired."
+                yield error(_API, "doesn't know this account", remedy)
                 return
             for finding in clock(_API, version, version.at, fails="tokens of accounts are refused"):
                 yield finding
@@ -62,7 +62,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
 
 
 def namespace_of(site: Site) -> str:
-    """Of the servers; "" where each user has one."""
+    """The namespace of the servers; "" if each user has one."""
     cls, config = site.app.spawner_class, site.app.config
     if value_of(config, cls, "enable_user_namespaces"):
         return ""
@@ -76,7 +76,8 @@ def read_version(document: Mapping[str, Any], *, sidecar: bool) -> Finding:
     """Whether the API server's version is new enough."""
     found = re.match(r"v(\d+)\.(\d+)", str(document.get("gitVersion", "")))
     if found is None:
-        return unseen(_API, "it doesn't tell its version", "Give the hub's ServiceAccount the group of all accounts.")
+        remedy = "Let the hub's ServiceAccount read /version, as all accounts may by default."
+        return unseen(_API, "doesn't tell its version", remedy)
     version = int(found[1]), int(found[2])
     if sidecar and version < _SIDECARS:
         remedy = "Upgrade it, or set KubernetesDelivery.files to mount."
@@ -85,11 +86,11 @@ def read_version(document: Mapping[str, Any], *, sidecar: bool) -> Finding:
 
 
 async def _account(api: Kube) -> Finding:
-    """Whose rights are looked at: with an administrator's KUBECONFIG they aren't the hub's."""
+    """The account whose rights are checked: with an administrator's KUBECONFIG it isn't the hub's."""
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     answer = await api.ask("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body)
     name = answer.document.get("status", {}).get("userInfo", {}).get("username", "")
-    return ok(_API, f"it knows this account as {name}" if name else "it doesn't tell which account this is")
+    return ok(_API, f"knows this account as {name}" if name else "doesn't tell which account this is")
 
 
 async def _kinds(api: Kube, kind: str) -> Finding:
@@ -104,28 +105,28 @@ async def _kinds(api: Kube, kind: str) -> Finding:
 
 
 def read_kinds(kind: str, known: Collection[str], versions: Collection[str]) -> Finding:
-    """Whether the cluster has the kind of routes that is set.
+    """Whether the cluster has the configured kind of routes.
 
     Args:
         kind: `TraefikRoutes.kind`.
-        known: plurals that its group has in the version that we write.
-        versions: of the group, if that isn't among them.
+        known: plurals of the group in the version that the hub writes.
+        versions: versions of the group that the cluster has instead.
     """
     group, version, plural = ROUTES[kind]
     thing = f"{plural}.{group}/{version}"
     if plural in known:
-        return ok(thing, "the cluster has it")
-    there = f"of {group} it serves {', '.join(versions)}" if versions else f"nothing of {group} is installed"
+        return ok(thing, "is installed")
+    there = f"the cluster has {', '.join(versions)} of {group}" if versions else f"nothing of {group} is installed"
     return error(
         thing,
-        f"the cluster doesn't have it, which TraefikRoutes.kind = {kind} needs: {there}",
-        "Install the CustomResourceDefinitions of your Traefik (or Gateway API), or set TraefikRoutes.kind to what is "
-        "there.",
+        f"is not installed, but TraefikRoutes.kind = {kind} needs it: {there}",
+        "Install the CustomResourceDefinitions of your Traefik (or Gateway API), or set TraefikRoutes.kind to a kind "
+        "that is installed.",
     )
 
 
 async def _traefik(api: Kube, kind: str) -> list[Finding]:
-    """Versions of Traefik in the cluster, if this account may list pods there (the hub's may not)."""
+    """Findings about Traefik's version, if this account may list all pods; the hub's own account may not."""
     if kind not in ROUTES or not await _may(api, Right("", "pods", "list"), ""):
         return []
     selector = urlencode({"labelSelector": "app.kubernetes.io/name=traefik", "limit": 500})
@@ -134,14 +135,14 @@ async def _traefik(api: Kube, kind: str) -> list[Finding]:
 
 
 def read_traefik(kind: str, pods: Iterable[Mapping[str, Any]]) -> list[Finding]:
-    """Whether each version of Traefik in these pods is safe, by the tags of their images."""
+    """Whether the versions of Traefik in these pods are safe, by the tags of their images."""
     neighbours = [versions.TRAEFIK, *([versions.TRAEFIK_GATEWAY] if kind == "gateway" else [])]
     found = (
         versions.read(neighbour, f"version of Traefik in pod {pod}", tag)
         for tag, pod in versions.of_pods(pods).items()
         for neighbour in neighbours
     )
-    return [one for one in found if one is not None]
+    return [finding for finding in found if finding is not None]
 
 
 # -- rights ------------------------------------------------------------------------------------------------------------
@@ -176,7 +177,12 @@ async def _may(api: Kube, right: Right, namespace: str) -> bool | None:
 
 
 def read_rights(answers: Mapping[Right, bool | None], namespace: str) -> list[Finding]:
-    """Findings of what the API server said to each right; None: it didn't say."""
+    """Findings about the hub's rights.
+
+    Args:
+        answers: right -> whether the API server grants it; None: it didn't say.
+        namespace: of the servers; "" if each user has one.
+    """
     where = f"in namespace {namespace}" if namespace else "in all namespaces"
     lacking: dict[tuple[str, str], list[str]] = {}
     for right, allowed in answers.items():
@@ -185,16 +191,16 @@ def read_rights(answers: Mapping[Right, bool | None], namespace: str) -> list[Fi
     found = [
         error(
             f"the hub's right to {resource}" + (f".{group}" if group else ""),
-            f"its account may not {', '.join(verbs)} them {where}",
+            f"the hub's account may not {', '.join(verbs)} them {where}",
             "Apply casa_hub's helm-values/role.yaml there, beside the Role of Zero to JupyterHub.",
         )
         for (group, resource), verbs in lacking.items()
     ]
     unknown = sum(allowed is None for allowed in answers.values())
     if unknown:
-        remedy = "Is the account of KUBECONFIG, or of the pod, still known to the cluster?"
-        found.append(unseen("the hub's rights", f"the API server doesn't say {unknown} of them", remedy))
-    return found or [ok("the hub's rights", f"it has all {len(answers)} of them {where}")]
+        remedy = "Check that the cluster still knows the account of KUBECONFIG, or of the pod."
+        found.append(unseen("the hub's rights", f"the API server doesn't tell {unknown} of them", remedy))
+    return found or [ok("the hub's rights", f"the hub has all {len(answers)} of them {where}")]
 
 
 # -- other hubs --------------------------------------------------------------------------------------------------------
@@ -207,7 +213,7 @@ async def _others(site: Site, api: Kube, namespace: str) -> AsyncIterator[Findin
         "GET", f"/api/v1/namespaces/{namespace}/pods?{urlencode({'labelSelector': HUB, 'limit': 500})}"
     )
     if pods.status != HTTPStatus.OK:
-        if pods.status != HTTPStatus.FORBIDDEN:  # which is told among the rights
+        if pods.status != HTTPStatus.FORBIDDEN:  # reported by `_rights`
             yield unseen(f"pods in namespace {namespace}", message(pods), "Try again in a minute.")
         return
     label, spaces = site.facility.server("").hub_label, _hub_namespaces(namespace)
@@ -218,18 +224,21 @@ async def _others(site: Site, api: Kube, namespace: str) -> AsyncIterator[Findin
 
 
 async def _domain(site: Site, api: Kube, kind: str, namespace: str) -> AsyncIterator[Finding]:
-    """Of all namespaces, if this account may list there: an administrator's may, the hub's own need not."""
+    """Whether others have host names below the hub's domain, in all namespaces that this account may list.
+
+    An administrator's account may list all of them; the hub's own may list only its servers' namespace.
+    """
     if kind not in ROUTES or site.dask is None or site.facility is None:
         return
     routes: list[Mapping[str, Any]] = []
     seen = ""
-    for each, (group, version, plural) in ROUTES.items():  # another hub's may be of another kind
+    for each, (group, version, plural) in ROUTES.items():  # the routes of another hub may be of another kind
         found = None
         if await _may(api, Right(group, plural, "list"), ""):
             found, where = await _listed(api, f"/apis/{group}/{version}/{plural}"), "in the cluster"
         elif each == kind and namespace:
             found = await _listed(api, f"/apis/{group}/{version}/namespaces/{namespace}/{plural}")
-            where = f"in namespace {namespace}; this account may not look into others"
+            where = f"in namespace {namespace}; this account may not list those of other namespaces"
         if found is not None:
             routes += found
             seen = where if each == kind else seen
@@ -241,7 +250,7 @@ async def _domain(site: Site, api: Kube, kind: str, namespace: str) -> AsyncIter
 
 
 async def _listed(api: Kube, path: str) -> list[Mapping[str, Any]] | None:
-    """Objects of a kind; None where they can't be looked at, or the cluster hasn't the kind, which others tell."""
+    """Objects of a kind; None if they can't be listed or the cluster doesn't have the kind (see `_kinds`)."""
     found: list[Mapping[str, Any]] = []
     query = {"limit": "500"}
     while len(found) < _MOST:
@@ -256,10 +265,10 @@ async def _listed(api: Kube, path: str) -> list[Mapping[str, Any]] | None:
 
 
 def _hub_namespaces(namespace: str) -> list[str]:
-    """What labels may say of the namespace of this hub; `namespace` is its servers'.
+    """Namespaces that this hub may have; `namespace` is that of its servers.
 
-    In a pod it is known. From elsewhere it may be a hub's beside this command, or one's in the cluster, which is where
-    its servers are, as Zero to JupyterHub has it.
+    In a pod the namespace is known. Elsewhere the hub may run beside this command; or in the cluster, and then in the
+    namespace of its servers, as with Zero to JupyterHub.
     """
     elsewhere = namespace and "KUBERNETES_SERVICE_HOST" not in os.environ
     return [own_namespace(), *([namespace] if elsewhere else [])]
@@ -275,10 +284,10 @@ def _labels(described: Mapping[str, Any]) -> _Labels:
 
 
 def read_hubs(own: _Labels, seen: Iterable[_Labels]) -> list[Finding]:
-    """Which other hubs have pods in the namespace, and whether they can be told from this one.
+    """Which other hubs have pods in the namespace, and whether their labels differ from this hub's.
 
     Args:
-        own: labels that pods of this hub have; its installation may be "", unknown.
+        own: labels of this hub's pods; the installation is "" if unknown.
         seen: labels of all pods.
     """
     found, others = [], set()
@@ -294,15 +303,15 @@ def read_hubs(own: _Labels, seen: Iterable[_Labels]) -> list[Finding]:
             warning(
                 "Facility.hub_id",
                 f"another hub with {called} has servers in the same namespace, or this one had another cookie secret",
-                "Give each hub a Facility.hub_id of its own.",
+                "Give each hub its own Facility.hub_id.",
             )
         )
     if others and not own[0]:
         found.append(
             warning(
                 "Facility.hub_id",
-                f"it is not set, and other hubs have servers in the same namespace ({_named(others)})",
-                "Set it: credentials of this hub's servers can't be told from others' else.",
+                f"is not set, and other hubs have servers in the same namespace ({_named(others)})",
+                "Set it: else nobody can tell the credentials of this hub's servers from the others'.",
             )
         )
     if not found:
@@ -318,14 +327,14 @@ def read_routes(
     suffixes: tuple[str, ...],
     seen: str,
 ) -> list[Finding]:
-    """Whether others have host names below this hub's: who is called alike would meet there.
+    """Whether others have host names below this hub's domain: users of the same name would share a host name.
 
     Args:
         own: labels that this hub's routes may have: hub id and the hub's namespace.
-        namespace: of its servers; "" where each user has one.
+        namespace: of its servers; "" if each user has one.
         items: routes.
-        suffixes: what its host names end with.
-        seen: where these routes are all that there are; "" if nowhere.
+        suffixes: ends of this hub's host names.
+        seen: where all routes were listed; "" if they were listed nowhere.
     """
     clash = set()
     for each in items:
@@ -336,14 +345,14 @@ def read_routes(
             continue
         if any(other):
             clash.add(f"servers of another hub ({_named([other])}) have")
-        elif where != namespace:  # in this hub's own they are left of what was there before it
-            clash.add(f"something in namespace {where}, which is no hub with casa_hub, has")
+        elif where != namespace:  # in the hub's own namespace they are left from what ran there before it
+            clash.add(f"something in namespace {where} that is not a casa_hub hub has")
     if clash:
         return [
             error(
                 "Dask.domain",
                 f"{' and '.join(sorted(clash))} host names below the same domain",
-                "Give each hub a Dask.domain of its own: a user's servers at both hubs have the same names else.",
+                "Give each hub its own Dask.domain: else a user's servers at both hubs have the same names.",
             )
         ]
     return [ok("Dask.domain", f"nobody else has routes below it {seen}")] if seen else []
@@ -354,7 +363,7 @@ def _named(hubs: Iterable[tuple[str, str]]) -> str:
 
 
 def _instance(site: Site) -> str:
-    """As `Start.instance`; "" if the hub has not been started here and its cookie secret is nowhere to be read."""
+    """The label value of this installation, as `Start.instance` has it; "" if the cookie secret can't be read."""
     secret = site.app.cookie_secret
     if not secret:
         try:

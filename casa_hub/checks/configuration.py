@@ -1,4 +1,4 @@
-"""The configuration and the key files: what the hub's start would say, and more of it."""
+"""Checks the configuration and the key files, more thoroughly than the hub's start does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         yield finding
     if not site.findings:
         yield ok("the configuration", "nothing is wrong with it")
-    # Of this environment, which is the hub's: its configuration could be loaded.
+    # The version in this environment, which is the hub's: its configuration could be loaded here.
     jupyterhub = versions.read(versions.JUPYTERHUB, "JupyterHub", version("jupyterhub"))
     if jupyterhub is not None:
         yield jupyterhub

@@ -1,4 +1,4 @@
-"""What a check finds."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from casa_hub.errors import Problem
+from casa_hub.text import sentence
 
-#: What the checks call the user that they are for a moment, and that nobody is: in host names, tokens and objects.
+#: Name of the user for whom the checks make host names, tokens and objects. No real user has it.
 NOBODY = "casa-hub-check"
 
 
 class Status(StrEnum):
-    """What became of looking at a thing."""
+    """The state of a thing, as a check saw it."""
 
     OK = "ok"
-    #: It works, but something an operator should know.
+    #: The thing works, but the operator should know of the problem.
     WARNING = "warning"
-    #: It can't work.
+    #: The thing can't work.
     ERROR = "error"
-    #: Nobody knows.
+    #: The check could not look at the thing.
     UNSEEN = "couldn't look"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; of one that is sound, `problem` says what was seen and there is no remedy."""
+    """One thing that was looked at, in the grammar of `casa_hub.errors`.
+
+    If the thing is sound, `problem` says what was seen, and there is no remedy.
+    """
 
     status: Status
     thing: str
@@ -33,7 +37,7 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.status}: {self.thing}: {self.problem}." + (f" {self.remedy}" if self.remedy else "")
+        return f"{self.status}: {self.thing}: {self.problem}. {self.remedy}".rstrip()
 
 
 def ok(thing: str, seen: str) -> Finding:
@@ -41,16 +45,21 @@ def ok(thing: str, seen: str) -> Finding:
 
 
 def warning(thing: str, problem: str, remedy: str) -> Finding:
-    return Finding(Status.WARNING, thing, problem.rstrip("."), remedy)
+    return _finding(Status.WARNING, thing, problem, remedy)
 
 
 def error(thing: str, problem: str, remedy: str) -> Finding:
-    return Finding(Status.ERROR, thing, problem.rstrip("."), remedy)
+    return _finding(Status.ERROR, thing, problem, remedy)
 
 
 def unseen(thing: str, problem: str, remedy: str) -> Finding:
-    return Finding(Status.UNSEEN, thing, problem.rstrip("."), remedy)
+    return _finding(Status.UNSEEN, thing, problem, remedy)
 
 
-def of(problem: Problem) -> Finding:
-    return Finding(Status(problem.severity.value), problem.thing, problem.problem.rstrip("."), problem.remedy)
+def from_problem(problem: Problem) -> Finding:
+    return _finding(Status(problem.severity.value), problem.thing, problem.problem, problem.remedy)
+
+
+def _finding(status: Status, thing: str, problem: str, remedy: str) -> Finding:
+    """A finding with full stops where they belong: texts of others may have one too many or lack one."""
+    return Finding(status, thing, problem.rstrip("."), sentence(remedy))

@@ -1,7 +1,8 @@
-"""Whether the pool takes this hub's IDTOKENs, and who else submits there: HTCondor's client asks collector and schedd.
+"""Checks that the HTCondor pool accepts this hub's IDTOKENs, and looks for other hubs that submit there.
 
-The probe token is for an account that nobody has and for a minute; with it one asks who one is, and looks at the queue.
-Each job there bears the public id of the token that it was submitted with, which begins with the hub that minted it.
+HTCondor's client asks collector and schedd with a probe token, which is valid for a minute and for an account that
+nobody has. It asks as whom the pool knows it, and lists the queue. Each job there has the public id of the token that
+it was submitted with, and that id begins with the hub that minted the token.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ from casa_hub.naming import Server
 _LIFETIME = 60
 #: Seconds that HTCondor's client may take.
 _PATIENCE = 10.0
+#: Exit code of our programs without HTCondor's client, and what `_client` returns then.
 _NOT_INSTALLED, _MISSING = 3, object()
-#: Of a collector, where nothing else is said.
+#: Default port of a collector.
 _PORT = 9618
 
-#: HTCondor's client by our settings alone: none of this machine's, and no way in but the token.
+#: Settings of HTCondor's client: it ignores this machine's configuration and authenticates by the token only.
 _SETTINGS = {
     "CONDOR_CONFIG": "/dev/null",
     "_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS": "IDTOKENS",
     "_CONDOR_SEC_CLIENT_AUTHENTICATION": "REQUIRED",
-    # Longer than our patience: the client says the same of a pool that is silent and of one that refuses.
+    # Longer than our own time-out: the client has the same message for a pool that is silent and one that refuses.
     "_CONDOR_SEC_TCP_SESSION_TIMEOUT": "20",
     "_CONDOR_QUERY_TIMEOUT": "20",
 }
@@ -51,23 +53,23 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         return
     thing = f"HTCondor pool {minter.collector}"
     if not await _listens(minter.collector):
-        yield error(thing, "it can't be reached", "Check HTCondor.collector; does it run?")
+        yield error(thing, "can't be reached", "Check HTCondor.collector, and that the collector runs.")
         return
     try:
         answer = await _client(minter, "htcondor_ping", minter.schedd)
     except TimeoutError:
-        remedy = "Check HTCondor.collector; does it run?"
+        remedy = "Check HTCondor.collector, and that the collector runs."
         yield error(thing, f"no answer within {_PATIENCE:g} s", remedy)
         return
     if answer is _MISSING:
-        remedy = "Build casa_hub[check] into what this runs in, or try condor_ping in a server."
-        yield unseen(thing, "HTCondor's client is not installed", remedy)
+        remedy = "Install casa_hub[check] in this environment, or try condor_ping in a server."
+        yield unseen(thing, "can't be asked: HTCondor's client is not installed", remedy)
         return
-    believed = False
+    accepted = False
     for finding in read(minter, answer if isinstance(answer, dict) else {"error": "HTCondor's client failed"}):
-        believed = believed or finding.status is Status.OK
+        accepted = accepted or finding.status is Status.OK
         yield finding
-    if believed and site.facility is not None:
+    if accepted and site.facility is not None:
         hub_id = site.facility.hub_id
         try:
             tokens = await _client(minter, "htcondor_jobs", minter.schedd, quote(hub_id, safe="") + "/" * bool(hub_id))
@@ -82,48 +84,47 @@ def read(minter: HTCondor, answer: Mapping[str, Any]) -> list[Finding]:
     thing = f"HTCondor pool {minter.collector}"
     said = str(answer.get("error", ""))
     if not said and answer.get("authorized") is False and "TOKEN" in answer.get("method", "").upper():
-        problem = f"it believes this hub's IDTOKENs, but lets {NOBODY}@{minter.uid_domain} do nothing at its schedd"
-        return [warning(thing, problem, "Compare ALLOW_WRITE there with what HTCondor.subject makes of user names.")]
+        problem = f"accepts this hub's IDTOKENs, but {NOBODY}@{minter.uid_domain} may not submit at its schedd"
+        remedy = "Compare ALLOW_WRITE there with the accounts that HTCondor.subject makes of user names."
+        return [warning(thing, problem, remedy)]
     refused = said or not answer.get("authorized", True) or "TOKEN" not in answer.get("method", "TOKEN").upper()
     if refused:
         where = "schedd" if answer.get("step") == "schedd" else "collector"
         return [
             error(
                 thing,
-                f"its {where} doesn't take this hub's IDTOKENs",
+                f"its {where} doesn't accept this hub's IDTOKENs",
                 f"HTCondor.key_file must be the pool's key {minter.key_id} byte by byte, HTCondor.key_id its name, "
                 f"HTCondor.trust_domain ({minter.trust_domain}) the pool's TRUST_DOMAIN; IDTOKENS must be among its "
-                "SEC_DEFAULT_AUTHENTICATION_METHODS, and the clocks must agree. Its log says why with: D_SECURITY.",
+                "SEC_DEFAULT_AUTHENTICATION_METHODS, and the clocks must agree. With D_SECURITY its log says why.",
             )
         ]
-    found = [ok(thing, "it takes this hub's IDTOKENs")] if "user" in answer else []
+    found = [ok(thing, "accepts this hub's IDTOKENs")] if "user" in answer else []
     names = answer.get("schedds", [])
     if minter.schedd and minter.schedd not in names:
-        there = (
-            f"There {'is' if len(names) == 1 else 'are'} {', '.join(sorted(names)[:10])}." if names else "It has none."
-        )
-        found.append(error("HTCondor.schedd", f"the pool has no schedd {minter.schedd!a}", there))
+        remedy = f"Choose one of {', '.join(sorted(names)[:10])}." if names else "Start a schedd: the pool has none."
+        found.append(error("HTCondor.schedd", f"the pool has no schedd {minter.schedd!a}", remedy))
     elif not names:
-        found.append(error(thing, "it has no schedd, so nobody can submit", "Start one."))
+        found.append(error(thing, "has no schedd, so nobody can submit", "Start a schedd."))
     user = str(answer.get("user", ""))
     if user and user != f"{NOBODY}@{minter.uid_domain}":
-        problem = f"the pool takes {NOBODY}@{minter.uid_domain} for {user}"
+        problem = f"knows {NOBODY}@{minter.uid_domain} as {user}"
         remedy = "Compare HTCondor.uid_domain with the pool's UID_DOMAIN, and look at its map file."
         found.append(warning(thing, problem, remedy))
     return found
 
 
 def read_jobs(minter: HTCondor, hub_id: str, tokens: Iterable[tuple[str, str]] | None) -> list[Finding]:
-    """Which other hubs' users have jobs in the queue, and whether they are the same accounts as this hub's.
+    """Which other hubs have jobs in the queue, and whether these belong to accounts of this hub's users.
 
     Args:
-        minter: says which account a user has.
+        minter: has the accounts of users.
         hub_id: of this hub.
-        tokens: public ids and subjects of tokens that jobs of others were submitted with; None: can't be said.
+        tokens: public ids and subjects of other hubs' tokens in the queue; None if the queue can't be listed.
     """
     thing = "HTCondor.subject"
     if tokens is None:
-        return [ok(thing, "whether other hubs submit there can't be said: the queue can't be looked at")]
+        return [ok(thing, "can't be compared with other hubs': the pool's queue can't be listed")]
     others, alike = set(), set()
     for identifier, subject in tokens:
         *owner, slug, _ = identifier.split("/")
@@ -135,22 +136,23 @@ def read_jobs(minter: HTCondor, hub_id: str, tokens: Iterable[tuple[str, str]] |
     if not others:
         return [ok(thing, "no other hub has jobs in the queue")]
     if not hub_id:
-        problem = f"it is not set, and others submit to the same pool ({named})"
-        return [warning("Facility.hub_id", problem, "Set it: nobody can tell this hub's tokens from others' else.")]
+        problem = f"is not set, and others submit to the same pool ({named})"
+        return [warning("Facility.hub_id", problem, "Set it: else nobody can tell this hub's tokens from others'.")]
     if alike:
         return [
             warning(
                 thing,
                 f"jobs of {', '.join(sorted(alike))} belong to the accounts that users of those names have here",
-                "If a name isn't the same person at both, give this hub accounts of its own, such as af-{username}: "
-                "each can remove the other's jobs else. If it was this hub, under another hub_id, it will pass.",
+                "Unless a name is the same person at both hubs, give this hub its own accounts, such as af-{username}: "
+                "else these people can remove each other's jobs. If the jobs are this hub's, from before it had this "
+                "hub_id, do nothing.",
             )
         ]
     return [ok(thing, f"in the queue there are jobs of {named}, with other accounts than this hub's")]
 
 
 def _subject_of(minter: HTCondor, slug: str) -> str:
-    """What a token says of the user with a server of this slug; "" where that can't be read from it."""
+    """Subject of this hub's token for the user whose server has this slug; "" if the slug doesn't tell the user."""
     username = slug.partition("--")[0]
     try:
         known = Server("", username).slug == username and "---" not in slug
@@ -160,9 +162,9 @@ def _subject_of(minter: HTCondor, slug: str) -> str:
 
 
 async def _listens(collector: str) -> bool:
-    """Whether somebody is there: HTCondor's client says the same of a pool that is away and of one that refuses."""
+    """Whether the collector listens: HTCondor's client can't tell an unreachable pool from one that refuses."""
     found = re.fullmatch(r"([A-Za-z0-9.-]+)(?::(\d+))?", collector)
-    if found is None:  # a list, or an address in HTCondor's own notation
+    if found is None:  # a list, or an address in HTCondor's own notation: leave it to HTCondor's client
         return True
     port = int(found[2] or _PORT)
     try:
@@ -172,12 +174,15 @@ async def _listens(collector: str) -> bool:
 
 
 async def _client(minter: HTCondor, program: str, *arguments: str) -> Any:
-    """What a program beside this file prints (JSON), `_MISSING` without HTCondor's client, None if it fails.
+    """Run a program beside this file and return the JSON that it prints.
 
     Args:
-        minter: says which pool, and makes the token.
-        program: its module's name.
+        minter: has the pool and the key for the probe token.
+        program: name of the program's module.
         arguments: after the collector.
+
+    Returns:
+        `_MISSING` if HTCondor's client is not installed; None if the program fails.
 
     Raises:
         TimeoutError: it takes too long.

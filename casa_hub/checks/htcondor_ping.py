@@ -1,4 +1,4 @@
-"""A program of its own, as HTCondor keeps its settings while a process lives: who is a token's bearer at a pool?
+"""A separate program, because HTCondor's client reads its settings once per process: as whom does a pool know a token?
 
 Arguments: the collector, the schedd's name (or ""). The token is in the directory that the environment names.
 Prints a JSON object; exit code 3 if HTCondor's client isn't installed.

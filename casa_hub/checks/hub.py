@@ -1,4 +1,4 @@
-"""What the running hub says, if it runs: what to look at, and which Dask secret isn't needed any more."""
+"""Asks the running hub, if there is one, for its problems and for the Dask secrets that it no longer needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from casa_hub.credentials.dask import parse_secrets
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.keys import BadKeyError
 
-#: Seconds; the hub asks others for it, the API server say.
+#: Seconds. The hub asks others in turn, such as the API server.
 _PATIENCE = 20.0
 
 
@@ -22,21 +22,19 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     secrets = _dask_secrets(site)
     try:
         async with asyncio.timeout(_PATIENCE):
-            answer = await operate.ask_once(operate.Hub.of(site.app), "GET", "status", None)
+            answer = await operate.ask_once(operate.Hub.from_app(site.app), "GET", "status", None)
     except TimeoutError:
         yield unseen("the running hub", f"no answer within {_PATIENCE:g} s", "See what casa-hub status says.")
         return
     except CasaError as error:
-        # Before its first start there is none to ask, which is nothing wrong.
+        # No fault: before its first start there is no hub to ask.
         text = str(error).rstrip(".") if not isinstance(error, ConfigurationError) or len(secrets) > 1 else ""
         if text:
-            yield ok("the running hub", f"there is none to ask yet. {text}")
+            yield ok("the running hub", f"can't be asked yet. {text}")
         if len(secrets) > 1:
             dask = site.dask
             named = dask.secret_file if dask else ""
-            yield ok(
-                "Dask.secret_file", f"Whether an older secret of {named} is still in use, the running hub must say"
-            )
+            yield ok("Dask.secret_file", f"only the running hub knows whether older secrets of {named} are in use")
         return
     for finding in read(answer):
         yield finding
@@ -45,14 +43,14 @@ async def look(site: Site) -> AsyncIterator[Finding]:
 
 
 def read(answer: Mapping[str, Any]) -> list[Finding]:
-    """Findings of what `casa-hub status` tells."""
+    """Findings from the answer that `casa-hub status` prints."""
     texts = {
-        "held_back": "users have lost their membership, so many at once that it is held back",
-        "client_refused": "users are such that the identity provider doesn't speak of them with this hub",
+        "held_back": "memberships are lost, so many at once that they are held back",
+        "client_refused": "users can't be checked, because the identity provider refuses this hub's client",
         "overdue": "credentials were not renewed in time",
         "missing": "credentials or objects of running servers are missing",
-        "unkept": "servers run whose credentials are not renewed",
-        "unsure": "servers run of which can't be said now what they have",
+        "unkept": "servers run without renewal of their credentials",
+        "unsure": "servers run whose credentials can't be read now",
     }
     found = [
         warning("the running hub", f"{len(answer[name])} {text}", "casa-hub status tells which.")
@@ -63,19 +61,19 @@ def read(answer: Mapping[str, Any]) -> list[Finding]:
 
 
 def read_secrets(ids: list[str], answer: Mapping[str, Any]) -> list[Finding]:
-    """Of several secrets (public ids, the newest first), which are used by running servers."""
-    if len(ids) < 2:  # noqa: PLR2004 - the one that mints
+    """Which of several secrets (public ids, the newest first) are in use by running servers."""
+    if len(ids) < 2:  # noqa: PLR2004 - a single secret is in use for new servers
         return []
     used = answer["dask_secrets"]
     found = [ok(f"Dask secret {ids[0]}", f"for new servers; in use by {used.get(ids[0], 0)}")]
     for name in ids[1:]:
         count, unsure = used.get(name, 0), len(answer["unsure"]) + len(answer["unkept"])
         if count:
-            verdict = f"in use by {count} running servers, it must stay"
+            verdict = f"in use by {count} running servers; it must stay"
         elif unsure:
-            verdict = f"nobody knows whether one of {unsure} servers uses it (casa-hub status), it must stay"
+            verdict = f"nobody knows whether one of {unsure} servers uses it (casa-hub status); it must stay"
         else:
-            verdict = "in use by no running server, it may go"
+            verdict = "in use by no running server; it may be removed"
         found.append(ok(f"Dask secret {name}", verdict))
     return found
 
@@ -86,4 +84,4 @@ def _dask_secrets(site: Site) -> list[str]:
     try:
         return [secret.id for secret in parse_secrets(Path(site.dask.secret_file).read_bytes())]
     except (OSError, BadKeyError):
-        return []  # told by the minter's own check
+        return []  # the minter's own check reports it

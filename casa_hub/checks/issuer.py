@@ -1,11 +1,11 @@
-"""The identity provider: discovery, keys, clock, and what can be seen of this hub's registration without a user.
+"""Checks the identity provider: discovery, keys, clock, and this hub's registration as far as it shows without a user.
 
-- The authorization end point is asked as a browser would be. A provider that knows the client and its redirect URI
-  shows its log-in; one that doesn't shows an error page, or sends the browser back with an error. Some (INDIGO IAM)
-  ask who it is before they look at anything: a redirect URI that nobody can have registered tells them apart.
-- The token end point is asked to refresh a token that never was. Refusing that token says that the provider believes
-  the client's id and secret, and nothing more: INDIGO IAM looks the token up before it looks whether the client is
-  suspended or may refresh at all. Refusing the client has other words at each provider (`client`).
+- The authorization endpoint gets the request of a browser. A provider that knows the client and its redirect URI shows
+  its log-in page. A provider that doesn't shows an error page, or sends the browser back with an error. Some (INDIGO
+  IAM) show their log-in page in any case. They are found out by a redirect URI that nobody can have registered.
+- The token endpoint is asked to refresh a token that never existed. If it refuses the token, it accepted the client's
+  id and secret. That is all it says: INDIGO IAM looks for the token before it looks whether the client is suspended or
+  may refresh at all. If it refuses the client, its words depend on the provider (`client`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.verdicts import Verdict
 
-#: Never a redirect URI of anybody (RFC 6761).
+#: A redirect URI that nobody can have registered (RFC 6761).
 _NOBODYS = "https://casa-hub-check.invalid/oauth_callback"
 _REGISTRATION = "Compare the client's registration at the provider with CasaOAuthenticator.client_id"
 
@@ -45,9 +45,9 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         metadata = await issuer.metadata()
         yield ok(f"issuer {issuer.client.issuer}", "discovery is sound")
         if await issuer.count_keys():
-            yield ok(metadata.jwks_uri, "it has keys")
+            yield ok(metadata.jwks_uri, "has keys")
         else:
-            problem, remedy = "no key in it can verify a token", "Ask the provider's administrators."
+            problem, remedy = "has no key that can verify a token", "Ask the provider's administrators."
             yield error(metadata.jwks_uri, problem, remedy)
         session = await issuer.session()
         async for finding in _registration(authenticator, issuer, session):
@@ -76,7 +76,7 @@ async def _registration(
             yield finding
         callback = authenticator.oauth_callback_url
         if not callback:
-            seen = "it isn't set, so the redirect URI is made of the address that browsers use; it isn't tried"
+            seen = "is not set, so the redirect URI depends on the address that browsers use and can't be checked"
             yield ok("CasaOAuthenticator.oauth_callback_url", seen)
             return
         end_point = (await issuer.metadata()).authorization_endpoint
@@ -84,15 +84,16 @@ async def _registration(
         nobodys = await ask(session, _authorization(end_point, authenticator, _NOBODYS), proxy=proxy)
         yield authorization(own, nobodys, callback)
     except NoAnswerError as problem:
-        yield unseen(f"issuer {issuer.client.issuer}", str(problem), "Try again; tell the provider's administrators.")
+        remedy = "Try again. If it stays so, tell the provider's administrators."
+        yield unseen(f"issuer {issuer.client.issuer}", str(problem), remedy)
 
 
 def offered(document: Mapping[str, Any], scopes: tuple[str, ...], *, basic_auth: bool) -> list[Finding]:
-    """What of the discovery document (Discovery 3; RFC 8414, 2) doesn't go with the configuration."""
+    """Where the discovery document (Discovery 3; RFC 8414, 2) and the configuration don't fit."""
     found = []
     supported = document.get("scopes_supported")
     if isinstance(supported, list):
-        # wlcg.groups:/cms/production and storage.read:/ are uses of what is offered.
+        # wlcg.groups:/cms/production and storage.read:/ are forms of the offered wlcg.groups and storage.read.
         missing = [scope for scope in scopes if scope not in supported and scope.partition(":")[0] not in supported]
         found += [
             warning(
@@ -111,24 +112,24 @@ def offered(document: Mapping[str, Any], scopes: tuple[str, ...], *, basic_auth:
         found.append(
             warning(
                 f"issuer {document.get('issuer')}",
-                "it has no refresh tokens (grant_types_supported)",
+                "gives no refresh tokens (grant_types_supported)",
                 "Everybody has to log in again after Keeper.membership_max_age.",
             )
         )
-    # The default of the RFC, where the document says nothing, is basic.
+    # If the document doesn't say, client_secret_basic is the RFC's default.
     methods = document.get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
     method = "client_secret_basic" if basic_auth else "client_secret_post"
     if method not in methods and {"client_secret_basic", "client_secret_post"} & set(methods):
         remedy = f"Set it to {not basic_auth}."
-        found.append(error("CasaOAuthenticator.basic_auth", f"the provider doesn't take {method}", remedy))
+        found.append(error("CasaOAuthenticator.basic_auth", f"the provider doesn't accept {method}", remedy))
     return found
 
 
 def log_outs(document: Mapping[str, Any], scopes: tuple[str, ...], *, provider: str | None) -> list[Finding]:
-    """What becomes of a log-out at the provider.
+    """Whether Keycloak tells this hub about log-outs. Other providers don't show it.
 
-    Nobody but its administrators sees whether a client wants back-channel logouts. Keycloak sends none for an offline
-    session: who registered the URL for them, with the scopes that are the default here, waits for them in vain.
+    Only Keycloak's administrators see whether a client has a back-channel logout URL. But Keycloak sends no logouts for
+    offline sessions. So with the default scopes here, such a URL has no effect.
     """
     if provider != "keycloak" or document.get("backchannel_logout_supported") is not True:
         return []
@@ -136,14 +137,20 @@ def log_outs(document: Mapping[str, Any], scopes: tuple[str, ...], *, provider: 
     if "offline_access" not in scopes:
         return [ok(thing, "the provider sends it if the client has the URL of /hub/backchannel-logout")]
     seen = (
-        "Keycloak sends none for log-ins with the scope offline_access; whoever wants it leaves that scope out, and "
-        "people log in again when their session at Keycloak ends"
+        "Keycloak sends none for log-ins with the scope offline_access. Without that scope it does, but people have to "
+        "log in again when their session at Keycloak ends"
     )
     return [ok(thing, seen)]
 
 
 def authorization(own: Answer, nobodys: Answer, callback: str) -> Finding:
-    """What the answers to an authorization request mean, with our redirect URI and with one of nobody's."""
+    """Whether the redirect URI is registered.
+
+    Args:
+        own: answer to an authorization request with our redirect URI.
+        nobodys: answer to the same request with a redirect URI that nobody can have registered.
+        callback: our redirect URI.
+    """
     thing = f"redirect URI {callback}"
     if code := _sent_back(own, callback):
         return error(
@@ -160,12 +167,12 @@ def authorization(own: Answer, nobodys: Answer, callback: str) -> Finding:
             f"{_REGISTRATION} and oauth_callback_url: this very redirect URI must be registered.",
         )
     if nobodys.status < HTTPStatus.BAD_REQUEST and not _sent_back(nobodys, _NOBODYS):
-        return ok(thing, "this provider says only after a log-in whether it is registered")
-    return ok(thing, "it is registered")
+        return ok(thing, "can't be checked: this provider tells only after a log-in whether it is registered")
+    return ok(thing, "is registered")
 
 
 def _sent_back(answer: Answer, callback: str) -> str:
-    """The error code with which the browser is sent back to the hub (RFC 6749, 4.1.2.1); "" if it isn't."""
+    """The error code of an answer that sends the browser back to the hub (RFC 6749, 4.1.2.1); else ""."""
     headers = {name.lower(): value for name, value in answer.headers.items()}
     location = headers.get("location", "")
     if answer.status not in range(300, 400) or not location.startswith(callback):
@@ -196,32 +203,32 @@ async def _refresh(issuer: Issuer) -> Finding:
         await issuer.refresh(f"casa-hub-check-{int(time.time())}", sub="")
     except OIDCError as answered:
         return client(thing, answered)
-    return warning(thing, "it took a refresh token that never was", "Tell the provider's administrators.")
+    return warning(thing, "accepted a refresh token that never existed", "Tell the provider's administrators.")
 
 
 #: The provider's error code and description at the end of a verdict's reason.
-_SAID = re.compile(r"\(([a-z_]+)(?:: (.*))?\)\.?$")
+_ERROR = re.compile(r"\(([a-z_]+)(?:: (.*))?\)\.?$")
 
 
 def client(thing: str, answered: OIDCError) -> Finding:
-    """What the refusal of a refresh token that never was says of this hub's client.
+    """What the refusal of a refresh token that never existed says about this hub's client.
 
-    - Id or secret wrong: 401 `invalid_client` (RFC 6749, 5.2); `unauthorized`, "Bad credentials" (INDIGO IAM);
-      `unauthorized_client`, "Invalid client or Invalid client credentials" (Keycloak; of a disabled client it says the
-      same with `invalid_client`).
+    - Wrong id or secret: 401 `invalid_client` (RFC 6749, 5.2); `unauthorized`, "Bad credentials" (INDIGO IAM);
+      `unauthorized_client`, "Invalid client or Invalid client credentials" (Keycloak, which says the same with
+      `invalid_client` for a disabled client).
     - The client may not refresh: `unauthorized_client` (RFC 6749, 5.2); `invalid_client`, "Unauthorized grant type"
       (INDIGO IAM); `unsupported_grant_type`.
     """
     answer = answered.answer
     if answer.verdict is Verdict.LOG_IN_AGAIN:
         seen = (
-            "it believes this hub's client id and secret; whether the client may refresh, or is suspended, only a "
-            "log-in shows"
+            "accepts this hub's client id and secret; only a log-in shows whether the client may refresh, or is "
+            "suspended"
         )
         return ok(thing, seen)
     if not answer.our_fault:
         return unseen(thing, answered.problem, "Tell the provider's administrators.")
-    found = _SAID.search(answer.reason)
+    found = _ERROR.search(answer.reason)
     code, description = (found[1], (found[2] or "").lower()) if found else ("", "")
     if "suspended" in description:
         return error(thing, answer.reason, "Ask the provider's administrators to put the client back into service.")
@@ -232,7 +239,7 @@ def client(thing: str, answered: OIDCError) -> Finding:
         return error(
             thing,
             answer.reason,
-            "CasaOAuthenticator.client_id and client_secret must be those of the registration, basic_auth its "
-            "authentication method, and the client enabled there.",
+            "CasaOAuthenticator.client_id and client_secret must be those of the registration, basic_auth must fit its "
+            "authentication method, and the client must be enabled there.",
         )
     return error(thing, answer.reason, f"{_REGISTRATION}: scopes, grant types.")

@@ -1,4 +1,4 @@
-"""The API server, asked as the hub's account asks it; every answer is one, whatever its status."""
+"""Requests to the Kubernetes API server with the hub's account. Answers of any status are returned, not raised."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 
 
 class Kube:
-    """Requests to the API server."""
+    """A client of the API server."""
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client
@@ -43,16 +43,20 @@ class Kube:
 
 @asynccontextmanager
 async def kube(delivery: KubernetesDelivery) -> AsyncIterator[Kube]:
-    """Raises NoAnswerError: there is no cluster to ask."""
+    """A client for the delivery's cluster.
+
+    Raises:
+        NoAnswerError: the configuration names no cluster.
+    """
     try:
         client = delivery.connect()  # in this loop, to which the client will belong
     except (ConfigException, OSError) as problem:
-        raise NoAnswerError(f"nothing says where it is ({type(problem).__name__})") from None
+        raise NoAnswerError(f"its address is not configured ({type(problem).__name__})") from None
     async with client:
         yield Kube(client)
 
 
 def message(answer: Answer) -> str:
-    """What the API server says of a refusal: a status, and its own words, which quote no data of a Secret."""
-    said = json.dumps(str(answer.document.get("message", "")))[1:-1][:300]
-    return f"status {answer.status}" + (f": {said}" if said else "")
+    """Status and message of a refusal. The API server's messages never quote the data of a Secret."""
+    text = json.dumps(str(answer.document.get("message", "")))[1:-1][:300]
+    return f"status {answer.status}" + (f": {text}" if text else "")

@@ -1,6 +1,6 @@
-"""`casa-hub check --probe`: a Secret, a Service and routes as a server's, made for a moment and removed again.
+"""`casa-hub check --probe`: creates a Secret, a Service and routes like those of a server, and removes them again.
 
-First as a dry run of the API server, which asks admission and validation but nobody's quota; then really. They have no
+First in a dry run of the API server, which asks admission and validation but no quota; then really. The objects have no
 owner and lead to no pod.
 """
 
@@ -30,7 +30,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         return
     namespace = namespace_of(site)
     if not namespace:
-        yield ok("the probe", "each user has a namespace, so there is none to try it in")
+        yield ok("the probe", "is skipped: each user has a namespace, so there is none to try it in")
         return
     objects = _objects(site, namespace)
     try:
@@ -50,9 +50,9 @@ async def _try(api: Kube, objects: list[Object]) -> list[Finding]:
         for one in objects:
             found += await _apply(api, one)
     finally:
-        # Whoever ends this command now must not leave anything behind.
+        # Shielded: the objects must be removed even if this command is interrupted now.
         found += await asyncio.shield(_remove(api, objects))
-    return found or [ok(described(one), "it could be made, and was removed again") for one in objects]
+    return found or [ok(described(one), "was created and removed again") for one in objects]
 
 
 async def _apply(api: Kube, one: Object, options: str = "") -> list[Finding]:
@@ -61,7 +61,7 @@ async def _apply(api: Kube, one: Object, options: str = "") -> list[Finding]:
     if answer.status in {HTTPStatus.OK, HTTPStatus.CREATED}:
         return []
     remedy = "A server would start without it, or not at all. Correct the Role, the quota, the policy or the setting."
-    return [error(described(one), f"it can't be made ({message(answer)})", remedy)]
+    return [error(described(one), f"can't be created ({message(answer)})", remedy)]
 
 
 async def _remove(api: Kube, objects: list[Object]) -> list[Finding]:
@@ -76,12 +76,12 @@ async def _remove(api: Kube, objects: list[Object]) -> list[Finding]:
             remedy = (
                 f"Delete it: kubectl delete -n {one['metadata']['namespace']} {one['kind']} {one['metadata']['name']}"
             )
-            found.append(warning(described(one), f"it could not be removed again ({why})", remedy))
+            found.append(warning(described(one), f"could not be removed again ({why})", remedy))
     return found
 
 
 def _objects(site: Site, namespace: str) -> list[Object]:
-    """As those of a server that starts, without owner and without the labels by which hubs know theirs."""
+    """The objects of a starting server, without owner and without the labels by which hubs find their objects."""
     assert site.facility is not None  # noqa: S101 - for the type checker
     assert site.routes is not None  # noqa: S101
     server = Server(site.facility.hub_id, NOBODY)

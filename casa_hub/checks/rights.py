@@ -1,4 +1,4 @@
-"""Which rights the hub needs in Kubernetes: each verb that it uses, in one table."""
+"""The rights that the hub needs in Kubernetes: one table with all verbs that it uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Right(NamedTuple):
         return f"{self.verb} {self.resource}" + (f".{self.group}" if self.group else "")
 
 
-#: The plural of route objects and their API group, by `TraefikRoutes.kind`; and the version that they are written in.
+#: `TraefikRoutes.kind` -> API group, version and plural of its route objects.
 ROUTES = {
     "traefik": ("traefik.io", "v1alpha1", "ingressroutetcps"),
     "traefik-v2": ("traefik.containo.us", "v1alpha1", "ingressroutetcps"),
@@ -32,9 +32,9 @@ def needed(kind: str, *, secrets: bool, routes: bool, policies: bool, claims: bo
     Args:
         kind: `TraefikRoutes.kind`.
         secrets: whether servers get credentials.
-        routes: whether any of them wants its servers to be reached from outside.
+        routes: whether a credential wants servers to be reachable from outside.
         policies: whether there are `TraefikRoutes.network_policy_peers`.
-        claims: whether KubeSpawner makes volumes (``storage_pvc_ensure``).
+        claims: whether KubeSpawner creates volume claims (``storage_pvc_ensure``).
     """
     rights = [Right("", "pods", verb) for verb in ("get", "list", "watch", "create", "delete")]
     rights += [Right("", "events", verb) for verb in ("list", "watch")]  # KubeSpawner shows them on the spawn page

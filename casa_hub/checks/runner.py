@@ -1,4 +1,4 @@
-"""Runs the checks side by side, tells of each as soon as it is done, and sums up."""
+"""Runs the checks side by side, prints the findings of each as soon as it is done, and sums up."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from casa_hub.checks import cluster, configuration, htcondor, hub, issuer, probe
 from casa_hub.checks.findings import Finding, Status, unseen
 from casa_hub.checks.site import Site
 from casa_hub.configured import configured_hub
+from casa_hub.text import printable
 
 Look = Callable[[Site], AsyncIterator[Finding]]
 
-#: What is looked at with the configuration and the hub beside it alone.
+#: Checks that need only the configuration and the hub that runs beside it.
 LOCAL: Mapping[str, Look] = {"configuration": configuration.look, "hub": hub.look}
-#: What others are asked for, too.
+#: Checks that ask the neighbours.
 REMOTE: Mapping[str, Look] = {
     "issuer": issuer.look,
     "kubernetes": cluster.look,
@@ -29,22 +30,25 @@ REMOTE: Mapping[str, Look] = {
     "htcondor": htcondor.look,
     "servicex": servicex.look,
 }
-#: And what makes things.
+#: Checks that create something.
 PROBE: Mapping[str, Look] = {"probe": probe.look}
 
-#: Seconds after which it is said which of them aren't done yet.
+#: Seconds after which the names of the unfinished checks are printed.
 _PATIENCE = 2.0
-#: Seconds that one of them may take; each of its requests has a time-out of its own.
+#: Seconds that one check may take. Each of its requests also has its own time-out.
 _LONGEST = 30.0
 
 
 def check(path: Path, *, local: bool = False, probing: bool = False, as_json: bool = False) -> int:
-    """Look, and print. Exit code 0: sound, or warnings only; 1: an error; 2: something couldn't be looked at.
+    """Run the checks and print their findings.
+
+    Returns:
+        The exit code. 0: sound, or warnings only; 1: an error; 2: something couldn't be looked at.
 
     Raises:
         ConfigurationError: the file can't be read.
     """
-    site = Site.of(configured_hub(path))
+    site = Site.from_app(configured_hub(path))
     looks = {**LOCAL, **({} if local else REMOTE), **(PROBE if probing else {})}
     found = asyncio.run(_run(site, looks, sys.stderr if as_json else sys.stdout))
     code = exit_code(found.values())
@@ -52,13 +56,13 @@ def check(path: Path, *, local: bool = False, probing: bool = False, as_json: bo
         findings = [
             {
                 "check": name,
-                "status": one.status.value,
-                "thing": one.thing,
-                "problem": one.problem,
-                "remedy": one.remedy,
+                "status": finding.status.value,
+                "thing": finding.thing,
+                "problem": finding.problem,
+                "remedy": finding.remedy,
             }
-            for name, some in found.items()
-            for one in some
+            for name, of_check in found.items()
+            for finding in of_check
         ]
         print(json.dumps({"exit_code": code, "findings": findings}, indent=1))
     else:
@@ -92,23 +96,24 @@ async def _all(name: str, look: Look, site: Site) -> list[Finding]:
     found: list[Finding] = []
     try:
         async with asyncio.timeout(_LONGEST):
-            async for one in look(site):
-                found.append(one)  # noqa: PERF401 - what was found before a time-out counts
+            async for finding in look(site):
+                found.append(finding)  # noqa: PERF401 - the findings before a time-out must not be lost
     except TimeoutError:
-        found.append(unseen(name, f"it took more than {_LONGEST:g} s", "Try again."))
-    except Exception as problem:  # noqa: BLE001 - one that fails must not hide what the others find
-        # Its type only: its text may hold a secret.
-        found.append(unseen(name, f"the check failed with {type(problem).__name__}", "This is a fault of casa_hub."))
+        found.append(unseen(name, f"took more than {_LONGEST:g} s", "Try again."))
+    except Exception as problem:  # noqa: BLE001 - a check that fails must not hide the others' findings
+        # Only the type: the text may hold a secret.
+        remedy = "This is a fault of casa_hub."
+        found.append(unseen(name, f"the check failed with {type(problem).__name__}", remedy))
     return found
 
 
 def exit_code(found: Iterable[Iterable[Finding]]) -> int:
-    seen = {one.status for some in found for one in some}
+    seen = {finding.status for of_check in found for finding in of_check}
     return 1 if Status.ERROR in seen else 2 if Status.UNSEEN in seen else 0
 
 
 def summary(found: Iterable[Iterable[Finding]]) -> str:
-    count = Counter(one.status for some in found for one in some)
+    count = Counter(finding.status for of_check in found for finding in of_check)
     bad = [
         f"{count[status]} {text}{'s' if count[status] > 1 and status is not Status.UNSEEN else ''}"
         for status, text in (
@@ -121,6 +126,6 @@ def summary(found: Iterable[Iterable[Finding]]) -> str:
     return f"{', '.join(bad)}; {count[Status.OK]} ok" if bad else f"Sound: {count[Status.OK]} ok"
 
 
-def _line(one: Finding) -> str:
-    """On a terminal, without what could move its cursor: some of it comes from others."""
-    return "  " + "".join(letter if letter.isprintable() else " " for letter in str(one))
+def _line(finding: Finding) -> str:
+    """A line for the terminal: parts of it are texts of the neighbours."""
+    return f"  {printable(finding)}"

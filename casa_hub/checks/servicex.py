@@ -1,4 +1,4 @@
-"""Whether the ServiceX answers, by the page that its own clients ask first."""
+"""Checks that the ServiceX answers, by the page that its own clients ask first."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         try:
             answer = await ask(session, f"{minter.endpoint.rstrip('/')}/servicex")
         except NoAnswerError as problem:
-            yield error(f"ServiceX {minter.endpoint}", str(problem), "Check ServiceX.endpoint; does it run?")
+            remedy = "Check ServiceX.endpoint, and that the ServiceX runs."
+            yield error(f"ServiceX {minter.endpoint}", str(problem), remedy)
             return
     yield read(minter.endpoint, answer.status, known=bool(answer.document))
 
 
 def read(endpoint: str, status: int, *, known: bool) -> Finding:
-    """What the status of its page ``/servicex`` means; `known`: whether that is what a ServiceX says."""
+    """What an answer of the page ``/servicex`` means; `known`: whether its body is one of a ServiceX."""
     thing = f"ServiceX {endpoint}"
     if status == HTTPStatus.OK and known:
-        return ok(thing, "it answers")
+        return ok(thing, "answers")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return error(thing, f"it fails with status {status}", "Ask its administrators.")
+        return error(thing, f"fails with status {status}", "Ask its administrators.")
     return warning(
         thing,
-        f"what answers there (status {status}) doesn't say that it is a ServiceX",
+        f"the answer (status {status}) doesn't say that it is a ServiceX",
         "Check ServiceX.endpoint: it is the URL without /servicex.",
     )

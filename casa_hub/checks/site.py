@@ -1,4 +1,4 @@
-"""What all checks look at: a configured hub, and its parts as far as they could be made."""
+"""The configured hub that all checks look at, and its parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jupyterhub.crypto import CryptKeeper
 from traitlets import TraitError
 
 from casa_hub.authenticator import CasaOAuthenticator
-from casa_hub.checks.findings import Finding, of
+from casa_hub.checks.findings import Finding, from_problem
 from casa_hub.configured import trait_problem
 from casa_hub.credentials.dask import Dask
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
@@ -22,53 +22,54 @@ from casa_hub.startup import home_of, problems
 
 @dataclass
 class Site:
-    """A hub as its configuration has it. What is None could not be made; `findings` say why."""
+    """A configured hub, which isn't started. Parts that can't be built are None, and `findings` says why."""
 
     app: Any
     home: Any = None
     authenticator: CasaOAuthenticator | None = None
     facility: Facility | None = None
-    #: None on one machine.
+    #: None also if servers run on one machine.
     kubernetes: KubernetesDelivery | None = None
     routes: TraefikRoutes | None = None
-    #: Credentials whose settings and keys are in order.
+    #: Names of the credentials whose settings and keys have no errors.
     sound: set[str] = field(default_factory=set)
-    #: Of the configuration itself.
+    #: About the configuration itself.
     findings: list[Finding] = field(default_factory=list)
 
     @classmethod
-    def of(cls, app: Any) -> Site:
+    def from_app(cls, app: Any) -> Site:
+        """The site of JupyterHub's application with a loaded configuration."""
         site = cls(app)
         site._make_authenticator()
         try:
             site._make_facility()
         except TraitError as error:
-            site.findings.append(of(trait_problem(error)))
+            site.findings.append(from_problem(trait_problem(error)))
         return site
 
     def minter(self, name: str) -> Any:
-        """The minter of this name, if the facility has it and nothing is wrong with it; else None."""
+        """The minter of this name; None if the facility doesn't have it or it has errors."""
         return self.facility.minters[name] if self.facility is not None and name in self.sound else None
 
     @property
     def dask(self) -> Dask | None:
-        """What says where Dask's host names are."""
+        """The minter of Dask's certificates, whose settings have the host names; None without it."""
         minter = self.facility.minters.get("dask") if self.facility is not None else None
         return minter if isinstance(minter, Dask) else None
 
     def _make_authenticator(self) -> None:
-        """As the hub would, and what would keep it from starting."""
+        """Build the authenticator as the hub does, and note problems that would keep the hub from starting."""
         cls = self.app.authenticator_class
         if not issubclass(cls, CasaOAuthenticator):
             return
         try:
             self._check_crypt_keys()
-            self.authenticator = cls(config=self.app.config)  # without a parent, which is a hub that starts
-            self.findings += [of(problem) for problem in advice(self.authenticator, self.app.base_url)]
+            self.authenticator = cls(config=self.app.config)  # no parent: with one it would start the hub's parts
+            self.findings += [from_problem(problem) for problem in advice(self.authenticator, self.app.base_url)]
         except ConfigurationError as error:
-            self.findings.append(of(Problem.of(error)))
+            self.findings.append(from_problem(Problem.of(error)))
         except TraitError as error:
-            self.findings.append(of(trait_problem(error)))
+            self.findings.append(from_problem(trait_problem(error)))
 
     def _check_crypt_keys(self) -> None:
         try:
@@ -76,19 +77,19 @@ class Site:
         except TraitError:
             raise
         except Exception as error:
-            problem = f"a key isn't one ({type(error).__name__})"
-            remedy = "Each is 32 bytes, hexadecimal: openssl rand -hex 32"
+            problem = f"has a malformed key ({type(error).__name__})"
+            remedy = "A key is 32 bytes in hexadecimal: openssl rand -hex 32."
             raise ConfigurationError("CryptKeeper.keys", problem, remedy) from error
 
     def _make_facility(self) -> None:
         app = self.app
         facility = Facility.in_settings(app.tornado_settings, app.config)
         self.home = home_of(app)
-        self.findings += [of(problem) for problem in problems(app, facility, self.home)]
+        self.findings += [from_problem(problem) for problem in problems(app, facility, self.home)]
         self.facility = facility
         for name, minter in facility.minters.items():
             found = facility.check_minter(name, minter)
-            self.findings += [of(problem) for problem in found]
+            self.findings += [from_problem(problem) for problem in found]
             if not any(problem.severity is Severity.ERROR for problem in found):
                 self.sound.add(name)
         classes = getattr(self.home, "casa_classes", ())

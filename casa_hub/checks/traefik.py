@@ -1,6 +1,6 @@
-"""Whether the names of servers lead to something that listens, where Dask's clients come from.
+"""Checks that the servers' host names lead to a listening Traefik, as seen from this machine.
 
-A name that no server has stands for all: with wildcard DNS it leads where theirs do.
+It looks up a name that no server has: with wildcard DNS all names lead to the same address.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     ):
         name = f"{NOBODY}.{label}.{dask.domain}"
         remedy = f"Make a DNS record *.{label}.{dask.domain} that leads to Traefik."
-        if routes.external_dns_target:  # each server has a record of its own, made when it starts
+        if routes.external_dns_target:  # there is no wildcard: external-dns makes a record for each started server
             name = routes.external_dns_target
             remedy = "Set TraefikRoutes.external_dns_target to the name or address of Traefik as users reach it."
         try:
             addresses = await resolve(name, port)
         except OSError:
-            yield error(f"DNS name {name}", "it leads nowhere", remedy)
+            yield error(f"DNS name {name}", "has no address", remedy)
             continue
-        yield ok(f"DNS name {name}", f"it leads to {', '.join(addresses[:3])}")
+        yield ok(f"DNS name {name}", f"leads to {', '.join(addresses[:3])}")
         if await listens(addresses, port):
             yield ok(f"Traefik at {name}:{port}", "something listens there")
             continue
@@ -52,7 +52,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
 
 
 async def _of_this_machine() -> Finding | None:
-    """Whether the program ``traefik`` beside this hub is safe. Whether it is the one that runs, nobody can say."""
+    """Whether the version of the installed program ``traefik`` is safe. The running one may be another."""
     program = shutil.which("traefik", path=sysconfig.get_path("scripts")) or shutil.which("traefik")
     if program is None:
         return None

@@ -1,7 +1,7 @@
-"""Pure: the least versions of neighbours that are safe, what older ones let happen, and the remedy.
+"""Pure: the least safe versions of the neighbours, the faults of older ones, and the remedy.
 
-docs/operators.md has the same table ("The least versions"); a test compares them. A packager may have put a correction
-into an older version, which the version doesn't say: what is found is a warning.
+docs/operators.md has the same table ("The least versions"); a test compares them. An older version is only a warning:
+its packager may have corrected the fault without changing the version.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Version = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A program beside this bundle."""
+    """A program that a facility runs beside this package."""
 
     name: str
-    #: The least version of each major version that is safe, the oldest first.
+    #: The least safe version of each major version, the oldest first.
     least: tuple[Version, ...]
-    #: What older ones let happen.
+    #: The fault of older versions.
     fault: str
-    #: What helps until the upgrade; "" if nothing does.
+    #: What to do until the upgrade, as a sentence; "" if nothing helps.
     meanwhile: str = ""
 
 
@@ -51,12 +51,12 @@ XROOTD = Neighbour(
 
 
 def read(neighbour: Neighbour, thing: str, text: str) -> Finding | None:
-    """Whether a version (``v5.8.1``) is safe; None where the text isn't one.
+    """Whether a version is safe; None if the text is not a version.
 
     Args:
-        neighbour: what it is the version of.
-        thing: where it was seen, for people.
-        text: the version.
+        neighbour: the program.
+        thing: where the version was seen, for people.
+        text: such as ``v5.8.1``.
     """
     version = parse(text)
     if version is None:
@@ -70,8 +70,8 @@ def read(neighbour: Neighbour, thing: str, text: str) -> Finding | None:
 
 
 def is_safe(neighbour: Neighbour, version: Version) -> bool:
-    """By the corrected version of the same major version; a later major version than those is safe."""
-    least = next((one for one in neighbour.least if one[0] >= version[0]), None)
+    """Whether the version is at least the safe one of its major version. Later major versions than listed are safe."""
+    least = next((safe for safe in neighbour.least if safe[0] >= version[0]), None)
     return least is None or version >= least
 
 
@@ -86,14 +86,14 @@ def shown(version: Version) -> str:
 
 
 def of_server_header(headers: Mapping[str, str]) -> str:
-    """The version in XRootD's answers by HTTP (``Server: XrootD/v5.8.1``); "" if there is none."""
+    """The version in an HTTP answer of XRootD (``Server: XrootD/v5.8.1``); "" if there is none."""
     server = next((value for name, value in headers.items() if name.lower() == "server"), "")
     name, _, version = server.partition("/")
     return version if name.lower() == "xrootd" else ""
 
 
 def of_pods(pods: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Tags of the images that are Traefik's in these pods -> one of the pods, ``namespace/name``."""
+    """Tag of each Traefik image in these pods -> one of its pods, ``namespace/name``."""
     found: dict[str, str] = {}
     for pod in pods:
         for container in (pod.get("spec") or {}).get("containers") or []:

@@ -1,4 +1,4 @@
-"""One request, with a time-out; and how far a server's clock is from ours."""
+"""One HTTP request with limits, name look-ups, and the comparison of a server's clock with ours."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ import aiohttp
 
 from casa_hub.checks.findings import Finding, error, ok, warning
 
-#: Seconds of one request.
+#: Seconds that one request may take.
 TIMEOUT = 5.0
-#: Bytes that are read of an answer.
+#: Most bytes that are read of an answer.
 _LIMIT = 1024 * 1024
 
-#: Seconds that clocks may differ before anybody is told, and before something fails. HTTP's Date has whole seconds.
-_TOLD, _FAILS = 5.0, 60.0
+#: Seconds between two clocks from which on it is a warning, and an error. HTTP's Date has whole seconds.
+_WARNING, _ERROR = 5.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server said."""
+    """The answer of a server."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
-    #: By our clock, Unix time, when it came.
+    #: When it arrived, Unix time of our clock.
     at: float
 
     @property
     def document(self) -> dict[str, Any]:
-        """The body, if it is a JSON object."""
+        """The body if it is a JSON object, else an empty one."""
         try:
             read = json.loads(self.body)
         except (ValueError, RecursionError):
@@ -48,11 +48,11 @@ class Answer:
 
 
 class NoAnswerError(Exception):
-    """Nobody answered; the text says why in a few words, without the address."""
+    """There is no answer. The text is a predicate ("can't be reached") without the address."""
 
     def __init__(self, why: str, *, tls: bool = False) -> None:
         super().__init__(why)
-        #: Something listens there, but speaks another protocol: without TLS, perhaps.
+        #: Whether something listens there but speaks another protocol, perhaps without TLS.
         self.tls = tls
 
 
@@ -70,20 +70,21 @@ async def ask(session: aiohttp.ClientSession, url: str, *, method: str = "GET", 
     except TimeoutError:
         raise NoAnswerError(f"no answer within {TIMEOUT:g} s") from None
     except (aiohttp.ClientSSLError, aiohttp.ServerDisconnectedError) as problem:
-        raise NoAnswerError(f"there is another protocol ({type(problem).__name__})", tls=True) from None
+        raise NoAnswerError(f"speaks another protocol ({type(problem).__name__})", tls=True) from None
     except (aiohttp.ClientError, OSError, ValueError) as problem:
         if getattr(problem, "errno", None) == errno.ECONNRESET:
-            raise NoAnswerError("the connection is reset", tls=True) from None
+            raise NoAnswerError("resets the connection", tls=True) from None
         raise NoAnswerError(f"can't be reached ({type(problem).__name__})") from None
 
 
 async def resolve(name: str, port: int) -> list[str]:
-    """Addresses of a name, the likeliest first.
+    """Addresses of a name, the preferred first.
 
-    In a thread that nobody waits for at the end: a resolver that isn't answered takes half a minute to give up.
+    The look-up runs in a daemon thread, for which the program doesn't wait at its end: without an answer of the name
+    server it takes half a minute.
 
     Raises:
-        OSError: it has none, or there is no answer in time (TimeoutError).
+        OSError: the name has no address, or there is no answer in time (TimeoutError).
     """
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[str]] = loop.create_future()
@@ -95,10 +96,10 @@ async def resolve(name: str, port: int) -> list[str]:
             result = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
         except (OSError, UnicodeError) as problem:
             result = OSError(f"no address ({type(problem).__name__})")
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, result)
+        with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
+            loop.call_soon_threadsafe(finish, result)
 
-    def tell(result: list[str] | Exception) -> None:
+    def finish(result: list[str] | Exception) -> None:
         if found.done():
             return
         if isinstance(result, Exception):
@@ -125,23 +126,23 @@ async def listens(addresses: list[str], port: int) -> bool:
 
 
 def clock(whose: str, answer: Answer, now: float, *, fails: str) -> list[Finding]:
-    """What the difference of two clocks means; nothing where the server doesn't tell its time.
+    """What the difference between a server's clock and ours means; empty if the server doesn't tell its time.
 
     Args:
         whose: the server, for people.
         answer: of the server.
-        now: our time, as it was when the answer came.
-        fails: what goes wrong if the clocks differ too much.
+        now: our time when the answer arrived.
+        fails: what goes wrong if the clocks differ too much, as a clause.
     """
     headers = {name.lower(): value for name, value in answer.headers.items()}
     try:
         ahead = parsedate_to_datetime(headers["date"]).timestamp() - now
     except (KeyError, ValueError):
         return []
-    if abs(ahead) <= _TOLD:
+    if abs(ahead) <= _WARNING:
         return [ok(f"clock of {whose}", "agrees with this machine's")]
-    said = f"it is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+    problem = f"is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
     remedy = "Let both machines take their time from NTP."
-    if abs(ahead) > _FAILS:
-        return [error(f"clock of {whose}", f"{said}: {fails}", remedy)]
-    return [warning(f"clock of {whose}", said, remedy)]
+    if abs(ahead) > _ERROR:
+        return [error(f"clock of {whose}", f"{problem}: {fails}", remedy)]
+    return [warning(f"clock of {whose}", problem, remedy)]

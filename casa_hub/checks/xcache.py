@@ -1,8 +1,8 @@
-"""Whether the XCache takes this hub's macaroons, and refuses another's.
+"""Checks that the XCache accepts this hub's macaroons and refuses forged ones.
 
-It is asked by HTTP for a file that doesn't exist: who may read is told so (404), who may not is refused (403). The
-probe macaroon is for that one name and for a minute, so it is worth nothing to whoever may see it: the certificate of
-the XCache, which is of a grid's authority as a rule, need not be believed.
+It is asked by HTTP for a file that doesn't exist. It answers 404 to those who may read, and 403 to others. The probe
+macaroon is valid for this one file and for a minute, so it is worthless to anybody who intercepts it. So the
+certificate of the XCache, usually of a grid's authority, isn't verified.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from casa_hub.keys import KeyFile
 
 _LIFETIME = timedelta(seconds=60)
 _REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
-#: A redirector's, which sends clients to one of its caches.
+#: Statuses of a redirector, which sends clients on to one of its caches.
 _ELSEWHERE = range(HTTPStatus.MULTIPLE_CHOICES, HTTPStatus.BAD_REQUEST)
 _WHERE_HTTP = (
     "Give the XCache an HTTP door at this port (xrd.protocol http:PORT libXrdHttp.so, http.header2cgi Authorization "
@@ -51,9 +51,10 @@ async def look(site: Site) -> AsyncIterator[Finding]:
             own, forged = await _read_all(last, where, path, macaroons)
     except NoAnswerError as problem:
         if problem.tls:
-            yield unseen(f"XCache {where}", "it speaks no HTTP, by which macaroons are tried", _WHERE_HTTP)
+            yield unseen(f"XCache {where}", "speaks no HTTP, by which macaroons are tried", _WHERE_HTTP)
         else:
-            yield error(f"XCache {where}", str(problem), "Check XCache.host and XCache.port; does it run?")
+            remedy = "Check XCache.host and XCache.port, and that the XCache runs."
+            yield error(f"XCache {where}", str(problem), remedy)
         return
     yield read(minter, where, own)
     yield read_forged(where, forged)
@@ -63,45 +64,46 @@ async def look(site: Site) -> AsyncIterator[Finding]:
 
 
 def read(minter: XCache, where: str, answer: Answer) -> Finding:
-    """What it means that the hub's own macaroon was answered like this."""
+    """What the answer to the hub's own macaroon means."""
     thing = f"XCache {where}"
     if answer.status == HTTPStatus.NOT_FOUND:
-        return ok(thing, "it takes this hub's macaroons")
+        return ok(thing, "accepts this hub's macaroons")
     if answer.status in _ELSEWHERE:
         return _redirected(thing)
     if answer.status in _REFUSED:
         return error(
             thing,
-            f"it refuses this hub's macaroons (status {answer.status})",
+            f"refuses this hub's macaroons (status {answer.status})",
             f"XCache.key_file must be its macaroons.secretkey, XCache.site_name ({minter.site_name}) its all.sitename, "
             f"XCache.path ({minter.path}) one that it exports; DOWNLOAD must be in XCache.activities; and the clocks "
-            "must agree. Its log says why with: macaroons.trace all.",
+            "must agree. With macaroons.trace all its log says why.",
         )
     return error(
         thing,
-        f"it answered {answer.status} to who asked for a file that doesn't exist",
-        "Its log says why. Can it reach its origin?",
+        f"answered {answer.status} to a request for a file that doesn't exist",
+        "Its log says why. Check that it can reach its origin.",
     )
 
 
 def read_forged(where: str, answer: Answer) -> Finding:
-    """What it means that a macaroon of another key was answered like this."""
+    """What the answer to a forged macaroon, of another key, means."""
     thing = f"XCache {where}"
     if answer.status in _REFUSED:
-        return ok(thing, "it refuses a forged macaroon")
+        return ok(thing, "refuses a forged macaroon")
     if answer.status in _ELSEWHERE:
         return _redirected(thing)
     if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return unseen(thing, f"whether it refuses a forged macaroon (status {answer.status})", "Its log says why.")
+        problem = f"failed with status {answer.status} when it was asked with a forged macaroon"
+        return unseen(thing, problem, "Its log says why.")
     return error(
         thing,
-        f"it doesn't refuse a forged macaroon (status {answer.status}): everybody can read",
+        f"doesn't refuse a forged macaroon (status {answer.status}): everybody can read",
         "Set ofs.authorize, ofs.authlib libXrdMacaroons.so and http.header2cgi Authorization authz there.",
     )
 
 
 def _redirected(thing: str) -> Finding:
-    problem = "it sends clients on to another server, where macaroons aren't tried"
+    problem = "sends clients on to another server, where this check tries no macaroons"
     return unseen(thing, problem, "Set XCache.host to one of the caches behind it, and check again.")
 
 
@@ -117,7 +119,10 @@ def _probe(minter: XCache, key: bytes, path: str) -> str:
 
 
 async def _families(minter: XCache) -> list[socket.AddressFamily]:
-    """Of its addresses, in their order. An XRootD may turn one away, by the name of who comes; clients try the next."""
+    """Address families of the XCache, in the order of its addresses.
+
+    Clients try one after the other, because an XRootD may refuse a client by the host name of its address.
+    """
     try:
         found = await resolve(minter.host, minter.port)
     except OSError:
@@ -126,14 +131,14 @@ async def _families(minter: XCache) -> list[socket.AddressFamily]:
 
 
 async def _read_all(family: socket.AddressFamily, where: str, path: str, macaroons: Iterable[str]) -> list[Answer]:
-    """Its answers at such an address. Raises NoAnswerError."""
+    """The XCache's answers to these macaroons, at an address of this family. Raises NoAnswerError."""
     connector = aiohttp.TCPConnector(family=family)
     async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
         return [await _read(session, where, path, macaroon) for macaroon in macaroons]
 
 
 async def _read(session: aiohttp.ClientSession, where: str, path: str, macaroon: str) -> Answer:
-    """By https, else by http. Raises NoAnswerError."""
+    """One request by https; by http if the XCache has no TLS. Raises NoAnswerError."""
     headers = {"Authorization": f"Bearer {macaroon}"}
     try:
         return await ask(session, f"https://{where}{path}", headers=headers, ssl=False)

@@ -1,10 +1,13 @@
-"""What a credential is and what mints one.
+"""The interface of all credentials: `Minter` mints a `Credential` for a `Request`.
 
-A site's own credential is a subclass of `Minter` named in the entry-point group ``casa_hub.credentials``:
-set `Minter.name`, write `Minter.mint`; `Minter.check`, `Minter.environment` and `Minter.routes` where there is
-something to say.
-Settings are traits (``.tag(config=True)``). Nothing else needs to be touched; a minter never knows whether its
-files go to a directory of this machine or into a Kubernetes Secret.
+A site's own credential is a subclass of `Minter`, named in the entry-point group ``casa_hub.credentials``:
+
+- `name`, `title` and `mint` must be there;
+- `renewal`, `check`, `environment` and `routes` where the defaults don't fit;
+- settings are traits (``.tag(config=True)``).
+
+Nothing else needs to be touched. A minter never knows whether its files go to a directory of this machine or into a
+Kubernetes Secret.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ Renewal: TypeAlias = Literal["time", "token", "request"]
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
-    """The user's own token, as the identity provider gave it."""
+    """The user's own access token of the identity provider."""
 
     value: str = field(repr=False)
     #: Aware UTC; None if the identity provider did not say.
@@ -45,24 +48,24 @@ class AccessToken:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a minter may use. All of it is known before anything is asked of anybody: minting is CPU only."""
+    """What a credential is minted for. A minter uses nothing else but its settings and key files."""
 
     server: Server
     #: Random id of this start of the server, 32 hexadecimal digits: a restarted server is another start.
     start_id: str
     #: The clock, read once for all credentials of a server; aware UTC.
     now: datetime
-    #: None where the user has no usable token (another authenticator, nobody asked).
+    #: None if the hub has no usable token of the user (another authenticator), or if no minter needs one.
     token: AccessToken | None = None
     #: `Credential.state` of the credential that this one replaces; empty at the first mint of a start.
     state: Mapping[str, str] = field(default_factory=dict)
-    #: Whether it is for a user of the facility's own (`CasaOAuthenticator.technical_users`), who has no log-in.
+    #: Whether the user is one of `CasaOAuthenticator.technical_users`, who have no log-in.
     technical: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """One minted credential: secret files, and what may be said about them in public."""
+    """One minted credential: secret files, and public facts about them."""
 
     name: str
     #: Path below the server's secrets directory -> content: a name, or a name in one directory
@@ -70,13 +73,13 @@ class Credential:
     files: Mapping[str, bytes] = field(repr=False)
     #: Aware UTC.
     issued_at: datetime
-    #: Aware UTC; None for what doesn't expire by itself.
+    #: Aware UTC; None if the credential doesn't expire.
     expires_at: datetime | None
-    #: What an administrator needs to recognise or block it: ``{"jti": ...}``, ``{"identifier": ...}``. Not secret.
+    #: By these an administrator recognises or blocks it: ``{"jti": ...}``, ``{"identifier": ...}``. Not secret.
     identifiers: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    #: What it stands for, for people: ``READ, WRITE as alice@pool.example.org``. Not secret.
+    #: What it allows, for people: ``READ, WRITE as alice@pool.example.org``. Not secret.
     summary: str = ""
-    #: What the minter needs to renew it later in the same start (see `Request.state`). Not secret.
+    #: What the minter needs to renew it in the same start (see `Request.state`). Not secret.
     state: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
 
 
@@ -87,38 +90,37 @@ class Minter(LoggingConfigurable):
     name: ClassVar[str]
     #: For people, at the start of a sentence: "XCache macaroon".
     title: ClassVar[str]
-    #: When a running server gets a new one by itself: in `time`, before the one that it has expires; when there is a
-    #: new `token` of its user, of which it is made; or only on `request` of an operator, where a new one is not valid
-    #: for longer.
+    #: When a running server gets a new one. `time`: before the present one expires. `token`: it is made of the user's
+    #: access token, so when there is a new token. `request`: only when an operator asks for it, because a new one would
+    #: not be valid for longer.
     renewal: ClassVar[Renewal] = "time"
 
     def check(self) -> Sequence[Problem]:
-        """Say what is wrong with settings and key files, before a user finds out. Must not raise."""
+        """Problems of settings and key files, to be found before a user meets them. Must not raise."""
         return ()
 
     @abstractmethod
     def mint(self, request: Request) -> Credential:
-        """Mint one credential. CPU only: no network, and no file but keys that changed since last read.
+        """Mint one credential. CPU only: no network, and no files but key files that have changed.
 
         Raises:
-            CredentialError: naming what stands in the way and the remedy.
+            CredentialError: with the thing that stands in the way, and the remedy.
         """
 
     def environment(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:  # noqa: ARG002
-        """Environment of the server: paths below `directory` and host names, never a secret."""
+        """Environment variables of the server: paths below `directory` and host names, never a secret."""
         return {}
 
     def routes(self, server: Server) -> Sequence[Route]:  # noqa: ARG002
-        """Host names that are to be led to the server; the same for each start of it."""
+        """Host names to be routed to the server; the same for each of its starts."""
         return ()
 
 
 def new_identifier(server: Server) -> str:
-    """A new public id for one credential: ``hub/slug/random``, by which it is found in logs and blocked.
+    """A new public id for one credential, ``hub/slug/random``: by it the credential is found in logs and blocked.
 
-    Whoever reads it in the log of an XCache or an HTCondor daemon sees whose it is and from which hub it comes,
-    without asking the hub. ASCII, no blank, no quote: it stands in log lines and in ClassAd expressions.
-    The first part is missing for a hub without ``hub_id``.
+    So the log of an XCache or an HTCondor daemon shows the hub and the server without asking the hub. ASCII, no blank,
+    no quote: the id stands in log lines and in ClassAd expressions. A hub without ``hub_id`` leaves out the first part.
     """
     owner = [quote(server.hub_id, safe="")] if server.hub_id else []
     return "/".join([*owner, server.slug, secrets.token_hex(16)])

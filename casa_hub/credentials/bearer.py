@@ -1,4 +1,4 @@
-"""The user's own token of the identity provider, as WLCG tools and the ServiceX client look for it."""
+"""The user's own access token, in the file where WLCG tools and the ServiceX client look for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOG_IN = "Log out and in again."
 
 
 class Bearer(Minter):
-    """Delivers the access token that log-in and refresh keep fresh."""
+    """Delivers the user's access token, which log-in and refresh keep fresh."""
 
     name: ClassVar[str] = "bearer"
     title: ClassVar[str] = "Access token"
@@ -23,12 +23,12 @@ class Bearer(Minter):
     def mint(self, request: Request) -> Credential:
         token = request.token
         if token is None:
-            raise CredentialError("access token", "is not there: the hub holds none for this user", _LOG_IN)
-        # RFC 6750, 2.1; anything else would break the file, or a header, of whoever reads it.
+            raise CredentialError("access token", "is missing: the hub holds none for this user", _LOG_IN)
+        # RFC 6750, 2.1. Other characters would break the HTTP header of the program that reads the file.
         if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", token.value):
             raise CredentialError(
                 "access token",
-                "holds characters that a bearer token can't have",
+                "has characters that a bearer token can't have",
                 "Tell the identity provider's operator.",
             )
         claims = unverified_claims(token.value)
@@ -39,7 +39,7 @@ class Bearer(Minter):
         public = {"iss": issuer, "jti": claims.get("jti", "")}
         return Credential(
             name=self.name,
-            # No newline: not each reader strips it, and HTTP headers must not have one.
+            # No newline: not every reader strips it, and HTTP headers must not have one.
             files={"access_token": token.value.encode()},
             issued_at=request.now,
             expires_at=expires_at,

@@ -1,13 +1,13 @@
-"""The certificates with which a server's Dask scheduler, workers and clients know each other.
+"""The certificates by which a server's Dask scheduler, workers and clients recognise each other.
 
-Each start of a server has a CA of its own. Its key is derived (HKDF-SHA256, RFC 5869) from a secret of the hub, the
-server's identity and the id of the start, so that certificates can be issued again under the same CA after a restart of
-the hub, although the CA's key is never stored and never leaves the hub. The next start has another CA.
+Each start of a server has its own CA. The CA's key is derived (HKDF-SHA256, RFC 5869) from a secret of the hub, the
+server's identity and the id of the start. So a restarted hub can issue certificates under the same CA again, although
+the CA's key is never stored and never leaves the hub. The next start has another CA.
 
 Dask does not tell roles apart: whoever holds any certificate of this CA can run code in this server until it stops.
-Dask also reads certificates once per process: so they live as long as a server may.
+Dask also reads certificates only once per process: so they are valid as long as a server may run.
 
-X.509 as RFC 5280 asks for it, and Python 3.13 verifies it (``VERIFY_X509_STRICT``).
+The certificates follow RFC 5280 and pass Python 3.13's strict verification (``VERIFY_X509_STRICT``).
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from casa_hub.keys import BadKeyError, KeyFile
 from casa_hub.moments import when
 from casa_hub.naming import SLUG_LENGTH, Server
 
-#: Of each secret in `Dask.secret_file`: what SHA-256 can keep.
+#: Least length of each secret in `Dask.secret_file`: that of a SHA-256 digest.
 MIN_SECRET_BYTES = 32
-#: Ports of a server, as the analysis images have them.
+#: Ports of a server; the analysis images use these.
 SCHEDULER_PORT = 8786
 WORKER_PORT = 8788
-#: Certificates are valid from this much before they are made: worker nodes' clocks differ from the hub's.
+#: Certificates are valid from this much before now: the clocks of worker nodes may be behind the hub's.
 CLOCK_SKEW = timedelta(minutes=5)
 
-#: Part of what the CA's key is derived from. Another value is another CA for the same server, so it changes when, and
-#: only when, the derivation or the meaning of its input does.
+#: Part of the input from which a CA's key is derived. Another value makes another CA for the same server. So change it
+#: only together with the derivation or the meaning of its input.
 _DERIVATION = "casa_hub dask ca 1"
 #: Order of the group of P-256 (SEC 2, 2.4.2); private keys are 1 to n-1.
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -64,12 +64,12 @@ class Secret:
     """One line of the secret file."""
 
     value: bytes = field(repr=False)
-    #: Public name of it; a digest, from which the secret can't be found.
+    #: Public name of the secret: a digest, from which the secret can't be computed.
     id: str
 
 
 def parse_secrets(content: bytes) -> tuple[Secret, ...]:
-    """A secret a line, base64; blank lines don't count.
+    """The secrets of a file: base64, one in each line; blank lines don't count.
 
     Raises:
         BadKeyError: naming the line.
@@ -82,10 +82,10 @@ def parse_secrets(content: bytes) -> tuple[Secret, ...]:
         try:
             value = base64.b64decode(text, validate=True)
         except binascii.Error:
-            raise BadKeyError(f"has no base64 in line {number}", _MAKE_SECRET) from None
+            raise BadKeyError(f"is not base64 in line {number}", _MAKE_SECRET) from None
         if len(value) < MIN_SECRET_BYTES:
             raise BadKeyError(
-                f"has {len(value)} bytes in line {number}, a secret has at least {MIN_SECRET_BYTES}",
+                f"has {len(value)} bytes in line {number}; a secret has at least {MIN_SECRET_BYTES}",
                 f"{_MAKE_SECRET} Each secret stands in one line.",
             )
         secrets.append(Secret(value, sha256(b"casa_hub dask secret" + value).hexdigest()[:16]))
@@ -96,7 +96,7 @@ def parse_secrets(content: bytes) -> tuple[Secret, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What makes the CA of one start what it is; all of it but server and start id is kept in `Credential.state`."""
+    """All that defines the CA of one start. `Credential.state` keeps it, without server and start id."""
 
     server: Server
     start_id: str
@@ -114,11 +114,11 @@ class Start:
         }
 
     @classmethod
-    def of_state(cls, request: Request) -> Start:
-        """The start that a credential's state tells of.
+    def from_state(cls, request: Request) -> Start:
+        """Read back what `state` wrote.
 
         Raises:
-            KeyError, ValueError, OverflowError, OSError: it is no such state.
+            KeyError, ValueError, OverflowError, OSError: `Request.state` is malformed.
         """
         state = request.state
         key_type = state["key_type"]
@@ -131,7 +131,7 @@ class Start:
 
 
 class Authority:
-    """The CA of one start; the same `Start` and secret make the same one again. Pure but for new keys and serials."""
+    """The CA of one start. The same `Start` and secret make the same CA. Pure, except that `issue` makes keys."""
 
     def __init__(self, start: Start, secret: bytes) -> None:
         self._start = start
@@ -144,11 +144,11 @@ class Authority:
 
     @property
     def fingerprint(self) -> str:
-        """Subject key identifier, hexadecimal: what the certificates of this CA have in common."""
+        """Subject key identifier, hexadecimal. All certificates of this CA name it."""
         return self._identifier.digest.hex()
 
     def certificate(self) -> bytes:
-        """The CA's own certificate, PEM. With Ed25519 the same bytes each time."""
+        """The CA's own certificate, PEM. With Ed25519 each call returns the same bytes."""
         builder = (
             self._builder(self._name, self._identifier, self._start.not_before)
             .public_key(self._key.public_key())
@@ -159,7 +159,7 @@ class Authority:
         return builder.sign(self._key, self._hash).public_bytes(serialization.Encoding.PEM)
 
     def issue(self, common_name: str, now: datetime, serial: int, *, hosts: Sequence[str] = ()) -> bytes:
-        """A new key and its certificate, in one PEM: for the names in `hosts` and as a client, or only as a client."""
+        """A new key and its certificate, in one PEM. For clients, and for servers with the names in `hosts`, if any."""
         key = _KEY_TYPES[self._start.key_type]()
         usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = (
@@ -199,7 +199,7 @@ class Authority:
 
 def _derive_key(start: Start, secret: bytes) -> _Key:
     server = start.server
-    # JSON: no two different inputs have the same text, whatever stands in the names.
+    # JSON, because different inputs must have different texts, whatever characters the names have.
     info = json.dumps([_DERIVATION, start.key_type, server.hub_id, server.username, server.name, start.start_id])
     if start.key_type == "ed25519":
         return ed25519.Ed25519PrivateKey.from_private_bytes(_hkdf(secret, 32, info))
@@ -245,7 +245,7 @@ class Dask(Minter):
 
     name: ClassVar[str] = "dask"
     title: ClassVar[str] = "Dask certificates"
-    #: They end with their CA, which is that of the start; new ones are for processes to come.
+    #: All certificates of a start end with its CA; new ones would only be read by new processes.
     renewal: ClassVar[Renewal] = "request"
 
     secret_file = Unicode(
@@ -280,6 +280,7 @@ class Dask(Minter):
     ).tag(config=True)
     lifetime = Int(
         2592000,
+        min=1,
         help="""
         Seconds from the start of a server until its certificates expire. Dask reads certificates once per process:
         after this time no new worker or client can join, until the server is restarted. So: the longest life of a
@@ -311,20 +312,13 @@ class Dask(Minter):
         super().__init__(**kwargs)
         self._secrets = KeyFile("Dask.secret_file", parse_secrets, _MAKE_SECRET)
 
-    @validate("lifetime")
-    def _valid_lifetime(self, proposal: Any) -> int:
-        value: int = proposal["value"]
-        if value < 1:
-            raise TraitError(f"Dask.lifetime is {value}, must be at least one second.")
-        return value
-
     @validate("domain", "scheduler_label", "worker_label")
     def _valid_host_part(self, proposal: Any) -> str:
         value: str = proposal["value"]
         if value and not _HOST.fullmatch(value):
             raise TraitError(
                 f"Dask.{proposal['trait'].name} is {value!a}, must be part of a DNS name: lower-case letters, digits,"
-                " - and . between labels."
+                " - and, between labels, a dot."
             )
         return value
 
@@ -338,7 +332,7 @@ class Dask(Minter):
     @validate("cluster_label")
     def _valid_label(self, proposal: Any) -> str:
         value: str = proposal["value"]
-        # Images put it into a YAML file with sed s|...|...|.
+        # Images write it into a YAML file by sed s|...|...|.
         if not re.fullmatch(r"[\w .()@+-]+", value):
             raise TraitError(f"Dask.cluster_label is {value!a}, must be letters, digits, blanks and _.()@+-.")
         return value
@@ -363,13 +357,13 @@ class Dask(Minter):
             name=self.name,
             files={
                 "ca.pem": authority.certificate(),
-                # Scheduler, worker and client in one: today's images use it for every role.
+                # For scheduler, worker and client: today's images use this file in all three roles.
                 "hostcert.pem": authority.issue(slug, request.now, host_serial, hosts=list(dict.fromkeys(hosts))),
                 "usercert.pem": authority.issue(f"{slug} client", request.now, user_serial),
             },
             issued_at=request.now,
             expires_at=start.not_after,
-            # As `openssl x509 -serial` prints them, but for its capitals.
+            # As `openssl x509 -serial` prints serial numbers, but in lower case.
             identifiers={"ca": authority.fingerprint, "host": f"{host_serial:x}", "user": f"{user_serial:x}"},
             summary=f"scheduler {hosts[0]}, worker {hosts[1]}",
             state=start.state(),
@@ -393,7 +387,7 @@ class Dask(Minter):
         """Host names of the server's scheduler and worker."""
         for trait in ("domain", "scheduler_label", "worker_label"):
             if not getattr(self, trait):
-                raise CredentialError(f"Dask.{trait}", "is not set", "Set it; the host names of servers contain it.")
+                raise CredentialError(f"Dask.{trait}", "is not set", "Set it: the host names of servers contain it.")
         if (
             SLUG_LENGTH + len(max(self.scheduler_label, self.worker_label, key=len)) + len(self.domain) + 2
             > _LONGEST_HOST
@@ -405,7 +399,7 @@ class Dask(Minter):
         return scheduler, worker
 
     def _start(self, request: Request) -> tuple[Start, bytes]:
-        """The CA to mint under: that of the credential to be replaced, or a new one."""
+        """The CA to mint under, and its secret: at a start a new CA, at a renewal that of the present credential."""
         secrets = self._secrets.read(self.secret_file)
         if not request.state:
             now = request.now.replace(microsecond=0)
@@ -413,7 +407,7 @@ class Dask(Minter):
             start = Start(request.server, request.start_id, secrets[0].id, self.key_type, now - CLOCK_SKEW, end)
             return start, secrets[0].value
         try:
-            start = Start.of_state(request)
+            start = Start.from_state(request)
         except (KeyError, ValueError, OverflowError, OSError):
             raise CredentialError(
                 "Dask certificates", "can't be issued again: the state of this start is not readable", _RESTART

@@ -1,11 +1,11 @@
 """The IDTOKEN with which a server submits jobs to an HTCondor pool.
 
-Format: HTCondor's IDTOKENS authentication, a JSON Web Token signed with HS256. The signing key is kept scrambled in a
-file (XOR with de ad be ef); the master key is HKDF-SHA256 of it (RFC 5869), and the key named POOL, of all keys, is
-doubled before. Checked against condor_token_create of HTCondor 23.9 and 25.14.
+Format: HTCondor's IDTOKENS authentication, a JSON Web Token signed with HS256. The file of a signing key is scrambled
+(XOR with de ad be ef). HS256 takes the master key, which is HKDF-SHA256 (RFC 5869) of the signing key; only the key
+named POOL is doubled before. Checked against condor_token_create of HTCondor 23.9 and 25.14.
 
-What a token can do follows from its subject: HTCondor runs the jobs of ``alice@DOMAIN`` as the Unix user alice. So
-the operator chooses how user names become subjects, and no two users get the same one by accident.
+The subject decides what a token can do: HTCondor runs the jobs of ``alice@DOMAIN`` as the Unix user alice. So the
+operator chooses how user names become subjects, and two users never share a subject unless the operator says so.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.keys import BadKeyError, KeyFile
 from casa_hub.naming import Server, by_username, hub_form
 
-#: Bytes. HTCondor takes any length, even none; but whoever holds a token can guess a short key without asking anybody.
+#: Bytes. HTCondor accepts any length, but the holder of a token can find a short key offline, by trying.
 MIN_KEY_BYTES = 32
 #: Authorisation levels that a user's tools need. WRITE includes READ.
 USER_SCOPES = frozenset({"READ", "WRITE"})
-#: HTCondor's other levels: rights over the pool. A scope only narrows what the pool's policy grants to the subject.
+#: HTCondor's other levels: rights over the pool. A scope never adds to what the pool's policy grants to the subject.
 POOL_SCOPES = frozenset(
     {"ADMINISTRATOR", "ADVERTISE_MASTER", "ADVERTISE_SCHEDD", "ADVERTISE_STARTD", "CONFIG", "DAEMON", "NEGOTIATOR"}
 )
-#: Local parts that HTCondor's stock configuration makes daemons or administrators, in whatever domain.
+#: Local parts that HTCondor's stock configuration takes for daemons or administrators, in any domain.
 RESERVED = frozenset({"condor", "condor_pool", "root"})
 
-#: What a Unix account can be called. Lower case alone: HTCondor compares strings without case here and there, and
-#: ``Alice`` must not become ``alice``. HTCondor itself would take ``al ice@DOMAIN``, ``d/x@DOMAIN`` and ``*@DOMAIN``.
+#: Names of Unix accounts. Lower case only: some of HTCondor's comparisons ignore case, and ``Alice`` must not become
+#: ``alice``. HTCondor itself would accept ``al ice@DOMAIN``, ``d/x@DOMAIN`` and ``*@DOMAIN``.
 _LOCAL_PART = re.compile(r"[a-z_][a-z0-9_.-]{0,63}")
 _DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _MAKE_KEY = (
@@ -52,13 +52,13 @@ _MAKE_KEY = (
 
 
 def scramble(data: bytes) -> bytes:
-    """HTCondor's way to keep a secret in a file; its own inverse."""
+    """Scramble a key as HTCondor does for its files. Applied twice it gives the key back."""
     mask = b"\xde\xad\xbe\xef" * (len(data) // 4 + 1)
     return bytes(a ^ b for a, b in zip(data, mask, strict=False))
 
 
 def master_key(content: bytes, key_id: str) -> bytes:
-    """The HS256 key that HTCondor derives from the content of a key file."""
+    """The HS256 key, which HTCondor derives from the content of a key file."""
     secret = scramble(content)
     if key_id == "POOL":
         secret += secret
@@ -67,15 +67,15 @@ def master_key(content: bytes, key_id: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """What a key file gives."""
+    """The key that a key file yields."""
 
     #: The `master_key`.
     value: bytes = field(repr=False)
-    #: The file is plain text. HTCondor scrambles with bytes above 127, so what it wrote never is.
+    #: The file is plain text, so HTCondor didn't write it: its scrambling gives bytes above 127.
     text: bool = False
 
 
-# dumps() would make an encoder for each call.
+# json.dumps() would make an encoder for each call.
 _compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -179,6 +179,7 @@ class HTCondor(Minter):
     ).tag(config=True)
     lifetime = Int(
         43200,
+        min=1,
         help="""
         Seconds that a token is valid; it is renewed while the server runs. Jobs don't need it any more once submitted.
         """,
@@ -200,7 +201,7 @@ class HTCondor(Minter):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # The derived key is what is kept for each version of the file: HKDF costs as much as the rest of a mint.
+        # KeyFile keeps the derived key, not the file's content: HKDF costs as much as the rest of a mint.
         self._key = KeyFile("HTCondor.key_file", self.parse_key, _MAKE_KEY)
 
     @validate("scopes")
@@ -213,15 +214,8 @@ class HTCondor(Minter):
                 if unknown
                 else "is empty, which HTCondor takes for no limit"
             )
-            raise TraitError(f"HTCondor.scopes {what}. READ and WRITE are what users need.")
+            raise TraitError(f"HTCondor.scopes {what}. Users need READ and WRITE.")
         return list(dict.fromkeys(value))
-
-    @validate("lifetime")
-    def _valid_lifetime(self, proposal: Any) -> int:
-        value: int = proposal["value"]
-        if value < 1:
-            raise TraitError(f"HTCondor.lifetime is {value}, must be at least one second.")
-        return value
 
     def check(self) -> Sequence[Problem]:
         problems = self._key.check(self.key_file)
@@ -231,7 +225,7 @@ class HTCondor(Minter):
                     Severity.WARNING,
                     f"HTCondor.key_file ({self.key_file})",
                     "is text, not scrambled as HTCondor keeps keys; tokens fit only if the pool's file is the same",
-                    "Compare it with the pool's file byte by byte; a Secret must hold the bytes, not base64 of base64.",
+                    "Compare it with the pool's file byte by byte. A Secret must hold the bytes, not base64 of base64.",
                 )
             )
         for probe in (self._check_settings, self._check_subjects):
@@ -255,16 +249,16 @@ class HTCondor(Minter):
                 Problem(
                     Severity.WARNING,
                     "HTCondor.scopes",
-                    f"{', '.join(pool_scopes)} are rights over the pool, not of a user",
-                    "READ and WRITE are what users need.",
+                    f"has rights over the pool, which no user needs: {', '.join(pool_scopes)}",
+                    "Users need READ and WRITE.",
                 )
             )
         problems += [
             Problem(
                 Severity.WARNING,
                 f"HTCondor.{trait}",
-                "is not set: servers use what their image says",
-                "Set it to the pool that has this key.",
+                f"is not set: servers use the {trait} that their image names",
+                "Set it to that of the pool which has this key.",
             )
             for trait in ("collector", "schedd")
             if not getattr(self, trait)
@@ -274,7 +268,7 @@ class HTCondor(Minter):
     def mint(self, request: Request) -> Credential:
         self._check_settings()
         subject = f"{self.local_part(request.server.username)}@{self.uid_domain}"
-        # HTCondor 23 refuses a token whose times are not whole numbers.
+        # HTCondor 23 refuses tokens whose times are not whole seconds.
         issued_at = request.now.replace(microsecond=0)
         expires_at = issued_at + timedelta(seconds=self.lifetime)
         identifier = new_identifier(request.server)
@@ -293,8 +287,8 @@ class HTCondor(Minter):
         content = f"{token}\n".encode()
         return Credential(
             name=self.name,
-            # The second one is alone in its directory: HTCondor reads every file of a token directory, sends the
-            # first that fits, and tries no other one.
+            # The second file is the only one in its directory: HTCondor reads all files of a token directory, sends
+            # the first token that fits, and never tries another.
             files={"condor_token": content, "condor_tokens.d/condor_token": content},
             issued_at=issued_at,
             expires_at=expires_at,
@@ -305,16 +299,16 @@ class HTCondor(Minter):
     def environment(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:
         values = {
             "CONDOR_HOST": self.collector,
-            # Images write it into their configuration, where it is a description of the pool.
+            # Images write it into HTCondor's COLLECTOR_NAME, which only describes the pool.
             "COLLECTOR_NAME": self.trust_domain,
             "SCHEDD_HOST": self.schedd,
             "UID_DOMAIN": self.uid_domain,
-            # Not ~/.condor/tokens.d, which HTCondor only finds for users with a passwd entry.
+            # Not ~/.condor/tokens.d: HTCondor finds that only for users with a passwd entry.
             "_CONDOR_SEC_TOKEN_DIRECTORY": str(directory / "condor_tokens.d"),
         }
         if self.accounting_group:
             user = Server(server.hub_id, server.username).slug
-            # SUBMIT_EXPRS is the old name of SUBMIT_ATTRS and is read beside it: the image's own list stays.
+            # SUBMIT_EXPRS, the old name of SUBMIT_ATTRS: HTCondor reads both, so the image's own SUBMIT_ATTRS stays.
             values["_CONDOR_SUBMIT_EXPRS"] = "AccountingGroup"
             values["_CONDOR_AccountingGroup"] = f'"{self.accounting_group}.{user}"'
         return {key: value for key, value in values.items() if value}
@@ -325,10 +319,10 @@ class HTCondor(Minter):
         return by_username(self.subject_map, "HTCondor.subject_map")
 
     def local_part(self, username: str) -> str:
-        """The account of a user: what stands before the @ of the subject.
+        """The account of a user, which stands before the @ of the subject.
 
         Raises:
-            CredentialError: there is none, it is not a valid one, a reserved one, or shared without being declared so.
+            CredentialError: the user has no account; or it is invalid, reserved, or shared without `accounting_group`.
         """
         self._check_choice()
         if self.subject_map:
@@ -348,14 +342,14 @@ class HTCondor(Minter):
             raise CredentialError(
                 "HTCondor.subject_map" if self.subject_map else "HTCondor.subject",
                 f"gives several users the account {local_part!a}",
-                "Give each user an own one ({username} in the template), or set HTCondor.accounting_group to say that"
-                " sharing is meant.",
+                "Give each user their own account ({username} in the template), or set HTCondor.accounting_group to"
+                " declare that they share it.",
             )
         if not _LOCAL_PART.fullmatch(local_part):
             raise CredentialError(
                 f"user name {username!a}",
-                f"makes {local_part!a}, which is no account name of HTCondor's",
-                "Lower-case letters, digits and ._- make one (at most 64, first a letter or _);"
+                f"makes {local_part!a}, which is not an account name",
+                "An account name has at most 64 lower-case letters, digits and ._- and begins with a letter or _."
                 " HTCondor.subject_map can give this user another one.",
             )
         if local_part in RESERVED:
@@ -368,9 +362,8 @@ class HTCondor(Minter):
 
     def parse_key(self, content: bytes) -> SigningKey:
         if len(content) < MIN_KEY_BYTES:
-            raise BadKeyError(
-                f"holds {len(content)} bytes; below {MIN_KEY_BYTES} whoever has a token can guess the key", _MAKE_KEY
-            )
+            problem = f"holds {len(content)} bytes; a key below {MIN_KEY_BYTES} can be found from a token, by trying"
+            raise BadKeyError(problem, _MAKE_KEY)
         return SigningKey(master_key(content, self.key_id), text=content.isascii())
 
     def _check_settings(self) -> None:
@@ -383,7 +376,7 @@ class HTCondor(Minter):
             if not re.fullmatch(pattern, value):
                 problem = f"{value!a} is not valid" if value else "is not set"
                 raise CredentialError(
-                    f"HTCondor.{trait}", problem, f"Set it to what the pool's configuration says, such as {example}."
+                    f"HTCondor.{trait}", problem, f"Copy it from the pool's configuration. Example: {example}."
                 )
 
     def _check_choice(self) -> None:
@@ -400,9 +393,9 @@ class HTCondor(Minter):
         if self.accounting_group and not re.fullmatch(r"[A-Za-z0-9_.-]+", self.accounting_group):
             raise CredentialError(
                 "HTCondor.accounting_group",
-                f"{self.accounting_group!a} is no name of a group",
-                "Letters, digits and _.- make one, such as group_cms.",
+                f"{self.accounting_group!a} is not the name of a group",
+                "Such a name has letters, digits and _.- only. Example: group_cms.",
             )
-        # A user who is nobody in particular tells what is wrong with a template for everybody.
+        # What is wrong with a template is so for any user name.
         for username in self._accounts or ("somebody",):
             self.local_part(username)

@@ -1,7 +1,7 @@
-"""The configuration of the ServiceX client, with the user's refresh token where the ServiceX asks for one.
+"""The configuration file of the ServiceX client, with the user's refresh token if the ServiceX asks for one.
 
-A refresh token can't be minted: ServiceX compares it with the one in its own database. So it comes from a file that the
-operator keeps, or the ServiceX runs without authentication inside the cluster.
+Nobody but the ServiceX can mint a refresh token: it compares tokens with its own database. So the tokens come from a
+file that the operator keeps; or the ServiceX runs without authentication inside the cluster.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _MAKE_TOKENS = "Write a line for each user: USER: REFRESH_TOKEN (the token of th
 
 
 def parse_tokens(content: bytes) -> Mapping[str, str]:
-    """User name, in the hub's form (lower case) -> refresh token, of a YAML mapping.
+    """User name, in the hub's form (lower case) -> refresh token, from a YAML mapping.
 
     Raises:
-        BadKeyError: naming the line or the entry.
+        BadKeyError: with the line or the entry that is wrong.
     """
     try:
         tokens = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both safe
@@ -43,15 +43,14 @@ def parse_tokens(content: bytes) -> Mapping[str, str]:
     if not isinstance(tokens, dict):
         raise BadKeyError("is not a mapping of user names", _MAKE_TOKENS)
     normal: dict[str, str] = {}
-    for number, (user, token) in enumerate(tokens.items(), 1):  # numbers, no names: a token may stand on the left
+    # Errors number the entries and quote none: a token may stand where the user name belongs.
+    for number, (user, token) in enumerate(tokens.items(), 1):
         if not isinstance(user, str):
-            raise BadKeyError(f"has a user name in entry {number} that YAML takes for no text", "Put it into quotes.")
+            raise BadKeyError(f"has a user name in entry {number} that is not text in YAML", "Put it into quotes.")
         if not isinstance(token, str) or not token or not token.isprintable():
             raise BadKeyError(f"has no token in entry {number}", _MAKE_TOKENS)
         if normal.setdefault(hub_form(user), token) != token:
-            raise BadKeyError(
-                f"has another token in entry {number} for a user of an earlier one", "Remove one of them."
-            )
+            raise BadKeyError(f"has a second token in entry {number} for the same user", "Remove one of them.")
     return normal
 
 
@@ -126,7 +125,7 @@ class ServiceX(Minter):
             if expires_at is not None and expires_at <= request.now:
                 raise CredentialError(
                     f"ServiceX.tokens_file ({self.tokens_file})",
-                    f"holds a token of {request.server.username!a} that expired at {when(expires_at)}",
+                    f"has a token of {request.server.username!a} that expired at {when(expires_at)}",
                     "Put the user's present refresh token there.",
                 )
         return Credential(
@@ -149,7 +148,7 @@ class ServiceX(Minter):
             raise CredentialError(
                 f"ServiceX.tokens_file ({self.tokens_file})",
                 f"has no token for {username!a}",
-                "The user has to sign up with ServiceX first; then add the refresh token.",
+                "The user has to sign up with ServiceX. Then add the user's refresh token.",
             ) from None
 
     def _check_settings(self) -> None:
@@ -161,13 +160,13 @@ class ServiceX(Minter):
         address = urlsplit(self.endpoint)
         if address.scheme not in {"http", "https"} or not address.hostname:
             raise CredentialError(
-                "ServiceX.endpoint", f"{self.endpoint!a} is not an URL", "Give it with http:// or https://."
+                "ServiceX.endpoint", f"{self.endpoint!a} is not a URL", "Begin it with http:// or https://."
             )
         if (self.mode == "registered") != bool(self.tokens_file):
             raise CredentialError(
                 "ServiceX.mode",
                 f"is {self.mode!a}, but tokens_file is {'set' if self.tokens_file else 'not set'}",
-                "tokens_file belongs to mode: registered, and only to it.",
+                "Set tokens_file with mode: registered, and only then.",
             )
 
 

@@ -1,4 +1,4 @@
-"""What a token that somebody else signed says about itself."""
+"""What a token of another issuer says about itself, without verification."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jwt
 
 
 def unverified_claims(token: str) -> Mapping[str, Any]:
-    """Claims of a JSON Web Token, or nothing where it is none. Its signature is not looked at: never decide by them."""
+    """Claims of a JSON Web Token; empty for any other text. The signature is not verified: never decide by them."""
     try:
         claims: Mapping[str, Any] = jwt.decode(token, options={"verify_signature": False})
     except (jwt.PyJWTError, ValueError):
@@ -19,7 +19,7 @@ def unverified_claims(token: str) -> Mapping[str, Any]:
 
 
 def expiry(claims: Mapping[str, Any]) -> datetime | None:
-    """``exp`` (RFC 7519, 4.1.4) as aware UTC; None where there is none that can be read."""
+    """``exp`` (RFC 7519, 4.1.4) as aware UTC; None if it is missing or unreadable."""
     value = claims.get("exp")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

@@ -1,11 +1,11 @@
-"""The macaroon with which a server reads through an XCache.
+"""The macaroon by which a server reads data through an XCache.
 
 Format: macaroons V1, the only one that XRootD's libXrdMacaroons reads (libmacaroons: packets of a 4-digit hexadecimal
 length, a name, a blank, a value, a newline; HMAC-SHA256 chained over identifier and caveats; url-safe base64 without
 padding). The key file is XRootD's own ``macaroons.secretkey``, decoded as XRootD decodes it.
 
-XRootD demands no caveat at all: a macaroon without them is all-powerful and never expires. So each one minted here has
-all four (``name:``, ``activity:``, one ``path:``, ``before:``), or there is none.
+XRootD demands no caveats: a macaroon without any is all-powerful and never expires. So each macaroon minted here has
+all four: ``name:``, ``activity:``, one ``path:``, ``before:``.
 """
 
 from __future__ import annotations
@@ -29,27 +29,28 @@ from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.keys import BadKeyError, KeyFile
 from casa_hub.naming import Server
 
-#: XRootD: ``macaroons.secretkey`` must decode to at least so many bytes.
+#: XRootD wants at least so many bytes in the decoded ``macaroons.secretkey``.
 MIN_KEY_BYTES = 32
-#: XRootD refuses, not shortens, a macaroon valid for more than ``macaroons.maxduration`` (86400 s by default), without
+#: XRootD refuses a macaroon that is valid for longer than ``macaroons.maxduration`` (86400 s by default), without
 #: tolerance for clocks that differ. An hour less leaves room.
 MAX_LIFETIME = 82800
-#: The words that XRootD knows (XrdMacaroonsAuthz.cc); an unknown one it ignores in silence.
+#: The activities that XRootD knows (XrdMacaroonsAuthz.cc). It silently ignores others.
 ACTIVITIES = ("READ_METADATA", "LIST", "DOWNLOAD", "UPLOAD", "MANAGE", "DELETE", "UPDATE_METADATA")
-#: Those that change data. Through a cache they change it at the origin, if the origin trusts the cache.
+#: Activities that change data. Through a cache they change it at the origin, if the origin trusts the cache.
 WRITING = frozenset({"UPLOAD", "MANAGE", "DELETE", "UPDATE_METADATA"})
 
-#: OpenSSL's base64 reader, which XRootD uses, works on 1024 characters at a time and loses longer lines.
+#: XRootD uses OpenSSL's base64 reader, which reads 1024 characters at a time and mangles longer lines.
 _LONGEST_LINE = 1000
-#: A user name that may be a component of a path: no separator, not hidden, no ``..``.
+#: A user name that can be a component of a path: no separator, no hidden file, no ``..``.
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,254}")
-#: Longest ``name:`` in full. ztn refuses tokens above 4096 bytes, and a name can have 255 characters of 12 bytes.
+#: Characters of a ``name:`` that is not shortened. ztn refuses tokens of more than 4096 bytes, and a user name can have
+#: 255 characters, which take up to 12 bytes each.
 _LONGEST_NAME = 200
 _MAKE_KEY = "Put XRootD's macaroons.secretkey there, or make one for both: openssl rand -base64 -out FILE 64."
 
 
 def mint_macaroon(key: bytes, location: str, identifier: str, caveats: Iterable[str]) -> str:
-    """A macaroon V1 with first-party caveats, serialised. Pure; `key` is the decoded key.
+    """A serialised macaroon V1 with first-party caveats. Pure.
 
     Raises:
         ValueError: the key is too short, or a value doesn't fit into a packet.
@@ -78,15 +79,15 @@ class SecretKey:
     """A decoded ``macaroons.secretkey``."""
 
     value: bytes = field(repr=False)
-    #: False: XRootD itself would not start with this file.
+    #: Whether XRootD itself would start with this file.
     starts_xrootd: bool = True
 
 
 def parse_secret_key(content: bytes) -> SecretKey:
-    """Decode a key file as XRootD does (OpenSSL's ``BIO_f_base64``), or refuse what XRootD reads differently.
+    """Decode a key file as XRootD does (OpenSSL's ``BIO_f_base64``).
 
     Raises:
-        BadKeyError: saying what is wrong, without the content.
+        BadKeyError: XRootD can't decode the file, or would read another key than we do.
     """
     lines = [line.strip() for line in content.split(b"\n")]
     text = b"".join(lines)
@@ -104,16 +105,16 @@ def parse_secret_key(content: bytes) -> SecretKey:
     except binascii.Error:
         raise BadKeyError("is not base64", _MAKE_KEY) from None
     if len(key) < MIN_KEY_BYTES:
-        raise BadKeyError(f"holds {len(key)} bytes, XRootD wants at least {MIN_KEY_BYTES}", _MAKE_KEY)
+        raise BadKeyError(f"holds {len(key)} bytes; XRootD wants at least {MIN_KEY_BYTES}", _MAKE_KEY)
     return SecretKey(key, starts_xrootd=b"\n" in content.lstrip())
 
 
 def name_caveat(username: str) -> str:
     """``name:`` and the user name as printable ASCII; different names stay different.
 
-    XRootD takes any UTF-8, but writes it into its log and may compare it with an authorisation file, whose fields end
-    at a blank. What is not a letter, digit or one of ``._-~@+`` is percent-encoded; of a long name only the beginning
-    is kept, with a digest of the whole behind a colon, which encoded names don't have.
+    XRootD accepts any UTF-8, but writes the name into its log and may compare it with an authorisation file, whose
+    fields end at a blank. So characters other than letters, digits and ``._-~@+`` are percent-encoded. A long name is
+    cut, and a digest of the whole follows behind a colon, which encoded names don't have.
     """
     encoded = quote(username, safe="@+")
     if len(encoded) > _LONGEST_NAME:
@@ -173,6 +174,7 @@ class XCache(Minter):
     ).tag(config=True)
     lifetime = Int(
         43200,
+        min=1,
         help="""
         Seconds that a macaroon is valid; it is renewed while the server runs. At most 82800 (23 hours): XRootD refuses
         macaroons that are valid for longer than its ``macaroons.maxduration``, a day by default.
@@ -199,10 +201,10 @@ class XCache(Minter):
     @validate("lifetime")
     def _valid_lifetime(self, proposal: Any) -> int:
         value: int = proposal["value"]
-        if not 1 <= value <= MAX_LIFETIME:
+        if value > MAX_LIFETIME:
             raise TraitError(
-                f"XCache.lifetime is {value}, must be 1 to {MAX_LIFETIME} seconds: XRootD refuses macaroons valid for"
-                " longer than its macaroons.maxduration (86400 by default), without tolerance for clocks."
+                f"XCache.lifetime is {value}, must be at most {MAX_LIFETIME} seconds: XRootD refuses macaroons valid"
+                " for longer than its macaroons.maxduration (86400 by default), without tolerance for clocks."
             )
         return value
 
@@ -229,7 +231,7 @@ class XCache(Minter):
                     Severity.WARNING,
                     f"XCache.key_file ({self.key_file})",
                     "is a single line without a newline at its end; XRootD doesn't start with such a file",
-                    "End the line, in the XCache's copy too: echo >> FILE.",
+                    "Add the newline, in the XCache's copy too: echo >> FILE.",
                 )
             )
         writing = [word for word in self.activities if word in WRITING]
@@ -239,7 +241,7 @@ class XCache(Minter):
                     Severity.WARNING,
                     "XCache.activities",
                     f"{', '.join(writing)} let users change data, through the cache at the origin too",
-                    "For reading, DOWNLOAD and LIST are enough; else export read-only at the cache.",
+                    "DOWNLOAD and LIST are enough for reading. Or export the data read-only at the cache.",
                 )
             )
         if not self.host:
@@ -265,7 +267,7 @@ class XCache(Minter):
     def mint(self, request: Request) -> Credential:
         server = request.server
         if not server.username:
-            raise CredentialError("user name", "is empty: XRootD refuses such macaroons", "Give the user a name.")
+            raise CredentialError("user name", "is empty: XRootD refuses a macaroon with it", "Give the user a name.")
         expires_at = (request.now + timedelta(seconds=self.lifetime)).replace(microsecond=0)
         path = self.path_for(server.username)
         activities = ",".join(self.activities)
@@ -283,7 +285,7 @@ class XCache(Minter):
         )
         return Credential(
             name=self.name,
-            # No newline: XRootD refuses one behind a token in an HTTP header, and not each reader strips it.
+            # No newline: XRootD refuses one behind a token in an HTTP header, and not every reader strips it.
             files={"xcache_token": macaroon.encode()},
             issued_at=request.now,
             expires_at=expires_at,
@@ -298,7 +300,7 @@ class XCache(Minter):
         """The path that this user's macaroon opens.
 
         Raises:
-            CredentialError: the setting is malformed, or the name is no plain file name where the path holds it.
+            CredentialError: `path` is malformed, or it contains the user name and that is no plain file name.
         """
         template = self._template()
         if "{username}" not in template:
@@ -307,7 +309,7 @@ class XCache(Minter):
             raise CredentialError(
                 f"user name {username!a}",
                 "can't be a directory of XCache.path",
-                "Names there consist of letters, digits and ._@+- and begin with a letter, digit or underscore.",
+                "Such names have letters, digits and ._@+- only, and begin with a letter, a digit or an underscore.",
             )
         path = template.replace("{username}", username)
         return f"{path}/" if template.endswith("{username}") else path
@@ -318,7 +320,7 @@ class XCache(Minter):
     def _site(self) -> str:
         if not re.fullmatch(r"[!-~]+", self.site_name):
             problem = "is not a site name" if self.site_name else "is not set"
-            raise CredentialError("XCache.site_name", problem, "Set it to all.sitename of the XCache, exactly.")
+            raise CredentialError("XCache.site_name", problem, "Copy all.sitename of the XCache exactly.")
         return self.site_name
 
     def _template(self) -> str:
@@ -329,6 +331,6 @@ class XCache(Minter):
             raise CredentialError(
                 "XCache.path",
                 f"{self.path!a} is not a path that XRootD matches",
-                "Give an absolute path without . and ..; {username} must be a whole component of it.",
+                "Give an absolute path without . and .. in it. {username} must be a whole component.",
             )
         return self.path

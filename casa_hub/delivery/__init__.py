@@ -1,1 +1,5 @@
-"""How credentials and routes reach a server: a directory on this machine, or a pod."""
+"""How credentials and routes reach a server: by a directory on this machine, or by a pod's Secret.
+
+Shared by both homes: `base` (their interface), `traefik` (settings and checks of routes), `layout` (a directory whose
+files change all at once), `gc` (removal of leftovers). Then `local` and `kubernetes`, one home each.
+"""

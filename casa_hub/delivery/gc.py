@@ -1,4 +1,4 @@
-"""What `casa-hub gc` finds and removes, in either delivery."""
+"""Removal of leftovers by `casa-hub gc`, for both homes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from casa_hub.errors import CasaError
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """One thing without a living server."""
+    """A thing without a living server."""
 
     #: ``Secret casa-hub/casa-alice-1f2e3d4c``, or the path of a file.
     thing: str
+    #: Why nobody needs it.
     why: str
-    #: Why it is still there; "" once it is removed, or if that was not asked for.
+    #: Why it could not be removed; "" if it was removed, or in a dry run.
     error: str = ""
 
     def __str__(self) -> str:
@@ -26,7 +27,7 @@ class Removal:
 
 
 async def removal(thing: str, why: str, act: Callable[[], Awaitable[Any]], *, dry_run: bool) -> Removal:
-    """Remove a thing by `act`, or only tell of it; a failure is told, too, and the others go on."""
+    """Remove a thing by `act`, unless it is a dry run. A failure is returned, not raised, so that the others go on."""
     error = ""
     if not dry_run:
         try:

@@ -9,11 +9,11 @@
         xcache_token
         condor_tokens.d/condor_token
 
-Renaming the link ``..data`` replaces every file in one step (Kubernetes, ``pkg/volume/util/atomic_writer.go``; images
-made for it read ``..data/hostcert.pem`` too). Directories are 0700 and files 0600: HTCondor and XRootD's ztn
-ignore a token that others may read.
+Renaming the link ``..data`` replaces all files in one step (Kubernetes, ``pkg/volume/util/atomic_writer.go``; images
+made for it also read ``..data/hostcert.pem``). Directories are 0700 and files 0600: HTCondor and XRootD's ztn ignore
+tokens that others may read.
 
-Nothing is synced to disk: what a power failure can damage here belongs to servers which it ended too.
+Nothing is synced to disk: a power failure that damages these files also ends the servers that they belong to.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from pathlib import Path
 DATA = "..data"
 
 
-#: What the key of a Kubernetes Secret may be, so that a credential's files can be delivered to a pod as well; there
-#: ".." stands for the "/" of a path, and after a name that ends in "." nobody could tell where it is.
+#: A valid key of a Kubernetes Secret, so that the file can also be delivered to a pod. In such a key ".." stands for
+#: the "/" of a path. So a name has no "..", and doesn't end in ".", which would make the place of the "/" ambiguous.
 _NAME = re.compile(r"(?!.*\.\.)[-._a-zA-Z0-9]*[-_a-zA-Z0-9]")
 _LONGEST = 252
-#: Names of what is on its way to its place: a link of the layout's, and a file of `replace_file`.
+#: Temporary names: of a link before it is renamed, and of a file of `replace_file`.
 _LINK_ON_ITS_WAY = re.compile(r"\.\.[0-9a-f]{8}\.new")
 _FILE_ON_ITS_WAY = re.compile(r"\..+\.[0-9a-f]{8}\.new")
 
 
 def bad_path(path: str) -> bool:
-    """Whether a credential's file may not be called so: a name, or a name in one directory, is all there is.
+    """Whether a credential's file must not have this path. Allowed are a name, and a name in one directory.
 
-    Names with ".." are the layout's own.
+    Names with ".." are reserved for the layout.
     """
     if len(path) > _LONGEST:
         return True
@@ -51,20 +51,20 @@ def bad_path(path: str) -> bool:
 
 
 def read_set(directory: Path) -> dict[str, bytes]:
-    """The present files, of one and the same set."""
+    """The present files, all of the same set."""
     current = (directory / DATA).resolve(strict=True)
     return {str(file.relative_to(current)): file.read_bytes() for file in current.rglob("*") if file.is_file()}
 
 
 def write_set(directory: Path, files: Mapping[str, bytes], now: datetime) -> None:
-    """Make `files` (path -> content) the present set; at every moment a reader finds the old one or the new one.
+    """Make `files` (path -> content) the present set. At every moment a reader finds the whole old or whole new set.
 
-    The old set is left where it is: a reader who has just followed the link is still about to open files there.
-    `remove_old_sets` removes it, some time later.
+    The old set stays, because a reader who has just followed the link may still open its files. `remove_old_sets`
+    removes it some time later.
 
     Raises:
-        OSError: the old set is still the present one then.
-        ValueError: a path is none, or one is a file here and a directory there.
+        OSError: the set can't be written; the old one is still present.
+        ValueError: a path is bad, or is both a file and a directory.
     """
     wrong = [path for path in files if bad_path(path) or path.partition("/")[0] in files.keys() - {path}]
     if wrong:
@@ -77,8 +77,8 @@ def write_set(directory: Path, files: Mapping[str, bytes], now: datetime) -> Non
     except BaseException:
         shutil.rmtree(directory / new, ignore_errors=True)
         raise
-    # As kubelet does: names that are new appear after there is something behind them, names that are gone
-    # disappear after the switch, or else a reader would miss a file of the old set.
+    # As kubelet does: a new name appears after the switch, when its file exists; an old name disappears after the
+    # switch, too, because readers of the old set need it until then.
     present = {entry.name for entry in os.scandir(directory) if entry.is_symlink() and entry.name != DATA}
     for top in sorted(tops - present):
         _link(directory, top, f"{DATA}/{top}")
@@ -87,7 +87,7 @@ def write_set(directory: Path, files: Mapping[str, bytes], now: datetime) -> Non
 
 
 def remove_old_sets(directory: Path) -> None:
-    """Remove every set but the present one, and what a hub that was killed left on its way; nobody may write now."""
+    """Remove all sets but the present one, and temporary files of a hub that was killed. Nobody may write meanwhile."""
     current = (directory / DATA).readlink().name
     for entry in os.scandir(directory):
         if entry.is_symlink():
@@ -101,7 +101,7 @@ def remove_old_sets(directory: Path) -> None:
 
 
 def is_on_its_way(name: str) -> bool:
-    """Whether a plain file of that name is one of `replace_file`, for the milliseconds until it has its own."""
+    """Whether a plain file of that name is a temporary file of `replace_file`."""
     return _FILE_ON_ITS_WAY.fullmatch(name) is not None
 
 
@@ -118,12 +118,12 @@ def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory for its owner only, where it isn't there yet; others may pass through parents made with it.
+    """Make a directory with mode 0700, and missing parents with mode 0711, unless it exists already.
 
-    Modes are as said here whatever the umask, which `Path.mkdir` alone leaves to decide on the parents.
+    The umask has no influence on the modes, as it has with `Path.mkdir`.
 
     Raises:
-        OSError: it can't be made, or something else is there.
+        OSError: it can't be made, or the path is something else than a directory.
     """
     for parent in reversed(path.parents):
         _make(parent, 0o711)
@@ -131,7 +131,7 @@ def make_directory(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a directory with all that is in it, or a file or link itself; what a link leads to stays."""
+    """Remove a directory with its content, a file, or a link; the target of a link stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -146,7 +146,7 @@ def _make(directory: Path, mode: int) -> None:
     except FileExistsError:
         if not directory.is_dir():
             raise
-        return  # made by another server's start in the meantime
+        return  # another server's start has made it meanwhile
     directory.chmod(mode)
 
 
@@ -160,7 +160,7 @@ def _fill(directory: Path, files: Mapping[str, bytes]) -> None:
 
 def _write(path: Path, content: bytes, mode: int) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        os.fchmod(file.fileno(), mode)  # whatever the umask says
+        os.fchmod(file.fileno(), mode)  # open() applies the umask
         file.write(content)
 
 

@@ -1,7 +1,7 @@
-"""What routes are to be like: the operator's settings for both homes, and what a host must be to get one.
+"""The operator's settings of routes, on one machine and in Kubernetes, and the checks of their host names.
 
-A route leads TLS untouched, by the SNI of the ClientHello, to the server's own address: Dask ends TLS itself, with
-certificates that only this server's CA signed.
+A route passes TLS through untouched, chosen by the SNI of the ClientHello, to the server's own address. Dask terminates
+TLS itself, with certificates of the server's own CA.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from casa_hub.errors import DeliveryError, Problem, Severity
 from casa_hub.naming import is_label_value
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-#: ``alice.dask.example.org``: labels as DNS has them (RFC 1123), at most 253 characters in all. Nothing else gets into
-#: a rule, where a back quote or "*" would mean more than one host.
+#: ``alice.dask.example.org``: a DNS name (RFC 1123) of at most 253 characters. No other character may get into a rule:
+#: with a back quote or "*" it would match other hosts, too.
 _HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\Z")
 #: ``NAME`` or ``NAMESPACE/NAME``.
 _GATEWAY = re.compile(rf"({_LABEL}/)?{_LABEL}(\.{_LABEL})*\Z")
-#: Key of a label or an annotation (Kubernetes, "qualified name"): an optional DNS name and "/", then at most 63.
+#: Key of a label or an annotation (Kubernetes, "qualified name"): maybe a DNS name and "/", then at most 63 characters.
 _KEY = re.compile(rf"((?=[^/]{{1,253}}/){_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([A-Za-z0-9_.-]{{0,61}}[A-Za-z0-9])?\Z")
-#: What a `NetworkPolicyPeer` of Kubernetes may be made of.
+#: Fields of Kubernetes' `NetworkPolicyPeer`.
 _PEER_FIELDS = frozenset({"namespaceSelector", "podSelector", "ipBlock"})
 
 _TRAEFIK = frozenset({"kind", "entry_points", "labels", "annotations", "ingress_class", "external_dns_target"})
-#: Settings that have an effect in Kubernetes, by kind; the policy stands beside any route.
+#: Kind -> settings that have an effect in Kubernetes, besides `network_policy_peers`, which always has.
 _EFFECTIVE = {
     "traefik": _TRAEFIK,
     "traefik-v2": _TRAEFIK,
@@ -40,23 +40,24 @@ _EFFECTIVE_LOCALLY = frozenset({"kind", "entry_points", "directory"})
 
 
 def checked(routes: Iterable[Route]) -> list[Route]:
-    """The routes, all of which can be one.
+    """The same routes, whose hosts are checked.
 
     Raises:
-        DeliveryError: a host is no DNS name, or comes twice.
+        DeliveryError: a host is not a DNS name, or two routes have the same host.
     """
     by_host: dict[str, Route] = {}
     for route in routes:
         if not _HOST.match(route.host):
-            raise DeliveryError(repr(route.host), "it is no DNS name, so no route can lead to it", "Check the domain.")
+            raise DeliveryError(repr(route.host), "is not a DNS name, so it can't have a route", "Check the domain.")
         if route.host in by_host:
-            raise DeliveryError(route.host, "two routes lead to it", "Enable one of the credentials that want it.")
+            remedy = "Enable only one of the credentials that want it."
+            raise DeliveryError(route.host, "two routes lead to it", remedy)
         by_host[route.host] = route
     return list(by_host.values())
 
 
 def rule(route: Route) -> str:
-    """What a connection must have to take the (checked) route; Traefik 2 and 3 write it alike."""
+    """The rule of a (checked) route, which is the same in Traefik 2 and 3."""
     return f"HostSNI(`{route.host}`)"
 
 
@@ -164,8 +165,8 @@ class TraefikRoutes(LoggingConfigurable):
     def _valid_listeners(self, proposal: dict[str, Any]) -> list[str]:
         value: list[str] = proposal["value"]
         for name in value:
-            if not _HOST.match(name):  # a listener's name is made as a DNS name is
-                raise TraitError(f"TraefikRoutes.listeners: {name!a} is no name of a listener.")
+            if not _HOST.match(name):  # Gateway API: the name of a listener has the form of a DNS name
+                raise TraitError(f"TraefikRoutes.listeners: {name!a} is not the name of a listener.")
         return value
 
     @validate("labels", "annotations")
@@ -174,9 +175,9 @@ class TraefikRoutes(LoggingConfigurable):
         name = f"TraefikRoutes.{proposal['trait'].name}"
         for key, text in value.items():
             if not _KEY.match(key):
-                raise TraitError(f"{name}: {key!a} is no name of a label or an annotation.")
+                raise TraitError(f"{name}: {key!a} is not the name of a label or an annotation.")
             if proposal["trait"].name == "labels" and not is_label_value(text):
-                raise TraitError(f"{name}: {text!a} is no value of a label.")
+                raise TraitError(f"{name}: {text!a} is not a value of a label.")
         return value
 
     @validate("network_policy_peers")
@@ -199,19 +200,24 @@ class TraefikRoutes(LoggingConfigurable):
         return _of_purpose(self.listeners, route)
 
     def check(self, *, wanted: bool, local: bool) -> list[Problem]:
-        """What is wrong with the settings on one machine (`local`) or in Kubernetes, if any credential wants routes."""
+        """Problems of the settings.
+
+        Args:
+            wanted: whether any credential wants routes.
+            local: whether servers run on one machine; else in Kubernetes.
+        """
         if not wanted:
             return []
         if local and self.kind not in {"traefik", "none"}:
             remedy = "Set it to traefik, which here means Traefik's file provider, or to none."
-            return [Problem(Severity.ERROR, "TraefikRoutes.kind", f"{self.kind} is for Kubernetes", remedy)]
+            return [Problem(Severity.ERROR, "TraefikRoutes.kind", f"is {self.kind}, which needs Kubernetes", remedy)]
         problems = []
         if local and self.kind == "traefik" and not self.directory:
             remedy = "Set it to the directory of Traefik's file provider, or set TraefikRoutes.kind to none."
-            problems.append(Problem(Severity.ERROR, "TraefikRoutes.directory", "it is not set", remedy))
+            problems.append(Problem(Severity.ERROR, "TraefikRoutes.directory", "is not set", remedy))
         if self.kind == "gateway" and not self.gateway:
             remedy = "Set it to the Gateway that routes attach to, NAMESPACE/NAME."
-            problems.append(Problem(Severity.ERROR, "TraefikRoutes.gateway", "it is not set", remedy))
+            problems.append(Problem(Severity.ERROR, "TraefikRoutes.gateway", "is not set", remedy))
         return problems + self._without_effect(local=local)
 
     def _without_effect(self, *, local: bool) -> list[Problem]:
@@ -220,7 +226,7 @@ class TraefikRoutes(LoggingConfigurable):
         else:
             where, effective = f"in Kubernetes with kind {self.kind}", _EFFECTIVE[self.kind] | {"network_policy_peers"}
         return [
-            Problem(Severity.WARNING, f"TraefikRoutes.{name}", f"it has no effect {where}", "Remove it.")
+            Problem(Severity.WARNING, f"TraefikRoutes.{name}", f"has no effect {where}", "Remove it.")
             for name in sorted(self.class_own_traits(config=True))
             if name not in effective and getattr(self, name) != self.trait_defaults(name)
         ]

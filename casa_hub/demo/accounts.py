@@ -1,4 +1,4 @@
-"""Who can log in to the demo."""
+"""The people who can log in to the demo."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Somebody whom the demo's identity provider knows."""
+    """An account at the demo's identity provider."""
 
     name: str
     groups: tuple[str, ...]
-    #: For the person who tries the demo.
+    #: Shown to the person who tries the demo.
     about: str
 
     @property
     def claims(self) -> dict[str, object]:
-        """What INDIGO IAM would say of somebody like this, with its profile `wlcg`."""
+        """The claims that INDIGO IAM would give with its profile `wlcg`."""
         return {"sub": self.name, "preferred_username": self.name, "wlcg.groups": list(self.groups)}
 
 
 #: The demo's host names are below this domain: ``oksana.dask.localhost``.
 DOMAIN = "localhost"
-#: The group that lets in, and the one that makes an administrator.
+#: The group of the members, and the group of the hub's administrators.
 MEMBERS = "/cms/uscms"
 ADMINISTRATORS = "/cms/uscms/admins"
 
-#: Seconds until the hub sees that somebody has left the group; a facility takes some minutes.
+#: Seconds between two membership checks; a facility would choose some minutes.
 RECHECK_INTERVAL = 5.0
 
 MEMBER = Account("oksana", ("/cms", MEMBERS), "a member: gets a server with working credentials")

@@ -1,4 +1,4 @@
-"""What a person's browser does: follow redirects, keep cookies, press the button, run the cells of a notebook."""
+"""A person's browser: it follows redirects, keeps cookies, presses buttons and runs the cells of a notebook."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class Browser(requests.Session):
         return self.get(self.hub + path, timeout=TIMEOUT)
 
     def log_in(self, sub: str) -> requests.Response:
-        """From the hub's log-in through the consent page of oidc-provider-mock to wherever it ends."""
+        """Log in through the consent page of oidc-provider-mock; returns the last page."""
         consent = self.page("/hub/oauth_login?next=%2Fhub%2Fhome")
         if "/oauth2/authorize" not in consent.url:
             return consent
         return self.post(consent.url, data={"sub": sub}, timeout=TIMEOUT)
 
     def call(self, method: str, path: str, **options: Any) -> requests.Response:
-        """An API request as a page makes it: by cookie, with the token against forged requests."""
+        """An API request as a page makes it: with the cookie, and with the token against forged requests."""
         base = "/hub/" if path.startswith("/hub/") else "/".join(path.split("/")[:3]) + "/"
-        # The most specific one: `named` servers have a path of their own below the user's.
+        # The cookie with the longest path: named servers have their own path below the user's.
         cookies = [c for c in self.cookies if c.name == "_xsrf" and path.startswith(c.path)]
         cookies.sort(key=lambda cookie: len(cookie.path))
         headers = {"X-XSRFToken": str(cookies[-1].value)} if cookies else {}
@@ -52,20 +52,20 @@ class Browser(requests.Session):
         return self.request(method, self.hub + path, headers=headers, timeout=TIMEOUT, **options)
 
     def user(self) -> dict[str, Any]:
-        """The hub's own record of who this is."""
+        """The hub's model of the user who is logged in."""
         answer = self.call("GET", "/hub/api/user")
         answer.raise_for_status()
         model: dict[str, Any] = answer.json()
         return model
 
     def spawn(self, user: str) -> list[str]:
-        """Start the default server and wait until it is ready; returns what its progress page said.
+        """Start the default server and wait until it is ready; returns the sentences of its progress page.
 
         Raises:
             CasaError: it didn't start, with the reason that a person would read.
         """
         with ThreadPoolExecutor(1) as other:
-            # The hub answers when the server is ready, or slow; meanwhile a person looks at its progress.
+            # In another thread, because the hub answers only when the server is ready or slow.
             started = other.submit(self.call, "POST", f"/hub/api/users/{quote(user)}/server")
             messages: list[str] = []
             while not messages:
@@ -76,7 +76,7 @@ class Browser(requests.Session):
         return messages
 
     def _progress(self, user: str) -> list[str]:
-        """Messages of a server that starts, until it is ready; none if it doesn't start."""
+        """Sentences of the progress page until the server is ready; empty if no server is starting."""
         messages: list[str] = []
         url = f"{self.hub}/hub/api/users/{quote(user)}/server/progress"
         with self.get(url, stream=True, timeout=TIMEOUT) as events:
@@ -87,13 +87,13 @@ class Browser(requests.Session):
                     event = json.loads(line.removeprefix(b"data:"))
                     messages.append(event.get("message", ""))
                     if event.get("failed"):
-                        raise CasaError(f"server of {user}", "it did not start", "; ".join(messages))
+                        raise CasaError(f"server of {user}", "did not start", "; ".join(messages))
                     if event.get("ready"):
                         return messages
         raise CasaError(f"server of {user}", "its progress ended without an outcome", "; ".join(messages))
 
     def stop(self, user: str) -> None:
-        """Stop the default server; returns when the hub says that it has."""
+        """Stop the default server; returns when the hub says that it is stopped."""
         answer = self.call("DELETE", f"/hub/api/users/{quote(user)}/server")
         answer.raise_for_status()
         while self.user()["servers"]:
@@ -101,12 +101,12 @@ class Browser(requests.Session):
 
 
 class Kernel:
-    """A Python kernel inside somebody's server, reached as JupyterLab reaches it."""
+    """A Python kernel inside a user's server, used as JupyterLab uses it."""
 
     def __init__(self, browser: Browser, user: str) -> None:
         self._browser = browser
         self._base = f"/user/{quote(user)}"
-        browser.page(self._base + "/lab")  # signs in at the server, by way of the hub
+        browser.page(self._base + "/lab")  # logs in at the server, by the hub
         answer = browser.call("POST", self._base + "/api/kernels", json={"name": "python3"})
         answer.raise_for_status()
         self._path = f"{self._base}/api/kernels/{answer.json()['id']}"
@@ -115,7 +115,7 @@ class Kernel:
         """Run one cell and return what it printed.
 
         Raises:
-            CasaError: it raised an exception.
+            CasaError: the cell raised an exception.
         """
         return asyncio.run(asyncio.wait_for(self._run(source), TIMEOUT))
 
@@ -149,13 +149,13 @@ class Kernel:
 
 
 async def _outcome(connection: Any, identity: str) -> str:
-    """What a cell printed, when reply and idle state have both come."""
+    """The output of a cell, after both its reply and the idle state have arrived."""
     printed: list[str] = []
     waiting = {"execute_reply", "idle"}
     while waiting:
         text = await connection.read_message()
         if text is None:
-            raise CasaError("the server", "it closed the connection to the kernel", "Its log says why")
+            raise CasaError("the server", "closed the connection to the kernel", "Its log says why.")
         message = json.loads(text)
         if message["parent_header"].get("msg_id") != identity:
             continue
@@ -168,6 +168,6 @@ async def _outcome(connection: Any, identity: str) -> str:
         elif kind == "status" and content["execution_state"] == "idle":
             waiting.discard("idle")
         elif kind == "execute_reply" and content["status"] != "ok":
-            raise CasaError("the cell", f"it was {content['status']}", "")
+            raise CasaError("the cell", f"ended with status {content['status']}", "")
         waiting.discard(kind)
     return "".join(printed)

@@ -18,18 +18,18 @@ _LIFETIME = timedelta(days=30)
 
 @dataclass(frozen=True, slots=True)
 class HostCertificate:
-    """Files of one server's certificate and of the authority that stands behind it."""
+    """Files of a server's certificate and of the authority that signed it."""
 
     certificate: Path
     key: Path
     #: The authority's certificate, PEM.
     ca_file: Path
-    #: The same as OpenSSL and XRootD want it in ``X509_CERT_DIR``: named by the hash of its subject.
+    #: Directory for ``X509_CERT_DIR`` of OpenSSL and XRootD: the authority's certificate, named by the subject's hash.
     ca_directory: Path
 
 
 def make_host_certificate(directory: Path, names: tuple[str, ...] = ("localhost", "127.0.0.1")) -> HostCertificate:
-    """Make a new authority and one server certificate for host names and addresses (the first is its common name)."""
+    """Make an authority and a server certificate for these host names and addresses; the first is the common name."""
     ca_directory = directory / "ca"
     ca_directory.mkdir(parents=True)
     now = datetime.now(UTC)
@@ -98,7 +98,7 @@ def _general_name(name: str) -> x509.GeneralName:
 def _subject_hash(common_name: str) -> str:
     """OpenSSL's X509_NAME_hash of a subject that is one common name in lower case without double blanks.
 
-    SHA-1 over the name in canonical form (UTF8String, no outer SEQUENCE), of which four bytes count, the lowest first.
+    It is the first four bytes of SHA-1 over the name in canonical form (UTF8String, no outer SEQUENCE), in reverse.
     """
     value = common_name.encode()
     attribute = b"\x06\x03\x55\x04\x03" + b"\x0c" + bytes([len(value)]) + value

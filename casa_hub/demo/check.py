@@ -1,4 +1,4 @@
-"""`casa-hub demo --check`: everything that the demo promises, tried from outside and from inside a server."""
+"""`casa-hub demo --check`: tries everything that the demo promises, from outside and from inside a server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 OK, FORBIDDEN = HTTPStatus.OK, HTTPStatus.FORBIDDEN
 
-#: What the first cells of these steps need; without it they are left out.
+#: Word in the name of a notebook's step -> part of the facility that the step needs; without it the step is skipped.
 NEEDS = {"XCache": "xcache", "HTCondor": "pool"}
 
 
@@ -43,7 +43,7 @@ class Step:
 
 
 class Checks:
-    """Tries things, and remembers how they went."""
+    """Runs the steps and keeps their results."""
 
     def __init__(self, facility: Facility, progress: Progress) -> None:
         self._facility = facility
@@ -51,7 +51,7 @@ class Checks:
         self.steps: list[Step] = []
         self._browsers: dict[str, Browser] = {}
         self._kernels: dict[str, Kernel] = {}
-        #: A directory for the time of `run`, and in it each user's laptop.
+        #: A directory during `run`, with a directory for each user's laptop.
         self._laptops = Path()
 
     @property
@@ -59,7 +59,7 @@ class Checks:
         return bool(self.steps) and all(step.result == "ok" for step in self.steps)
 
     def run(self) -> None:
-        """All steps; one that fails does not keep the others from being tried."""
+        """Run all steps, also after one has failed."""
         with tempfile.TemporaryDirectory(prefix="casa-hub-laptops-") as directory:
             self._laptops = Path(directory)
             self._run()
@@ -78,14 +78,14 @@ class Checks:
         self._stop()
 
     def table(self) -> str:
-        """`step, result, seconds`."""
+        """The results as a table, for people."""
         width = max(len(step.name) for step in self.steps)
         rows = [f"{step.name:<{width}}  {step.seconds:7.2f}  {step.result}" for step in self.steps]
         failed = sum(step.result != "ok" for step in self.steps)
         heading = f"{'step':<{width}}  {'seconds':>7}  result"
         return "\n".join(["", heading, *rows, "", f"{len(self.steps) - failed} passed, {failed} failed"])
 
-    # -- walks ------------------------------------------------------------------------------------------------
+    # -- steps ------------------------------------------------------------------------------------------------
 
     def _log_in(self) -> None:
         def member() -> None:
@@ -126,7 +126,7 @@ class Checks:
         _expect(self._facility.server_runs(name), "the server does not run")
 
     def _quickstart(self, kernel: Kernel) -> None:
-        """Every cell of the notebook, inside the member's server."""
+        """Run every cell of the notebook inside the member's server."""
         notebook = json.loads((files("casa_hub.demo") / "quickstart.ipynb").read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
             if cell["cell_type"] == "code":
@@ -136,7 +136,7 @@ class Checks:
                     self._step(f"inside: {name}", partial(kernel.run, source))
 
     def _from_outside(self) -> None:
-        """A laptop that holds a copy of the user's certificate, or somebody else's, or none."""
+        """Connect to the scheduler from a laptop with the user's certificate, with another user's, and with none."""
         own, other = self._laptops / MEMBER.name, self._laptops / ADMINISTRATOR.name
         host = f"{MEMBER.name}.dask.{DOMAIN}"
         for account in (MEMBER, ADMINISTRATOR):
@@ -148,7 +148,7 @@ class Checks:
         self._step("outside: no certificate is refused", lambda: self._dial(host, own, None, refused=True))
 
     def _copy(self, name: str) -> None:
-        """As a person would: out of the directory that the notebook names."""
+        """Copy a user's files to the laptop, from the directory that the notebook names."""
         laptop = self._laptops / name
         laptop.mkdir(mode=0o700)
         for file, content in json.loads(self._kernel(name).run(_SHOW)).items():
@@ -232,7 +232,7 @@ class Checks:
         )
 
     def after_the_end(self) -> None:
-        """What can be seen only when the facility has ended."""
+        """The step that needs the facility to have ended."""
 
         def ended() -> None:
             _expect(self._facility.hub is not None and not self._facility.hub.running, "the hub runs")
@@ -246,7 +246,7 @@ class Checks:
         return self._browsers.setdefault(name, Browser(self._facility.url))
 
     def _kernel(self, name: str) -> Kernel:
-        """The one in this user's server, started when first asked for."""
+        """The kernel in this user's server, which is started at the first call."""
         if name not in self._kernels:
             self._kernels[name] = Kernel(self._browser(name), name)
         return self._kernels[name]
@@ -259,7 +259,7 @@ class Checks:
             result = "ok"
         except CasaError as error:
             result = f"FAILED: {error}"
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is a line of the table
+        except Exception as error:  # noqa: BLE001 - any failure becomes a line of the table
             result = f"FAILED: {type(error).__name__}: {error}"
         self.steps.append(Step(name, result, time.monotonic() - begin))
         self._progress(f"{name}: {result}")
@@ -271,14 +271,14 @@ def _expect(condition: object, otherwise: str) -> None:
         raise CasaError("the facility", otherwise, "")
 
 
-#: Prints what a user may want elsewhere, or somebody may want to forge.
+#: Prints the credentials that a user may copy to a laptop.
 _SHOW = """
 import json, os, pathlib
 print(json.dumps({path.name: path.read_text() for path in map(pathlib.Path(os.environ["CERT_DIR"]).joinpath,
                   ("ca.pem", "usercert.pem", "xcache_token", "condor_token")) if path.exists()}))
 """
 
-#: Waits until each of the files that there were is another one, all at once.
+#: Waits until all files have new content, except the CA's certificate, which must stay.
 _WAIT_FOR_OTHERS = """
 import json, os, pathlib, time
 before, end = json.loads({before!r}), time.monotonic() + 120
@@ -289,14 +289,14 @@ while any((directory / name).read_text() == content for name, content in before.
 assert (directory / "ca.pem").read_text() == before["ca.pem"], "the server's own certificate authority must stay"
 """
 
-#: In the kernel that has read before, over the connection that it has.
+#: Runs in the kernel that has read before, over its open connection.
 _READ_AGAIN = """
 with client.File() as file:
     status, _ = file.open(url)
     assert status.ok, status.message
 """
 
-#: Runs in the member's server: the same client as before, with a token directory that holds a forged token only.
+#: Runs in the member's server: the same client, with a token directory that has only a forged token.
 _FORGE = """
 import os, subprocess, sys, tempfile
 forged = tempfile.mkdtemp()

@@ -1,4 +1,4 @@
-"""A laptop of the demo: connects to a Dask scheduler by its name, as `python -m casa_hub.demo.dial HOST CA [CERT]`.
+"""Connects to a Dask scheduler by its name, as from a user's laptop: `python -m casa_hub.demo.dial HOST CA [CERT]`.
 
 Exit code 0: connected; 3: refused by TLS; 1: anything else.
 """
@@ -17,7 +17,7 @@ async def dial(host: str, ca: str, certificate: str | None) -> int:
     context = ssl.create_default_context(cafile=ca)
     if certificate:
         context.load_cert_chain(certificate)
-    # First plain TLS, whose refusal can be told from an absent server. TLS 1.3 refuses a client after the handshake.
+    # First plain TLS, to tell a refusal from an absent server. TLS 1.3 refuses a client only after the handshake.
     try:
         reader, writer = await asyncio.open_connection(host, 8786, ssl=context)
         writer.write(b"\0")

@@ -1,4 +1,4 @@
-"""Doors from this machine into a network namespace: TCP ports here that lead to addresses there."""
+"""TCP ports of this machine ("doors") that lead to addresses in a network namespace."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Address = tuple[str, int]
 
 
 class Doors:
-    """Opened in the network of who makes it; a context manager, at whose end they are shut and nobody is inside."""
+    """Open ports in the network of the calling thread. A context manager; at its end ports and connections close."""
 
     def __init__(self, doors: Mapping[Address, Address], inside: Callable[[], AbstractContextManager[None]]) -> None:
         """Args:
-        doors: an address here -> where it leads.
-        inside: takes the calling thread to where they lead.
+        doors: address here -> address in the namespace.
+        inside: a context that moves the calling thread into the namespace.
 
         Raises:
-            CasaError: an address can't be had.
+            CasaError: an address can't be used.
         """
         self._inside = inside
         self._listening: dict[socket.socket, Address] = {}
@@ -38,7 +38,8 @@ class Doors:
             except OSError as error:
                 for listening in self._listening:
                     listening.close()
-                raise CasaError(f"{host}:{port}", f"can't be used ({error.strerror})", "End what uses it") from error
+                remedy = "End the program that uses it."
+                raise CasaError(f"{host}:{port}", f"can't be used ({error.strerror})", remedy) from error
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -49,7 +50,7 @@ class Doors:
         self._thread.join()
 
     def _run(self) -> None:
-        # A socket stays in the network where it was made: the listening ones outside, those made from here on inside.
+        # A socket belongs to the network in which it was made: the listening sockets outside, all new ones inside.
         with self._inside():
             self._loop.run_until_complete(self._serve())
             self._loop.close()
@@ -67,7 +68,7 @@ class Doors:
 
 
 async def _lead(there: Address, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    # Python 3.11 complains of a connection whose task was cancelled.
+    # CancelledError is suppressed, because Python 3.11 logs an error for a connection whose task was cancelled.
     with contextlib.closing(writer.transport), contextlib.suppress(OSError, asyncio.CancelledError):
         there_reader, there_writer = await asyncio.open_connection(*there)
         with contextlib.closing(there_writer.transport):

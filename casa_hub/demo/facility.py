@@ -1,4 +1,4 @@
-"""A whole facility on this machine: identity provider, XCache, HTCondor, Traefik and the hub, started in that order."""
+"""The demo's facility: starts identity provider, XCache, HTCondor, Traefik and the hub, and ends them."""
 
 from __future__ import annotations
 
@@ -35,36 +35,37 @@ from casa_hub.naming import Server
 from casa_hub.processes import Process as ServerProcess
 from casa_hub.processes import signed_in
 
-#: Where the data are that the demo serves.
+#: Path of the demo's data in the XCache.
 MUONS = "/store/user/demo/muons.csv"
-#: The notebook that everybody's home has.
+#: The notebook in each home.
 QUICKSTART = files("casa_hub.demo") / "quickstart.ipynb"
 #: The hub's port, if it is free.
 PORT = 8000
 
 
 class Facility:
-    """What runs, and where. `running` starts it and ends all of it.
+    """The running programs and their addresses. The context `running` starts and ends them.
 
-    This one's servers are processes of this machine. A subclass has them elsewhere: methods and attributes that say
-    so are together below, and the check (`casa_hub.demo.check`) asks the same ones.
+    Users' servers are processes of this machine. A subclass may run them elsewhere. The methods for that are together
+    below ("where servers live"); the check (`casa_hub.demo.check`) uses the same ones.
     """
 
-    #: Of the directory where it is kept, unless another one is asked for.
+    #: Default name of the facility's directory.
     name = "casa-hub-demo"
-    #: The hub's configuration, beside this file.
+    #: The hub's configuration file, beside this one.
     config = "jupyterhub_config.py"
-    #: Where servers find HTCondor, and XCache by this name; and who may connect to it beside this machine.
+    #: Address of HTCondor and host name of XCache for users' servers.
     peers_address, xcache_name = "127.0.0.1", "localhost"
+    #: Addresses that may connect to XCache, besides this machine's.
     xcache_clients: Sequence[str] = ()
-    #: What else the operator's commands find by name, and where.
+    #: More host names for the operator's commands -> their addresses.
     more_names: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, directory: Path, *, port: int | None, progress: Progress) -> None:
         """Args:
-        directory: everything that is kept: keys, homes, the hub's database.
-        port: of the hub; None for a free one.
-        progress: is told what happens.
+        directory: for all that is kept: keys, homes, the hub's database.
+        port: of the hub; None for a free port.
+        progress: called with each line of progress.
         """
         self.directory = directory
         self._progress = progress
@@ -72,7 +73,7 @@ class Facility:
         self.url = f"http://127.0.0.1:{free_port() if port is None else port}"
         self.issuer = ""
         self.names = HostNames(directory / "hosts", self.address)
-        #: What of the facility can't be had on this machine, and why.
+        #: Part of the facility that this machine can't run -> why.
         self.missing: dict[str, str] = {}
         self.origin: xrootd.XRootDOrigin | None = None
         self.xcache: xrootd.XCache | None = None
@@ -83,12 +84,12 @@ class Facility:
 
     @contextmanager
     def running(self) -> Iterator[Facility]:
-        """Start everything; at the end of the block, or when anything fails, end everything."""
-        # As root, the pool's jobs run as other users and read the hosts file in here.
+        """A context in which everything runs. At its end, or if anything fails, everything is ended."""
+        # 0711 for root: the pool's jobs run as other users then, and read the hosts file in this directory.
         self.directory.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(_alone(self.directory))
-            shutil.rmtree(self.directory / "run", ignore_errors=True)  # of one that was killed
+            shutil.rmtree(self.directory / "run", ignore_errors=True)  # left by a demo that was killed
             self.issuer = f"http://localhost:{self._issuer_port()}"
             self._home(stack)
             with self.network():
@@ -107,26 +108,26 @@ class Facility:
     # -- where servers live -----------------------------------------------------------------------------------------
 
     def _home(self, stack: ExitStack) -> None:
-        """Start what servers live in."""
+        """Start the environment of users' servers, such as a cluster."""
 
     @contextmanager
     def network(self) -> Iterator[None]:
-        """The calling thread, and what it starts, is where the facility's programs reach each other."""
+        """A context in which the calling thread, and programs that it starts, can reach the facility's programs."""
         yield
 
     def _inside(self, *command: str) -> list[str]:
-        """The same as a command from this machine's own network."""
+        """The command line that runs this command in the facility's network."""
         return list(command)
 
     def _doors(self, stack: ExitStack) -> None:
-        """Let this machine in: the hub at `url`, the identity provider at `issuer`, Traefik at `address`."""
+        """Make the hub (`url`), the provider (`issuer`) and Traefik (`address`) reachable from this machine."""
 
     def _traefik(self, stack: ExitStack) -> None:
         self._progress("Traefik")
         stack.enter_context(Traefik(self.directory / "traefik", routes=self._routes, address=self.address))
 
     def _home_settings(self) -> dict[str, Any]:
-        """What the hub's configuration needs to know of where servers live."""
+        """Settings of the hub's configuration that depend on where users' servers run."""
         first, second, third, _ = self.address.split(".")
         return {
             # Loopback addresses beside the facility's own.
@@ -136,20 +137,20 @@ class Facility:
         }
 
     def _image_environment(self) -> dict[str, str]:
-        """Variables that an analysis image has, and this machine hasn't."""
+        """Variables that an analysis image would set."""
         trust = {} if self.xcache is None else self.xcache.client_environment
         return {**self.names.environment, **trust}
 
     def _hub_environment(self) -> dict[str, str]:
-        """Variables that the hub needs."""
+        """Variables for the hub."""
         return {}
 
     def about_servers(self) -> list[str]:
-        """Where a person finds what servers leave."""
+        """Sentences for people: where the files of servers are."""
         return [f"Homes, keys and logs are in {self.directory}."]
 
     def server_runs(self, name: str) -> bool:
-        """Whether this user's server runs; it is looked for again when all should have ended."""
+        """Whether this user's server runs. `left` looks for it again."""
         process = signed_in(self.directory / "servers" / name / "process")
         if process is None or not process.alive:
             return False
@@ -157,18 +158,18 @@ class Facility:
         return True
 
     def left_of(self, name: str) -> list[str]:
-        """What is still there of this user's server, which has stopped."""
+        """Leftovers of this user's server, which has stopped."""
         secrets_directory = self.directory / "servers" / name
         left = [secrets_directory] if secrets_directory.exists() else []
         left += [path for path in self._routes.iterdir() if path.name.startswith(f"{name}.")]
         return list(map(str, left))
 
     def left(self) -> list[str]:
-        """What is still there of servers when the facility has ended."""
+        """Leftovers of all servers after the facility's end."""
         return [str(process) for process in self._servers if process.alive]
 
     def operate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of `casa-hub` as this facility's operator would, beside its hub."""
+        """Run a command of `casa-hub` as the facility's operator, beside the hub."""
         command = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "casa_hub.cli", *arguments]
         environment = minimal_environment(**self.operator_environment)
         with self.network():
@@ -183,12 +184,12 @@ class Facility:
 
     @property
     def operator_environment(self) -> dict[str, str]:
-        """Variables of a command beside the hub, which knows the servers' names as Dask's clients do."""
+        """Variables for a command beside the hub; with them it resolves the servers' names, as Dask's clients do."""
         return {"CASA_HUB_DEMO": str(self._settings_file), **self.names.environment, **self._for_hub}
 
     @property
     def operator_command(self) -> str:
-        """For the person who tries the demo."""
+        """A command line for the person who tries the demo."""
         variables = [f"{name}={value}" for name, value in self.operator_environment.items()]
         program = str(Path(sys.executable).parent / "casa-hub")
         return shlex.join(self._inside("env", *variables, program, "check", "-f", self._config_file))
@@ -205,7 +206,7 @@ class Facility:
     def _routes(self) -> Path:
         return self.directory / "routes"
 
-    # -- one after the other ----------------------------------------------------------------------------------------
+    # -- the programs, in the order of their start ------------------------------------------------------------------
 
     def _identity_provider(self, stack: ExitStack) -> None:
         self._progress("Identity provider (a mock: it believes whoever you say you are)")
@@ -219,14 +220,14 @@ class Facility:
     def _names(self) -> None:
         with self._or_missing("Host names: Dask from outside"):
             self.names.prepare(self._progress)
-            # All that will ever be in there: the file isn't replaced while programs use it.
+            # All names at once: the file can't be replaced while programs use it.
             labels = ("dask", "dask-worker")
             users = [*(who.name for who in ACCOUNTS), NOBODY]
             hosts = [Server("demo", name).host(label, DOMAIN) for name in users for label in labels]
             self.names.replace({**dict.fromkeys(hosts, self.address), **self.more_names})
 
     def _issuer_port(self) -> int:
-        """Always the same: the hub has bound the user names to this issuer, and lets nobody else have them."""
+        """The port of the identity provider, always the same: the hub has bound the user names to this issuer."""
         port = int(self._key("issuer-port", lambda path: path.write_text(str(free_port()))).read_text())
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -235,8 +236,9 @@ class Facility:
             except OSError as error:
                 raise CasaError(
                     f"port {port}",
-                    f"the one of this demo's identity provider from its first start, can't be used ({error.strerror})",
-                    f"End what uses it, or begin anew without {self.directory}",
+                    f"belongs to this demo's identity provider since its first start, but can't be used"
+                    f" ({error.strerror})",
+                    f"End the program that uses it, or remove {self.directory} to begin anew.",
                 ) from error
         return port
 
@@ -297,7 +299,7 @@ class Facility:
         self.hub.wait_until("it says that it runs", lambda: "JupyterHub is now running" in read_log(hub_log), 120)
 
     def _settings(self) -> dict[str, Any]:
-        """What the hub's configuration needs to know."""
+        """Settings for the hub's configuration."""
         dask_secret = self._key(
             "dask-secret", lambda path: path.write_text(base64.b64encode(os.urandom(32)).decode() + "\n")
         )
@@ -345,7 +347,7 @@ class Facility:
         return stack.enter_context(Process(name, command, log=log, cwd=self.directory, **options))
 
     def _key(self, name: str, make: Any) -> Path:
-        """A key file of this demo, made the first time."""
+        """A key file of this demo, which is made at the first start."""
         path = self.directory / name
         if not path.exists():
             path.touch(mode=0o600)
@@ -353,12 +355,12 @@ class Facility:
         return path
 
     def _scratch(self, stack: ExitStack, name: str) -> Path:
-        """A new directory for a server, gone with it."""
+        """A new directory for a program, removed after its end."""
         if os.geteuid() != 0:
             path = self.directory / "run"
             path.mkdir(mode=0o700, exist_ok=True)
             return path / name
-        # Servers change to other users then, who can't get into root's directories.
+        # As root the programs change to other users, who can't enter root's directories.
         path = Path(tempfile.mkdtemp(prefix=f"casa-demo-{name}-"))
         path.chmod(0o755)
         stack.callback(shutil.rmtree, path, ignore_errors=True)
@@ -366,7 +368,7 @@ class Facility:
 
     @contextmanager
     def _or_missing(self, what: str) -> Iterator[None]:
-        """The demo goes on without what this machine can't have, and says so."""
+        """If this machine can't run a part, go on without it and tell the person."""
         try:
             yield
         except Unavailable as error:
@@ -381,7 +383,7 @@ def _alone(directory: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CasaError(
-                str(directory), "a demo is running there already", "End it, or choose another --directory"
+                str(directory), "is used by another demo that runs", "End that demo, or choose another --directory."
             ) from None
         yield
 
@@ -395,13 +397,13 @@ def _answers(url: str) -> bool:
 
 
 def _muons() -> bytes:
-    """Transverse momentum and pseudorapidity of muons that never were, always the same."""
+    """Transverse momentum and pseudorapidity of invented muons; the same at each call."""
     rows = [(20 + (n * 7919 % 1000) / 10, (n * 104729 % 480) / 100 - 2.4) for n in range(1000)]
     return "\n".join(["pt,eta", *(f"{pt:.1f},{eta:.2f}" for pt, eta in rows)]).encode()
 
 
 def elapsed_printer() -> Progress:
-    """Progress lines with the seconds since the start."""
+    """Prints progress lines with the seconds since this call."""
     begin = time.monotonic()
 
     def tell(line: str) -> None:

@@ -1,16 +1,19 @@
-"""What the demo's hubs have in common: who comes in, and what a server holds. Each has its own file for the rest."""
+"""Common configuration of the demo's hubs: who may log in, and which credentials servers get.
+
+`jupyterhub_config.py` (one machine) and `kubernetes_config.py` add the rest.
+"""
 
 import json
 import os
 from pathlib import Path
 
 c = get_config()
-os.umask(0o077)  # the database, and what servers write, are nobody else's
+os.umask(0o077)  # database and files of servers are for this user only
 #: Addresses, ports and files that `casa_hub.demo.facility` chose.
 demo = json.loads(Path(os.environ["CASA_HUB_DEMO"]).read_text())
 here = Path(demo["directory"])
 
-# Who may come in.
+# Who may log in.
 c.CasaOAuthenticator.login_service = "the demo's identity provider"
 c.JupyterHub.authenticator_class = "casa"
 c.CasaOAuthenticator.provider = "cms-iam"
@@ -23,13 +26,13 @@ c.CasaOAuthenticator.admin_groups = {demo["administrators"]}
 c.CasaOAuthenticator.join_url = "https://example.org/how-to-join"
 
 c.Keeper.recheck_interval = demo["recheck_interval"]
-# Who may ask the running hub for something: `casa-hub renew`, `casa-hub revoke` ...
+# Who may use the operator's commands: `casa-hub renew`, `casa-hub revoke` ...
 c.JupyterHub.services = [{"name": "casa-hub", "api_token": demo["operator_token"]}]
 c.JupyterHub.load_roles = [
     {"name": "casa-hub", "services": ["casa-hub"], "scopes": ["custom:casa-hub:operate"]},
 ]
 
-# What a server holds.
+# Which credentials servers get.
 c.Facility.credentials = demo["credentials"]
 c.Facility.required = demo["required"]
 c.Facility.hub_id = "demo"

@@ -1,7 +1,7 @@
-"""An HTCondor pool of one machine that takes IDTOKENs: collector, negotiator, schedd and startd.
+"""An HTCondor pool of one machine that accepts IDTOKENs: collector, negotiator, schedd and startd.
 
-As an ordinary user everything runs under that user, whoever a job belongs to. As root, `accounts` become Unix accounts
-under which their jobs run; they exist for the pool only, which sees a passwd file of its own in a mount namespace.
+Started by an ordinary user, the daemons and all jobs run as that user. Started by root, jobs run as Unix accounts of
+their owners (`accounts`). These accounts exist for the pool only, which has its own passwd file in a mount namespace.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ FILETRANSFER_PLUGINS =
 STARTER_JOB_ENVIRONMENT = "{job_environment}"
 """
 
-#: What the pool's schedd is called.
+#: Name of the pool's schedd.
 SCHEDD = "schedd@localhost"
 
-#: Numbers of the accounts that exist only in the pool's own passwd file.
+#: First user id of the accounts that exist only in the pool's own passwd file.
 FIRST_UID = 64_000
-#: What a daemon logs when it has been told to read its configuration again; it does nothing else before that is done.
+#: Log line of a daemon that reads its configuration again. The daemon does nothing else until it has read it.
 _REREAD = "Re-reading config files"
 
 
@@ -118,13 +118,13 @@ class HTCondorPool:
     ) -> None:
         """Args:
         tree: see `programs`.
-        directory: a directory to make; as root, other users must be able to get there.
+        directory: is made; for root in a place that other users can enter.
         domain: UID domain and trust domain.
-        host: address to be at, this machine's.
+        host: address of this machine at which the pool listens.
         key_ids: names of the signing keys to make.
-        accounts: as root only, users to make Unix accounts of, for this pool.
-        job_environment: given to every job.
-        slots: how many jobs run at once; each has one CPU.
+        accounts: users who get Unix accounts in this pool; used by root only.
+        job_environment: variables for each job.
+        slots: number of jobs that run at once; each has one CPU.
         """
         self.domain = domain
         self.host = host
@@ -144,7 +144,7 @@ class HTCondorPool:
 
     @property
     def address(self) -> str:
-        """The collector, as clients want it."""
+        """Address of the collector, for clients."""
         return f"{self.host}:{self.port}"
 
     @property
@@ -152,11 +152,11 @@ class HTCondorPool:
         return self._process is not None and self._process.running
 
     def key_file(self, key_id: str = "POOL") -> Path:
-        """A signing key, scrambled as HTCondor keeps it."""
+        """File of a signing key, scrambled as HTCondor keeps it."""
         return self.directory / "passwords.d" / key_id
 
     def make_key(self, key_id: str) -> Path:
-        """Write a new signing key. A running pool notices a replaced key; one with a new name after `reconfigure`."""
+        """Write a new signing key. A running pool sees a replaced key at once; a new name needs `reconfigure`."""
         file = self.key_file(key_id)
         file.touch(mode=0o600)
         file.write_bytes(os.urandom(64))  # scrambled random bytes are random bytes
@@ -170,14 +170,14 @@ class HTCondorPool:
         """Start and wait until jobs can be submitted and run.
 
         Raises:
-            ProcessError: that doesn't happen.
-            Unavailable: root may not make mount namespaces here (in most containers).
+            ProcessError: the pool doesn't get ready.
+            Unavailable: root may not make mount namespaces here, as in most containers.
         """
         if os.geteuid() == 0:
             _check_namespaces()
         if not _has_name(os.geteuid()):
             raise Unavailable(
-                "HTCondor", f"user {os.geteuid()} has no entry in /etc/passwd, and it refuses to run then", "Add one."
+                "HTCondor", f"refuses to run: user {os.geteuid()} has no entry in /etc/passwd", "Add one."
             )
         scratch = Path(tempfile.mkdtemp(prefix="casa-condor-"))
         command: list[str | Path] = [self._tree.program("condor_master"), "-f"]
@@ -210,7 +210,7 @@ class HTCondorPool:
             log=self.directory / "log/Output",
             env=self._environment(),
             cwd=self.directory,
-            grace=0,  # jobs go with the pool
+            grace=0,  # jobs needn't end in order
             scratch=scratch,
         ).start()
         try:
@@ -239,7 +239,7 @@ class HTCondorPool:
             capture_output=True,
             text=True,
             timeout=60,
-            # A tool that can read the POOL key makes a token of its own.
+            # A tool that can read the POOL key makes its own token.
             env=self._environment() | {"_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS": "IDTOKENS"},
         )
 
@@ -248,7 +248,7 @@ class HTCondorPool:
         (self.directory / "config.d/90-more").write_text(text)
         logs = ("CollectorLog", "SchedLog")
         before = {log: self.log(log).count(_REREAD) for log in logs}
-        for daemon in ("collector", "schedd"):  # 23.9 sees a key with a new name only when asked like this
+        for daemon in ("collector", "schedd"):  # only with -daemon does 23.9 see a key with a new name
             self.tool("condor_reconfig", "-daemon", daemon).check_returncode()
         self.tool("condor_reconfig").check_returncode()
         assert self._process is not None  # noqa: S101
@@ -264,7 +264,7 @@ class HTCondorPool:
         return all(re.search(rf"(?:{ad})\s*: Inserting", log) for ad in ("ScheddAd", "MachineSlotAd|StartdAd"))
 
     def _with_accounts(self, command: Sequence[str | Path]) -> list[str | Path]:
-        """The command in a mount namespace whose passwd and group files know condor and the accounts."""
+        """The command in a mount namespace, whose passwd and group files have condor and the accounts."""
         etc = self.directory / "etc"
         names = ("condor", *self.accounts)
         users = [f"{name}:x:{FIRST_UID + n}:{FIRST_UID + n}::/tmp:/bin/sh" for n, name in enumerate(names)]
@@ -298,6 +298,6 @@ def _has_name(uid: int) -> bool:
 
 
 def _quoted(environment: Mapping[str, str]) -> str:
-    """Variables in HTCondor's own quoting (condor_submit(1), "environment"), for use between double quotes."""
+    """Variables in HTCondor's quoting (condor_submit(1), "environment"), to be put between double quotes."""
     parts = (f"{name}={value}" for name, value in environment.items())
     return " ".join("'" + part.replace("'", "''").replace('"', '""') + "'" for part in parts)

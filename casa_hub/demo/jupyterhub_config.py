@@ -1,6 +1,6 @@
-"""The hub of the demo on one machine.
+"""Configuration of the demo's hub on one machine.
 
-Read it, and `facility_config.py`, as an example: everything but the ports is what a facility writes, too.
+With `facility_config.py` it is an example: except for the ports, a facility writes the same.
 """
 
 import json
@@ -16,7 +16,7 @@ load_subconfig("facility_config.py", path=str(Path(__file__).parent))
 demo = json.loads(Path(os.environ["CASA_HUB_DEMO"]).read_text())
 here = Path(demo["directory"])
 
-# How credentials get to a server: directories of this machine, and routes of a Traefik beside the hub.
+# How credentials and routes reach a server: by directories of this machine, and by a Traefik beside the hub.
 c.JupyterHub.spawner_class = "casa-local"
 c.LocalDelivery.directory = str(here / "servers")
 c.LocalDelivery.network = demo["network"]
@@ -24,14 +24,14 @@ c.TraefikRoutes.directory = demo["routes"]
 
 # Servers.
 c.CasaLocalSpawner.home_dir_template = str(here / "homes/{username}")
-# What an analysis image brings along: trust in the site's certificates, DNS.
+# Variables that an analysis image would set: the site's certificates, DNS.
 c.CasaLocalSpawner.environment = demo["image_environment"]
-if os.geteuid() == 0:  # in a container, perhaps: Jupyter wants to be told
+if os.geteuid() == 0:  # such as in a container: Jupyter refuses to run as root without the option
     c.CasaLocalSpawner.args = ["--allow-root"]
 
 
 def bring_quickstart(spawner: Any) -> None:
-    """As a site's image or its git puller would: the notebook is in everybody's home."""
+    """Put the notebook into the user's home, as a site's image or git puller would."""
     home = Path(spawner.home_dir)
     make_directory(home)
     if not (home / "quickstart.ipynb").exists():

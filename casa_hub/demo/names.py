@@ -1,7 +1,7 @@
-"""Host names below ``*.localhost`` for a facility at a loopback address, as wildcard DNS gives them to a real one.
+"""Host names below ``*.localhost`` for a facility at a loopback address, instead of wildcard DNS.
 
-Where the machine resolves such names itself (systemd-resolved, nss-myhostname) nothing is needed. Plain Debian does
-not: there programs get `nss_wrapper` preloaded, which answers from a hosts file and leaves all else to the system.
+Some machines resolve such names themselves (systemd-resolved, nss-myhostname). Plain Debian doesn't: there programs
+preload `nss_wrapper`, which answers from a hosts file and leaves all other names to the system.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ _EXAMPLE = "casa-hub-example.dask.localhost"
 
 
 def resolves(name: str, address: str | None = None) -> bool:
-    """Whether this machine resolves `name` to `address` or, where None, to any loopback address."""
+    """Whether this machine resolves `name` to `address`, or if that is None, to any loopback address."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(name, None, socket.AF_INET)}
     except OSError:
         return False
-    return address in found if address else all(one.startswith("127.") for one in found)
+    return address in found if address else all(each.startswith("127.") for each in found)
 
 
 def facility_address(*ports: int) -> str:
-    """Where a facility should listen: at the address that ``*.localhost`` has here if its ports are free there.
+    """The address at which a facility should listen.
 
-    Else at an address of its own.
+    It is the machine's own address of ``*.localhost`` if the ports are free there, else a random loopback address.
 
     Raises:
-        OSError: the ports are free nowhere.
+        OSError: the ports are free at neither.
     """
     if resolves(_EXAMPLE, "127.0.0.1"):
         try:
@@ -44,25 +44,25 @@ def facility_address(*ports: int) -> str:
 
 
 class HostNames:
-    """Makes programs that are started with `environment` resolve the names of a hosts file.
+    """Makes programs with the variables of `environment` resolve the names of a hosts file.
 
-    A program sees the file as it was at its first look-up; see `replace`.
+    A program uses the file as it was at the program's first look-up; see `replace`.
     """
 
     def __init__(self, hosts_file: Path, address: str | None = None) -> None:
         """Args:
-        hosts_file: where the names will be, in the format of hosts(5).
-        address: what names will stand for there, if known: spares the wrapper where the machine agrees anyway.
+        hosts_file: path of the file, in the format of hosts(5).
+        address: address of all names, if known: the wrapper isn't needed if the machine resolves them to it anyway.
         """
         self.hosts_file = hosts_file
         self._address = address
         self._environment: dict[str, str] = {}
 
     def prepare(self, progress: Progress = silent) -> None:
-        """Get what is needed.
+        """Fetch nss_wrapper, if it is needed.
 
         Raises:
-            Unavailable: the machine does not resolve the names and nss_wrapper can't be had.
+            Unavailable: it is needed, but can't be fetched.
         """
         if self._address is None or not resolves(_EXAMPLE, self._address):
             library = nss_wrapper(progress)
@@ -70,15 +70,15 @@ class HostNames:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """For each program that is to see the names; empty where none is needed, and before `prepare`."""
+        """Variables for programs that use the names; empty if none are needed, and before `prepare`."""
         return self._environment
 
     def replace(self, hosts: Mapping[str, str]) -> None:
-        """Write the file anew, at once: host name -> address. To programs that run the old one stays as it was.
+        """Replace the file by one with these names (host name -> address). Running programs go on with the old file.
 
-        nss_wrapper (up to 1.1.16 at least) reads the file again, without a lock, when the one it has open was changed
-        or has no name any more, and programs that look up names in several threads crash or hang on that. So old
-        versions keep a name: ``hosts.1``, ``hosts.2`` ...
+        nss_wrapper (up to 1.1.16 at least) reads the file again, without a lock, if its open file was changed or has no
+        name any more. Programs that look up names in several threads crash or hang then. So old versions keep a name:
+        ``hosts.1``, ``hosts.2`` ...
         """
         if self.hosts_file.exists():
             versions = (self.hosts_file.with_name(f"{self.hosts_file.name}.{n}") for n in itertools.count(1))

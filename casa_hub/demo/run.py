@@ -1,4 +1,4 @@
-"""`casa-hub demo`: for a person, or headless with `--check`. The facility may also be a subclass's."""
+"""`casa-hub demo`: for a person, or without one by `--check`. The facility may be of a subclass of `Facility`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from casa_hub.errors import CasaError
 
 
 def run(options: argparse.Namespace, make: type[Facility] = Facility) -> int:
-    """What the command line asks for (`casa_hub.cli.add_demo_options`); its exit code."""
+    """Run the demo with these options (`casa_hub.cli.add_demo_options`); returns the exit code."""
     return (check if options.check else serve)(make, options.directory, port=options.port)
 
 
@@ -37,7 +37,7 @@ def serve(make: type[Facility], directory: Path | None, *, port: int | None) -> 
 
 
 def check(make: type[Facility], directory: Path | None, *, port: int | None) -> int:
-    """Start the facility on free ports, try everything, print a table; 0 when all is well."""
+    """Start the facility on free ports, run all steps and print a table; returns 0 if all passed."""
     progress = elapsed_printer()
     with tempfile.TemporaryDirectory(prefix="casa-hub-check-", ignore_cleanup_errors=True) as temporary:
         Path(temporary).chmod(0o711)
@@ -48,9 +48,9 @@ def check(make: type[Facility], directory: Path | None, *, port: int | None) -> 
         checks.after_the_end()
     print(checks.table())
     for what, why in facility.missing.items():
-        print(f"Not tried, for it can't be had here: {what}. {why}")
+        print(f"Not tried, because this machine can't run it: {what}. {why}")
     if facility.missing and os.environ.get("CASA_HUB_REQUIRE_PEERS") == "1":
-        print("CASA_HUB_REQUIRE_PEERS is set: what is missing counts as failed.")
+        print("CASA_HUB_REQUIRE_PEERS is set: missing parts count as failed.")
         return 1
     return 0 if checks.passed else 1
 
@@ -73,10 +73,10 @@ def _state_directory() -> Path:
 
 
 def _port(wanted: int | None) -> int | None:
-    """The wanted port, else the usual one, else any that is free.
+    """The wanted port. Without one, the usual port if it is free, else None for any free port.
 
     Raises:
-        CasaError: the wanted one is taken.
+        CasaError: the wanted port is taken.
     """
     for port in [wanted] if wanted is not None else [PORT]:
         with socket.socket() as probe:
@@ -87,7 +87,7 @@ def _port(wanted: int | None) -> int | None:
                 if wanted is None:
                     print(f"Port {port} is taken; the hub gets another one.", flush=True)
                 else:
-                    raise CasaError(f"port {port}", f"can't be used ({error.strerror})", "Choose another") from error
+                    raise CasaError(f"port {port}", f"can't be used ({error.strerror})", "Choose another.") from error
             else:
                 return port
     return None
@@ -95,9 +95,9 @@ def _port(wanted: int | None) -> int | None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does: with everything ended.
+    """A context that SIGTERM and SIGHUP end as Ctrl-C does, so that everything is ended.
 
-    Ctrl-C itself, too, where it is ignored: a shell without job control starts programs in the background so.
+    SIGINT gets a handler, too: a shell without job control starts background programs with SIGINT ignored.
     """
 
     def interrupt(*_: object) -> None:

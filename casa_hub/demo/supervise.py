@@ -1,15 +1,16 @@
-"""Runs one command and takes care that nothing of it outlives the program that asked for it.
+"""Runs one command, and ensures that none of its processes outlives the program that started it.
 
 Started by `casa_hub.demo.processes` as a script (standard library only, so that it starts fast):
 
     python -I -S supervise.py SIGNAL GRACE SCRATCH COMMAND...
 
-Standard input is a pipe whose other end only the starter holds. When it closes, because the starter wants so or was
-killed in whatever way, the command gets SIGNAL, and GRACE seconds later everything still there is killed. The kernel's
-"parent death signal" alone would not do: it is cleared when a program changes its credentials (condor_master does), is
-tied to a thread, and doesn't reach grandchildren. Instead this process is the reaper of all orphans below it
-(PR_SET_CHILD_SUBREAPER): nobody can leave, not even with setsid and a double fork.
-In the end the directory SCRATCH goes ("" for none).
+Standard input is a pipe whose other end only the starter holds. It closes when the starter closes it, or is killed in
+any way. Then the command gets SIGNAL, and GRACE seconds later all its processes that still run are killed. At the end
+the directory SCRATCH is removed ("" for none).
+
+The kernel's "parent death signal" would not be enough: it is cleared when a program changes its user (condor_master
+does), is tied to a thread, and doesn't reach grandchildren. Instead this process is the reaper of all orphans below it
+(PR_SET_CHILD_SUBREAPER), so no process can escape, not even by setsid and a double fork.
 """
 
 import ctypes
@@ -23,18 +24,18 @@ from collections.abc import Iterator
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-#: Seconds to go on killing what does not die (a process in uninterruptible sleep, a set-user-id program).
+#: Seconds for which to go on killing processes that don't die (uninterruptible sleep, set-user-id programs).
 PATIENCE = 10.0
 
 
 def descendants() -> Iterator[int]:
-    """Every process below this one; from /proc/PID/stat, since not every kernel has /proc/PID/task/TID/children."""
+    """All processes below this one. By /proc/PID/stat: not every kernel has /proc/PID/task/TID/children."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib would double the time to start
         if name.isdecimal():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123 - likewise
-                    # The program's name, in parentheses, may hold anything; after it come state and parent.
+                    # State and parent follow the program's name, which is in parentheses and may hold any character.
                     parent = int(file.read().rpartition(b")")[2].split()[1])
             except (FileNotFoundError, ProcessLookupError):
                 continue
@@ -51,8 +52,8 @@ def start(command: list[str]) -> int:
     if pid:
         return pid
     try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # should this supervisor itself be killed
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and that would be inherited
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # in case this supervisor itself is killed
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and the command would inherit that
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.execvp(command[0], command)  # noqa: S606 - a shell is not wanted
     except OSError as error:
@@ -74,7 +75,7 @@ def kill_all() -> None:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
-            return  # no child left, so no descendant: orphans become children
+            return  # no child is left, so no descendant: orphans become our children
         time.sleep(0.005)
 
 
@@ -89,7 +90,7 @@ def main() -> int:
         signal.signal(number, lambda *_: None)
     child = start(command)
     status: int | None = None
-    deadline: float | None = None  # set once the command has been asked to end
+    deadline: float | None = None  # set when the command is asked to end
     while status is None and (deadline is None or time.monotonic() < deadline):
         inputs = [wake] if deadline else [wake, 0]
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())

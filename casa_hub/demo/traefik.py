@@ -1,4 +1,4 @@
-"""The real Traefik, which leads ``tls://<server>.dask.localhost:8786`` to the server's scheduler by SNI."""
+"""A real Traefik, which routes ``tls://<server>.dask.localhost:8786`` to the server's scheduler by SNI."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self
 from casa_hub.demo.packages import venv_program
 from casa_hub.demo.processes import Process, minimal_environment
 
-#: Ports that Dask's clients and workers expect.
+#: Ports to which Dask's clients and workers connect.
 DASK_PORT = 8786
 DASK_WORKER_PORT = 8788
 
@@ -29,11 +29,11 @@ class Traefik:
         web_port: int | None = None,
     ) -> None:
         """Args:
-        directory: for its log; made if need be.
-        address: this machine's, to be at.
-        routes: directory of the file provider, watched: one YAML file for each server; made if need be.
+        directory: for its log; made if it doesn't exist.
+        address: address of this machine at which it listens.
+        routes: directory of the file provider, with a YAML file for each server; made if it doesn't exist.
         provider: options of another provider.
-        environment: more variables, for the provider.
+        environment: variables for that provider.
         web_port: port of the entry point `web`; None for no such entry point.
         """
         self.address = address
@@ -71,7 +71,7 @@ class Traefik:
         """Start and wait until all entry points listen.
 
         Raises:
-            ProcessError: they don't.
+            ProcessError: they don't listen in time.
         """
         self._process.start()
         try:

@@ -1,13 +1,13 @@
-"""An XRootD origin and an XCache in front of it, which asks for macaroons on root://, http:// and https://.
+"""An XRootD origin and an XCache in front of it, which demands macaroons on root://, http:// and https://.
 
-What is configured and why was measured on XRootD 5.5.3, 5.8.1 and 6.2.0:
+Reasons for the configuration, measured on XRootD 5.5.3, 5.8.1 and 6.2.0:
 
-- no ``acc.authdb``: with one, versions before 6 let a token that failed fall through to it;
-- ``http.header2cgi``, or the Authorization header is not looked at;
-- ``readonly``, since a DELETE that a macaroon allows would reach the origin;
-- ``ztn``: the client sends $BEARER_TOKEN_FILE when it logs in; needs TLS, and to be told which library reads tokens;
-  ``unix`` after it lets a client log in that sends its token with each file instead (``?authz=Bearer%20...``);
-- XRootD listens on every interface whatever one says, so all addresses but loopback are turned away (``xrd.allow``).
+- no ``acc.authdb``: with one, versions before 6 would try it after a token has failed;
+- ``http.header2cgi``: without it the Authorization header is ignored;
+- ``readonly``: without it a DELETE that a macaroon allows would reach the origin;
+- ``ztn``: the client sends $BEARER_TOKEN_FILE when it logs in. It needs TLS and the name of the library that reads
+  tokens. ``unix`` after it is for clients that send their token with each file instead (``?authz=Bearer%20...``);
+- ``xrd.allow``: XRootD always listens on every interface, so all addresses but loopback are refused.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ pfc.prefetch 0
 
 
 def programs(suite: str = SUITE, progress: Progress = silent) -> Programs:
-    """XRootD's servers and clients: Debian's, or where those can't be unpacked what is installed here.
+    """XRootD's servers and clients: Debian's, or if they can't be unpacked, those installed on this machine.
 
     Raises:
-        Unavailable: neither.
+        Unavailable: there are neither.
     """
     try:
         return unpack(["xrootd-server", "xrootd-client"], suite=suite, progress=progress)
@@ -82,14 +82,14 @@ def programs(suite: str = SUITE, progress: Progress = silent) -> Programs:
 
 
 def make_key_file(path: Path) -> Path:
-    """Write a new macaroon secret as XRootD reads it: base64 in lines, the last one ended (else it is not read)."""
+    """Write a new macaroon secret in XRootD's format: lines of base64, also the last one with a newline."""
     path.touch(mode=0o600)
     path.write_bytes(base64.encodebytes(os.urandom(64)))
     return path
 
 
 class _Server:
-    """One xrootd; a context manager. It may be stopped and started again, at the same port."""
+    """One xrootd; a context manager. It can be stopped and started again, at the same port."""
 
     host = "localhost"
 
@@ -117,9 +117,9 @@ class _Server:
         """Start and wait until it serves.
 
         Raises:
-            ProcessError: it doesn't.
+            ProcessError: it doesn't serve in time.
         """
-        # The path of a socket in there must stay below 108 characters.
+        # A short path: XRootD makes sockets in it, whose paths must stay below 108 characters.
         scratch = Path(tempfile.mkdtemp(prefix="casa-xrootd-"))
         config = self.directory / "xrootd.cfg"
         config.write_text(self._template.format(scratch=scratch, data=self.data, port=self.port, **self._settings))
@@ -134,7 +134,7 @@ class _Server:
             self.name, command, log=self.log, env=minimal_environment(), cwd=self.directory, scratch=scratch
         ).start()
         try:
-            # Not the port: that is open before the configuration is read.
+            # By the log, not the port: the port is open before the configuration is read.
             pattern = re.compile(rf"^------ xrootd \S+:{self.port} initialization (completed|failed)", re.MULTILINE)
             outcome = self._process.wait_until("its log says so", lambda: pattern.search(read_log(self.log)))
         except BaseException:
@@ -157,7 +157,7 @@ class _Server:
 
 
 class XRootDOrigin(_Server):
-    """Where the files are: serves `data` (``store/...``, ``other/...``) to whoever is on this machine, read only."""
+    """The origin: serves `data` (``store/...``, ``other/...``) read-only to everybody on this machine."""
 
     def __init__(self, tree: Programs, directory: Path) -> None:
         super().__init__("XRootD origin", tree, directory, directory / "data", _COMMON)
@@ -170,7 +170,7 @@ class XRootDOrigin(_Server):
 
 
 class XCache(_Server):
-    """The cache. Who reads needs a macaroon made with the secret in `key_file` for the site `site`."""
+    """The cache. Reading needs a macaroon made with the secret in `key_file` for the site `site`."""
 
     def __init__(
         self,
@@ -184,13 +184,13 @@ class XCache(_Server):
         clients: Sequence[str] = (),
     ) -> None:
         """Args:
-        tree: see `programs`. Where it lacks the proxy plugins, the origin's files are served without a cache.
-        directory: a directory to make; nothing in it outlives the cache's use but its log.
+        tree: see `programs`. If it lacks the proxy plugins, the origin's files are served without a cache.
+        directory: is made; after the cache's end only its log is of use.
         origin: a running origin.
-        key_file: see `make_key_file`; copied, for as root the server runs as another user.
+        key_file: see `make_key_file`. It is copied, because a server started by root runs as another user.
         site: ``all.sitename``, the location of macaroons.
-        names: what else than localhost clients know it by.
-        clients: who else than this machine may connect: IPv4 addresses, of which one "*" may stand for a part.
+        names: more host names of the cache, besides localhost.
+        clients: IPv4 addresses that may connect, besides this machine's; "*" may stand for a part of an address.
         """
         self.site = site
         self.key_file = key_file
@@ -202,7 +202,7 @@ class XCache(_Server):
         copy.touch(mode=0o600)
         copy.write_bytes(key_file.read_bytes())
         data = directory / "cache" if self.caching else origin.data
-        # A pattern is compared with the text of an address, which is an IPv6 one to a server that listens on both.
+        # XRootD compares patterns with the text of an address, and a server that listens on both sees IPv6 addresses.
         allowed = "".join(f"xrd.allow host [::ffff:{client}]\n" for client in clients)
         template = _COMMON + allowed + _MACAROONS + (_CACHE if self.caching else "")
         super().__init__("XCache", tree, directory, data, template)
@@ -216,24 +216,24 @@ class XCache(_Server):
         }
 
     def url(self, path: str, scheme: str = "root") -> str:
-        """Address of a logical path (``/store/...``) as ``root``, ``http`` or ``https``."""
+        """URL of a logical path (``/store/...``) by ``root``, ``http`` or ``https``."""
         return f"{scheme}://{self.host}:{self.port}/{'/' if scheme.startswith('root') else ''}{path.lstrip('/')}"
 
     def cached(self, path: str) -> Path:
-        """The file that holds what is cached of a logical path; exists once something is."""
+        """The cache's file for a logical path; it exists after a first read."""
         return self.data / path.lstrip("/")
 
     @property
     def client_environment(self) -> dict[str, str]:
-        """What an XRootD client needs to trust this server's certificate."""
+        """Variables with which an XRootD client trusts this server's certificate."""
         return {"X509_CERT_DIR": str(self.tls.ca_directory)}
 
 
 def _servant() -> pwd.struct_passwd:
-    """The account that servers started by root change to."""
+    """The account to which a server started by root changes."""
     for name in ("xrootd", "nobody"):
         try:
             return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise Unavailable("XRootD", "neither user xrootd nor nobody exists, and it doesn't run as root", "Add one.")
+    raise Unavailable("XRootD", "refuses to run as root, and there is no user xrootd or nobody", "Add one.")

@@ -1,5 +1,12 @@
 """What an identity provider says, and whether it can be believed.
 
-In the order in which an answer walks: `providers` (what each provider looks like), `oidc` (ask it, believe what is
-signed), `verdicts` (pure: what a refusal means), `session` (what is kept of a log-in).
+In the order in which an answer is read:
+
+- `providers`: a preset for each kind of provider;
+- `oidc`: the requests to the provider and the verification of what it signed. Its parts: `transport` (one HTTP
+  request), `discovery` (the provider's metadata), `signatures` (its keys), `tokens` (an answer of its token endpoint);
+- `verdicts`: pure; what a refusal of the provider means for the person. `challenges` reads its ``WWW-Authenticate``;
+- `session`: what the hub stores of a log-in;
+- `logout`: the provider's messages that somebody logged out there;
+- `settings`: the checks of the operator's settings when the hub starts.
 """

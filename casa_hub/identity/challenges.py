@@ -1,4 +1,4 @@
-"""Pure: the error that a protected resource says in its ``WWW-Authenticate`` header (RFC 6750, 3; RFC 9110, 11.6.1)."""
+"""Pure: reads the error in a ``WWW-Authenticate`` header of a protected resource (RFC 6750, 3; RFC 9110, 11.6.1)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-#: A parameter ``name=value`` or ``name="value"``; else the name of a scheme, with or without a token68 behind it.
+#: A parameter ``name=value`` or ``name="value"``; or the name of a scheme, perhaps with a token68 behind it.
 _PART = re.compile(
     rf"""[\s,]*(?:
         (?P<name>{_WORD})\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>{_WORD}))(?=[\s,]|$)
@@ -17,9 +17,9 @@ _PART = re.compile(
 
 
 def bearer_error(challenges: Sequence[str]) -> tuple[str, str]:
-    """``error`` and ``error_description`` of the Bearer challenge; "" for what is missing.
+    """``error`` and ``error_description`` of the Bearer challenge; each "" if it is missing.
 
-    A header that can't be read says nothing from there on.
+    A header is read up to its first unreadable part.
 
     Args:
         challenges: the values of all ``WWW-Authenticate`` headers; one value may hold several challenges.

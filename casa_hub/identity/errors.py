@@ -1,4 +1,4 @@
-"""What goes wrong between this hub and an identity provider, with what it means for the person."""
+"""Errors between this hub and an identity provider, each with its verdict on the person."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from casa_hub.identity.verdicts import Answer, Verdict
 
 
 class OIDCError(CasaError):
-    """The identity provider's answer is no usable one; `answer` has the verdict and the reason."""
+    """The identity provider refused, or gave no usable answer; `answer` has the verdict and the reason for people."""
 
-    def __init__(self, thing: str, answer: Answer, remedy: str = "") -> None:
-        super().__init__(thing, answer.reason.rstrip("."), remedy)
+    def __init__(self, thing: str, answer: Answer, remedy: str = "", *, problem: str = "") -> None:
+        super().__init__(thing, problem or answer.reason.rstrip("."), remedy)
         self.answer = answer
 
 
@@ -18,8 +18,14 @@ class TokenError(OIDCError):
     """A token or userinfo that must not be believed: forged, foreign, expired or malformed."""
 
     def __init__(self, thing: str, problem: str) -> None:
-        super().__init__(thing, Answer(Verdict.CANT_SAY, problem))
+        super().__init__(thing, _unusable(thing, problem), problem=problem)
 
 
-def cant_say(thing: str, reason: str, remedy: str = "") -> OIDCError:
-    return OIDCError(thing, Answer(Verdict.CANT_SAY, reason), remedy)
+def cant_say(thing: str, problem: str, remedy: str = "") -> OIDCError:
+    """The error of a request without a usable answer, which says nothing about the person."""
+    return OIDCError(thing, _unusable(thing, problem), remedy, problem=problem)
+
+
+def _unusable(thing: str, problem: str) -> Answer:
+    # People read the reason on a page, without the error's thing before it.
+    return Answer(Verdict.CANT_SAY, f"The identity provider gave no usable answer ({thing}: {problem}).")

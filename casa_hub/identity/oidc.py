@@ -1,9 +1,8 @@
 """OpenID Connect towards one issuer: discovery, keys, token requests, userinfo.
 
-Everything that comes from the identity provider is checked here and in the pure modules beside it (`discovery`,
-`signatures`, `tokens`), once, and leaves as plain data. What can go wrong has one type, `OIDCError`, which carries the
-verdict: whether the provider said "no", wants a new log-in, or could not tell. No token, code or claim is ever part of
-a message.
+All data from the identity provider is checked once, here and in the pure modules `discovery`, `signatures` and
+`tokens`; callers get plain data. Each failure is an `OIDCError`, which carries the verdict: "no", "log in again" or
+"can't say". No message ever holds a token, code or claim.
 
 Sources: OpenID Connect Core 1.0 (sections 3.1.3.7, 5.3, 12.2), OpenID Connect Discovery 1.0, RFC 6749, RFC 7009,
 RFC 7636; RFC 9207 is not needed with one issuer per hub.
@@ -32,57 +31,57 @@ from casa_hub.identity.tokens import RefreshedTokenError, Tokens, read_answer, w
 from casa_hub.identity.transport import USERINFO_LIMIT, Client, Reply, Transport, split_url
 from casa_hub.identity.verdicts import of_token_answer, of_userinfo_answer
 
-#: Seconds that a discovery document and a key set are believed without asking again.
+#: Seconds for which a discovery document and a key set are used without asking again.
 METADATA_AGE = 3600.0
-#: Seconds until a discovery that failed is tried again, while an older document serves.
+#: Seconds between two tries of a failing discovery, while the older document is used.
 METADATA_RETRY = 60.0
-#: Seconds between two requests for keys that an unknown `kid` may cause: anybody can send unknown ones.
+#: Least seconds between two requests for keys because of an unknown `kid`: anybody can send tokens with unknown ones.
 KEYS_RETRY = 10.0
-#: Times that discovery is asked before the provider counts as away.
+#: Requests for the discovery document before the provider counts as unreachable.
 ATTEMPTS = 2
-#: Seconds that a refresh may take. A provider finishes a refresh whose client has hung up (INDIGO IAM does, measured):
-#: the old refresh token is dead then, and nobody has the new one. So this waits longer than any other request.
+#: Seconds that a refresh may take, more than any other request: INDIGO IAM finishes a refresh even if its client has
+#: hung up (measured). Then the old refresh token is dead, and nobody has the new one.
 REFRESH_PATIENCE = 30.0
 
 log = logging.getLogger(__name__)
 
 
 class Issuer:
-    """One identity provider: asks it, and believes only what is signed, fresh and meant for this hub."""
+    """One identity provider. Asks it, and believes only tokens that are signed, fresh and meant for this hub."""
 
     def __init__(self, client: Client, *, clock: Callable[[], float] = time.time) -> None:
         self.client = client
         self._clock = clock
         self._transport = Transport(client)
         self._metadata: Metadata | None = None
-        #: When the document is to be asked for again, by the clock.
+        #: When the document has to be asked for again, by the clock.
         self._metadata_until = -math.inf
         self._keys = KeySet()
         self._keys_at = -math.inf
         self._under_way: dict[str, asyncio.Task[None]] = {}
         for name, url in (("issuer", client.issuer), ("http_proxy", client.proxy)):
             if url and not split_url(url)[1]:
-                raise cant_say(f"CasaOAuthenticator.{name}", f"{url!r} is no URL", "Give one with a scheme and a host")
+                raise cant_say(f"CasaOAuthenticator.{name}", f"{url!r} is not a URL", "Give it with scheme and host.")
 
     @property
     def known(self) -> Metadata | None:
-        """What was discovered last, however old."""
+        """The last discovery document, however old; None before the first."""
         return self._metadata
 
     async def close(self) -> None:
         await self._transport.close()
 
     async def session(self) -> aiohttp.ClientSession:
-        """What carries the requests to the issuer."""
+        """The HTTP session of the requests to the issuer."""
         return await self._transport.session()
 
     # -- discovery and keys --------------------------------------------------------------------------------------
 
     async def metadata(self) -> Metadata:
-        """The issuer's discovery document, asked for once an hour; an old one serves while the issuer is away.
+        """The issuer's discovery document, at most an hour old; older if the issuer gave no usable one since.
 
         Raises:
-            OIDCError: nothing is known and the issuer can't be asked, or its document can't be used.
+            OIDCError: there is no older document, and the issuer can't be reached or its document can't be used.
         """
         if self._metadata is None or not 0 < self._metadata_until - self._clock() <= METADATA_AGE:
             try:
@@ -90,14 +89,14 @@ class Issuer:
             except OIDCError as error:
                 if self._metadata is None:
                     raise
-                log.warning("Going on with what was discovered earlier: %s", error)
+                log.warning("Discovery failed; the earlier discovery document is used: %s", error)
                 self._metadata_until = self._clock() + METADATA_RETRY
         assert self._metadata is not None  # noqa: S101 - for the type checker
         return self._metadata
 
     async def _once(self, what: str, ask: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Let all who want the same wait for one request, and share its failure too: queued up behind each other,
-        the tenth would wait for ten time-outs.
+        """Share one request between all callers that want the same, also its failure: if they asked one after the
+        other, the tenth would wait for ten time-outs.
         """
         task = self._under_way.get(what)
         if task is None:
@@ -112,7 +111,7 @@ class Issuer:
     async def _discover(self) -> Metadata:
         url = self.client.issuer.rstrip("/") + "/.well-known/openid-configuration"
         self._transport.check(url, "CasaOAuthenticator.issuer")
-        for attempt in range(1, ATTEMPTS + 1):  # one lost packet is no outage
+        for attempt in range(1, ATTEMPTS + 1):  # a lost packet is not an outage
             try:
                 status, document, _ = await self._transport.ask("GET", url)
             except OIDCError:
@@ -126,14 +125,14 @@ class Issuer:
                 return metadata
             if status < HTTPStatus.INTERNAL_SERVER_ERROR:
                 break
-        raise cant_say(url, f"discovery answered {status}", "Check CasaOAuthenticator.issuer")
+        raise cant_say(url, f"discovery answered {status}", "Check CasaOAuthenticator.issuer.")
 
     async def _key(self, header: Mapping[str, Any], thing: str) -> jwt.PyJWK:
-        """The issuer's key for a token's header; its keys are read again when the header names an unknown one."""
+        """The issuer's key for a token's header. If the header names an unknown key, the key set is read again."""
         kid, algorithm = header.get("kid"), header["alg"]
         age = self._clock() - self._keys_at
-        known = 0 <= age < METADATA_AGE  # not after the clock was put back
-        if not known or (age >= KEYS_RETRY and not self._keys.usable(kid, algorithm)):
+        fresh = 0 <= age < METADATA_AGE  # negative after the clock was put back
+        if not fresh or (age >= KEYS_RETRY and not self._keys.usable(kid, algorithm)):
             try:
                 await self._once("keys", self._load_keys)
             except OIDCError:
@@ -150,14 +149,14 @@ class Issuer:
         status, document, _ = await self._transport.ask("GET", url)
         entries = document.get("keys") if isinstance(document, dict) else None
         if status != HTTPStatus.OK or not isinstance(entries, list):
-            raise cant_say(url, f"no key set (status {status})", "Ask the provider's administrators")
+            raise cant_say(url, f"has no key set (status {status})", "Ask the provider's administrators.")
         self._keys, self._keys_at = KeySet(entries), self._clock()
 
     async def count_keys(self) -> int:
-        """How many published keys can verify a token of this issuer; read anew.
+        """Read the key set and count the keys that can verify a token of this issuer.
 
         Raises:
-            OIDCError: there is no key set.
+            OIDCError: the key set can't be read.
         """
         await self._once("keys", self._load_keys)
         return self._keys.count((await self.metadata()).algorithms)
@@ -182,18 +181,18 @@ class Issuer:
         if problem is not None:
             raise problem
         if not tokens.id_token:
-            raise TokenError("ID token", "the provider sent none; the client needs the scope openid")
+            raise TokenError("ID token", "is missing in the provider's answer; the client needs the scope openid")
         return await self._with_claims(tokens, nonce=nonce)
 
     async def refresh(self, refresh_token: str, *, sub: str) -> Tokens:
-        """New tokens for an old refresh token (RFC 6749, 6). An ID token may be absent and has no nonce (Core 12.2).
+        """New tokens for a refresh token (RFC 6749, 6). The ID token may be absent and has no nonce (Core 12.2).
 
-        A refresh token of the answer may be the only one that is alive, whatever else is wrong with the answer: whoever
-        loses it has lost the session.
+        The answer's refresh token may be the only one that is still valid, even if the rest of the answer is wrong. So
+        the caller must store it in any case, or the session is lost.
 
         Raises:
-            RefreshedTokenError: the answer must not be used, but what it holds must be stored.
-            OIDCError: there is no answer, or none with a token.
+            RefreshedTokenError: the answer must not be used, but its refresh token must be stored.
+            OIDCError: there is no answer, or it has no token.
         """
         tokens, problem = await self._grant(
             {"grant_type": "refresh_token", "refresh_token": refresh_token}, patience=REFRESH_PATIENCE
@@ -207,13 +206,13 @@ class Issuer:
         except OIDCError as error:
             raise RefreshedTokenError(tokens, error) from error
         except Exception as error:
-            cause = TokenError("ID token", f"it can't be verified ({type(error).__name__})")
+            cause = TokenError("ID token", f"can't be verified ({type(error).__name__})")
             raise RefreshedTokenError(tokens, cause) from error
 
     async def _grant(
         self, parameters: dict[str, str], *, patience: float | None = None
     ) -> tuple[Tokens, OIDCError | None]:
-        """What the token endpoint gave, and why it must not be used, if so. Nothing after its "200" raises here."""
+        """The tokens of the token endpoint, and the error if they must not be used. Never raises after a "200"."""
         metadata = await self.metadata()
         status, document, _ = await self._ask_as_client(metadata.token_endpoint, parameters, patience=patience)
         answer = document if status == HTTPStatus.OK and isinstance(document, dict) else {}
@@ -235,13 +234,13 @@ class Issuer:
         return await self._transport.ask("POST", url, headers=headers, data=parameters, patience=patience)
 
     async def revoke(self, refresh_token: str) -> bool:
-        """Let the provider end a refresh token, and with it what was made of it (RFC 7009).
+        """Let the provider revoke a refresh token, and with it the tokens that were made of it (RFC 7009).
 
         Returns:
-            False if the provider has no way to do that, now or ever: the token lives until it expires.
+            False if the provider offers no revocation: the token is valid until it expires.
 
         Raises:
-            OIDCError: nobody knows whether it is ended; worth another try.
+            OIDCError: the token may still be valid; try again.
         """
         url = (await self.metadata()).revocation_endpoint
         if not url:
@@ -252,12 +251,12 @@ class Issuer:
         error = document.get("error") if isinstance(document, dict) else None
         if status == HTTPStatus.BAD_REQUEST and error == "unsupported_token_type":
             return False
-        # An unknown token is a success (2.2); where it is called an error, it is no less dead.
+        # An unknown token counts as revoked (2.2). Some providers answer it with an error, but it is dead as well.
         if status == HTTPStatus.OK or (
             status == HTTPStatus.BAD_REQUEST and error in ("invalid_token", "invalid_grant")
         ):
             return True
-        # Why, in the provider's words without what may be a token; but of the person it says nothing here.
+        # Only the reason is used, in the provider's words: a verdict on the person would be meaningless here.
         reason = of_token_answer(status, document).reason
         raise cant_say(url, f"a refresh token could not be revoked (HTTP {status}). {reason}".rstrip("."))
 
@@ -277,15 +276,15 @@ class Issuer:
         if isinstance(document, str):
             document = await self.verified(document, "signed userinfo", require=["sub"])
         if not isinstance(document, dict) or not document:
-            raise cant_say(url, "userinfo is not a JSON object", "Ask the provider's administrators")
+            raise cant_say(url, "userinfo is not a JSON object", "Ask the provider's administrators.")
         if document.get("sub") != sub:
-            raise TokenError("userinfo", "it is for another subject than the ID token")
+            raise TokenError("userinfo", "is for another subject than the ID token")
         return document
 
-    # -- believing -----------------------------------------------------------------------------------------------
+    # -- verification --------------------------------------------------------------------------------------------
 
     async def _with_claims(self, tokens: Tokens, *, nonce: str | None, sub: str | None = None) -> Tokens:
-        """The tokens with the verified claims of their ID token; where given, nonce and subject must be these."""
+        """The tokens with the verified claims of their ID token, which must have this nonce and subject, if given."""
         claims = await self.verified(tokens.id_token, "ID token", require=["iss", "sub", "aud", "exp", "iat"])
         return with_claims(tokens, claims, nonce=nonce, sub=sub)
 

@@ -1,8 +1,8 @@
-"""What each identity provider looks like: where it is, what to ask it for, where it says the groups.
+"""A preset for each kind of identity provider: its issuer, the scopes to ask for, the claims to read.
 
-Every end point comes from OpenID Connect discovery, so an issuer is all the address there is. Sources: INDIGO IAM's
-code (claims and scopes by profile), the WLCG Common JWT Profile (``wlcg.groups``), CILogon's OIDC page, Keycloak's
-mappers. docs/identity-providers.md has the table for operators.
+All endpoints come from OpenID Connect discovery, so the issuer is the only address. Sources: INDIGO IAM's code (claims
+and scopes by profile), the WLCG Common JWT Profile (``wlcg.groups``), CILogon's OIDC page, Keycloak's mappers.
+docs/identity-providers.md has the table for operators.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 
 class GroupSyntax(StrEnum):
-    """How the strings of a group claim are to be read."""
+    """How to read the strings of a group claim."""
 
     #: Paths with or without the leading slash: ``/cms/uscms``, ``cms/uscms``.
     PATHS = "paths"
@@ -28,24 +28,24 @@ class GroupSyntax(StrEnum):
 class Provider:
     """One preset. Each field but the name and the title can be overridden by the operator."""
 
-    #: What the operator writes: ``CasaOAuthenticator.provider``.
+    #: Value of ``CasaOAuthenticator.provider``.
     name: str
     #: For the log-in button.
     title: str
-    #: Exactly as the discovery document says it, last slash included; "" where the operator must say it.
+    #: Exactly as in the discovery document, including a last slash; "" if the operator must set it.
     issuer: str
-    #: Asked for at log in, in this order.
+    #: Requested at the log-in, in this order.
     scopes: tuple[str, ...]
     #: The claim that becomes the JupyterHub user name.
     username_claim: str
-    #: The one claim that groups are read from, never a union: whoever can write to one of several could let people in.
-    #: A dot means nesting (``realm_access.roles``) unless a claim has just that name (``wlcg.groups``).
+    #: The one claim with the groups. Never a union of claims: whoever can write one of them could let people in.
+    #: A dot means nesting (``realm_access.roles``), unless a claim has exactly that name (``wlcg.groups``).
     groups_claim: str
     group_syntax: GroupSyntax
-    #: Whether userinfo shows a lost group with an *old* access token. False: the groups are frozen in the token, and a
-    #: re-check is a refresh grant first, then userinfo with the new token.
+    #: Whether userinfo shows a lost group even with an *old* access token. If False, the token freezes the groups:
+    #: a re-check first refreshes the token, then asks userinfo with the new one.
     groups_live_in_userinfo: bool
-    #: Whether many institutions stand behind it, so that the operator must list those that may log in.
+    #: Whether it speaks for many institutions, so that the operator must list those whose members may log in.
     needs_allowed_idps: bool
 
 
@@ -56,9 +56,9 @@ _IAM_SCOPES = ("openid", "profile", "email", "offline_access", "wlcg.groups")
 def _iam(name: str, title: str, issuer: str) -> Provider:
     """An INDIGO IAM whose client is registered with the ``wlcg`` profile.
 
-    `wlcg.groups` rather than the `groups` of IAM's own profile: storage wants the WLCG profile of the token that the
-    same log in gives to the user, and one client has one profile; and the claim hangs on a scope of its own, which
-    tells a client that isn't given it from a person without groups.
+    `wlcg.groups` rather than `groups` of IAM's own profile, for two reasons. The log-in also gives the user an access
+    token, which storage wants in the WLCG profile, and a client has only one profile. And the claim needs a scope of
+    the same name, so that a client without the claim can be told from a person without groups.
     """
     return Provider(
         name=name,
@@ -84,12 +84,12 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 name="cilogon",
                 title="CILogon",
                 issuer="https://cilogon.org",
-                # No offline_access: CILogon gives refresh tokens to the clients that are registered for them.
+                # No offline_access: at CILogon the client's registration decides about refresh tokens.
                 scopes=("openid", "profile", "email", "org.cilogon.userinfo"),
                 username_claim="eppn",
                 groups_claim="isMemberOf",
                 group_syntax=GroupSyntax.NAMES,
-                groups_live_in_userinfo=False,  # up to the client's registration
+                groups_live_in_userinfo=False,  # depends on the client's registration
                 needs_allowed_idps=True,
             ),
             Provider(
@@ -109,7 +109,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 title="OpenID Connect",
                 issuer="",
                 scopes=("openid", "profile", "email", "offline_access"),
-                # The only claim that every issuer must keep unique and never give to another person (OIDC Core 2, 5.7).
+                # The only claim that no issuer may ever give to a second person (OIDC Core 2, 5.7).
                 username_claim="sub",
                 groups_claim="groups",
                 group_syntax=GroupSyntax.PATHS,
@@ -122,7 +122,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
 
 
 def group_syntax_for(groups_claim: str) -> GroupSyntax:
-    """How to read a claim that the operator chose in place of the preset's."""
+    """How to read a groups claim that the operator set instead of the preset's."""
     if groups_claim in {"eduperson_entitlement", "entitlements"}:
         return GroupSyntax.ENTITLEMENTS
     # Keycloak: realm_access.roles, resource_access.<client>.roles, or either mapped to plain `roles`.

@@ -1,4 +1,4 @@
-"""What is kept of a log-in: the content of JupyterHub's (encrypted) auth state, and nowhere else."""
+"""What the hub stores of a log-in. It is stored only in JupyterHub's auth state, which is encrypted."""
 
 from __future__ import annotations
 
@@ -15,55 +15,54 @@ from casa_hub.identity.tokens import Tokens
 #: Raised when the meaning of the section "casa" in the auth state changes.
 VERSION = 1
 
-#: So many earlier browser sessions of a user are remembered: more than anybody has browsers.
+#: Most earlier browser sessions of a user that are remembered: more than anybody has browsers.
 _EARLIER_SIDS = 8
-#: Keys of the auth state that this module writes; all others are a site's.
+#: Keys of the auth state that this module writes. All others are the site's own.
 _OURS = frozenset({"access_token", "refresh_token", "scope", "oauth_user", "casa"})
 
-#: Seconds before the end of a sign-in at which its person is told, at most; a tenth of its life if that is less.
+#: A person is warned so many seconds before the sign-in ends, or a tenth of its life before, whichever is less.
 _WARNING = 86400.0
-#: Seconds by which two tellings of one end may differ: providers round.
+#: Two times that differ by less seconds are the same end: providers round.
 _SAME_END = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One log-in of one user, and the newest tokens that came of it."""
+    """One log-in of one user, and its newest tokens."""
 
     #: Random id of the log-in: tokens of an earlier log-in never overwrite those of a later one.
     id: str
     issuer: str
     sub: str
     access_token: str = field(repr=False)
-    #: "" where the provider gives none.
+    #: "" if the provider gives none.
     refresh_token: str = field(repr=False)
     #: Epoch seconds; None if the provider did not say.
     expires_at: float | None
-    #: Epoch seconds at which the tokens were given.
+    #: When the tokens were obtained, epoch seconds.
     obtained_at: float
     #: Granted scopes; None if the provider did not say.
     scope: frozenset[str] | None
-    #: Epoch seconds of the provider's last "yes, a member".
+    #: When the provider last confirmed the membership, epoch seconds.
     last_yes: float
     #: The provider's last userinfo.
     claims: Mapping[str, Any] = field(repr=False)
-    #: The provider's id of the browser session that it came from (Back-Channel Logout 1.0, 2.1); "" if it said none.
+    #: The provider's id of the browser session (Back-Channel Logout 1.0, 2.1); "" if it didn't name one.
     sid: str = ""
-    #: Why a later log-in of the same person was refused, "" if none was: what is known of this one by its age only
-    #: counts no more.
+    #: Why a later log-in of the same person was refused; "" if none was. With a reason, this log-in no longer counts
+    #: merely because it is young enough.
     refused: str = ""
-    #: When the refresh token ends, epoch seconds; None where nobody says, or it has no end.
+    #: When the refresh token expires, epoch seconds; None if it doesn't, or if nobody says.
     refresh_expires_at: float | None = None
-    #: Epoch seconds at which the provider first told just that end.
+    #: When the provider first told this expiry, epoch seconds.
     refresh_told_at: float = 0.0
-    #: Groups that the site's `post_auth_hook` added at the log-in: they stay as long as this log-in does.
+    #: Groups that the site's `post_auth_hook` added at the log-in. They stay as long as this log-in does.
     added_groups: tuple[str, ...] = ()
-    #: What else the auth state holds: a site's own, which is written back as it was read.
+    #: The site's own entries of the auth state, which are written back as they were read.
     others: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    #: Epoch seconds since when the provider refuses the refresh token although its end has not come; 0 if it doesn't.
+    #: Since when the provider refuses the refresh token before its expiry, epoch seconds; 0 if it doesn't refuse it.
     revoked_at: float = 0.0
-    #: Provider's ids of browser sessions from which the same person logged in before, the newest first: JupyterHub's
-    #: cookies of those browsers are still good.
+    #: `sid` of the same person's earlier log-ins, the newest first: JupyterHub's cookies in those browsers still work.
     earlier_sids: tuple[str, ...] = ()
 
     @classmethod
@@ -85,18 +84,18 @@ class Session:
         )
 
     def after(self, earlier: Session | None) -> Session:
-        """This log-in, which also remembers the browser sessions of the stored one before it."""
+        """This log-in with the browser sessions of the same person's log-in before it."""
         if earlier is None or (earlier.issuer, earlier.sub) != (self.issuer, self.sub):
             return self
         sids = dict.fromkeys((earlier.sid, *earlier.earlier_sids))
         return replace(self, earlier_sids=tuple(sid for sid in sids if sid not in ("", self.sid))[:_EARLIER_SIDS])
 
     def refreshed(self, tokens: Tokens) -> Session:
-        """The same log-in with newer tokens; an answer without refresh token or scope keeps the old one."""
+        """The same log-in with newer tokens. If the answer has no refresh token or no scope, the old one stays."""
         end, told_at = self.refresh_expires_at, self.refresh_told_at
         if tokens.refresh_token:
             before, end = end, tokens.refresh_expires_at
-            # The end of a session that each refresh prolongs moves on; one that stays where it is was told before.
+            # If each refresh prolongs the session, its end moves on. An end that doesn't move was told before.
             if before is None or end is None or abs(end - before) > _SAME_END:
                 told_at = tokens.obtained_at
         return replace(
@@ -113,27 +112,27 @@ class Session:
 
     @property
     def warn_at(self) -> float:
-        """When to tell the person that the sign-in is about to run out, epoch seconds; infinite if it has no end."""
+        """When to warn the person that the sign-in is about to end, epoch seconds; infinite if it has no end."""
         if not self.refresh_token or self.refresh_expires_at is None:
             return math.inf
         return self.refresh_expires_at - min(_WARNING, (self.refresh_expires_at - self.refresh_told_at) / 10)
 
     def outlived(self, now: float, leeway: float) -> bool:
-        """Whether the refresh token's known end has come; `leeway`: seconds that the provider's clock may differ."""
+        """Whether the refresh token has expired; `leeway`: seconds that the provider's clock may differ."""
         end = self.refresh_expires_at
         return end is not None and now >= end - min(leeway, (end - self.refresh_told_at) / 10)
 
     @property
     def due_at(self) -> float | None:
-        """When two thirds of the access token's life are gone, epoch seconds; None if its life isn't known."""
+        """When two thirds of the access token's life are over, epoch seconds; None if its life is unknown."""
         return None if self.expires_at is None else self.obtained_at + (self.expires_at - self.obtained_at) * 2 / 3
 
     def due(self, now: float) -> bool:
-        """Whether two thirds of the access token's life are gone; always, if its life isn't known."""
+        """Whether two thirds of the access token's life are over; always, if its life is unknown."""
         return self.due_at is None or now >= self.due_at
 
     def to_auth_state(self) -> dict[str, Any]:
-        """The names on the top are those of oauthenticator, for hooks that a site already has."""
+        """The content of the auth state. The top-level names are oauthenticator's, which hooks of sites use."""
         return {
             **self.others,
             "access_token": self.access_token,
@@ -161,7 +160,10 @@ class Session:
 
     @classmethod
     def from_auth_state(cls, state: Mapping[str, Any] | None) -> Session | None:
-        """None where there is none that this version understands: lost crypt key, another authenticator before."""
+        """The stored log-in; None if there is none, or none that this version can read.
+
+        That is so after another authenticator, or if the crypt key was lost.
+        """
         try:
             casa = state["casa"]  # type: ignore[index]
             if casa["version"] != VERSION:
@@ -190,5 +192,6 @@ class Session:
             return None
 
     def bearer(self) -> AccessToken:
+        """The access token, for minters."""
         expires_at = None if self.expires_at is None else datetime.fromtimestamp(self.expires_at, UTC)
         return AccessToken(self.access_token, expires_at, self.issuer)

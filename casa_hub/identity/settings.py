@@ -1,4 +1,4 @@
-"""The operator's settings of the log-in: what can't work, or would let the wrong people in, is refused at the start."""
+"""Checks of the log-in's settings when the hub starts: settings that can't work, or let the wrong people in, end it."""
 
 from __future__ import annotations
 
@@ -16,68 +16,69 @@ from casa_hub.loopback import is_loopback
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
 
-#: Traits of the base classes that mean nothing here, and what to use. Ignoring them in silence could let people in.
+#: Traits of the base classes that have no effect here, and what to do instead. Silently ignored, they could let people
+#: in.
 SUPERSEDED = {
-    "authorize_url": "found by discovery; set issuer",
-    "token_url": "found by discovery; set issuer",
-    "userdata_url": "found by discovery; set issuer",
-    "userdata_params": "no provider of this class needs it",
-    "userdata_token_method": "the token always goes in the header",
-    "userdata_from_id_token": "groups always come from userinfo",
-    "token_params": "no provider of this class needs it",
-    "extra_params": "no provider of this class needs it",
-    "claim_groups_key": "set groups_claim",
-    "auth_state_groups_key": "set groups_claim",
-    "allowed_scopes": "set allowed_groups",
-    "http_request_kwargs": "set ca_file or http_proxy",
-    "validate_server_cert": "set ca_file",
-    "tls_verify": "set ca_file",
-    "username_key": "set username_claim",
-    "refresh_user_hook": "a membership re-check can't be replaced; see Keeper",
-    "modify_auth_state_hook": "use post_auth_hook",
-    "auth_refresh_age": "set Keeper.recheck_interval",
+    "authorize_url": "Set issuer: the address is found by discovery.",
+    "token_url": "Set issuer: the address is found by discovery.",
+    "userdata_url": "Set issuer: the address is found by discovery.",
+    "userdata_params": "Remove it: no provider of this class needs it.",
+    "userdata_token_method": "Remove it: the token always goes into the header.",
+    "userdata_from_id_token": "Remove it: groups always come from userinfo.",
+    "token_params": "Remove it: no provider of this class needs it.",
+    "extra_params": "Remove it: no provider of this class needs it.",
+    "claim_groups_key": "Set groups_claim.",
+    "auth_state_groups_key": "Set groups_claim.",
+    "allowed_scopes": "Set allowed_groups.",
+    "http_request_kwargs": "Set ca_file or http_proxy.",
+    "validate_server_cert": "Set ca_file.",
+    "tls_verify": "Set ca_file.",
+    "username_key": "Set username_claim.",
+    "refresh_user_hook": "Remove it: nothing may replace the membership re-check. See the section Keeper.",
+    "modify_auth_state_hook": "Use post_auth_hook.",
+    "auth_refresh_age": "Set Keeper.recheck_interval.",
 }
 
-#: Traits of the base classes that are always on, and why; saying so is harmless.
+#: Traits of the base classes that are always on, and why. The operator may set them to True.
 ALWAYS_ON = {
-    "enable_pkce": "a stolen code is worth nothing with it",
-    "enable_auth_state": "a membership can't be re-checked without",
-    "manage_groups": "groups come from the identity provider",
-    "auth_refresh_strict": "who is no member has no access by API tokens either",
+    "enable_pkce": "Without it a stolen code can be used.",
+    "enable_auth_state": "Without it a membership can't be re-checked.",
+    "manage_groups": "Groups come from the identity provider.",
+    "auth_refresh_strict": "Without it API tokens would work for people who are no longer members.",
 }
 
 
 def check_settings(authenticator: CasaOAuthenticator) -> None:
-    """Refuse what can't work or would let the wrong people in.
+    """Refuse settings that can't work or would let the wrong people in.
 
     Raises:
-        ConfigurationError: naming trait and remedy.
+        ConfigurationError: with the trait and the remedy.
     """
     section = type(authenticator).__name__
     preset = authenticator.preset
     for name in ("issuer", "client_id", "client_secret", "groups_claim"):
         if not getattr(authenticator, name):
-            raise ConfigurationError(f"{section}.{name}", "it is not set", f"{preset.title} needs it")
+            raise ConfigurationError(f"{section}.{name}", "is not set", f"{preset.title} needs it.")
     address = urlsplit(authenticator.issuer)
     if address.scheme == "http" and not (authenticator.allow_insecure_issuer or is_loopback(address.hostname or "")):
         raise ConfigurationError(
             f"{section}.issuer",
-            f"{authenticator.issuer!r} is not https: anybody on the way could log in as anybody",
-            "Give the https address; plain http is for loopback, else for test clusters with allow_insecure_issuer",
+            f"{authenticator.issuer!r} is not https: anybody on the network path could log in as anybody",
+            "Give the https address. Plain http is for loopback, and for test clusters with allow_insecure_issuer.",
         )
     if preset.needs_allowed_idps and not authenticator.allowed_idps:
         raise ConfigurationError(
             f"{section}.allowed_idps",
-            "it is not set",
-            "Name the home institutions that may log in: any other could assert anybody's name",
+            "is not set",
+            "Name the home institutions whose members may log in: any other could assert anybody's name.",
         )
     _check_entity_ids(f"{section}.allowed_idps", authenticator.allowed_idps)
-    authenticator.policy()  # refuses groups that can match nothing, and entitlements of nobody in particular
+    authenticator.policy()  # raises for groups that can match nobody, and for entitlements without an authority
     if not CryptKeeper.instance(parent=authenticator.parent).keys:
         raise ConfigurationError(
             "CryptKeeper.keys",
             "there is no key to encrypt the stored tokens with",
-            "Set JUPYTERHUB_CRYPT_KEY to the output of openssl rand -hex 32; a command needs the running hub's",
+            "Set JUPYTERHUB_CRYPT_KEY to the output of openssl rand -hex 32. A command needs the running hub's key.",
         )
     if not (
         authenticator.allowed_groups
@@ -90,8 +91,8 @@ def check_settings(authenticator: CasaOAuthenticator) -> None:
         authenticator.log.warning("%s: nobody is allowed to log in; set allowed_groups", section)
     if "offline_access" in set(preset.scopes) - set(authenticator.scope):
         authenticator.log.warning(
-            "%s.scope is without offline_access, so %s may give no refresh token that lasts: a log-in then counts "
-            "for %g s (Keeper.membership_max_age), and who doesn't log in anew loses the servers",
+            "%s.scope is without offline_access, so %s may give no lasting refresh token: then a log-in counts for "
+            "%g s (Keeper.membership_max_age), and whoever doesn't log in again by then loses the servers",
             section,
             preset.title,
             authenticator.keeper.membership_max_age,
@@ -102,7 +103,7 @@ def check_settings(authenticator: CasaOAuthenticator) -> None:
         and (authenticator.allow_all or authenticator.allowed_users)
     ):
         authenticator.log.warning(
-            "%s.blocked_groups: who is let in without any group isn't stopped by it if the provider leaves the "
+            "%s.blocked_groups doesn't stop people who need no group to log in, if the provider leaves the groups "
             "claim out; set required_groups, too",
             section,
         )
@@ -110,17 +111,17 @@ def check_settings(authenticator: CasaOAuthenticator) -> None:
 
 def _check_entity_ids(thing: str, idps: list[str]) -> None:
     for idp in idps:
-        # SAML entity IDs are URIs (SAML Core 8.3.6); anything else is no institution's.
+        # SAML entity IDs are URIs (SAML Core 8.3.6).
         if not re.fullmatch(r"(https?://|urn:)\S+", idp):
             raise ConfigurationError(
                 thing,
-                f"{idp!r} is not an entity ID, so nobody can log in by it",
-                "An entity ID is an https address or begins with urn:, as CILogon's list of institutions shows it",
+                f"{idp!r} is not an entity ID, so it lets nobody in",
+                "Copy the entity ID from CILogon's list of institutions: an https address, or a text after urn:.",
             )
 
 
 def advice(authenticator: CasaOAuthenticator, base_url: str) -> Iterator[Problem]:
-    """What is likely to be a mistake, though the hub can start with it.
+    """Settings that the hub can start with, but that are probably mistakes.
 
     Args:
         authenticator: with its settings checked by `check_settings`.
@@ -132,7 +133,7 @@ def advice(authenticator: CasaOAuthenticator, base_url: str) -> Iterator[Problem
         for written in sorted(names):
             name = authenticator.normalize_username(written.strip())
             if not name or not authenticator.validate_username(name):
-                problem = f"{written!r} can match nobody: it is not a user name that this hub takes"
+                problem = f"{written!r} can match nobody: this hub doesn't accept such a user name"
                 yield Problem(Severity.ERROR, f"{section}.{trait}", problem, "Correct it, or remove it.")
             elif name != written:
                 problem = f"{written!r} is read as {name!r}, the form in which this hub knows user names"
@@ -143,14 +144,14 @@ def _about_callback(thing: str, url: str, base_url: str) -> Iterator[Problem]:
     path = f"{base_url.rstrip('/')}/hub/oauth_callback"
     example = f"Set it to https://<the hub's host>{path}, as it is registered with the provider."
     if not url:
-        problem = "is not set, so it is guessed from each request: behind a proxy it may be another one"
+        problem = "is not set, so it is guessed from each request, and behind a proxy the guess may be wrong"
         yield Problem(Severity.WARNING, thing, problem, example)
         return
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         yield Problem(Severity.ERROR, thing, f"{url!r} has no scheme and host", example)
     elif parts.path == f"{path}/":
-        problem = f"{url!r} ends in a slash, and nothing of this hub answers there"
+        problem = f"{url!r} ends in a slash, and this hub doesn't answer there"
         yield Problem(Severity.ERROR, thing, problem, "Remove the slash, here and at the provider.")
     elif parts.path != path:
         problem = f"{url!r} does not lead to this hub, whose JupyterHub.base_url is {base_url!r}"
@@ -158,10 +159,16 @@ def _about_callback(thing: str, url: str, base_url: str) -> Iterator[Problem]:
 
 
 def refuse_superseded(cls: type[CasaOAuthenticator], config: Config) -> None:
-    """Refuse settings of the base classes that would be ignored in silence; else ConfigurationError."""
+    """Refuse settings of the base classes that would be ignored silently.
+
+    Raises:
+        ConfigurationError: with the setting and what to do instead.
+    """
     for base in cls.__mro__:
         for name, value in config.get(base.__name__, {}).items():
             if name in SUPERSEDED:
-                raise ConfigurationError(f"{base.__name__}.{name}", "it has no effect here", SUPERSEDED[name])
+                raise ConfigurationError(f"{base.__name__}.{name}", "has no effect here", SUPERSEDED[name])
             if name in ALWAYS_ON and value is not True:
-                raise ConfigurationError(f"{base.__name__}.{name}", "it is always on here", ALWAYS_ON[name])
+                raise ConfigurationError(
+                    f"{base.__name__}.{name}", "is always on here", f"{ALWAYS_ON[name]} Remove it."
+                )

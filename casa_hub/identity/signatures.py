@@ -1,4 +1,4 @@
-"""Pure: an issuer's published keys, and what makes a token of it believable.
+"""Pure: an issuer's published keys, and the verification of tokens with them.
 
 Sources: OpenID Connect Core 1.0 (3.1.3.6, 3.1.3.7), RFC 7515, RFC 7517, RFC 8725 (algorithms).
 """
@@ -14,10 +14,10 @@ import jwt
 
 from casa_hub.identity.errors import TokenError
 
-#: Signature algorithms that are believed: asymmetric ones only. With "none" anybody could write tokens, and with
-#: HMAC anybody who knows the (public) key (RFC 8725, section 3.1).
+#: Accepted signature algorithms: asymmetric ones only. With "none" anybody could make tokens, and with HMAC anybody who
+#: knows the public key (RFC 8725, section 3.1).
 ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
-#: Keys of a key set that are looked at; real sets have a handful, and each costs some time on the hub's event loop.
+#: Most keys that are read of a key set. Real sets have a handful, and each key costs time on the hub's event loop.
 KEYS_LIMIT = 100
 
 _FAMILIES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
@@ -25,16 +25,16 @@ _CURVES = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521"}
 
 
 class KeySet:
-    """The keys of a JWK set (RFC 7517, 5) that can verify signatures; empty without a document.
+    """The keys of a JWK set (RFC 7517, 5) that can verify signatures. Unusable keys are skipped.
 
     Args:
-        entries: `keys` of the document. One odd key must not hide the others.
+        entries: `keys` of the document; None for an empty set.
     """
 
     def __init__(self, entries: list[Any] | None = None) -> None:
         self._keys: dict[str | None, list[jwt.PyJWK]] = {}
         for entry in (entries or [])[:KEYS_LIMIT]:
-            # Symmetric keys have no place in a published set.
+            # A symmetric key doesn't belong into a published set.
             if not isinstance(entry, dict) or entry.get("kty") == "oct" or entry.get("use", "sig") != "sig":
                 continue
             kid = entry.get("kid")
@@ -42,16 +42,16 @@ class KeySet:
                 continue
             try:
                 key = jwt.PyJWK(entry)
-            except Exception:  # noqa: BLE001, S112 - whatever the libraries make of an odd key
+            except Exception:  # noqa: BLE001, S112 - the libraries raise anything for an odd key
                 continue
             self._keys.setdefault(kid, []).append(key)
 
     def usable(self, kid: str | None, algorithm: object) -> list[jwt.PyJWK]:
-        """The keys for a token's header: those of its `kid`, all where it names none, that fit the algorithm."""
+        """The keys that fit a token's header: of its `kid`, if it has one, and for its algorithm."""
         return [key for key in (self._all() if kid is None else self._keys.get(kid, [])) if _fits(key, algorithm)]
 
     def count(self, algorithms: Collection[str]) -> int:
-        """How many of them fit one of these algorithms."""
+        """How many keys fit one of these algorithms."""
         return sum(any(_fits(key, algorithm) for algorithm in algorithms) for key in self._all())
 
     def _all(self) -> list[jwt.PyJWK]:
@@ -59,15 +59,19 @@ class KeySet:
 
 
 def read_header(token: str, thing: str, algorithms: Collection[str]) -> dict[str, Any]:
-    """Header of a token whose algorithm is one of these and whose `kid`, if any, is text; else TokenError."""
-    # Not only PyJWT's own errors: it leaves some oddities of JSON to Python, an infinite "exp" say.
+    """The header of a token, with one of these algorithms and a `kid` that is text or missing.
+
+    Raises:
+        TokenError: it is not such a header.
+    """
+    # Not only PyJWT's own errors: some oddities of JSON, such as an infinite "exp", raise Python's.
     try:
         header = jwt.get_unverified_header(token)
     except Exception as error:
-        raise TokenError(thing, "it is not a signed JWT") from error
+        raise TokenError(thing, "is not a signed JWT") from error
     algorithm = header.get("alg")
     if not isinstance(algorithm, str) or algorithm not in algorithms:
-        raise TokenError(thing, f"its algorithm {str(algorithm)[:40]!r} is not one that is believed")
+        raise TokenError(thing, f"its algorithm {str(algorithm)[:40]!r} is not one that is accepted")
     if header.get("kid") is not None and not isinstance(header["kid"], str):
         raise TokenError(thing, "its header's kid is not a string")
     return header
@@ -84,17 +88,18 @@ def read_claims(
     leeway: float,
     require: list[str],
 ) -> dict[str, Any]:
-    """Claims of a token of this issuer for this client (Core 3.1.3.7).
+    """Verify a token of this issuer for this client and return its claims (Core 3.1.3.7).
 
-    `iss` and `aud` may be left out where they aren't required (signed userinfo); if they are there they must be right.
+    Signed userinfo may lack `iss` and `aud`, so they need not be in `require`; but if the token has them, they must be
+    right.
 
     Raises:
-        TokenError: forged, foreign, expired, or a claim that is required is missing.
+        TokenError: the token is forged, foreign or expired, or lacks a required claim.
     """
     try:
         claims: dict[str, Any] = jwt.decode(
             token,
-            # The bare key: a PyJWK holds PyJWT's guess of the algorithm, and an RSA key may serve for six.
+            # The bare key: a PyJWK holds PyJWT's guess of one algorithm, but an RSA key serves for six.
             key.key,
             algorithms=[algorithm],
             audience=client_id if "aud" in require else None,
@@ -103,22 +108,21 @@ def read_claims(
             options={"require": require, "verify_aud": "aud" in require, "verify_sub": False},
         )
     except jwt.PyJWTError as error:
-        # PyJWT's texts name the claim; the value of none of them is in there but the audience's, which is public.
         raise TokenError(thing, _problem(error)) from error
     except Exception as error:
-        raise TokenError(thing, f"it can't be verified ({type(error).__name__})") from error
+        raise TokenError(thing, f"can't be verified ({type(error).__name__})") from error
     audience = claims.get("aud", client_id)
     audiences = audience if isinstance(audience, list) else [audience]
     if client_id not in audiences or claims.get("iss", issuer) != issuer:
-        raise TokenError(thing, "it is for another client or from another issuer")
-    # Several audiences need the authorized party to be named, and whenever it is named it is us.
+        raise TokenError(thing, "is for another client or from another issuer")
+    # A token for several audiences must name the authorized party; and if it is named, it must be this client.
     if claims.get("azp", None if len(audiences) > 1 else client_id) != client_id:
         raise TokenError(thing, "its authorized party (azp) is another client")
     return claims
 
 
 def at_hash(access_token: str, algorithm: str) -> str | None:
-    """Left half of the token's hash (Core 3.1.3.6); None for EdDSA, whose hash isn't settled between curves."""
+    """Left half of the access token's hash (Core 3.1.3.6); None for EdDSA, for which the hash is not defined."""
     if not algorithm[2:].isdigit():
         return None
     digest = hashlib.new(f"sha{algorithm[2:]}", access_token.encode()).digest()
@@ -126,21 +130,21 @@ def at_hash(access_token: str, algorithm: str) -> str | None:
 
 
 def _fits(key: jwt.PyJWK, algorithm: object) -> bool:
-    """Whether a key may verify this algorithm: its own `alg` where it has one, else its family and curve."""
+    """Whether a key can verify this algorithm: by its family and curve, and by its `alg` if it has one."""
     if not isinstance(algorithm, str) or key.key_type != _FAMILIES.get(algorithm[:2]):
         return False
-    said = key._jwk_data  # noqa: SLF001 - PyJWK fills in a guess where the key says nothing
-    if algorithm in _CURVES and said.get("crv") != _CURVES[algorithm]:
+    entry = key._jwk_data  # noqa: SLF001 - PyJWK's public attribute has a guess if the key has no `alg`
+    if algorithm in _CURVES and entry.get("crv") != _CURVES[algorithm]:
         return False
-    return said.get("alg") in (None, algorithm)
+    return entry.get("alg") in (None, algorithm)
 
 
 def _problem(error: jwt.PyJWTError) -> str:
     texts: dict[type[jwt.PyJWTError], str] = {
-        jwt.ExpiredSignatureError: "it has expired",
-        jwt.ImmatureSignatureError: "it is from the future; compare the clocks of hub and issuer",
-        jwt.InvalidAudienceError: "it is for another audience",
-        jwt.InvalidIssuerError: "it is from another issuer",
+        jwt.ExpiredSignatureError: "has expired",
+        jwt.ImmatureSignatureError: "is from the future; compare the clocks of hub and issuer",
+        jwt.InvalidAudienceError: "is for another audience",
+        jwt.InvalidIssuerError: "is from another issuer",
         jwt.InvalidSignatureError: "its signature is not the issuer's",
         jwt.InvalidAlgorithmError: "its algorithm doesn't fit the issuer's key",
     }
@@ -148,5 +152,5 @@ def _problem(error: jwt.PyJWTError) -> str:
         if isinstance(error, kind):
             return text
     if isinstance(error, jwt.MissingRequiredClaimError):
-        return f"it has no claim {error.claim}"
-    return f"it can't be verified ({type(error).__name__})"
+        return f"has no claim {error.claim}"
+    return f"can't be verified ({type(error).__name__})"

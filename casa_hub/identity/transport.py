@@ -1,4 +1,4 @@
-"""The way to the identity provider: one request with its limits, and whether an address may be asked at all."""
+"""HTTP requests to the identity provider: which addresses may be asked, and the limits of one request."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ import aiohttp
 from casa_hub.identity.errors import cant_say
 from casa_hub.loopback import is_loopback
 
-#: Bytes that are read of an answer of discovery, of the key set and of the token end point: real ones have up to some
-#: 10 kB, and each byte that is read is parsed on the hub's event loop.
+#: Most bytes of a discovery document, a key set or a token answer. Real ones have some 10 kB, and all bytes are parsed
+#: on the hub's event loop.
 ANSWER_LIMIT = 256 * 1024
-#: Bytes that are read of userinfo: with thousands of groups it has some 100 kB.
+#: Most bytes of userinfo. With thousands of groups it has some 100 kB.
 USERINFO_LIMIT = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """This hub as the identity provider knows it, and the way there."""
+    """This hub's registration at the identity provider, and how to reach the provider."""
 
     issuer: str
     client_id: str
     client_secret: str = field(repr=False)
-    #: Client credentials in the Authorization header (RFC 6749, 2.3.1), else in the body.
+    #: Whether id and secret go into the Authorization header (RFC 6749, 2.3.1); else into the body.
     basic_auth: bool = True
-    #: PEM bundle with the CA of the issuer; "" trusts the system's.
+    #: PEM bundle with the CA of the issuer; "" for the CAs of the system.
     ca_file: str = ""
     #: HTTP proxy towards the issuer; "" for none.
     proxy: str = ""
-    #: Plain http is for loopback, else only with this.
+    #: Whether plain http is allowed for hosts other than loopback, too.
     allow_insecure: bool = False
     #: Seconds that the issuer's clock may differ from ours.
     leeway: float = 60.0
@@ -45,18 +45,18 @@ class Client:
 
 
 class Reply(NamedTuple):
-    """What the provider answered."""
+    """An answer of the provider."""
 
     #: HTTP status.
     status: int
-    #: JSON value, text of a JWT, or None where it is neither.
+    #: JSON value, or text of a JWT; None if it is neither.
     body: object
-    #: Values of the ``WWW-Authenticate`` headers, where a protected resource says its error (RFC 6750, 3).
+    #: Values of the ``WWW-Authenticate`` headers, in which a protected resource tells its error (RFC 6750, 3).
     challenges: tuple[str, ...] = ()
 
 
 class Transport:
-    """Requests of this hub to its identity provider, over connections that are kept."""
+    """Requests of this hub to its identity provider, over connections that stay open."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -68,14 +68,19 @@ class Transport:
             self._session = None
 
     def check(self, url: str, thing: str) -> None:
-        """Whether an address may be asked: https, or plain http on this machine; else OIDCError with `thing` in it."""
+        """Refuse an address that may not be asked. Allowed are https, and plain http on this machine.
+
+        Raises:
+            OIDCError: about `thing`.
+        """
         scheme, host = split_url(url)
         # No browser can be sent to an address with a line's end or half a character (a lone surrogate).
         if not url.isprintable() or (not host and scheme in {"", "http", "https"}):
-            raise cant_say(thing, f"{url[:200]!r} is no URL", "Check CasaOAuthenticator.issuer")
+            raise cant_say(thing, f"{url[:200]!r} is not a URL", "Check CasaOAuthenticator.issuer.")
         if scheme == "https" or (scheme == "http" and (self._client.allow_insecure or is_loopback(host))):
             return
-        raise cant_say(thing, f"{url!r} is not https", "Plain http is for loopback, else set allow_insecure_issuer")
+        remedy = "Use https. Plain http is for loopback only, or with allow_insecure_issuer."
+        raise cant_say(thing, f"{url!r} is not https", remedy)
 
     async def ask(
         self,
@@ -90,15 +95,15 @@ class Transport:
         """One request. Never follows a redirect.
 
         Args:
-            method: of HTTP.
-            url: where to.
+            method: HTTP method.
+            url: where to send it.
             headers: of the request.
-            data: the form in its body.
-            limit: bytes of the answer that are read at the most.
-            patience: seconds until the answer must be there; default: `Client.timeout`.
+            data: form for the body.
+            limit: most bytes of the answer.
+            patience: seconds for the whole answer; default: `Client.timeout`.
 
         Raises:
-            OIDCError: nobody answered in time, or with more than `limit` bytes.
+            OIDCError: there is no answer in time, or it is longer than `limit`.
         """
         seconds = self._client.timeout if patience is None else patience
         try:
@@ -126,27 +131,30 @@ class Transport:
             return Reply(status, None, challenges)
 
     async def session(self) -> aiohttp.ClientSession:
-        """What carries the requests; `close` ends it."""
+        """The HTTP session of the requests; `close` ends it."""
         if self._session is None or self._session.closed:
             if self._client.ca_file:
                 try:
                     context = await asyncio.to_thread(ssl.create_default_context, cafile=self._client.ca_file)
                 except (OSError, ssl.SSLError) as error:
                     raise cant_say(
-                        f"CasaOAuthenticator.ca_file {self._client.ca_file}",
+                        f"CasaOAuthenticator.ca_file ({self._client.ca_file})",
                         f"can't be read as PEM ({type(error).__name__})",
-                        "Give the certificate authority of the issuer as PEM",
+                        "Name a file with the certificate authority of the issuer in PEM.",
                     ) from error
                 connector = aiohttp.TCPConnector(ssl=context, limit=50)
             else:
                 connector = aiohttp.TCPConnector(limit=50)
-            # No cookies: two users' requests share this session.
+            # No cookies: the requests of all users share this session.
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return self._session
 
 
 def _integer(digits: str) -> float:
-    """A number of JSON; one of thousands of digits, which Python refuses to read, must not hide its document."""
+    """An integer of JSON; infinite if it has so many digits that Python refuses to convert them.
+
+    Otherwise one such number would make the whole document unreadable.
+    """
     try:
         return int(digits)
     except ValueError:
@@ -154,7 +162,7 @@ def _integer(digits: str) -> float:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Scheme and host of an URL; both "" where it is none, "https://[::1" say."""
+    """Scheme and host of a URL; both "" for a text that is not one, such as "https://[::1"."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -163,5 +171,5 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def _bare(url: str) -> str:
-    """An URL without query: that may hold what is secret."""
+    """A URL without its query, which may hold secrets."""
     return urlsplit(url)._replace(query="", fragment="").geturl()

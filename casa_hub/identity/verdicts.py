@@ -1,14 +1,15 @@
-"""What an identity provider's refusal means for the person: the one place from its answer to a verdict.
+"""Pure: what a refusal of the identity provider means for the person. Only here an answer becomes a verdict.
 
-Rules, in the order of what a mistake would cost:
+Rules, the most expensive mistake first:
 
-- NO ends a person's servers, so it needs the provider's explicit word on *this account*: a sentence known from the
-  provider's code, matched from its first to its last character.
-- What can be our own fault, or everybody's at once (our client, our secret, the network), is CANT_SAY and never NO.
-- What may only mean an old, revoked or used token is LOG_IN_AGAIN.
-- The unknown is CANT_SAY: it ends by itself with the grace time, and it ends nobody by mistake.
+- NO ends a person's servers. So it needs the provider's explicit statement about *this account*: a sentence known from
+  the provider's code, matched from its first to its last character.
+- An answer that can be this hub's fault, or can concern everybody (our client, our secret, the network), is CANT_SAY
+  and never NO.
+- An answer that may only mean an old, revoked or used token is LOG_IN_AGAIN.
+- An unknown answer is CANT_SAY: access goes on for the grace time, and nobody loses servers by mistake.
 
-The token end point says its error in the body (RFC 6749, 5.2). Userinfo is a protected resource and says it in the
+The token endpoint tells its error in the body (RFC 6749, 5.2). Userinfo is a protected resource and tells it in the
 header ``WWW-Authenticate`` (RFC 6750, 3); INDIGO IAM repeats it in the body, Keycloak leaves the body empty.
 
 Sources: INDIGO IAM 1.12 and Keycloak 26.4, both measured; IAM's refresh granter and its tests; RFC 6749 5.2; RFC 6750
@@ -27,33 +28,33 @@ from casa_hub.identity.challenges import bearer_error
 
 
 class Verdict(StrEnum):
-    """What somebody's identity provider says of his membership."""
+    """The identity provider's word on a person's membership."""
 
     #: Still a member.
     YES = "yes"
-    #: Explicitly not: access ends.
+    #: Explicitly not a member: access ends.
     NO = "no"
-    #: The token is no good any more, which says nothing of the person: ask for a new log in.
+    #: The token is not valid any more, which says nothing about the person: they have to log in again.
     LOG_IN_AGAIN = "log-in-again"
-    #: No usable answer: access goes on for a grace time since the last yes.
+    #: No usable answer: access goes on for a grace time after the last "yes".
     CANT_SAY = "cant-say"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A verdict and why; the reason may be shown and logged, it never holds a token."""
+    """A verdict and its reason, which may be shown and logged: it never holds a token."""
 
     verdict: Verdict
     reason: str
-    #: Whether it is about this hub's registration at the provider: everybody's, until the operator acts.
+    #: Whether the provider refuses this hub's client, which concerns all users until the operator acts.
     our_fault: bool = False
-    #: HTTP status of the provider's answer; None where no answer came.
+    #: HTTP status of the provider's answer; None if there was no answer.
     status: int | None = None
-    #: Whether userinfo refused the access token without saying why: only another access token can tell.
+    #: Whether userinfo refused the access token without a reason: only a try with another access token can tell it.
     unexplained: bool = False
 
 
-#: The provider's explicit word on an account. Whole sentences, because a description is free text elsewhere.
+#: Statements about one account. Whole sentences, because other providers' descriptions are free text.
 _NO = (
     # IAM, IamRefreshTokenGranter: 401 unauthorized.
     (re.compile(r"User .+ is not active\."), "The identity provider says that the account is disabled."),
@@ -66,23 +67,23 @@ _NO = (
     (re.compile(r"User disabled"), "The identity provider says that the account is disabled."),
 )
 
-#: IAM's userinfo, 404 with this as its error: the account was deleted while its tokens were refreshed. From then on its
-#: token end point answers 500, so this is IAM's only word on the account.
+#: The error of IAM's userinfo, with status 404, for an account that was deleted while its tokens were refreshed. The
+#: token endpoint answers 500 from then on, so this is IAM's only statement about the account.
 _ACCOUNT_GONE = re.compile(r"User '.+' not found")
 
-#: Errors in whose description a sentence of `_NO` counts. `unauthorized` without one is Spring's word for a request
-#: without client authentication: our own fault, and everybody's at once.
+#: Errors whose description may be a sentence of `_NO`. With another description, `unauthorized` is Spring's error for a
+#: request without client authentication, which concerns all users.
 _ABOUT_A_PERSON = frozenset({"unauthorized", "invalid_grant", "invalid_token"})
 
-#: Keycloak's userinfo, 401 invalid_token: our client, not the person.
+#: Keycloak's userinfo, 401 invalid_token: it means this hub's client, not the person.
 _CLIENT_DISABLED = "Client disabled"
 
-#: The token or the session is no good; a person at the browser can mend it.
+#: The token or the session is not valid any more; the person can mend it by a log-in.
 _LOG_IN_AGAIN = frozenset(
     {"invalid_grant", "invalid_token", "login_required", "interaction_required", "consent_required"}
 )
 
-#: Our registration at the provider is at fault: the operator must act.
+#: This hub's registration at the provider is at fault: the operator must act.
 _OUR_FAULT = frozenset(
     {
         "invalid_client",
@@ -94,31 +95,31 @@ _OUR_FAULT = frozenset(
         "insufficient_scope",
     }
 )
-#: Errors that this module can read; CILogon's userinfo says one of them in the header and another one in the body.
+#: Errors that this module knows. CILogon's userinfo has one of them in the header and another one in the body.
 _KNOWN = _ABOUT_A_PERSON | _LOG_IN_AGAIN | _OUR_FAULT
 
-#: The client errors, save those that only say "not now".
+#: Statuses of a refusal, and those among them that only say "not now".
 _REFUSALS = range(HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR)
-_LATER = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+_NOT_NOW = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 def of_token_answer(status: int, body: object) -> Answer:
-    """What a refused refresh grant means.
+    """What the token endpoint's refusal of a refresh means.
 
     Args:
-        status: HTTP status; 200 for a success whose body can't be used.
-        body: the parsed JSON, or None where it wasn't JSON.
+        status: HTTP status; 200 for a success with an unusable body.
+        body: the parsed JSON; None if it wasn't JSON.
     """
     code, description = _error_of(body)
     return replace(_read("The token end point", status, code, description), status=status)
 
 
 def of_userinfo_answer(status: int, body: object, challenges: Sequence[str] = ()) -> Answer:
-    """What a refusal by userinfo means.
+    """What a refusal of userinfo means.
 
     Args:
         status: HTTP status.
-        body: the parsed JSON, or None where it wasn't JSON.
+        body: the parsed JSON; None if it wasn't JSON.
         challenges: the values of the answer's ``WWW-Authenticate`` headers.
     """
     code, description = _error_of(body)
@@ -134,7 +135,7 @@ def of_userinfo_answer(status: int, body: object, challenges: Sequence[str] = ()
 
 
 def _error_of(body: object) -> tuple[str, str]:
-    """Error code and description of a JSON body; "" for what is missing or no text."""
+    """Error code and description of a JSON body; each "" if it is missing or not text."""
     if not isinstance(body, Mapping):
         return "", ""
     code, description = body.get("error"), body.get("error_description")
@@ -142,7 +143,7 @@ def _error_of(body: object) -> tuple[str, str]:
 
 
 def _read(end_point: str, status: int, code: str, description: str) -> Answer:
-    if status in _LATER or status not in _REFUSALS or not code:
+    if status in _NOT_NOW or status not in _REFUSALS or not code:
         return Answer(Verdict.CANT_SAY, f"{end_point} of the identity provider gave no usable answer (HTTP {status}).")
     said = _sanitised(code, description)
     if code in _ABOUT_A_PERSON:
@@ -168,7 +169,7 @@ _HANDLE_LENGTH = 8
 
 
 def _sanitised(code: str, description: str) -> str:
-    """Error code and description, without what may be a token: some providers quote the refused one."""
+    """Error code and description without words that may be tokens: some providers quote the refused token."""
     shown = code if _CODE.fullmatch(code) else "unknown error code"
     words = (word for word in _UNSAFE.sub(" ", description).split() if not _may_be_secret(word))
     text = " ".join(words)[:_DESCRIPTION_LENGTH].rstrip()
@@ -176,5 +177,5 @@ def _sanitised(code: str, description: str) -> str:
 
 
 def _may_be_secret(word: str) -> bool:
-    """Longer than any word of a known description ("user_session_not_found"), or like hexadecimal digits."""
+    """Whether a word is longer than those of known descriptions ("user_session_not_found"), or like hexadecimal."""
     return len(word) > _WORD_LENGTH or (len(word) >= _HANDLE_LENGTH and any(c.isdigit() for c in word))

@@ -48,6 +48,8 @@ class Standing:
     #: Epoch seconds since when the provider refuses the refresh token although its end has not come: it was taken back
     #: (account deleted, session or consent revoked). 0 if that isn't so.
     revoked_at: float = 0.0
+    #: Whether that was said earlier, and nothing this time: it is asked again soon.
+    unheard: bool = False
     #: See `Session.added_groups`.
     added_groups: tuple[str, ...] = ()
     #: Epoch seconds at which the refresh token ends, and at which its person is told so; infinite without a known end.

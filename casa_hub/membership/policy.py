@@ -77,7 +77,8 @@ class Refused:
     missing: frozenset[str]
     #: The groups the person is in.
     found: frozenset[str]
-    #: Whether the claim itself was missing. Many of these at once are a fault of the provider or of our client.
+    #: Whether the claim itself, of groups or of the home institution, was missing. Many of these at once are a fault of
+    #: the provider or of our client.
     claim_missing: bool
     #: What keeps the claim from this hub, where the provider is known to have left it out for that, so that nobody was
     #: said to be out. "scope": it wasn't granted, to the client or to this person; "profile": the client lacks it; "".
@@ -200,7 +201,7 @@ def _foreign(claims: Mapping[str, object], policy: Policy) -> Refused | None:
         else "The identity provider doesn't say which home institution you come from (claim idp), and this hub is open"
         " to some only. Its operator has to ask for the scope org.cilogon.userinfo."
     )
-    return Refused(reason, frozenset(), frozenset(), claim_missing=False)
+    return Refused(reason, frozenset(), frozenset(), claim_missing=idp is None)
 
 
 @dataclass(frozen=True, slots=True)

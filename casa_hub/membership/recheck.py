@@ -141,7 +141,7 @@ class Recheck:
     def _counts(self, known: Standing, max_age: float) -> bool:
         # A dead refresh token doesn't come to life again: only the next log-in changes that verdict, unless somebody
         # has a reason to doubt it.
-        if known.verdict is Verdict.LOG_IN_AGAIN:
+        if known.verdict is Verdict.LOG_IN_AGAIN and not known.unheard:
             return known.at > -math.inf
         # One of the future is of a clock that was put back since, and may be of long ago.
         return 0 <= self.members.now() - known.at < (max_age if known.verdict is Verdict.YES else min(FRESH, max_age))
@@ -185,10 +185,7 @@ class Recheck:
             known = member.standing
             if known is None or not (known.session_id or known.verdict is Verdict.NO):
                 return self._no_log_in()  # without a "yes" to count from, an outage would be over at once
-            standing = replace(known, at=self.members.now())
-            # An explicit word isn't taken back by our own fault either.
-            if known.verdict is not Verdict.NO and not known.revoked_at:
-                standing = replace(standing, verdict=Verdict.CANT_SAY, reason="an error of the hub", decision=None)
+            standing = _after_an_error(known, self.members.now())
             self._learn(member, standing)
         return standing
 
@@ -208,7 +205,7 @@ class Recheck:
             reason = "the log-in was at another identity provider than this hub's"
             return Standing(Verdict.LOG_IN_AGAIN, self.members.now(), reason, last_yes, session.id)
         problem: Exception
-        our_fault = False
+        our_fault = unheard = False
         revoked_at = 0.0
         try:
             return await self._ask(inquiry, session)
@@ -223,6 +220,7 @@ class Recheck:
             elif verdict is Verdict.CANT_SAY and session.revoked_at and not inquiry.refreshed:
                 # Silence gives nothing back: the restart of a hub in an outage does not open its pages again.
                 verdict, reason, revoked_at = Verdict.LOG_IN_AGAIN, _TAKEN_BACK, session.revoked_at
+                unheard = True
         except MalformedClaim as error:
             problem, verdict, reason = error, Verdict.CANT_SAY, str(error)
         except IdentityError as error:
@@ -239,6 +237,7 @@ class Recheck:
             our_fault=our_fault,
             due_at=inquiry.due_at,
             revoked_at=revoked_at,
+            unheard=unheard,
         )
 
     async def _ask(self, inquiry: Inquiry, session: Session) -> Standing:
@@ -292,8 +291,10 @@ class Recheck:
         if session.revoked_at:  # a log-out at the provider has dropped the refresh token since then
             standing = Standing(Verdict.LOG_IN_AGAIN, now, _TAKEN_BACK, inquiry.last_yes, session.id)
             return replace(standing, revoked_at=session.revoked_at)
-        # The rules are the operator's, who may have changed them since; only the claims are as old as the log-in.
-        decision = self._decide(inquiry.user.name, session.claims, session.scope)
+        # The rules are the operator's, who may have changed them since; only the claims are as old as the log-in. A
+        # site's hook may have taken some away: what isn't there is no "no".
+        claims = session.claims if isinstance(session.claims, Mapping) else {}
+        decision = self._decide(inquiry.user.name, claims, session.scope)
         if isinstance(decision, Refused) and not decision.claim_missing:
             return Standing(Verdict.NO, now, decision.reason, inquiry.last_yes, session.id, decision)
         if now - inquiry.last_yes < self._settings.membership_max_age:
@@ -356,6 +357,15 @@ class Recheck:
                 name = type(error).__name__
                 log.error("When the sign-in of %s was taken back can't be stored (%s)", inquiry.user.name, name)  # noqa: TRY400
         return since
+
+
+def _after_an_error(known: Standing, now: float) -> Standing:
+    """What was known, after an error of the hub: an explicit word isn't taken back by our own fault either."""
+    if known.verdict is Verdict.NO:
+        return replace(known, at=now)
+    if known.revoked_at:
+        return replace(known, at=now, unheard=True)
+    return replace(known, at=now, verdict=Verdict.CANT_SAY, reason="an error of the hub", decision=None)
 
 
 def _with_end(standing: Standing, session: Session) -> Standing:

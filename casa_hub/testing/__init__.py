@@ -1,4 +1,4 @@
-"""Fixtures of pytest with which a facility tests its own hub: real log-ins, real servers, nothing outside this machine.
+"""pytest fixtures with which a facility tests its own hub: real log-ins and real servers, all on this machine.
 
 Install ``casa_hub[testing]``, and say ``pytest_plugins = ["casa_hub.testing"]`` in the top-most ``conftest.py``, or
 ``pytest -p casa_hub.testing``. Then::
@@ -11,9 +11,9 @@ Install ``casa_hub[testing]``, and say ``pytest_plugins = ["casa_hub.testing"]``
         assert browser.spawn().ok
         assert "xcache_token" in hub.given("ada").files
 
-``casa_idp`` is an `IdP`: whom it knows, what it says of them, and how it misbehaves. ``casa_hub_factory`` makes a
-`FacilityHub` of a configuration: the file, its text, or ``hub.config`` of Zero to JupyterHub's values. A hub and its
-servers run on this machine (Linux) as its user's processes, with keys made for the test; see docs/testing.md.
+``casa_idp`` is an `IdP`: a test sets its users, their claims and its failures. ``casa_hub_factory`` makes a
+`FacilityHub` of a configuration: a file, its text, or ``hub.config`` of Zero to JupyterHub's values. A hub and its
+servers run on this machine (Linux) as processes of the tests' user, with keys made for the test; see docs/testing.md.
 """
 
 from importlib.util import find_spec

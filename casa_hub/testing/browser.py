@@ -1,4 +1,4 @@
-"""A person's browser at a hub of a test."""
+"""A person's browser at the hub of a test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Browser(requests.Session):
-    """What a person does: follow redirects, keep cookies, press the button at the identity provider."""
+    """Follows redirects, keeps cookies, and presses the button at the identity provider."""
 
     def __init__(self, hub: Hub) -> None:
         super().__init__()
@@ -24,14 +24,14 @@ class Browser(requests.Session):
         return self.get(urljoin(self.hub.url, path), timeout=60, **kwargs)
 
     def log_in(self, sub: str, *, next_path: str = "/hub/home") -> requests.Response:
-        """From the hub's log-in to wherever it ends: 200 for who is let in, 403 with the reason for who isn't."""
+        """Log in as this subject; returns the last page: 200 if the person is let in, 403 with the reason if not."""
         consent = self.page("/hub/oauth_login" + (f"?next={next_path}" if next_path else ""))
         if consent.status_code != requests.codes.ok or "authorize" not in consent.url:
             return consent
         return self.post(consent.url, data={"sub": sub}, timeout=60)
 
     def is_in(self) -> bool:
-        """Whether a page of the hub is shown; else it sends to the log-in. Nothing else may happen."""
+        """Whether the browser is logged in: the hub shows its page. Else it must redirect to the log-in."""
         answer = self.page("/hub/home", allow_redirects=False)
         if answer.status_code == requests.codes.found:
             assert urlsplit(answer.headers["Location"]).path == "/hub/login"
@@ -47,9 +47,11 @@ class Browser(requests.Session):
         return str(answer.json()["token"])
 
     def spawn(self, name: str = "") -> requests.Response:
-        """Start a server as the page does, with the form's token against forgery.
+        """Start a server as the page does, with the form's token against forged requests.
 
-        201: it is ready; 202: it takes longer (`FacilityHub.given` waits for it); 403 and others: why it doesn't start.
+        Returns:
+            201: the server is ready; 202: it takes longer (`FacilityHub.given` waits for it); 403 and others: it
+            doesn't start, with the reason.
         """
         self.page("/hub/home")
         user = quote(self.user())
@@ -57,7 +59,7 @@ class Browser(requests.Session):
         return self.post(self.hub.url + path, headers=self._xsrf(), timeout=120)
 
     def user(self) -> str:
-        """The name that the hub gave to who is logged in."""
+        """The hub's name of the user who is logged in."""
         answer = self.get(self.hub.url + "/hub/api/user", headers=self._xsrf(), timeout=60)
         answer.raise_for_status()
         return str(answer.json()["name"])

@@ -1,7 +1,7 @@
-"""A facility's own hub on this machine: its configuration as it is, but for what a test can't have.
+"""A facility's own hub on this machine, with the facility's configuration except for what a test can't have.
 
-Who comes in and what a server holds is the facility's. The identity provider is the tests', keys are made for the
-test, and servers are processes of this machine instead of pods.
+The facility decides who may log in and which credentials a server gets. The tests bring the identity provider, keys are
+made for the test, and servers are processes of this machine instead of pods.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from casa_hub.naming import Server
 from casa_hub.processes import Process, signed_in
 from casa_hub.testing.hub import LATER, Hub
 
-#: A file's content of so many characters is looked for in the log; a shorter one is there by chance, too.
+#: Least characters of a file's content to look for in the log: a shorter text may stand there by chance.
 _TELLING = 16
 
-#: Where a hub listens is the test's affair, and a setting of each of these would change it.
+#: Settings of the hub's addresses, which are removed: the test chooses the addresses.
 _PLACES = ("base_url", "ip", "port", "ssl_key", "ssl_cert", "internal_ssl", "subdomain_host")
 _HUB_PLACES = ("hub_ip", "hub_bind_url", "hub_connect_ip", "hub_connect_url", "hub_connect_port")
 
-#: After the facility's configuration, which it overrules.
+#: Configuration after the facility's, which it overrules.
 LOCAL = """
 for _name in {places!r}:
     c.JupyterHub.pop(_name, None)
@@ -66,20 +66,20 @@ if "tokens_file" in c.ServiceX:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a running server was given."""
+    """Files, environment and routes of a running server."""
 
     server: Server
-    #: Where its secret files are.
+    #: The directory of its secret files.
     directory: Path
     #: Path below `directory` -> content.
     files: Mapping[str, bytes] = field(repr=False)
     #: The variables that its process was started with.
     environment: Mapping[str, str] = field(repr=False)
-    #: Name of a credential -> ``issued_at``, ``expires_at``, ``identifiers`` and ``files``, as the hub remembers them.
+    #: Name of a credential -> ``issued_at``, ``expires_at``, ``identifiers`` and ``files`` of the server's record.
     credentials: Mapping[str, Mapping[str, Any]]
     #: Name of a credential that could not be minted -> why.
     missing: Mapping[str, str]
-    #: How it is to be reached from outside.
+    #: Its routes from outside.
     routes: tuple[Route, ...]
 
 
@@ -88,9 +88,9 @@ class FacilityHub(Hub):
 
     Args:
         directory: an empty one.
-        facility: its configuration: the file, the text of one, or ``hub.config`` of Zero to JupyterHub's values.
+        facility: its configuration: a file, its text, or ``hub.config`` of Zero to JupyterHub's values.
         issuer: URL of the tests' identity provider.
-        overrides: configuration (Python text) after all else, such as the key file of a credential of the site's own.
+        overrides: configuration (Python text) after all else, such as the key file of the site's own credential.
         environment: more variables for the hub's process.
         proxy: as in `Hub`.
     """
@@ -130,13 +130,13 @@ class FacilityHub(Hub):
             file.write(LATER + local + overrides)
 
     def given(self, username: str, name: str = "") -> Given:
-        """Wait until a server that starts is ready, and see what it was given.
+        """Wait until a starting server is ready, and return what it has.
 
-        Fails with what the spawn page says if it doesn't start.
+        Fails with the sentences of the spawn page if the server doesn't start.
         """
         self._wait_for_start(username, name)
-        one, directory = self._delivered(username, name)
-        record = one.record.to_document()
+        delivered, directory = self._delivered(username, name)
+        record = delivered.record.to_document()
         paths = [path for entry in record["credentials"].values() for path in entry["files"]]
         files = {path: (directory / path).read_bytes() for path in paths}
         self._seen |= {text for text in map(_secret_text, files.values()) if len(text) >= _TELLING}
@@ -145,25 +145,25 @@ class FacilityHub(Hub):
         self._processes.append(process)
         environment = process.environment()
         credentials, missing = record["credentials"], record["missing"]
-        return Given(one.server, directory, files, environment, credentials, missing, one.routes)
+        return Given(delivered.server, directory, files, environment, credentials, missing, delivered.routes)
 
     def renewed(self, before: Given, credential: str, *, timeout: float = 60) -> Given:
-        """Wait until a running server has a newer one of a credential than it had `before`, and see what it has then.
+        """Wait until a credential of a running server has been renewed, and return what the server has then.
 
         Args:
-            before: of the same start of the server.
-            credential: its name; its lifetime, a setting of the test's, is best a few seconds.
+            before: what the same start of the server had earlier.
+            credential: name of the credential; configure a lifetime of a few seconds.
             timeout: seconds.
         """
         username, name = before.server.username, before.server.name
         order = before.credentials[credential]["order"]
         deadline = time.monotonic() + timeout
         while True:
-            one, _ = self._delivered(username, name)
-            if one.record.to_document()["credentials"][credential]["order"] > order:
+            delivered, _ = self._delivered(username, name)
+            if delivered.record.to_document()["credentials"][credential]["order"] > order:
                 return self.given(username, name)
             assert time.monotonic() < deadline, f"no new {credential} within {timeout} s:\n{self.log[-6000:]}"
-            time.sleep(0.05)  # the hub says nothing of what goes well
+            time.sleep(0.05)  # polled: the hub logs no line for a successful renewal
 
     def _wait_for_start(self, username: str, name: str) -> None:
         path = f"/users/{quote(username, safe='')}/" + (f"servers/{quote(name, safe='')}" if name else "server")
@@ -179,13 +179,13 @@ class FacilityHub(Hub):
 
     def _delivered(self, username: str, name: str) -> tuple[Delivered, Path]:
         for path in (self.directory / "servers").glob("[!.]*/state.json"):
-            one = Delivered.from_json(path.read_bytes())
-            if (one.server.username, one.server.name) == (username, name):
-                return one, path.parent
+            delivered = Delivered.from_json(path.read_bytes())
+            if (delivered.server.username, delivered.server.name) == (username, name):
+                return delivered, path.parent
         raise AssertionError(f"nothing was delivered for the server of {username}")
 
     def close(self) -> None:
-        """End the hub and its servers, whatever state they are in."""
+        """End the hub and its servers, in any state."""
         try:
             self.stop()
         finally:
@@ -196,27 +196,27 @@ class FacilityHub(Hub):
             for process in left:
                 os.killpg(process.pid, signal.SIGKILL)
             deadline = time.monotonic() + 60
-            while any(process.alive for process in left):  # not our children: nobody tells us
+            while any(process.alive for process in left):  # polled: they are not our children
                 assert time.monotonic() < deadline, f"servers can't be ended: {left}"
                 time.sleep(0.05)
 
     def assert_no_secret_in_log(self, given_out: set[str]) -> None:
-        """Nothing that somebody could use is in its log, at level DEBUG.
+        """Fail if a secret is in the hub's log, which is at level DEBUG.
 
         Args:
-            given_out: by the identity provider (`IdP.secrets`); files of servers that were looked at are known.
+            given_out: secrets of the identity provider (`IdP.secrets`). Files that `given` read are added to them.
         """
         wanted, log = given_out | self._seen | {self.client_secret, self.api_token}, self.log
-        # Which one is not said: it would be in the log of the tests then.
+        # The message doesn't show the secret: it would be in the log of the tests then.
         found = [secret for secret in wanted if secret in log]
         assert not found, f"{len(found)} secrets are in the hub's log, the first at character {log.index(found[0])}"
 
 
 def _loaded(facility: Path | str | Mapping[str, Any], directory: Path) -> str:
-    """Configuration text that loads the facility's; a file is loaded from where it is, as it may look beside itself."""
+    """Configuration text that loads the facility's. A file is loaded from its directory: it may load others there."""
     if isinstance(facility, Mapping):
         (directory / "values.json").write_text(json.dumps(facility))
-        # As the chart does, setting by setting.
+        # Setting by setting, as the chart does.
         return (
             "import json\nc = get_config()\n"
             "for _section, _settings in json.load(open('values.json')).items():\n    c[_section].update(_settings)\n"
@@ -226,7 +226,7 @@ def _loaded(facility: Path | str | Mapping[str, Any], directory: Path) -> str:
         path.write_text(facility)
     else:
         path = facility.resolve()
-        assert path.is_file(), f"{path} is no file"
+        assert path.is_file(), f"{path} is not a file"
     return f"c = get_config()\nload_subconfig({path.name!r}, path={str(path.parent)!r})\n"
 
 

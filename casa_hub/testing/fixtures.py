@@ -1,4 +1,4 @@
-"""The fixtures, for pytest."""
+"""The pytest fixtures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from casa_hub.testing.idp import IdP
 
 
 class MakeHub(Protocol):
-    """What the fixture `casa_hub_factory` is."""
+    """The type of the fixture `casa_hub_factory`; the arguments are those of `FacilityHub`."""
 
     def __call__(
         self,
@@ -27,22 +27,22 @@ class MakeHub(Protocol):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What the mock uses of others that is to be another one soon is not the facility's affair."""
+    """Hide deprecation warnings about libraries of the mock: the facility can't do anything about them."""
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:authlib.*")
 
 
 @pytest.fixture(scope="module")
 def casa_idp() -> Iterator[IdP]:
-    """An identity provider that runs as long as the tests of a module."""
+    """An identity provider that runs during the tests of a module."""
     with IdP().running() as idp:
         yield idp
 
 
 @pytest.fixture(scope="module")
 def casa_hub_factory(casa_idp: IdP, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeHub]:
-    """Makes hubs, not yet started, of a facility's configuration (see `FacilityHub`); they end with the module.
+    """Makes hubs of a facility's configuration (see `FacilityHub`), not yet started. They end with the module.
 
-    The module fails at its end if one of them wrote a secret into its log.
+    At its end the module fails if a hub wrote a secret into its log.
     """
     hubs: list[FacilityHub] = []
 
@@ -55,7 +55,7 @@ def casa_hub_factory(casa_idp: IdP, tmp_path_factory: pytest.TempPathFactory) ->
     finally:
         with contextlib.ExitStack() as ends:
             for hub in hubs:
-                hub.end()  # all at once; each takes a second
+                hub.end()  # all at once, because each takes a second
                 ends.callback(hub.close)
     for hub in hubs:
         hub.assert_no_secret_in_log(casa_idp.secrets())

@@ -1,4 +1,4 @@
-"""A real JupyterHub in a process of its own, for tests."""
+"""A real JupyterHub in its own process, for tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import requests
 
 from casa_hub.testing.browser import Browser
 
-#: What every hub of a test has, whatever else is configured.
+#: Configuration of every test hub.
 BASE = """
 import os
 import sys
@@ -48,8 +48,8 @@ c.JupyterHub.load_roles.append(
 c.JupyterHub.log_level = "DEBUG"
 """
 
-#: Where no server has to be reached by a browser, the hub is spoken to directly: it starts and stops sooner, and needs
-#: no proxy to be installed.
+#: Configuration without a proxy, for tests whose browsers don't go to servers: browsers connect to the hub directly.
+#: The hub starts and stops faster, and no proxy has to be installed.
 NO_PROXY = """
 from jupyterhub.proxy import Proxy
 
@@ -62,7 +62,7 @@ class NoProxy(Proxy):
 c.JupyterHub.proxy_class = NoProxy
 """
 
-#: Lets a test put the authenticator's clock forward (`Hub.put_forward`), also that of a site's own subclass.
+#: Configuration that lets a test put the authenticator's clock forward (`Hub.put_forward`), also of a site's subclass.
 LATER = """
 import time
 from pathlib import Path
@@ -72,11 +72,11 @@ CasaOAuthenticator.clock = staticmethod(lambda: time.time() + float(Path("ahead"
 
 
 def free_ports(count: int, owner: object, address: str = "127.0.0.1") -> list[int]:
-    """Ports of a loopback address where nobody listens, and which nobody else is given as long as `owner` exists.
+    """Free ports of a loopback address, reserved as long as `owner` exists.
 
-    Each is held by a socket that is bound and doesn't listen. Linux lets a server bind and listen beside it, since both
-    have SO_REUSEADDR, and gives the port to nobody who asks for any. Without that, another test on a busy machine gets
-    it before the server has started, or while it is started anew.
+    Each port is held by a socket that is bound and doesn't listen. Linux lets a server bind and listen beside it,
+    because both have SO_REUSEADDR, but gives the port to no process that asks for any free port. Without the
+    reservation another test could get the port before the server has started, or while it restarts.
     """
     held = [socket.socket() for _ in range(count)]
     for each in held:
@@ -87,14 +87,15 @@ def free_ports(count: int, owner: object, address: str = "127.0.0.1") -> list[in
 
 
 class Hub:
-    """JupyterHub that runs in `directory`.
+    """A JupyterHub that runs in `directory`.
 
     Args:
-        directory: an empty one; configuration, database and all that the hub writes is there.
-        config: configuration (Python text) after what every hub of a test has.
-        first: configuration before that, which it overrules.
-        environment: more variables for the hub's process; it inherits PATH only.
-        proxy: with JupyterHub's Traefik proxy, for browsers that go to servers (``jupyterhub-traefik-proxy``).
+        directory: an empty one, for configuration, database and all that the hub writes.
+        config: configuration (Python text) after `BASE`.
+        first: configuration before `BASE`, which overrules it.
+        environment: more variables for the hub's process, which inherits only PATH.
+        proxy: whether to start JupyterHub's Traefik proxy (``jupyterhub-traefik-proxy``), for browsers that go to
+            servers.
     """
 
     def __init__(
@@ -107,10 +108,10 @@ class Hub:
         proxy: bool = True,
     ) -> None:
         self.directory = directory
-        #: Of a service that may do everything that tests do.
+        #: API token of the tests' service, whose scopes are in `BASE`.
         self.api_token = secrets.token_hex(16)
         self.port, hub_port, api_port = free_ports(3, self)
-        #: Where browsers go, without a path.
+        #: URL for browsers, without a path.
         self.url = f"http://127.0.0.1:{self.port if proxy else hub_port}"
         if not proxy:
             config = NO_PROXY + config
@@ -131,35 +132,36 @@ class Hub:
         }
         self.ahead = 0.0
         self.put_forward(0)
-        #: What it has said, in pieces, and where the rest of it comes from.
+        #: The log so far, in pieces, and the pipe with the rest of it.
         self._said: list[str] = []
         self._output: _Output | None = None
         self._changed = threading.Condition()
         self.process: subprocess.Popen[bytes] | None = None
+        #: The process that was told to end.
         self._told: subprocess.Popen[bytes] | None = None
 
     def put_forward(self, seconds: float) -> None:
-        """Let the authenticator think that it is so much later, with `LATER` in the configuration."""
+        """Put the authenticator's clock forward. Needs `LATER` in the configuration."""
         self.ahead += seconds
         (self.directory / "ahead.new").write_text(str(self.ahead))
         (self.directory / "ahead.new").replace(self.directory / "ahead")
 
     @property
     def log(self) -> str:
-        """What it has said so far, at level DEBUG: all that it wrote before this was asked for."""
+        """The hub's log so far, at level DEBUG, with all that the hub wrote before this call."""
         with self._changed:
             self._take()
             return "".join(self._said)
 
     def start(self, *, timeout: float = 120) -> Self:
-        """Start it and wait until it serves; fails with the end of its log if it doesn't within `timeout` seconds."""
+        """Start the hub and wait until it serves; fails with the end of its log after `timeout` seconds."""
         since = len(self.log)
         self.begin()
         self.wait_for_all(r"JupyterHub is now running", 1, since=since, timeout=timeout)
         return self
 
     def begin(self) -> None:
-        """Start it and don't wait: for one that is expected to refuse."""
+        """Start the hub without waiting, such as to see that it refuses its configuration."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jupyterhub", "-f", "jupyterhub_config.py"],
             cwd=self.directory,
@@ -171,12 +173,12 @@ class Hub:
         )
         assert self.process.stdout is not None
         with self._changed:
-            self._take()  # the last words of the one before
+            self._take()  # the rest of the log of the process before
             self._output = _Output(self.process.stdout)
         threading.Thread(target=self._read, args=(self.process, self._output), daemon=True).start()
 
     def _read(self, process: subprocess.Popen[bytes], output: _Output) -> None:
-        """Take what there is as soon as it is there, or else the hub would wait for room in the pipe."""
+        """Read the log as soon as the hub writes it: with a full pipe the hub would wait."""
         while output.wait():
             with self._changed:
                 self._take(output)
@@ -185,25 +187,25 @@ class Hub:
             self._changed.notify_all()
 
     def _take(self, output: _Output | None = None) -> None:
-        """Take over what was written by now, whoever comes first. With the lock held."""
+        """Append what the hub has written by now to the log. The caller holds the lock."""
         output = output or self._output
         if output is not None and (text := output.take()):
             self._said.append(text)
             self._changed.notify_all()
 
     def wait_for(self, pattern: str, *, timeout: float = 60) -> re.Match[str]:
-        """Wait until the log has a match; fails at once when the hub ends without one."""
+        """Wait until the log matches; fails at once if the hub ends without a match."""
         return self.wait_for_all(pattern, 1, timeout=timeout)[0]
 
     def wait_for_all(self, pattern: str, count: int, *, since: int = 0, timeout: float = 60) -> list[re.Match[str]]:
-        """Wait for so many matches in the log from an offset on."""
+        """Wait until the log has `count` matches behind the offset `since`."""
         process = self.process
         assert process is not None
 
         matches: list[re.Match[str]] = []
 
         def over() -> bool:
-            ended = process.poll() is not None  # before the last look, which then misses nothing
+            ended = process.poll() is not None  # asked first: the log is complete then
             self._take()
             matches[:] = re.finditer(pattern, "".join(self._said)[since:])
             return len(matches) >= count or ended
@@ -214,42 +216,42 @@ class Hub:
         return matches
 
     def end(self, how: int = signal.SIGINT) -> None:
-        """Tell it to end, and don't wait. Once: a second Ctrl-C would break its orderly end off."""
+        """Tell the hub to end, without waiting. Only once: a second Ctrl-C would cut its shutdown short."""
         if self.process is not None and self.process.poll() is None and self._told is not self.process:
             self._told = self.process
             self.process.send_signal(how)
 
     def stop(self, how: int = signal.SIGINT) -> int:
-        """Tell it to end, wait, and return its exit code."""
+        """Tell the hub to end, wait, and return its exit code."""
         self.end(how)
         if self.process is None:
             return 0
         code = self.process.wait(120)
-        if how == signal.SIGKILL:  # nobody else ends the proxy that it had started
+        if how == signal.SIGKILL:  # a killed hub leaves its proxy running
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         return code
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Self]:
-        """Runs until the end of this."""
+        """A context in which the hub runs."""
         try:
             yield self.start()
         finally:
             self.stop()
 
     def api(self, method: str, path: str, *, token: str | None = None, **kwargs: Any) -> requests.Response:
-        """A request to JupyterHub's API, by the tests' service or with another token."""
+        """A request to JupyterHub's API, by default with the token of the tests' service."""
         headers = {"Authorization": f"token {token or self.api_token}"}
         return requests.request(method, f"{self.url}/hub/api{path}", headers=headers, timeout=60, **kwargs)
 
     def browser(self) -> Browser:
-        """A new one, of somebody who isn't logged in."""
+        """A new browser, which isn't logged in."""
         return Browser(self)
 
 
 class _Output:
-    """The end of a pipe, from which several threads take what there is; one of them waits."""
+    """The reading end of a pipe. Several threads take from it; one of them waits for more."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
@@ -258,14 +260,14 @@ class _Output:
         os.set_blocking(pipe.fileno(), False)
 
     def wait(self) -> bool:
-        """Until there is more; False at its end."""
+        """Wait until there is more to read; False at the pipe's end."""
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
         poll.poll()
         return self._open
 
     def take(self) -> str:
-        """All that was written to the pipe by now, without waiting."""
+        """All that is in the pipe now, without waiting."""
         pieces = []
         with contextlib.suppress(BlockingIOError):
             while self._open:

@@ -1,7 +1,7 @@
-"""An identity provider for tests: oidc-provider-mock, a kept one, and on top of it what real ones do besides.
+"""An identity provider for tests: oidc-provider-mock, extended by behaviour of real providers.
 
-It runs in a thread of the test, on loopback, and believes everybody: whoever says to be somebody is. What the kept mock
-leaves out is added around it, not inside: PKCE is verified, refresh tokens can rotate, the groups can be frozen in the
+It runs in a thread of the test, on loopback, and asks for no password: everybody can log in as anybody. The extensions
+are around the mock, which is unchanged: PKCE is verified, refresh tokens can rotate, the groups can be frozen in the
 access token as INDIGO IAM does, and any answer can be replaced by a recorded one.
 """
 
@@ -24,48 +24,48 @@ from urllib.parse import parse_qs, urlencode
 
 import werkzeug.serving
 
-with warnings.catch_warnings(record=True):  # what it uses of others is its own affair
+with warnings.catch_warnings(record=True):  # warnings about its own libraries
     import oidc_provider_mock
     from oidc_provider_mock._storage import User, storage
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
-#: What of the token endpoint's answers (RFC 6749, 5.1) and requests is a secret.
+#: Secrets in the token endpoint's answers (RFC 6749, 5.1) and requests.
 _TOKENS = ("access_token", "refresh_token", "id_token")
 _REDEEMABLE = ("code", "code_verifier", "refresh_token")
 
 
 class IdP:
-    """The identity provider; attributes change its behaviour while it runs."""
+    """The identity provider. Its attributes change its behaviour while it runs."""
 
     def __init__(self) -> None:
         self.app = oidc_provider_mock.app(access_token_max_age=timedelta(seconds=3600))
         self.requests: Counter[str] = Counter()
-        #: path -> (status, body as JSON value or text) or a WSGI application, instead of the provider's own answer.
+        #: Path -> (status, body as JSON value or text) or a WSGI application, instead of the provider's own answer.
         self.answers: dict[str, Any] = {}
-        #: Refusals of the refresh grant only: (status, body).
+        #: (status, body), with which every refresh is refused.
         self.refresh_answer: tuple[int, Any] | None = None
-        #: The same, and answers of userinfo, for one subject only.
+        #: Subject -> the same, for refreshes of this subject; and answers of userinfo for this subject.
         self.refresh_answers: dict[str, tuple[int, Any]] = {}
         self.userinfo_answers: dict[str, Any] = {}
-        #: Refresh tokens that were ended by RFC 7009.
+        #: Refresh tokens that were revoked (RFC 7009).
         self.revoked: list[str] = []
-        #: Change what the token endpoint, userinfo, discovery or the key set say.
+        #: Path of token endpoint, userinfo, discovery or key set -> function that changes the answer.
         self.change: dict[str, Change] = {}
-        #: Refresh tokens are good for one use.
+        #: Whether a refresh token can be used only once.
         self.rotate = False
-        #: Seconds until a refresh token ends, told as Keycloak does (``refresh_expires_in``); None tells nothing. The
-        #: mock itself accepts it until a test refuses it (`refresh_answer`).
+        #: Lifetime of refresh tokens in seconds, told as Keycloak does (``refresh_expires_in``); None tells nothing.
+        #: The mock itself accepts a token until a test refuses it (`refresh_answer`).
         self.refresh_life: float | None = None
-        #: Userinfo shows the claims that were true when the access token was made.
+        #: Whether userinfo shows the claims of the time when the access token was made.
         self.frozen = False
-        #: Event on which requests to a path, or with a grant type, wait: to show time-outs and races.
+        #: Path or grant type -> event for which its requests wait, to show time-outs and races.
         self.hold: dict[str, threading.Event] = {}
         #: Set when a held request has arrived.
         self.arrived = threading.Event()
-        #: Forms of the requests that are, or were, held.
+        #: Forms of the requests that are or were held.
         self.held: list[dict[str, str]] = []
-        #: Redeemed with a wrong or missing PKCE verifier, counted.
+        #: Number of codes that were redeemed with a wrong or missing PKCE verifier.
         self.pkce_failures = 0
         self._challenges: dict[str, str] = {}
         self._aliases: dict[str, str] = {}
@@ -78,7 +78,7 @@ class IdP:
         self._asked_scope = ""
 
     def reset(self) -> None:
-        """Behave again as at first; tokens and users stay."""
+        """Reset the behaviour; tokens and users stay."""
         for event in self.hold.values():
             event.set()
         self.answers.clear()
@@ -93,7 +93,7 @@ class IdP:
 
     @contextlib.contextmanager
     def holding(self, what: str) -> Iterator[threading.Event]:
-        """Requests to a path or with a grant type wait until the end of this, or until the event is set."""
+        """A context in which requests to a path, or with a grant type, wait until its end or until the event is set."""
         self.arrived.clear()
         event = self.hold[what] = threading.Event()
         try:
@@ -104,16 +104,16 @@ class IdP:
 
     @property
     def issuer(self) -> str:
-        """Its URL, for the hub's configuration; it is known only while it runs."""
+        """Its URL, for the hub's configuration; known only while the provider runs."""
         assert self._server is not None, "the identity provider doesn't run"
         return f"http://localhost:{self._server.server_port}"
 
     def put_user(self, sub: str, **claims: Any) -> None:
-        """Somebody who can log in; from now on userinfo and ID tokens say `claims` of `sub`.
+        """Let a subject log in. From now on userinfo and ID tokens have these claims for it.
 
-        For claims whose names aren't Python's: ``put_user("1234", **{"wlcg.groups": ["/cms"]})``.
+        For claims whose names Python doesn't allow: ``put_user("1234", **{"wlcg.groups": ["/cms"]})``.
         """
-        # Not by its own address for it, which takes no slash; CILogon's subjects are URIs.
+        # Not by the mock's HTTP address: it allows no slash, but CILogon's subjects are URIs.
         with self.app.test_request_context():
             self.app.preprocess_request()
             storage.store_user(User(sub=sub, claims=claims))
@@ -123,18 +123,18 @@ class IdP:
         return str(self._snapshots[token]["sub"]) if token in self._snapshots else self._owners.get(token, "")
 
     def revoke(self, sub: str) -> None:
-        """End this user's session: all tokens are dead."""
+        """End this user's session, and with it all tokens."""
         with self.app.test_client() as client:
             client.post(f"/users/{sub}/revoke-tokens")
 
     def secrets(self) -> set[str]:
-        """All that it gave to a hub, or got from one, and that somebody could use."""
+        """All secrets that it gave to a hub or got from one."""
         found = {str(answer[name]) for answer in self.token_answers for name in _TOKENS if answer.get(name)}
         return found | {form[name] for form in self.token_requests for name in _REDEEMABLE if form.get(name)}
 
     @contextlib.contextmanager
     def running(self) -> Iterator[IdP]:
-        """Listens on a free port of loopback until the end of this."""
+        """A context in which the provider listens on a free port of loopback."""
         for chatty in ("werkzeug", "oidc_provider_mock"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
         self._server = werkzeug.serving.make_server("localhost", 0, self._wsgi, threaded=True)
@@ -187,7 +187,10 @@ class IdP:
         return self._pass_on(environ, start_response, path, query, form)
 
     def _refusal(self, form: dict[str, str]) -> tuple[int, Any] | None:
-        """What real providers refuse; puts the mock's own refresh token into the form."""
+        """The refusal of a token request that a real provider would refuse, or None.
+
+        Replaces a rotated refresh token in the form by the mock's own.
+        """
         if form.get("grant_type") != "refresh_token":
             if self._pkce_holds(form):
                 return None
@@ -243,7 +246,7 @@ class IdP:
         return [body]
 
     def _made(self, document: dict[str, Any], form: dict[str, str]) -> None:
-        """Take note of new tokens. All scopes are granted, also those that the mock has never heard of."""
+        """Note owner and claims of new tokens. All scopes are granted, also those that the mock doesn't know."""
         document["scope"] = self._asked_scope
         if self.refresh_life is not None:
             document["refresh_expires_in"] = self.refresh_life

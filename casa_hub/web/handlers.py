@@ -30,6 +30,7 @@ from casa_hub.identity.verdicts import Verdict
 from casa_hub.membership.groups import MalformedClaim
 from casa_hub.membership.policy import Refused, RefusedError
 from casa_hub.membership.usernames import IdentityError
+from casa_hub.text import printable
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
@@ -164,7 +165,7 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
         """What the provider sends back instead of a code (RFC 6749, 4.1.2.1)."""
         code = self.get_argument("error", "")
         if code in _OPERATORS_AFFAIR:
-            said = _one_line(self.get_argument("error_description", ""))[:200]
+            said = printable(self.get_argument("error_description", ""))[:200]
             raise ClientRefusedError(code, said)
         super().check_error()
 
@@ -182,7 +183,7 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """As tornado, but without the query of the address: a code that wasn't redeemed is as good as new."""
         if isinstance(value, web.HTTPError):
-            self.log.warning("%d %s: %s", value.status_code, self.request.path, _one_line(value.get_message() or ""))
+            self.log.warning("%d %s: %s", value.status_code, self.request.path, printable(value.get_message() or ""))
         elif value is not None:
             self.log.error("Uncaught exception at %s", self.request.path, exc_info=(typ, value, tb))
 
@@ -206,7 +207,7 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
             if error.status_code != HTTPStatus.BAD_REQUEST:
                 raise
             # Two tabs, a page reloaded, consent refused: not worth more than another try.
-            self.log.warning("Log-in not finished: %s", _one_line(error.get_message() or ""))
+            self.log.warning("Log-in not finished: %s", printable(error.get_message() or ""))
             await self.show_failed(error.get_message() or "", status=HTTPStatus.BAD_REQUEST)
         except (IdentityError, MalformedClaim) as error:
             self.log.error("Log-in refused: %s", error)  # noqa: TRY400
@@ -264,8 +265,3 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
             provider=self.authenticator.preset.title,
             login_url=self.authenticator.login_url(self.hub.base_url),
         )
-
-
-def _one_line(said: str) -> str:
-    """The provider's words, or whoever's wrote the address: nothing that could pass for a line of the log's own."""
-    return "".join(character if character.isprintable() else " " for character in said)

@@ -37,6 +37,7 @@ from casa_hub.membership.member import RevocationReport
 from casa_hub.moments import iso
 from casa_hub.naming import Server
 from casa_hub.startup import home_of, on_hub_start
+from casa_hub.text import printable
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
@@ -148,8 +149,7 @@ class RevokeHandler(_Operation):
             self.write({"user": name, "also": [], **_reported(RevocationReport((), 0, ()))})
             return
         user = self.user_of(name)
-        shown = (one if one.isprintable() else " " for one in asked.get("reason", ""))
-        given = " ".join("".join(shown).split())[:_REASON_LENGTH]
+        given = " ".join(printable(asked.get("reason", "")).split())[:_REASON_LENGTH]
         reason = given or "The operator of this hub has ended the access."
         report = await self.upkeep.revocations.end(user, reason, why="operator", by=self.by)
         # The provider has given this person another name, or had: what that one runs is a decision of its own.

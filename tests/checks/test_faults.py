@@ -98,7 +98,7 @@ def test_a_servicex_that_answers_is_sound(facility: Facility) -> None:
     checked = told(facility, facility.check(SERVICEX.format(url=facility.idp.issuer)))
     # Its client and XRootD's want two things of one variable, which nobody can put right.
     assert [one["thing"] for one in checked.bad] == ["Facility.bearer_token_file"]
-    assert [one["problem"] for one in checked.findings if one["check"] == "servicex"] == ["it answers"]
+    assert [one["problem"] for one in checked.findings if one["check"] == "servicex"] == ["answers"]
 
 
 SERVICEX = """
@@ -297,7 +297,7 @@ ISSUER = [
         changed(DISCOVERY, issuer="http://localhost:1"),
         "issuer",
         "http://localhost",
-        "Set CasaOAuthenticator.issuer to what the provider calls itself",
+        "Set CasaOAuthenticator.issuer to the name that the provider gives itself",
     ),
     Fault(
         "a provider without userinfo",
@@ -340,7 +340,7 @@ ISSUER = [
         changed(DISCOVERY, grant_types_supported=["authorization_code"]),
         "issuer",
         "issuer http://localhost",
-        "it has no refresh tokens",
+        "gives no refresh tokens",
         WARNING,
     ),
     Fault(
@@ -451,7 +451,7 @@ XCACHE = [
         key("XCache.key_file", base64.b64encode(os.urandom(48)) + b"\n"),
         "xcache",
         "XCache 127.0.0.1",
-        "it refuses this hub's macaroons (status 403). XCache.key_file must be its macaroons.secretkey",
+        "refuses this hub's macaroons (status 403). XCache.key_file must be its macaroons.secretkey",
     ),
     Fault("another site", "c.XCache.site_name = 'T3_XX'", "xcache", "XCache 127.0.0.1", "XCache.site_name (T3_XX)"),
     Fault(
@@ -491,7 +491,7 @@ HTCONDOR = [
         key("HTCondor.key_file", os.urandom(64)),
         "htcondor",
         "HTCondor pool",
-        "doesn't take this hub's IDTOKENs. HTCondor.key_file must be the pool's key POOL byte by byte",
+        "doesn't accept this hub's IDTOKENs. HTCondor.key_file must be the pool's key POOL byte by byte",
     ),
     Fault("a key id that isn't there", "c.HTCondor.key_id = 'other'", "htcondor", "HTCondor pool", "key other byte"),
     Fault(
@@ -593,13 +593,13 @@ def pod(facility: Facility, hub: str) -> tuple[str, dict[str, Any]]:
 
 
 def test_another_hub_of_the_same_name(facility: Facility) -> None:
-    fault = Fault("", "", "kubernetes", "Facility.hub_id", "Give each hub a Facility.hub_id of its own", WARNING)
+    fault = Fault("", "", "kubernetes", "Facility.hub_id", "Give each hub its own Facility.hub_id", WARNING)
     with made(facility.plane, *pod(facility, "test")):
         check_named(facility, fault, facility.check())
 
 
 def test_another_hub_and_no_name(facility: Facility) -> None:
-    fault = Fault("", "", "kubernetes", "Facility.hub_id", "it is not set, and other hubs", WARNING)
+    fault = Fault("", "", "kubernetes", "Facility.hub_id", "is not set, and other hubs", WARNING)
     with made(facility.plane, *pod(facility, "other")):
         assert facility.check().bad == []
         check_named(facility, fault, facility.check("c.Facility.hub_id = ''"))
@@ -645,7 +645,7 @@ def domain(checked: Checked) -> list[str]:
     ("metadata", "words"),
     [
         ({"labels": labels("other")}, "servers of another hub (other of namespace default) have host names below"),
-        ({}, "which is no hub with casa_hub, has host names below the same domain"),
+        ({}, "that is not a casa_hub hub has host names below the same domain"),
     ],
     ids=["another hub", "something else"],
 )
@@ -654,7 +654,9 @@ def test_the_same_domain_in_another_namespace(facility: Facility, metadata: dict
     with elsewhere(facility, **metadata):
         checked = told(facility, facility.check())
         assert (checked.code, checked.bad) == (0, []), checked.printed
-        assert [text.partition("; ")[2] for text in domain(checked)] == ["this account may not look into others"]
+        assert [text.partition("; ")[2] for text in domain(checked)] == [
+            "this account may not list those of other namespaces"
+        ]
         facility.use_account(facility.plane.kubeconfig.read_text())
         fault = Fault("", "", "kubernetes", "Dask.domain", words)
         check_named(facility, fault, facility.check())
@@ -709,7 +711,7 @@ def test_another_hub_with_accounts_of_its_own(facility: Facility) -> None:
 
 
 def test_another_hub_in_the_pool_and_no_name(facility: Facility) -> None:
-    fault = Fault("", "", "htcondor", "Facility.hub_id", "it is not set, and others submit to the same pool", WARNING)
+    fault = Fault("", "", "htcondor", "Facility.hub_id", "is not set, and others submit to the same pool", WARNING)
     with submitted(facility, "other", "{username}"):
         check_named(facility, fault, facility.check("c.Facility.hub_id = ''"))
 

@@ -88,7 +88,7 @@ def test_values_are_checked_with_the_administrator_s_rights_and_with_the_hub_s(
     }
     subprocess.run(["bash", "-euc", script], cwd=laptop, env=environment, check=True, timeout=60)
     facility.use_account((laptop / "of-the-hub").read_text())
-    assert account() == f"it knows this account as system:serviceaccount:{facility.namespace}:hub"
+    assert account() == f"knows this account as system:serviceaccount:{facility.namespace}:hub"
 
 
 def test_the_hub_s_own_servers_are_not_taken_for_another_hub_s(facility: Facility, laptop: Path) -> None:

@@ -258,7 +258,7 @@ def test_a_server_that_the_database_forgot_is_ended(hub: LocalHub) -> None:
         ("c.Site.lifetme = 1\n", r"Site.lifetme: there is no such setting. Did you mean lifetime\?"),
         ("c.Facilty.required = []\n", r"Facilty: there is no such section. Did you mean Facility\?"),
         ("c.Facility.required = ['htcondor']\n", r"'htcondor' is not in Facility.credentials"),
-        ("c.TraefikRoutes.directory = ''\n", r"TraefikRoutes.directory: it is not set"),
+        ("c.TraefikRoutes.directory = ''\n", r"TraefikRoutes.directory: is not set"),
         ("c.LocalDelivery.directory = 'traefik'\nopen('traefik/x', 'w')\n", r"it holds files that aren't the hub's"),
     ],
 )

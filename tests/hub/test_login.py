@@ -383,8 +383,8 @@ def test_userinfo_of_somebody_else_is_refused(hub: Hub, idp: IdP) -> None:
     since = len(hub.log)
     answer = Browser(hub).log_in(person(idp, "swapped", "/cms/uscms"))
     assert answer.status_code == 403
-    assert "userinfo: it is for another subject than the ID token" in text_of(answer)
-    hub.wait_for_all(r"\[E .*Log-in failed: userinfo: it is for another subject", 1, since=since)
+    assert "userinfo: is for another subject than the ID token" in text_of(answer)
+    hub.wait_for_all(r"\[E .*Log-in failed: userinfo: is for another subject", 1, since=since)
 
 
 @pytest.mark.parametrize("path", ["/oauth2/token", "/userinfo", "/jwks"])

@@ -231,7 +231,7 @@ def derived(directory: Path, states: Iterable[dict[str, Any]]) -> Iterable[bytes
     for state in states:
         dask = state["record"]["credentials"]["dask"]["state"]
         request = Request(Server(**state["server"]), state["start_id"], datetime.now(UTC), state=dask)
-        start = Start.of_state(request)
+        start = Start.from_state(request)
         yield Authority(start, known[start.secret_id])._key.private_bytes_raw()  # type: ignore[union-attr]
 
 

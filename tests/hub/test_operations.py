@@ -213,7 +213,7 @@ def test_revoke_names_the_same_person_s_other_names(hub: Hub, idp: IdP) -> None:
     idp.put_user(user.sub, preferred_username=later, **{"wlcg.groups": ["/cms/uscms"]})
     assert Browser(hub).log_in(user.sub).status_code == 200
     done = operate(hub, "revoke", user.name)
-    assert f"The same person has other names here, whose access goes on: {later}\n" in done.stdout
+    assert f"The same person has other user names here, which keep their access: {later}\n" in done.stdout
 
 
 def test_who_isn_t_a_user_can_t_be_revoked(hub: Hub) -> None:
@@ -278,7 +278,7 @@ def test_rebind_gives_a_name_to_who_logs_in_next(hub: Hub, idp: IdP) -> None:
     done = operate(hub, "rebind", first.name)
     assert done.returncode == 0, done
     assert "stopped: the default server" in done.stdout
-    assert f"{first.name} belongs to whoever logs in with this name next" in done.stdout
+    assert f"The name {first.name} belongs to the next person who logs in with it" in done.stdout
     assert first.access() == (False, False)
     assert not process.alive
     (event,) = [event for event in audit(hub, since) if event["action"] == "rebound"]
@@ -324,12 +324,12 @@ def test_check_says_which_dask_secret_may_go(hub: Hub, idp: IdP) -> None:
     done = operate(hub, "check", "--local")
     assert done.returncode == 0, done
     assert f"Dask secret {second.id}: for new servers; in use by 0." in done.stdout
-    assert f"Dask secret {first.id}: in use by 1 running servers, it must stay." in done.stdout
+    assert f"Dask secret {first.id}: in use by 1 running servers; it must stay." in done.stdout
     user.stops()
     user.starts()
     done = operate(hub, "check", "--local")
     assert f"Dask secret {second.id}: for new servers; in use by 1." in done.stdout
-    assert f"Dask secret {first.id}: in use by no running server, it may go." in done.stdout
+    assert f"Dask secret {first.id}: in use by no running server; it may be removed." in done.stdout
     assert base64.b64encode(new).decode() not in done.stdout + done.stderr
     user.stops()
 

@@ -237,9 +237,9 @@ async def test_a_refresh_token_that_never_was_is_no_word_on_anybody(log_in: LogI
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [
-        ({}, Status.OK, "it believes this hub's client id and secret"),
+        ({}, Status.OK, "accepts this hub's client id and secret"),
         ({"secret": "another"}, Status.ERROR, "client_id and client_secret must be those of the registration"),
-        ({"enabled": False}, Status.ERROR, "and the client enabled there"),
+        ({"enabled": False}, Status.ERROR, "and the client must be enabled there"),
     ],
     ids=["sound", "wrong secret", "client disabled"],
 )

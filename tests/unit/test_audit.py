@@ -151,7 +151,7 @@ def test_a_broken_handler_is_said_and_stops_nothing() -> None:
     audit.tell(hub.settings, FULL)
     line, error = hub.lines.getvalue().splitlines()
     assert json.loads(line.removeprefix(PREFIX))["action"] == "revoked"
-    assert error == "An event (revoked) could not be noted: OSError"
+    assert error == "An audit event (revoked) could not be recorded: OSError"
 
 
 def test_before_the_hub_has_its_settings_the_event_log_is_the_applications(hub: Hub, events: io.StringIO) -> None:

@@ -85,22 +85,22 @@ def test_a_setting_of_the_base_class_without_effect_is_refused(section: str, tra
 @pytest.mark.parametrize("trait", ALWAYS_ON)
 def test_what_is_always_on_may_be_said_but_not_denied(trait: str) -> None:
     configured("Authenticator", **{trait: True})
-    with pytest.raises(ConfigurationError, match=rf"Authenticator\.{trait}: it is always on here"):
+    with pytest.raises(ConfigurationError, match=rf"Authenticator\.{trait}: is always on here"):
         configured("Authenticator", **{trait: False})
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no provider": ({"provider": None}, r"CasaOAuthenticator\.provider: it is not set\. Choose one of .*cms-iam"),
-    "no issuer": ({"provider": "keycloak"}, r"CasaOAuthenticator\.issuer: it is not set\. Keycloak needs it"),
-    "no client id": ({"client_id": None}, r"CasaOAuthenticator\.client_id: it is not set"),
-    "no client secret": ({"client_secret": None}, r"CasaOAuthenticator\.client_secret: it is not set"),
-    "issuer is no URL": ({"issuer": "iam.example.org"}, r"CasaOAuthenticator\.issuer: 'iam\.example\.org' is no URL"),
+    "no issuer": ({"provider": "keycloak"}, r"CasaOAuthenticator\.issuer: is not set\. Keycloak needs it"),
+    "no client id": ({"client_id": None}, r"CasaOAuthenticator\.client_id: is not set"),
+    "no client secret": ({"client_secret": None}, r"CasaOAuthenticator\.client_secret: is not set"),
+    "issuer is no URL": ({"issuer": "iam.example.org"}, r"OAuthenticator\.issuer: 'iam\.example\.org' is not a URL"),
     "issuer in the clear": (
         {"issuer": "http://127.0.0.1.example.org"},
         r"CasaOAuthenticator\.issuer: 'http://127\.0\.0\.1\.example\.org' is not https",
     ),
-    "proxy is no URL": ({"http_proxy": "proxy:3128"}, r"CasaOAuthenticator\.http_proxy: 'proxy:3128' is no URL"),
-    "CILogon for everybody": ({"provider": "cilogon"}, r"CasaOAuthenticator\.allowed_idps: it is not set\. Name the"),
+    "proxy is no URL": ({"http_proxy": "proxy:3128"}, r"CasaOAuthenticator\.http_proxy: 'proxy:3128' is not a URL"),
+    "CILogon for everybody": ({"provider": "cilogon"}, r"CasaOAuthenticator\.allowed_idps: is not set\. Name the"),
     "entitlements of anybody": (
         {"groups_claim": "eduperson_entitlement"},
         r"entitlement_namespace: groups_claim eduperson_entitlement needs the namespace that counts",

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from casa_hub.checks import cluster, hub, issuer, runner, servicex, xcache
-from casa_hub.checks.findings import Finding, Status, error, of, ok, unseen, warning
+from casa_hub.checks.findings import Finding, Status, error, from_problem, ok, unseen, warning
 from casa_hub.checks.htcondor import read as read_pool
 from casa_hub.checks.htcondor import read_jobs
 from casa_hub.checks.htcondor_jobs import IDENTIFIER
@@ -62,7 +62,9 @@ def test_the_exit_code_and_the_last_line(findings: list[Finding], code: int, tex
 
 
 def test_a_problem_of_the_hub_s_start_is_a_finding() -> None:
-    assert of(Problem(Severity.WARNING, "a", "is odd.", "Correct it.")) == warning("a", "is odd", "Correct it.")
+    assert from_problem(Problem(Severity.WARNING, "a", "is odd.", "Correct it.")) == warning(
+        "a", "is odd", "Correct it."
+    )
     assert str(error("a", "is odd", "Correct it.")) == "error: a: is odd. Correct it."
 
 
@@ -116,8 +118,8 @@ def page(status: int, location: str = "") -> Answer:
 @pytest.mark.parametrize(
     ("own", "nobodys", "status", "words"),
     [
-        (page(200), page(400), Status.OK, "it is registered"),
-        (page(302, "https://idp/login"), page(400), Status.OK, "it is registered"),
+        (page(200), page(400), Status.OK, "is registered"),
+        (page(302, "https://idp/login"), page(400), Status.OK, "is registered"),
         # IAM: first of all, who is it?
         (page(302, "https://idp/login"), page(302, "https://idp/login"), Status.OK, "only after a log-in"),
         (page(400), page(400), Status.ERROR, "must be registered"),
@@ -255,7 +257,7 @@ def test_versions_of_kubernetes(version: str, sidecar: bool, status: Status) -> 
 def test_kinds_of_routes() -> None:
     assert cluster.read_kinds("traefik", ["ingressroutetcps"], []).status is Status.OK
     older = cluster.read_kinds("gateway", [], ["v1alpha2", "v1beta1"])
-    assert (older.status, "it serves v1alpha2, v1beta1" in older.problem) == (Status.ERROR, True)
+    assert (older.status, "the cluster has v1alpha2, v1beta1" in older.problem) == (Status.ERROR, True)
 
 
 OWN = ("cms", "hub", "a")
@@ -350,7 +352,7 @@ def test_answers_of_a_pool(change: dict[str, Any], expected: list[Status]) -> No
     ("hub_id", "subject", "tokens", "expected", "words"),
     [
         ("cms", "{username}", [], Status.OK, "no other hub has jobs"),
-        ("cms", "{username}", None, Status.OK, "can't be said"),
+        ("cms", "{username}", None, Status.OK, "can't be listed"),
         ("cms", "{username}", [("atlas/ada/0", "ada@pool.test")], Status.WARNING, "jobs of hub 'atlas' belong"),
         ("cms", "{username}", [("ada/0", "ada@POOL.test")], Status.WARNING, "jobs of a hub without hub_id belong"),
         ("cms", "{username}", [("a%2Fb/ada--lab/0", "ada@pool.test")], Status.WARNING, "jobs of hub 'a/b' belong"),
@@ -360,7 +362,7 @@ def test_answers_of_a_pool(change: dict[str, Any], expected: list[Status]) -> No
         ("cms", "{username}", [("atlas/root/0", "root@pool.test")], Status.OK, "with other accounts"),
         # Whoever ada---1a2b3c4d is, ada it isn't.
         ("cms", "{username}", [("atlas/ada---1a2b3c4d/0", "ada@pool.test")], Status.OK, "with other accounts"),
-        ("", "{username}", [("atlas/ada/0", "atlas-ada@pool.test")], Status.WARNING, "it is not set"),
+        ("", "{username}", [("atlas/ada/0", "atlas-ada@pool.test")], Status.WARNING, "is not set"),
     ],
 )
 def test_jobs_of_other_hubs(hub_id: str, subject: str, tokens: Any, expected: Status, words: str) -> None:
@@ -401,5 +403,5 @@ def test_what_the_running_hub_says() -> None:
     assert hub.read_secrets(["a"], STATUS) == []
     words = [one.problem for one in hub.read_secrets(["a", "b", "c"], STATUS)]
     assert words[0].startswith("for new servers")
-    assert words[1:] == ["in use by 2 running servers, it must stay", "in use by no running server, it may go"]
+    assert words[1:] == ["in use by 2 running servers; it must stay", "in use by no running server; it may be removed"]
     assert "nobody knows" in hub.read_secrets(["a", "c"], {**STATUS, "unsure": {"x": "y"}})[1].problem

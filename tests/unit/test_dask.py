@@ -337,9 +337,9 @@ def test_a_state_that_is_none_is_refused(dask: Dask, change: dict[str, str | Non
 REFUSED = {
     "31 bytes": (lines(SECRET[:31]), "has 31 bytes in line 1"),
     "31 bytes in the second": (lines(SECRET, SECRET[:31]), "has 31 bytes in line 2"),
-    "text": (b"this is no secret, but it is long enough\n", "has no base64 in line 1"),
+    "text": (b"this is no secret, but it is long enough\n", "is not base64 in line 1"),
     "broken lines": (base64.encodebytes(SECRET + SECRET[:16]), "has 7 bytes in line 2"),
-    "raw": (b"\xff" + os.urandom(48), "has no base64 in line"),
+    "raw": (b"\xff" + os.urandom(48), "is not base64 in line"),
     "blank": (b"\n \n", "holds no secret"),
 }
 
@@ -439,7 +439,7 @@ def test_what_an_image_could_not_write_into_its_configuration_is_refused(setting
 
 @pytest.mark.parametrize("lifetime", [0, -1])
 def test_a_lifetime_is_positive(lifetime: int) -> None:
-    with pytest.raises(TraitError, match="at least one second"):
+    with pytest.raises(TraitError, match="'lifetime' trait of a Dask instance should not be less than 1"):
         Dask(lifetime=lifetime)
 
 

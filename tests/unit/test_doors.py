@@ -75,7 +75,7 @@ def test_the_thread_that_leads_is_inside(inside: socket.socket) -> None:
 
 def test_a_taken_address_is_named_and_no_other_is_kept(inside: socket.socket) -> None:
     free, taken = (LOOPBACK, free_port()), inside.getsockname()[:2]
-    with pytest.raises(CasaError, match=f"{taken[1]}.*already in use.*End what uses it"):
+    with pytest.raises(CasaError, match=f"{taken[1]}.*already in use.*End the program that uses it"):
         Doors({free: taken, taken: taken}, contextlib.nullcontext)
     with socket.create_server(free):
         pass

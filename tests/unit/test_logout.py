@@ -99,7 +99,7 @@ ATTACKS: dict[str, tuple[Callable[[IdP], str], str]] = {
     "no audience": (lambda i: signed(i, aud=None), "no claim aud"),
     "no iat": (lambda i: signed(i, iat=None), "no claim iat"),
     "from the future": (lambda i: signed(i, iat=int(time.time()) + 120), "from the future"),
-    "expired": (lambda i: signed(i, exp=int(time.time()) - 120), "it has expired"),
+    "expired": (lambda i: signed(i, exp=int(time.time()) - 120), "has expired"),
     "old, without expiry": (lambda i: signed(i, iat=int(time.time() - MAX_AGE) - 61, exp=None), "older than 300 s"),
     "old, with an expiry in years": (lambda i: signed(i, iat=1, exp=2**40), "older than 300 s"),
     "no jti": (lambda i: signed(i, jti=None), "no claim jti"),

@@ -192,7 +192,7 @@ ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], str | None], str]] = {
     "kid is no string": (lambda c: by_hand({"alg": "RS256", "kid": 7}, c, b"x"), "can't be read|not a string|signed"),
     "flipped bit": (lambda c: _flipped(GENUINE.sign(c)), "its signature is not the issuer's"),
     "no JWT": (lambda _: "nonsense", "not a signed JWT"),
-    "absent": (lambda _: None, "the provider sent none"),
+    "absent": (lambda _: None, "is missing in the provider's answer"),
     "other issuer": (lambda c: GENUINE.sign(c | {"iss": "https://evil.example.org"}), "from another issuer"),
     "no issuer": (lambda c: GENUINE.sign(without(c, "iss")), "no claim iss"),
     "other audience": (lambda c: GENUINE.sign(c | {"aud": "other"}), "for another audience"),
@@ -206,10 +206,10 @@ ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], str | None], str]] = {
     "other nonce": (lambda c: GENUINE.sign(c | {"nonce": "of another log-in"}), "its nonce is not"),
     "no nonce": (lambda c: GENUINE.sign(without(c, "nonce")), "its nonce is not"),
     "nonce is no string": (lambda c: GENUINE.sign(c | {"nonce": [NONCE]}), "its nonce is not"),
-    "expired": (lambda c: GENUINE.sign(c | {"exp": int(time.time()) - 120}), "it has expired"),
+    "expired": (lambda c: GENUINE.sign(c | {"exp": int(time.time()) - 120}), "has expired"),
     "no expiry": (lambda c: GENUINE.sign(without(c, "exp")), "no claim exp"),
-    "from the future": (lambda c: GENUINE.sign(c | {"iat": int(time.time()) + 120}), "it is from the future"),
-    "not yet": (lambda c: GENUINE.sign(c | {"nbf": int(time.time()) + 120}), "it is from the future"),
+    "from the future": (lambda c: GENUINE.sign(c | {"iat": int(time.time()) + 120}), "is from the future"),
+    "not yet": (lambda c: GENUINE.sign(c | {"nbf": int(time.time()) + 120}), "is from the future"),
     "no iat": (lambda c: GENUINE.sign(without(c, "iat")), "no claim iat"),
     "no sub": (lambda c: GENUINE.sign(without(c, "sub")), "no claim sub"),
     "empty sub": (lambda c: GENUINE.sign(c | {"sub": ""}), "sub is not a string"),
@@ -254,7 +254,7 @@ async def test_an_id_token_is_refused_with_its_own_words_and_no_secret(
         ({"access_token": "line\r\nX-Other: access-token-value"}, "characters that no token may have"),
         ({"access_token": None}, "no access token"),
         ({"refresh_token": "\ud800-refresh-token-value"}, "characters that no token may have"),
-        ({"token_type": "mac"}, "no Bearer token"),
+        ({"token_type": "mac"}, "not a Bearer token"),
     ],
     ids=["half a character", "beyond ASCII", "line's end", "no access token", "odd refresh token", "no Bearer"],
 )
@@ -497,10 +497,10 @@ DOCUMENTS: dict[str, tuple[Any, str]] = {
     "no keys": ({"jwks_uri": 7}, "has no jwks_uri"),
     "http token endpoint": ({"token_endpoint": "http://idp.example.org/t"}, "token_endpoint of .* is not https"),
     "http keys": ({"jwks_uri": "http://idp.example.org/jwks"}, "jwks_uri of .* is not https"),
-    "half an IPv6 address": ({"token_endpoint": "https://[::1"}, "token_endpoint of .* is no URL"),
-    "no host": ({"jwks_uri": "https:///jwks"}, "jwks_uri of .* is no URL"),
-    "line's end": ({"authorization_endpoint": "https://a/\r\nb"}, "authorization_endpoint of .* is no URL"),
-    "half a character": ({"authorization_endpoint": "https://a/\ud800"}, "authorization_endpoint of .* is no URL"),
+    "half an IPv6 address": ({"token_endpoint": "https://[::1"}, "token_endpoint of .* is not a URL"),
+    "no host": ({"jwks_uri": "https:///jwks"}, "jwks_uri of .* is not a URL"),
+    "line's end": ({"authorization_endpoint": "https://a/\r\nb"}, "authorization_endpoint of .* is not a URL"),
+    "half a character": ({"authorization_endpoint": "https://a/\ud800"}, "authorization_endpoint of .* is not a URL"),
     "odd scheme": ({"userinfo_endpoint": "file:///etc/passwd"}, "userinfo_endpoint of .* is not https"),
     "only HMAC": ({"id_token_signing_alg_values_supported": ["none", "HS256"]}, "no asymmetric algorithm"),
 }
@@ -644,7 +644,7 @@ async def test_an_old_document_serves_while_the_provider_is_away(idp: IdP, caplo
     idp.answers[WELL_KNOWN] = (503, {})
     clock.now += 10 * oidc.METADATA_AGE
     assert await issuer.metadata() == before
-    assert "Going on with what was discovered earlier" in caplog.text
+    assert "the earlier discovery document is used" in caplog.text
     asked = idp.requests[WELL_KNOWN]
     await issuer.metadata()
     assert idp.requests[WELL_KNOWN] == asked  # not at every request
@@ -673,7 +673,7 @@ async def test_plain_http_is_possible_where_the_operator_says_so() -> None:
     [{"issuer": "iam.example.org"}, {"issuer": "https://[::1"}, {"proxy": "proxy:3128"}, {"proxy": "http://["}],
 )
 def test_an_address_that_is_no_url_is_refused_at_once(setting: dict[str, str]) -> None:
-    with pytest.raises(OIDCError, match="is no URL"):
+    with pytest.raises(OIDCError, match="is not a URL"):
         Issuer(Client(**{"issuer": "https://iam.example.org", "client_id": "hub", "client_secret": SECRET, **setting}))
 
 
@@ -715,7 +715,7 @@ async def test_a_ca_file_that_can_t_be_used_is_named(tmp_path: Path, content: st
     if content is not None:
         file.write_text(content)
     issuer = Issuer(Client("https://localhost:9", "hub", SECRET, ca_file=str(file)))
-    with pytest.raises(OIDCError, match=r"CasaOAuthenticator\.ca_file .*ca\.pem: can't be read as PEM"):
+    with pytest.raises(OIDCError, match=r"CasaOAuthenticator\.ca_file \(.*ca\.pem\): can't be read as PEM"):
         await issuer.metadata()
     await issuer.close()
 
@@ -863,8 +863,8 @@ async def test_a_refresh_with_a_bad_id_token_keeps_the_tokens_for_the_caller(
 @pytest.mark.parametrize(
     ("odd", "words"),
     [
-        ({"token_type": "mac"}, "no Bearer token"),
-        ({"token_type": ["Bearer"]}, "no Bearer token"),
+        ({"token_type": "mac"}, "not a Bearer token"),
+        ({"token_type": ["Bearer"]}, "not a Bearer token"),
         ({"access_token": "\ud800new-access"}, "characters that no token may have"),
         ({"access_token": "\u00e9new-access"}, "characters that no token may have"),
         ({"access_token": "\r\nnew-access"}, "characters that no token may have"),

@@ -68,12 +68,12 @@ def test_the_configuration_says_where_the_hub_is(tmp_path: Path, setting: str, u
     [
         ("", f"no service has the scope {SCOPE}. Add to the hub's configuration: c.JupyterHub.services"),
         (SERVICE.replace(f'"api_token": "{TOKEN}"', '"url": "http://x"'), "the service operator has no api_token"),
-        (SERVICE.replace(TOKEN, TOKEN + "\\n"), "the api_token of service operator: it has characters"),
-        (SERVICE + 'c.JupyterHub.hub_bind_url = "unix+http://%2Ftmp%2Fhub.sock"', "only its own services come"),
-        (SERVICE + "c.JupyterHub.internal_ssl = True", "only its own services come"),
-        (SERVICE + f"raise RuntimeError({TOKEN!r})", "it fails with RuntimeError in line "),
-        (SERVICE + f"{TOKEN} = = 1", "it fails with SyntaxError in line "),
-        (SERVICE + f"import sys; sys.exit({TOKEN!r})", "it ends the program when it is run"),
+        (SERVICE.replace(TOKEN, TOKEN + "\\n"), "the api_token of service operator: has characters"),
+        (SERVICE + 'c.JupyterHub.hub_bind_url = "unix+http://%2Ftmp%2Fhub.sock"', "by its own services only"),
+        (SERVICE + "c.JupyterHub.internal_ssl = True", "can be reached by its own services only"),
+        (SERVICE + f"raise RuntimeError({TOKEN!r})", "fails with RuntimeError in line "),
+        (SERVICE + f"{TOKEN} = = 1", "fails with SyntaxError in line "),
+        (SERVICE + f"import sys; sys.exit({TOKEN!r})", "ends the program when it is run"),
         (SERVICE + f"c.JupyterHub.hub_port = {TOKEN!r}", "JupyterHub"),
     ],
 )
@@ -90,19 +90,19 @@ def test_a_configuration_that_doesn_t_say_it_is_told_why(
 def test_a_file_that_isn_t_there_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for command in ("confirm", "check"):
         assert main([command, "-f", str(tmp_path / "none.py")]) == 2
-        assert "none.py: there is no such file" in capsys.readouterr().err
+        assert "none.py: does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({}, "nothing says where it is. Give its configuration with -f"),
-        ({"JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api"}, "nothing says where it is"),
-        ({"JUPYTERHUB_API_TOKEN": TOKEN}, "nothing says where it is"),
-        ({"JUPYTERHUB_API_URL": "hub", "JUPYTERHUB_API_TOKEN": TOKEN}, "JUPYTERHUB_API_URL: it is no URL"),
+        ({}, "its address is unknown. Give its configuration with -f"),
+        ({"JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api"}, "its address is unknown"),
+        ({"JUPYTERHUB_API_TOKEN": TOKEN}, "its address is unknown"),
+        ({"JUPYTERHUB_API_URL": "hub", "JUPYTERHUB_API_TOKEN": TOKEN}, "JUPYTERHUB_API_URL: is not a URL"),
         (
             {"JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api", "JUPYTERHUB_API_TOKEN": TOKEN + "\r\nX: y"},
-            "JUPYTERHUB_API_TOKEN: it has characters that no token may have",
+            "JUPYTERHUB_API_TOKEN: has characters that no token may have",
         ),
     ],
 )
@@ -185,11 +185,11 @@ def test_a_sound_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("c.Facilty.credentials = []", "error: Facilty: there is no such section. Did you mean Facility?"),
         ('c.Facility.credentials = ["dsk"]', "error: Facility.credentials: "),
         ('c.Facility.credentials = ["dask"]', "error: Dask.secret_file"),
-        ("c.CasaOAuthenticator.client_secret = ''", "error: CasaOAuthenticator.client_secret: it is not set."),
+        ("c.CasaOAuthenticator.client_secret = ''", "error: CasaOAuthenticator.client_secret: is not set."),
         ("c.CasaOAuthenticator.leeway = 'secret-of-the-client'", "error: the configuration: "),
         ("c.Keeper.recheck_interval = 'secret-of-the-client'", "error: the configuration: "),
         ("c.Facility.hub_id = 7", "error: the configuration: "),
-        ("c.CryptKeeper.keys = [b'secret-of-the-client']", "error: CryptKeeper.keys: a key isn't one"),
+        ("c.CryptKeeper.keys = [b'secret-of-the-client']", "error: CryptKeeper.keys: has a malformed key"),
         (
             'c.JupyterHub.spawner_class = "simple"\nc.Facility.credentials = ["dask"]',
             "error: JupyterHub.spawner_class: ",
@@ -232,8 +232,7 @@ def test_old_dask_secrets_without_a_hub_to_ask(tmp_path: Path, capsys: pytest.Ca
     key.chmod(0o600)
     text = f'c.Facility.credentials = ["dask"]\nc.Dask.secret_file = "{key}"\nc.Dask.domain = "example.org"\n'
     _, printed = checked(tmp_path, capsys, SOUND + text)
-    assert "Whether an older secret" in printed
-    assert "the running hub must say" in printed
+    assert "only the running hub knows whether older secrets" in printed
     assert "BBBB" not in printed
 
 
@@ -248,5 +247,5 @@ def test_status_says_once_why_the_provider_refuses_this_hub(
     assert capsys.readouterr().out.splitlines() == [
         "Held back since 2026-03-01 12:05 UTC: ada: not in /cms",
         "If these are true, end their access: casa-hub confirm",
-        "The identity provider doesn't speak with this hub about 3 users: invalid_client",
+        "The membership of 3 users can't be checked: invalid_client",
     ]

@@ -283,8 +283,10 @@ def test_who_is_not_on_the_list_is_not_told_about_groups() -> None:
 
 def test_a_home_institution_that_is_not_told_is_told_from_a_wrong_one() -> None:
     settings: dict[str, Any] = {"allowed_idps": [HOME], "allow_all": True}
-    assert "isn't open to your home institution" in refusal({"idp": "https://evil.example"}, **settings).reason
-    assert "doesn't say which home institution" in refusal({}, **settings).reason
+    foreign, unknown = refusal({"idp": "https://evil.example"}, **settings), refusal({}, **settings)
+    assert "isn't open to your home institution" in foreign.reason
+    assert "doesn't say which home institution" in unknown.reason
+    assert (foreign.claim_missing, unknown.claim_missing) == (False, True)
 
 
 def test_a_block_that_could_not_be_checked_refuses() -> None:

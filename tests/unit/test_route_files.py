@@ -60,7 +60,7 @@ def test_any_user_and_server_name_gives_a_rule_for_one_host(user: str, name: str
     ["", "*", "*.dask.example.org", "a`) || HostSNI(`*", "a b", "A.example.org", "a..b", "a.", "-a", "a" * 64, "a\n"],
 )
 def test_what_is_no_host_name_becomes_no_rule(host: str) -> None:
-    with pytest.raises(DeliveryError, match="no DNS name"):
+    with pytest.raises(DeliveryError, match="not a DNS name"):
         document(TraefikRoutes(), [Route(host, "scheduler", 1)], "127.77.0.5")
 
 

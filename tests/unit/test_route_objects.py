@@ -185,7 +185,7 @@ def test_nothing_without_routes_or_with_none() -> None:
 @pytest.mark.parametrize("kind", ["traefik", "traefik-v2", "gateway", "none"])
 @pytest.mark.parametrize("host", ["", "*", "*.example.org", "a`) || HostSNI(`*", "A.example.org", "a..b", "a\n"])
 def test_what_is_no_host_name_becomes_no_route(kind: str, host: str) -> None:
-    with pytest.raises(DeliveryError, match="no DNS name"):
+    with pytest.raises(DeliveryError, match="not a DNS name"):
         built(kind=kind, of=(SCHEDULER, Route(host, "worker", 1)))
 
 

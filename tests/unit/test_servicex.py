@@ -41,7 +41,7 @@ def test_without_authentication_there_is_no_token() -> None:
 def test_a_name_in_the_file_may_be_written_as_the_provider_shows_it() -> None:
     """`ASmith` gave asmith nothing: user names of the hub are lower case."""
     assert parse_tokens(b"ASmith: one") == {"asmith": "one"}
-    with pytest.raises(BadKeyError, match="another token in entry 2") as caught:
+    with pytest.raises(BadKeyError, match="second token in entry 2 for the same user") as caught:
         parse_tokens(b"ASmith: one\nasmith: two")
     assert "smith" not in str(caught.value).lower()  # a token may stand on the left by mistake
 

@@ -236,9 +236,12 @@ def test_a_path_that_xrootd_doesnt_match_is_refused(xcache: XCache, path: str) -
 # Settings
 
 
-@pytest.mark.parametrize("lifetime", [0, -1, 82801, 86400])
-def test_a_lifetime_that_xrootd_refuses_is_refused(lifetime: int) -> None:
-    with pytest.raises(TraitError, match="82800"):
+@pytest.mark.parametrize(
+    ("lifetime", "text"),
+    [(0, "should not be less than 1"), (-1, "should not be less than 1"), (82801, "at most 82800"), (86400, "82800")],
+)
+def test_a_lifetime_that_xrootd_refuses_is_refused(lifetime: int, text: str) -> None:
+    with pytest.raises(TraitError, match=text):
         XCache(lifetime=lifetime)
 
 

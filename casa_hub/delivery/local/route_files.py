@@ -1,4 +1,4 @@
-"""Routes by Traefik's file provider: one document a server, in a directory that Traefik watches."""
+"""Routes by Traefik's file provider: one file a server, in a directory that Traefik watches."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from casa_hub.delivery.traefik import TraefikRoutes, checked, rule
 from casa_hub.errors import DeliveryError, Problem, Severity
 from casa_hub.naming import Server
 
-#: The first line of each document says whose it is, so that nobody else's file is ever touched.
+#: Begins the first line of each file, which names its server, so that files of others are never touched.
 _MARK = "# casa_hub: "
 
 
 def document(settings: TraefikRoutes, routes: Iterable[Route], address: str) -> dict[str, Any]:
-    """Traefik's dynamic configuration (``tcp``) for routes of one server to its IPv4 address.
+    """Traefik's dynamic configuration (``tcp``) for the routes of one server to its IPv4 address.
 
     Raises:
-        DeliveryError: a host is no DNS name, or comes twice.
+        DeliveryError: a host is not a DNS name, or two routes have the same host.
     """
     routers: dict[str, Any] = {}
     services: dict[str, Any] = {}
@@ -40,28 +40,28 @@ def document(settings: TraefikRoutes, routes: Iterable[Route], address: str) -> 
 
 
 class RouteFiles:
-    """Hands routes to a Traefik proxy on this machine."""
+    """The route files of a Traefik on this machine."""
 
     def __init__(self, settings: TraefikRoutes) -> None:
         self._settings = settings
         self._directory = Path(settings.directory)
-        #: Whether there is anything to do.
+        #: Without it all methods do nothing.
         self._in_use = settings.kind != "none" and bool(settings.directory)
 
     def check(self, *, wanted: bool) -> list[Problem]:
-        """What is wrong with the settings, if any credential wants routes (`wanted`)."""
+        """Problems of the settings; `wanted`: whether any credential wants routes."""
         problems = self._settings.check(wanted=wanted, local=True)
         if wanted and self._in_use and not self._directory.is_dir():
             problem = f"there is no directory {self._directory}"
-            remedy = "Make it, writable by the hub, before the hub starts."
+            remedy = "Make it before the hub starts, and writable by the hub."
             problems.append(Problem(Severity.ERROR, "TraefikRoutes.directory", problem, remedy))
         return problems
 
     def publish(self, server: Server, start_id: str, routes: Sequence[Route], address: str) -> None:
-        """Make the server's routes these ones. Blocks for a few file operations.
+        """Write the server's file with these routes. Blocks for a few file operations.
 
         Raises:
-            DeliveryError: another server's document is in the place, or a host can't be a route.
+            DeliveryError: the file belongs to another server, or a host can't have a route.
             OSError: the directory can't be written.
         """
         if not self._in_use or not routes:
@@ -69,18 +69,18 @@ class RouteFiles:
         path = self._path(server)
         owner = _owner(path)
         if os.path.lexists(path) and (owner is None or owner[0] != server.identity):
-            raise DeliveryError(str(path), "it belongs to another server", "Tell the operator of this hub.")
-        mark = json.dumps({"server": server.identity, "start_id": start_id})  # ASCII: stays one line
+            raise DeliveryError(str(path), "belongs to another server", "Tell the operator of this hub.")
+        mark = json.dumps({"server": server.identity, "start_id": start_id})  # ASCII, so it stays one line
         content = yaml.safe_dump(document(self._settings, routes, address), sort_keys=True)
         # Traefik may run as another user; nothing here is secret.
         replace_file(path, f"{_MARK}{mark}\n{content}".encode(), 0o644)
 
     def has(self, server: Server, start_id: str, routes: Sequence[Route]) -> bool:
-        """Whether the routes of this start are there, as far as there is anything to do. Raises OSError."""
+        """Whether the file of this start exists, or none is needed. Raises OSError."""
         return not self._in_use or not routes or _owner(self._path(server)) == (server.identity, start_id)
 
     def retract(self, server: Server, start_id: str) -> None:
-        """Take the routes of this start away; another's stay."""
+        """Remove the file if it is of this start; another start's file stays."""
         if not self._in_use:
             return
         path = self._path(server)
@@ -90,41 +90,46 @@ class RouteFiles:
     def left(
         self, hub_id: str, living: Callable[[], Collection[tuple[str, str]]]
     ) -> list[tuple[Path, tuple[str, str]]]:
-        """Documents of this hub's servers that aren't `living` (identity, start id; asked for last), with their owners.
+        """Files of this hub's servers that don't live any more, each with its owner.
+
+        Args:
+            hub_id: of this hub.
+            living: gives (identity, start id) of all living servers. Called after the directory was read: a server that
+                starts meanwhile must count as living.
 
         Raises:
             OSError: the directory can't be read.
         """
-        there = [(path, _owner(path)) for path in self._directory.glob("*.yml")] if self._in_use else []
+        found = [(path, _owner(path)) for path in self._directory.glob("*.yml")] if self._in_use else []
         keys = living()
-        return [(path, one) for path, one in there if one is not None and one not in keys and _is_of(one, hub_id)]
+        return [(path, own) for path, own in found if own is not None and own not in keys and _is_of(own, hub_id)]
 
     def remove(self, path: Path, owner: tuple[str, str]) -> None:
-        """Take away a document that `left` has found, if it still is its owner's. Raises OSError."""
+        """Remove a file that `left` found, if its owner is still the same. Raises OSError."""
         if _owner(path) == owner:
             path.unlink(missing_ok=True)
 
     def sweep(self, hub_id: str, living: Collection[tuple[str, str]]) -> None:
-        """Take away what this hub left of servers other than the `living` (identity, start id); while nobody writes."""
+        """Remove this hub's files of servers other than `living` (identity, start id). Nobody may write meanwhile."""
         for path, owner in self.left(hub_id, lambda: living):
             self.remove(path, owner)
-        # What a hub that was killed had written, but not named yet.
+        # Temporary files of a hub that was killed.
         for path in self._directory.glob(".*.new") if self._in_use else ():
-            one = _owner(path) if is_on_its_way(path.name) else None
-            if one is not None and _is_of(one, hub_id):
-                self.remove(path, one)
+            found = _owner(path) if is_on_its_way(path.name) else None
+            if found is not None and _is_of(found, hub_id):
+                self.remove(path, found)
 
     def _path(self, server: Server) -> Path:
         return self._directory / f"{server.slug}.yml"
 
 
 def _owner(path: Path) -> tuple[str, str] | None:
-    """(identity, start id) by the document's first line; None if it isn't one of ours.
+    """(identity, start id) in the file's first line; None if the file isn't ours.
 
     Raises:
-        OSError: it may be ours, but can't be read.
+        OSError: the file may be ours, but can't be read.
     """
-    # We write plain files only. A link may lead anywhere, and opening a named pipe would never end.
+    # Our files are plain files. A link may lead anywhere, and opening a named pipe would block.
     if path.is_symlink() or not path.is_file():
         return None
     try:

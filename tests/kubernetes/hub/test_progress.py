@@ -247,7 +247,7 @@ def test_without_a_required_credential_no_pod_is_created(strict: Site) -> None:
     pods = Pods(strict)
     for _ in range(6):  # more than the hub bears of failures that may be its own
         said = strict.fails("ada")
-        assert "access token: is not there: the hub holds none for this user. Log out and in again." in said
+        assert "access token: is missing: the hub holds none for this user. Log out and in again." in said
     assert pods.created() == []
     assert "consecutive" not in strict.hub.log
 

@@ -1,4 +1,4 @@
-"""What a server in a pod is given, from its start to its end: the common part of `CasaSpawner` and of `hooks`."""
+"""What a server in a pod is given, from its start to its end."""
 
 from __future__ import annotations
 
@@ -35,8 +35,6 @@ _WITHDRAWN = "casa_withdrawn"
 _MOST_OVERTAKEN = 3
 #: In a spawner's state: the start that runs, and the identity that it was made for.
 _START_ID, _IDENTITY = "casa_start_id", "casa_server"
-#: Of a spawner.
-_ATTRIBUTE = "_casa_pod_server"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +72,6 @@ class PodServer:
         self._seen: bool | None = None
         self._renewing = asyncio.Lock()
 
-    @classmethod
-    def of(cls, spawner: Any) -> PodServer:
-        """The one of `spawner`, made when first asked for."""
-        known: PodServer | None = getattr(spawner, _ATTRIBUTE, None)
-        if known is None:
-            known = cls(spawner)
-            setattr(spawner, _ATTRIBUTE, known)
-        return known
-
     @property
     def facility(self) -> Facility:
         return Facility.of(self._spawner)
@@ -119,7 +108,7 @@ class PodServer:
         """The server has ended, or is about to be started."""
         self.start_id, self._identity, self._strange_pod = "", None, ""
 
-    # -- a start: mint, dress, and either launch or deliver
+    # -- a start: mint, dress, launch
 
     async def mint(self) -> list[str]:
         """Credentials for a new start. No request to Kubernetes. Returns a sentence for each.
@@ -171,25 +160,6 @@ class PodServer:
         self._minted = None  # secrets stay in the hub no longer than they are needed
         return launched
 
-    async def deliver(self, pod: Object) -> Mapping[str, KubernetesError]:
-        """Give the pod, as the API server has it, what it owns. Raises as `KubernetesDelivery.deliver`."""
-        assert self._minted is not None  # noqa: S101 - see dress
-        assert self._given is not None  # noqa: S101
-        missing = await self.delivery.deliver(
-            self._given.start,
-            Pod.of(pod),
-            self._minted.parcel(),
-            routes_required=self.facility.requires_routes,
-            deadline=self._deadline(),
-        )
-        self._missing = {kind: str(error) for kind, error in missing.items()}
-        self.started()
-        return missing
-
-    def is_this_start(self, pod: Object | None) -> bool:
-        """Whether a pod is that of the last start."""
-        return pod is not None and self._given is not None and marks.start_id_of(pod) == self._given.start.start_id
-
     def may_run(self, pod: Object | None) -> bool:
         """Whether a pod that the watch shows may be the one that is waited for: the watch may be late.
 
@@ -198,7 +168,7 @@ class PodServer:
         """
         if self._seen is None or self._given is None:
             return True
-        if self.is_this_start(pod):
+        if pod is not None and marks.start_id_of(pod) == self._given.start.start_id:
             self._seen = True
         elif self._seen:
             raise DeliveryError(
@@ -412,8 +382,8 @@ class PodServer:
         """Whether a start is that of another user's server, who had this name before."""
         users = list(dict.values(self._spawner.user.settings["app"].users or {}))
         spawners = [spawner for user in users for spawner in list(user.spawners.values())]
-        others = (getattr(one, _ATTRIBUTE, None) for one in spawners if one is not self._spawner and one.active)
-        return bool(start_id) and any(other.start_id == start_id for other in others if other is not None)
+        others = (one.casa_kept for one in spawners if one is not self._spawner and one.active)
+        return bool(start_id) and any(other.start_id == start_id for other in others)
 
     def _start_of(self, pod: Object | None) -> Start | None:
         """The start that our pod is; None if there is none, or it has no marks of a start.

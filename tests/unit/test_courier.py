@@ -175,12 +175,15 @@ async def test_all_that_is_refused_is_told_and_what_is_wished_only_is_no_error()
             raise error(403)
         return one
 
-    courier = Courier(Script(apply=apply), LOG)  # type: ignore[arg-type]
+    async def create(body: Object, *_: Any) -> Object:
+        return body
+
+    courier = Courier(Script(create=create, apply=apply), LOG)  # type: ignore[arg-type]
     objects = [{"kind": kind} for kind in ("Secret", "Service", "IngressRouteTCP")]
-    missing = await courier.deliver(Pod("p", "u"), lambda _: (objects[:1], objects[1:]), Deadline(30))
-    assert set(missing) == refused
+    launched = await courier.launch(pod(start()), start(), lambda _: (objects[:1], objects[1:]), 30)
+    assert set(launched.missing) == refused
     with pytest.raises(KubernetesError):
-        await courier.deliver(Pod("p", "u"), lambda _: (objects, []), Deadline(30))
+        await courier.launch(pod(start()), start(), lambda _: (objects, []), 30)
 
 
 @pytest.mark.parametrize(

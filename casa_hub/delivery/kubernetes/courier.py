@@ -74,11 +74,11 @@ class Courier:
                 made = await self._create(body, deadline)
                 if marks.start_id_of(made) == start.start_id:
                     pod = Pod.of(made)
-                    return Launched(pod, await self.deliver(pod, load, deadline))
+                    return Launched(pod, await self._apply_all(pod, load, deadline))
             # It may take long, and others needn't wait for it.
             await self._make_room(made, body, start, deadline)
 
-    async def deliver(self, pod: Pod, load: Load, deadline: Deadline) -> Mapping[str, KubernetesError]:
+    async def _apply_all(self, pod: Pod, load: Load, deadline: Deadline) -> Mapping[str, KubernetesError]:
         """Apply what the pod owns, all at the same time. Returns `Launched.missing`, raises as `launch`."""
         needed, wished = load(pod)
         answers = await asyncio.gather(*(self._apply(one, deadline) for one in needed + wished))

@@ -211,13 +211,6 @@ class KubernetesDelivery(LoggingConfigurable):
         load(Pod(body["metadata"]["name"], ""))  # what is wrong with it is found before there is a pod
         return await self._loop.run(self._courier.launch(body, start, load, seconds))
 
-    async def deliver(
-        self, start: Start, pod: Pod, parcel: Parcel, *, routes_required: bool, deadline: Deadline
-    ) -> Mapping[str, KubernetesError]:
-        """Give a pod that somebody else created its objects. Raises as `launch`; returns `Launched.missing`."""
-        load = self._load(start, parcel, routes_required)
-        return await self._loop.run(self._courier.deliver(pod, load, deadline))
-
     async def renew(self, start: Start, parcel: Parcel, before: str, deadline: Deadline) -> str:
         """Replace files of a running start, all at once; those that `parcel` doesn't bring stay.
 

@@ -46,15 +46,15 @@ class CredentialsMixin(_Base):  # type: ignore[misc]
         return KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).check(routes=facility.wants_routes)
 
     @classmethod
-    def begin_hub(cls, app: Any, facility: Facility) -> None:
+    def begin_hub(cls, app: Any, facility: Facility) -> None:  # noqa: ARG003 - the delivery knows it
         """See to pods that an earlier hub left half made, beside the hub's own start."""
-        KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).begin(app, facility, cls)
+        KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).begin(app, cls)
 
     @classmethod
-    async def collect_garbage(cls, app: Any, facility: Facility, *, dry_run: bool) -> list[Removal]:
+    async def collect_garbage(cls, app: Any, facility: Facility, *, dry_run: bool) -> list[Removal]:  # noqa: ARG003
         """Remove what has no living server, or only tell of it. Raises DeliveryError."""
         delivery = KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls)
-        return await delivery.collect_garbage(facility, dry_run=dry_run)
+        return await delivery.collect_garbage(dry_run=dry_run)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._steps = Steps()
@@ -98,11 +98,11 @@ class CredentialsMixin(_Base):  # type: ignore[misc]
         """
         await asyncio.sleep(0)  # as in `mint`: KubeSpawner has just made a hundred pods, perhaps
         self.casa_kept.dress(pod)
-        launched = await self.casa_kept.launch(self.api.api_client.sanitize_for_serialization(pod))
+        missing = await self.casa_kept.launch(self.api.api_client.sanitize_for_serialization(pod))
         self._steps.say(25, "Pod created, with what it needs")
-        for kind, error in launched.missing.items():
+        for kind, error in missing.items():
             self.log.warning("No %s for %s: %s", kind, self.casa_kept.server.identity, error)
-            self._steps.say(26, without(f"{kind}, so Dask can't be reached from outside", str(error)))
+            self._steps.say(26, without(f"{kind}, so Dask can't be reached from outside", error))
         return True
 
     async def _start_reflector(self, *args: Any, **kwargs: Any) -> Any:

@@ -45,7 +45,7 @@ class Kube:
 async def kube(delivery: KubernetesDelivery) -> AsyncIterator[Kube]:
     """Raises NoAnswerError: there is no cluster to ask."""
     try:
-        client = delivery.connect()  # in this loop, to which the client will belong
+        client = delivery.api.connect()  # in this loop, to which the client will belong
     except (ConfigException, OSError) as problem:
         raise NoAnswerError(f"nothing says where it is ({type(problem).__name__})") from None
     async with client:

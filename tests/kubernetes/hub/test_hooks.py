@@ -39,7 +39,7 @@ def pre_spawn(spawner):
 async def modify_pod(spawner, pod):
     tell("modify_pod")
     pod.metadata.annotations["site/note"] = "kept"
-    # A hook that forgets to return the pod, as some do.
+    return pod
 
 def after_pod_created(spawner, pod):
     tell("after_pod_created")
@@ -120,7 +120,7 @@ def test_required_credentials_that_cannot_be_minted_make_no_pod(
 ) -> None:
     config = SITE + INSTALL + 'c.Facility.required = ["bearer"]\n'
     with open_site(plane, tmp_path_factory, config) as site:
-        assert "bearer" in site.fails("ada")
+        assert "access token" in site.fails("ada")
         assert site.list("pods") == []
 
 

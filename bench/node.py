@@ -22,7 +22,7 @@ from kubespawner.objects import make_pod
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests.support
 
-from casa_hub.delivery.kubernetes.manifests import Pod, Start, secret
+from casa_hub.delivery.kubernetes.manifests import HubMark, Pod, Start, secret
 from casa_hub.delivery.kubernetes.pod import Outfit, Sidecar, patch
 from casa_hub.demo.packages import Unavailable
 from casa_hub.naming import Server
@@ -47,7 +47,7 @@ def start_and_stop(cluster: Cluster, namespace: str, sidecar: Sidecar | None) ->
     """Seconds until a pod is ready, and until it is gone."""
     plane, name = cluster.plane, f"pod-{uuid.uuid4().hex[:8]}"
     path = f"/api/v1/namespaces/{namespace}/pods"
-    start = Start(Server("", name), uuid.uuid4().hex, namespace, namespace, {})
+    start = Start(Server("", name), uuid.uuid4().hex, namespace, HubMark(namespace))
     pod = make_pod(name, IDLE, 8888, build.IMAGE, image_pull_policy="Never", env={}, uid=4321)
     patch(pod, Outfit(start.name, list(FILES), PurePosixPath("/etc/cmsaf-secrets"), {}, {}, {}), sidecar)
 

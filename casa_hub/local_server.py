@@ -57,7 +57,7 @@ class LocalServer:
             # The routes of the others are there, as they were at the start.
             new = [name for name in minted.credentials if name not in held.record.credentials]
             routes = [route for name in new for route in facility.minters[name].routes(self.server)]
-            await self._spawner.delivery.renew(replace(minted.parcel(), routes=tuple(routes)))
+            await self._spawner.delivery.renew(replace(minted, routes=tuple(routes)))
             return Holding(held.start_id, minted.record, minted.missing, minted.later)
 
     async def lacks(self, since: float) -> Collection[str] | None:  # noqa: ARG002 - it is looked at now

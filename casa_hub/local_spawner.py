@@ -180,7 +180,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
             self._steps.say(min(10 + 5 * number, 40), sentence)
         self._start_id, self._identity, self._starting, self._adopted = minted.start_id, server, True, None
         try:
-            await self.delivery.deliver(minted.parcel())
+            await self.delivery.deliver(minted)
             self._steps.say(50, "Credentials delivered")
             await asyncio.to_thread(make_directory, Path(self.home_dir))
             self.ip = self.delivery.delivered(server).address  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What a server in a pod is given, from its start to its end: the common part of `CasaSpawner` and of `hooks`."""
+"""What a server in a pod is given, from its start to its end."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kubernetes_asyncio.client import V1Pod
 from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import mended, roll_back
-from casa_hub.delivery.kubernetes import marks
+from casa_hub.delivery.base import Minted
+from casa_hub.delivery.kubernetes import manifests, marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError, described
-from casa_hub.delivery.kubernetes.courier import Launched, OvertakenError
-from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery, own_namespace, wants_secret
+from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery, OvertakenError, wants_secret
 from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start, record_text
 from casa_hub.errors import CasaError, DeliveryError
-from casa_hub.facility import Facility, Minted
+from casa_hub.facility import Facility
 from casa_hub.keeper.kept import Holding, check_name
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.naming import Server
@@ -35,8 +35,6 @@ _WITHDRAWN = "casa_withdrawn"
 _MOST_OVERTAKEN = 3
 #: In a spawner's state: the start that runs, and the identity that it was made for.
 _START_ID, _IDENTITY = "casa_start_id", "casa_server"
-#: Of a spawner.
-_ATTRIBUTE = "_casa_pod_server"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +67,10 @@ class PodServer:
         self._withdrawn = str((spawner.orm_spawner.state or {}).get(_WITHDRAWN, ""))
         #: Kind of an object that the last start could not have -> why.
         self._missing: Mapping[str, str] = {}
-        self._launch: asyncio.Task[Launched] | None = None
+        self._launch: asyncio.Task[Mapping[str, KubernetesError]] | None = None
         #: While it starts: whether the watch has shown the pod of this start.
         self._seen: bool | None = None
         self._renewing = asyncio.Lock()
-
-    @classmethod
-    def of(cls, spawner: Any) -> PodServer:
-        """The one of `spawner`, made when first asked for."""
-        known: PodServer | None = getattr(spawner, _ATTRIBUTE, None)
-        if known is None:
-            known = cls(spawner)
-            setattr(spawner, _ATTRIBUTE, known)
-        return known
 
     @property
     def facility(self) -> Facility:
@@ -119,7 +108,7 @@ class PodServer:
         """The server has ended, or is about to be started."""
         self.start_id, self._identity, self._strange_pod = "", None, ""
 
-    # -- a start: mint, dress, and either launch or deliver
+    # -- a start: mint, dress, launch
 
     async def mint(self) -> list[str]:
         """Credentials for a new start. No request to Kubernetes. Returns a sentence for each.
@@ -149,46 +138,22 @@ class PodServer:
         assert self._minted is not None  # noqa: S101 - minted before there is a pod
         # Not before: a profile may have chosen another namespace.
         start = self._start(self._minted.start_id, self._minted.server)
-        self.delivery.dress(pod, start, self._minted, self.facility)
+        self.delivery.dress(pod, start, self._minted)
         self._given = Given(start, record_text(self._minted.record))
         self.start_id, self._identity, self._strange_pod = start.start_id, start.server, ""
 
-    async def launch(self, body: Object) -> Launched:
-        """Create the (dressed) pod, and at once what it owns. Raises as `KubernetesDelivery.launch`."""
+    async def launch(self, body: Object) -> Mapping[str, str]:
+        """Create the (dressed) pod, and at once what it owns. As `KubernetesDelivery.launch`."""
         assert self._minted is not None  # noqa: S101 - see dress
         assert self._given is not None  # noqa: S101
-        launch = self.delivery.launch(
-            body,
-            self._given.start,
-            self._minted.parcel(),
-            routes_required=self.facility.requires_routes,
-            seconds=self._spawner.k8s_api_request_retry_timeout,
-        )
+        seconds = self._spawner.k8s_api_request_retry_timeout
+        launch = self.delivery.launch(body, self._given.start, self._minted, seconds=seconds)
         # Not cancelled with the start, or nobody would know whether the pod was created after all.
         self._launch = asyncio.create_task(launch)
-        launched = await asyncio.shield(self._launch)
-        self._missing = {kind: str(error) for kind, error in launched.missing.items()}
-        self._minted = None  # secrets stay in the hub no longer than they are needed
-        return launched
-
-    async def deliver(self, pod: Object) -> Mapping[str, KubernetesError]:
-        """Give the pod, as the API server has it, what it owns. Raises as `KubernetesDelivery.deliver`."""
-        assert self._minted is not None  # noqa: S101 - see dress
-        assert self._given is not None  # noqa: S101
-        missing = await self.delivery.deliver(
-            self._given.start,
-            Pod.of(pod),
-            self._minted.parcel(),
-            routes_required=self.facility.requires_routes,
-            deadline=self._deadline(),
-        )
+        missing = await asyncio.shield(self._launch)
         self._missing = {kind: str(error) for kind, error in missing.items()}
-        self.started()
-        return missing
-
-    def is_this_start(self, pod: Object | None) -> bool:
-        """Whether a pod is that of the last start."""
-        return pod is not None and self._given is not None and marks.start_id_of(pod) == self._given.start.start_id
+        self._minted = None  # secrets stay in the hub no longer than they are needed
+        return self._missing
 
     def may_run(self, pod: Object | None) -> bool:
         """Whether a pod that the watch shows may be the one that is waited for: the watch may be late.
@@ -198,7 +163,7 @@ class PodServer:
         """
         if self._seen is None or self._given is None:
             return True
-        if self.is_this_start(pod):
+        if pod is not None and marks.start_id_of(pod) == self._given.start.start_id:
             self._seen = True
         elif self._seen:
             raise DeliveryError(
@@ -277,7 +242,7 @@ class PodServer:
             return Holding(held.start_id, held.record, minted.missing, minted.later)
         # Unless this goes well, nobody knows what the Secret has: the request may still be on its way.
         self._held = None
-        text = await self.delivery.renew(given.start, minted.parcel(), given.text, deadline)
+        text = await self.delivery.renew(given.start, minted, given.text, deadline)
         self._held = self._last = Given(given.start, text)
         return Holding(held.start_id, minted.record, minted.missing, minted.later)
 
@@ -289,9 +254,9 @@ class PodServer:
         start, pod = found
         record = self._record(start, pod)
         # Objects are looked for by the installation that made them: another one's would never be found.
-        if not isinstance(record, ServerRecord) or not marks.is_by(pod, self.delivery.instance):
+        if not isinstance(record, ServerRecord) or not marks.is_by(pod, self.delivery.hub.instance):
             return None
-        return await self.delivery.lacks(start, self._owned(start, pod, record), since)
+        return await self.delivery.lacks(start, self.delivery.owned(start, Pod.of(pod), record), since)
 
     async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
         """See `Kept`."""
@@ -302,7 +267,8 @@ class PodServer:
                 return {}
             start, pod = found
             deadline = self._deadline()
-            objects = [one for one in self._owned(start, pod, record) if one["kind"] in things]
+            owned = self.delivery.owned(start, Pod.of(pod), record)
+            objects = [one for one in owned if one["kind"] in things]
             lost = [one for one in objects if one["kind"] == "Secret"]
             if lost and await self.delivery.record(start, deadline) is not None:  # it is there after all
                 objects.remove(lost.pop())
@@ -312,7 +278,7 @@ class PodServer:
                 minted = self.facility.mint_lost(request, record, username=self._spawner.user.name)
                 if minted.missing and not minted.credentials:
                     raise DeliveryError(described(lost[0]), "no file of it can be made anew", _reasons(minted.missing))
-                objects[objects.index(lost[0])] = self.delivery.secret(start, Pod.of(pod), minted.parcel())
+                objects[objects.index(lost[0])] = manifests.secret(start, Pod.of(pod), minted.files, minted.record)
                 self._held = None
             if self._withdrawn == start.start_id:
                 return {}
@@ -324,7 +290,7 @@ class PodServer:
             finally:
                 # The withdrawal didn't wait for these requests, and may have looked before they came through.
                 if self._withdrawn == start.start_id:
-                    await self.delivery.withdraw(start, self.facility.routes(start.server), self._deadline())
+                    await self.delivery.withdraw(start, self._deadline())
             return {kind: str(error) for kind, error in failed.items()}
 
     def _standing(self) -> tuple[Start, Object] | None:
@@ -340,9 +306,6 @@ class PodServer:
         text = last.text if last is not None and known else marks.record_text_of(pod, start.server)
         return self._believed(start, parse_text(text))
 
-    def _owned(self, start: Start, pod: Object, record: ServerRecord) -> list[Object]:
-        return self.delivery.owned(start, Pod.of(pod), self.facility.routes(start.server, record), record)
-
     async def withdraw(self) -> None:
         """See `Kept`."""
         await self._spawner._start_watching_pods()  # noqa: SLF001 - see _running
@@ -352,7 +315,7 @@ class PodServer:
         # Not in turn: a renewal that waits for its own is none any more, and one whose request is on its way changes a
         # Secret, but never makes one.
         self._note_withdrawn(start.start_id)
-        await self.delivery.withdraw(start, self.facility.routes(start.server), self._deadline())
+        await self.delivery.withdraw(start, self._deadline())
 
     def _note_withdrawn(self, start_id: str) -> None:
         """For this hub and the next one: what is gone then was not deleted by mistake, and must not be brought back."""
@@ -406,14 +369,14 @@ class PodServer:
             return True
         if start_id and start_id == self.start_id:
             return True
-        return marks.is_of(pod, self._named, self.delivery.instance) and not self._is_anothers(start_id)
+        return marks.is_of(pod, self._named, self.delivery.hub.instance) and not self._is_anothers(start_id)
 
     def _is_anothers(self, start_id: str) -> bool:
         """Whether a start is that of another user's server, who had this name before."""
         users = list(dict.values(self._spawner.user.settings["app"].users or {}))
         spawners = [spawner for user in users for spawner in list(user.spawners.values())]
-        others = (getattr(one, _ATTRIBUTE, None) for one in spawners if one is not self._spawner and one.active)
-        return bool(start_id) and any(other.start_id == start_id for other in others if other is not None)
+        others = (one.casa_kept for one in spawners if one is not self._spawner and one.active)
+        return bool(start_id) and any(other.start_id == start_id for other in others)
 
     def _start_of(self, pod: Object | None) -> Start | None:
         """The start that our pod is; None if there is none, or it has no marks of a start.
@@ -425,7 +388,7 @@ class PodServer:
             return None
         if self._identity is not None and marks.start_id_of(pod) == self.start_id:
             return self._start(self.start_id, self._identity, namespace=pod["metadata"].get("namespace", ""))
-        return marks.start_of(pod, self._start("", self._named))
+        return marks.start_of(pod, self.delivery.hub, self._common_labels)
 
     def _holding(self, given: Given) -> Holding:
         return Holding(given.start.start_id, self._believed(given.start, parse_text(given.text)))
@@ -471,12 +434,16 @@ class PodServer:
         if pod is not None and start is not None:
             if not marks.has_ended(pod):  # its stop failed
                 self.delivery.owe(start)
-            await self.delivery.withdraw_ended(start, self.facility.routes(start.server), Deadline(_CLEAN_UP))
+            await self.delivery.withdraw_ended(start, Deadline(_CLEAN_UP))
 
     def _start(self, start_id: str, server: Server, namespace: str = "") -> Start:
-        common_labels = self._spawner._build_common_labels({})  # noqa: SLF001 - those of KubeSpawner's own objects
-        namespaces = namespace or self._spawner.namespace, own_namespace()
-        return Start(server, start_id, *namespaces, common_labels, self.delivery.instance)
+        return Start(server, start_id, namespace or self._spawner.namespace, self.delivery.hub, self._common_labels)
+
+    @property
+    def _common_labels(self) -> Mapping[str, str]:
+        """Those of KubeSpawner's own objects."""
+        labels: Mapping[str, str] = self._spawner._build_common_labels({})  # noqa: SLF001
+        return labels
 
     def _deadline(self) -> Deadline:
         return Deadline(self._spawner.k8s_api_request_retry_timeout)

@@ -1,15 +1,18 @@
-"""The spawner of a cluster: servers are pods, each with its credentials, Service and route."""
+"""The spawner of a cluster: servers are pods, each with its credentials, Service and route.
+
+`CredentialsMixin` is what we add to KubeSpawner: in `CasaSpawner`, or in a site's own class (`casa_hub.hooks`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jupyterhub.utils import maybe_future
 from kubespawner import KubeSpawner
 
-from casa_hub import hooks
 from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
@@ -17,12 +20,14 @@ from casa_hub.errors import Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.pod_server import PodServer
-from casa_hub.startup import not_the_hubs_fault, on_hub_start
+from casa_hub.startup import ADDED, not_the_hubs_fault, on_hub_start
 from casa_hub.steps import Steps, without
 
+_Base: Any = KubeSpawner if TYPE_CHECKING else object
 
-class CasaSpawner(KubeSpawner):  # type: ignore[misc]
-    """KubeSpawner, whose servers find working credentials of their own in `Facility.secrets_path`.
+
+class CredentialsMixin(_Base):  # type: ignore[misc]
+    """Gives the servers of a KubeSpawner working credentials of their own, in `Facility.secrets_path`.
 
     All of KubeSpawner's settings and hooks are an operator's as ever. `modify_pod_hook` sees the pod before this class
     adds its parts, so that containers which it adds get the files too; `after_pod_created_hook` is called when Secret,
@@ -38,32 +43,35 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
     @classmethod
     def check_hub(cls, app: Any, facility: Facility) -> list[Problem]:
         """What is wrong with the hub's configuration for this spawner."""
-        if hooks.installed(app.config):
-            problem = f"casa_hub.hooks.install(c) does what {cls.__name__} does already"
-            return [Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, "Remove that line.")]
         return KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).check(routes=facility.wants_routes)
 
     @classmethod
-    def begin_hub(cls, app: Any, facility: Facility) -> None:
+    def begin_hub(cls, app: Any, facility: Facility) -> None:  # noqa: ARG003 - the delivery knows it
         """See to pods that an earlier hub left half made, beside the hub's own start."""
-        KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).begin(app, facility, cls)
+        KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).begin(app, cls)
 
     @classmethod
-    async def collect_garbage(cls, app: Any, facility: Facility, *, dry_run: bool) -> list[Removal]:
+    async def collect_garbage(cls, app: Any, facility: Facility, *, dry_run: bool) -> list[Removal]:  # noqa: ARG003
         """Remove what has no living server, or only tell of it. Raises DeliveryError."""
         delivery = KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls)
-        return await delivery.collect_garbage(facility, dry_run=dry_run)
+        return await delivery.collect_garbage(dry_run=dry_run)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._steps = Steps()
         super().__init__(*args, **kwargs)
 
-    @property
-    def _pod_server(self) -> PodServer:
-        return PodServer.of(self)
+    @classmethod
+    def section_names(cls) -> list[str]:
+        """As in the base class, but each once: what `casa_hub.hooks` makes of a class has the name of that class.
 
-    #: What the Keeper has to do with (`casa_hub.keeper.kept.Kept`).
-    casa_kept = _pod_server
+        traitlets reads a section for each name, and adds up what was appended to a list (``c.KubeSpawner.volumes``).
+        """
+        return list(dict.fromkeys(super().section_names()))
+
+    @cached_property
+    def casa_kept(self) -> PodServer:
+        """What the Keeper has to do with (`casa_hub.keeper.kept.Kept`)."""
+        return PodServer(self)
 
     # -- start
 
@@ -73,14 +81,14 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
         The membership has been checked by then: the authenticator's `pre_spawn_start` is asked before any spawner.
         """
         try:
-            for number, sentence in enumerate(await self._pod_server.mint()):
+            for number, sentence in enumerate(await self.casa_kept.mint()):
                 self._steps.say(min(5 + 3 * number, 20), sentence)
             url: str = await super()._start()
         except BaseException as error:
-            await asyncio.shield(self._pod_server.take_down())
+            await asyncio.shield(self.casa_kept.take_down())
             not_the_hubs_fault(error, self.user.settings["app"])
             raise
-        self._pod_server.started()
+        self.casa_kept.started()
         return url
 
     async def _make_create_pod_request(self, pod: Any, request_timeout: float) -> bool:  # noqa: ARG002
@@ -89,12 +97,12 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
         The answer of the request tells the pod's uid; `after_pod_created_hook` would hear of it 0.2 s later or more.
         """
         await asyncio.sleep(0)  # as in `mint`: KubeSpawner has just made a hundred pods, perhaps
-        self._pod_server.dress(pod)
-        launched = await self._pod_server.launch(self.api.api_client.sanitize_for_serialization(pod))
+        self.casa_kept.dress(pod)
+        missing = await self.casa_kept.launch(self.api.api_client.sanitize_for_serialization(pod))
         self._steps.say(25, "Pod created, with what it needs")
-        for kind, error in launched.missing.items():
-            self.log.warning("No %s for %s: %s", kind, self._pod_server.server.identity, error)
-            self._steps.say(26, without(f"{kind}, so Dask can't be reached from outside", str(error)))
+        for kind, error in missing.items():
+            self.log.warning("No %s for %s: %s", kind, self.casa_kept.server.identity, error)
+            self._steps.say(26, without(f"{kind}, so Dask can't be reached from outside", error))
         return True
 
     async def _start_reflector(self, *args: Any, **kwargs: Any) -> Any:
@@ -113,16 +121,16 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = super().get_state()
-        return state | self._pod_server.state
+        return state | self.casa_kept.state
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
         on_hub_start(self.user.settings["app"])  # with another authenticator, nobody else would before the next start
-        self._pod_server.load_state(state)
+        self.casa_kept.load_state(state)
 
     def clear_state(self) -> None:
         super().clear_state()
-        self._pod_server.clear_state()
+        self.casa_kept.clear_state()
 
     # -- while it runs
 
@@ -135,13 +143,13 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
 
     def is_pod_running(self, pod: Any) -> bool:
         """As in the base class, but not the pod of an earlier start, which a late watch still shows."""
-        return self._pod_server.may_run(pod) and bool(super().is_pod_running(pod))
+        return self.casa_kept.may_run(pod) and bool(super().is_pod_running(pod))
 
     async def poll(self) -> int | None:
         """As in the base class; another server's pod that has the name is none of this one's."""
-        await self._pod_server.delivery.first_look()
+        await self.casa_kept.delivery.first_look()
         status: int | None = await super().poll()
-        return 1 if status is None and not self._pod_server.has_pod() else status
+        return 1 if status is None and not self.casa_kept.has_pod() else status
 
     # -- the end
 
@@ -156,10 +164,22 @@ class CasaSpawner(KubeSpawner):  # type: ignore[misc]
 
         And what the API server can't do now is tried again, as everywhere here.
         """
-        await self._pod_server.end(grace_seconds)
+        await self.casa_kept.end(grace_seconds)
         return True
 
     async def run_post_stop_hook(self) -> None:
         """As in the base class. A pod that stays after its end (`delete_stopped_pods`) keeps no secret."""
-        await self._pod_server.withdraw_ended()
+        await self.casa_kept.withdraw_ended()
         await maybe_future(super().run_post_stop_hook())
+
+
+class CasaSpawner(CredentialsMixin, KubeSpawner):  # type: ignore[misc]
+    """KubeSpawner, whose servers find working credentials of their own in `Facility.secrets_path`."""
+
+    @classmethod
+    def check_hub(cls, app: Any, facility: Facility) -> list[Problem]:
+        """What is wrong with the hub's configuration for this spawner."""
+        if ADDED in app.config:
+            problem = f"casa_hub.hooks.install(c) does what {cls.__name__} does already"
+            return [Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, "Remove that line.")]
+        return super().check_hub(app, facility)

@@ -15,7 +15,7 @@ from typing import Any
 
 from jupyterhub.app import JupyterHub
 from traitlets import TraitError
-from traitlets.config import Application, Config, Configurable
+from traitlets.config import Application, Configurable
 
 from casa_hub.configuration import unknown_keys
 from casa_hub.credentials.base import Minter
@@ -25,6 +25,10 @@ from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.settings import Keeper
+
+#: Section of the configuration where `casa_hub.hooks.install` leaves the function that adds credentials to a spawner
+#: class. No operator writes it.
+ADDED = "CasaHooks"
 
 
 def begin_with_hub() -> None:
@@ -67,7 +71,7 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = (), recheck: 
         return
     try:
         facility = Facility.in_settings(app.tornado_settings, app.config)
-        home = home_of(app)
+        home = spawner_class_of(app)
         fatal = problems(app, facility, home, classes)
         members = Members(Keeper(parent=app)) if recheck is None else recheck.members
     except TraitError as error:  # a value of a wrong type or form; the settings of these classes hold no secret
@@ -78,6 +82,8 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = (), recheck: 
             raise ConfigurationError(problem.thing, problem.problem, problem.remedy)
     # Keys may be put right while the hub runs; until then servers start without, or not at all if they are required.
     _report(app.log, facility.check_minters())
+    # Users, which may be there already, make their spawners by these settings.
+    app.spawner_class = app.tornado_settings["spawner_class"] = home
     if hasattr(home, "begin_hub"):
         home.begin_hub(app, facility)
     upkeep = Upkeep(app, facility, members, recheck)
@@ -92,19 +98,20 @@ def problems(app: Any, facility: Facility, home: Any, classes: Iterable[type[Con
     found += facility.check_settings()
     if hasattr(home, "check_hub"):
         found += home.check_hub(app, facility)
+    elif ADDED in app.config:
+        problem = f"casa_hub.hooks.install(c) is for KubeSpawner and its subclasses, not for {home.__name__}"
+        found.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, "Choose one of them."))
     elif facility.credentials:
-        problem = f"servers of {app.spawner_class.__name__} would get none of Facility.credentials"
-        remedy = "Set it to casa or casa-local, or call casa_hub.hooks.install(c) after your own settings."
+        problem = f"servers of {home.__name__} would get none of Facility.credentials"
+        remedy = "Set it to casa or casa-local, or call casa_hub.hooks.install(c)."
         found.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, remedy))
     return found
 
 
-def home_of(app: Any) -> Any:
-    """What brings credentials to servers: the spawner class if it is ours, or our hooks (`casa_home`) in another."""
-    settings = [value for section in app.config.values() if isinstance(section, Config) for value in section.values()]
-    # A section within a section has any attribute that one asks for.
-    homes = [value.casa_home for value in settings if not isinstance(value, Config) and hasattr(value, "casa_home")]
-    return homes[0] if homes and not hasattr(app.spawner_class, "check_hub") else app.spawner_class
+def spawner_class_of(app: Any) -> type:
+    """The class of a hub's servers: the one that is set, with credentials added if `casa_hub.hooks.install` says so."""
+    cls: type = app.spawner_class
+    return app.config[ADDED].to_spawner_class(cls) if ADDED in app.config else cls
 
 
 def not_the_hubs_fault(error: BaseException, app: Any) -> None:

@@ -1,7 +1,7 @@
 """What a hub needs to be told of this package: two classes, and where the usual key files are.
 
 For the chart's hub.extraFiles. It runs after hub.config, and what is set there stays, but for the chart's own default
-authenticator and spawner. A spawner class of the site's own stays, too, and gets our hooks.
+authenticator and spawner. A spawner class of the site's own stays, too: ours is added to it.
 """
 
 from pathlib import Path

@@ -49,7 +49,7 @@ async def kube(delivery: KubernetesDelivery) -> AsyncIterator[Kube]:
         NoAnswerError: the configuration names no cluster.
     """
     try:
-        client = delivery.connect()  # in this loop, to which the client will belong
+        client = delivery.api.connect()  # in this loop, to which the client will belong
     except (ConfigException, OSError) as problem:
         raise NoAnswerError(f"its address is not configured ({type(problem).__name__})") from None
     async with client:

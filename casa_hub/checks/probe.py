@@ -20,7 +20,7 @@ from casa_hub.checks.web import NoAnswerError
 from casa_hub.delivery.kubernetes import manifests
 from casa_hub.delivery.kubernetes.api import APPLY, described
 from casa_hub.delivery.kubernetes.delivery import own_namespace
-from casa_hub.delivery.kubernetes.manifests import MANAGER, Object, Pod, Start
+from casa_hub.delivery.kubernetes.manifests import MANAGER, HubMark, Object, Pod, Start
 from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.naming import Server
 
@@ -85,7 +85,7 @@ def _objects(site: Site, namespace: str) -> list[Object]:
     assert site.facility is not None  # noqa: S101 - for the type checker
     assert site.routes is not None  # noqa: S101
     server = Server(site.facility.hub_id, NOBODY)
-    start = Start(server, secrets.token_hex(16), namespace, own_namespace(), {})
+    start = Start(server, secrets.token_hex(16), namespace, HubMark(own_namespace()))
     pod = Pod("none", "none", int(datetime.now(UTC).timestamp()))
     objects = [manifests.secret(start, pod, {"casa-hub-check": b"nothing"})]
     routes = site.facility.routes(server)

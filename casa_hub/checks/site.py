@@ -17,7 +17,7 @@ from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.identity.settings import advice
-from casa_hub.startup import home_of, problems
+from casa_hub.startup import problems, spawner_class_of
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Site:
     def _make_facility(self) -> None:
         app = self.app
         facility = Facility.in_settings(app.tornado_settings, app.config)
-        self.home = home_of(app)
+        self.home = spawner_class_of(app)
         self.findings += [from_problem(problem) for problem in problems(app, facility, self.home)]
         self.facility = facility
         for name, minter in facility.minters.items():

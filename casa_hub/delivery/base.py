@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from casa_hub.credentials.base import Credential
     from casa_hub.naming import Server
     from casa_hub.record import ServerRecord
 
@@ -23,13 +26,19 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """All that a server is to be given, minted and ready."""
+class Minted:
+    """The credentials of one server, minted and ready to be delivered (`Facility.mint`, `Facility.renew`)."""
 
     server: Server
     start_id: str
+    credentials: Mapping[str, Credential]
+    #: Name of a credential that could not be minted -> why, for people. Not secret.
+    missing: Mapping[str, str]
     #: Path below the server's secrets directory (``xcache_token``, ``condor_tokens.d/condor_token``) -> content.
     files: Mapping[str, bytes] = field(repr=False)
     routes: tuple[Route, ...]
     #: What a restarted hub must know of this start. No secret.
     record: ServerRecord
+    #: Of a renewal: a credential whose new one would have expired sooner than the one that is there, since its
+    #: lifetime is set to less by now -> when a new one will last longer. Not in `missing`.
+    later: Mapping[str, datetime] = field(default_factory=dict)

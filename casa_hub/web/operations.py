@@ -36,7 +36,7 @@ from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.membership.member import RevocationReport
 from casa_hub.moments import iso
 from casa_hub.naming import Server
-from casa_hub.startup import home_of, on_hub_start
+from casa_hub.startup import on_hub_start, spawner_class_of
 from casa_hub.text import printable
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class CollectHandler(_Operation):
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
         dry_run = self.asked(dry_run=bool).get("dry_run", False)
-        home = home_of(self.app)
+        home = spawner_class_of(self.app)
         if not hasattr(home, "collect_garbage"):
             raise web.HTTPError(HTTPStatus.NOT_FOUND, f"This hub has no spawner of casa_hub, but {home.__name__}")
         found = await home.collect_garbage(self.app, self.facility, dry_run=dry_run)

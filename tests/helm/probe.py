@@ -22,7 +22,6 @@ from traitlets.config import Config
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.facility import Facility
-from casa_hub.pod_server import PodServer
 
 CONFIG = "/usr/local/etc/jupyterhub/jupyterhub_config.py"
 USER = "ada"
@@ -66,13 +65,11 @@ def plain(value: Any) -> Any:
 
 async def pod(spawner: Any) -> Any:
     """As `CasaSpawner` makes it: credentials, KubeSpawner's pod, and our parts of it."""
-    server = PodServer.of(spawner)
-    await server.mint()
+    await spawner.casa_kept.mint()
     made = await spawner.get_pod_manifest()
     if spawner.modify_pod_hook:
-        made = await spawner.modify_pod_hook(spawner, made)  # with hooks.install, this is ours
-    else:
-        server.dress(made)
+        made = await spawner.modify_pod_hook(spawner, made)
+    spawner.casa_kept.dress(made)
     async with ApiClient() as client:
         return client.sanitize_for_serialization(made)
 

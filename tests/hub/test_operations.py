@@ -346,7 +346,7 @@ def test_the_environment_of_a_service_says_where_the_hub_is(hub: Hub) -> None:
     assert hub.api_token not in done.stderr
     done = command(hub, "confirm", **{**where, "JUPYTERHUB_API_URL": f"{hub.url}/elsewhere"})
     assert done.returncode == 2
-    assert "this isn't a hub's API (status 403). It looks like http://HOST:8081/hub/api" in done.stderr
+    assert "is not a hub's API (status 403). Example: http://HOST:8081/hub/api" in done.stderr
     done = command(hub, "confirm", **{**where, "JUPYTERHUB_API_TOKEN": "0" * 32})
     assert done.returncode == 2
     assert "the hub doesn't know this service's token. It takes those of its configuration" in done.stderr

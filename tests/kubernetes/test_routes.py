@@ -28,7 +28,7 @@ from casa_hub.credentials.base import Request
 from casa_hub.credentials.dask import Dask
 from casa_hub.delivery.base import Route
 from casa_hub.delivery.kubernetes import manifests
-from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start
+from casa_hub.delivery.kubernetes.manifests import HubMark, Object, Pod, Start
 from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.demo.packages import venv_program
@@ -205,7 +205,7 @@ class Site:
     def start(self, server: Server) -> Running:
         """What a start of a server leaves in Kubernetes: pod, Service, routes."""
         start_id = secrets.token_hex(16)
-        start = Start(server, start_id, self.namespace, self.namespace, {})
+        start = Start(server, start_id, self.namespace, HubMark(self.namespace))
         pods = f"/api/v1/namespaces/{self.namespace}/pods"
         spec = {"nodeName": NODE, "containers": [{"name": "notebook", "image": "none.test/none:1"}]}
         metadata = {"name": f"pod-{start_id[:8]}", "labels": start.labels}

@@ -18,7 +18,7 @@ import pytest
 from traitlets.config import Config
 
 from casa_hub.credentials.base import Request
-from casa_hub.delivery.base import Parcel
+from casa_hub.delivery.base import Minted
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.facility import Facility
 from casa_hub.naming import Server
@@ -47,10 +47,10 @@ class Site:
         self.delivery = LocalDelivery(config=config)
         self.delivery.open()
 
-    async def deliver(self, server: Server) -> Parcel:
+    async def deliver(self, server: Server) -> Minted:
         minted = self.facility.mint(Request(server, secrets.token_hex(16), datetime.now(UTC)))
-        await self.delivery.deliver(minted.parcel())
-        return minted.parcel()
+        await self.delivery.deliver(minted)
+        return minted
 
     def context(self, server: Server, purpose: ssl.Purpose) -> ssl.SSLContext:
         directory = self.delivery.path(server)
@@ -60,19 +60,19 @@ class Site:
         return context
 
     @contextlib.asynccontextmanager
-    async def serving(self, parcel: Parcel) -> AsyncIterator[None]:
+    async def serving(self, minted: Minted) -> AsyncIterator[None]:
         """What a scheduler and a worker do as far as a route is concerned: end TLS at their ports and answer."""
-        one = self.delivery.delivered(parcel.server)
+        one = self.delivery.delivered(minted.server)
         assert one is not None
         async with contextlib.AsyncExitStack() as stack:
-            for route in parcel.routes:
-                answer = f"{route.purpose} of {parcel.server.slug}".encode()
+            for route in minted.routes:
+                answer = f"{route.purpose} of {minted.server.slug}".encode()
 
                 async def reply(_: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: bytes = answer) -> None:
                     writer.write(answer)
                     writer.close()
 
-                context = self.context(parcel.server, ssl.Purpose.CLIENT_AUTH)
+                context = self.context(minted.server, ssl.Purpose.CLIENT_AUTH)
                 server = await asyncio.start_server(reply, one.address, route.port, ssl=context)
                 await stack.enter_async_context(server)
             yield
@@ -138,15 +138,15 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 async def test_each_server_is_reached_by_its_own_name_only(site: Site) -> None:
-    parcels = [await site.deliver(server) for server in (ALICE, BOB)]
+    given = [await site.deliver(server) for server in (ALICE, BOB)]
     clients = [site.client(server) for server in (ALICE, BOB)]
-    async with site.serving(parcels[0]), site.serving(parcels[1]):
-        for parcel, client in zip(parcels, clients, strict=True):
-            for route in parcel.routes:
+    async with site.serving(given[0]), site.serving(given[1]):
+        for minted, client in zip(given, clients, strict=True):
+            for route in minted.routes:
                 await site.until(True, route.host, route.purpose, client)
-                expected = f"{route.purpose} of {parcel.server.slug}".encode()
+                expected = f"{route.purpose} of {minted.server.slug}".encode()
                 assert await site.ask(route.host, route.purpose, client) == expected
-        alice, bob = parcels[0].routes[0].host, parcels[1].routes[0].host
+        alice, bob = given[0].routes[0].host, given[1].routes[0].host
         with pytest.raises(ssl.SSLError):  # led to Bob's server, whose CA Alice's client doesn't know
             await site.ask(bob, "scheduler", clients[0])
         with pytest.raises(OSError):  # a scheduler's name leads nowhere at the workers' entry point
@@ -156,12 +156,12 @@ async def test_each_server_is_reached_by_its_own_name_only(site: Site) -> None:
 
 
 async def test_a_route_goes_with_its_server_and_the_others_stay(site: Site) -> None:
-    parcels = [await site.deliver(server) for server in (ALICE, BOB)]
+    given = [await site.deliver(server) for server in (ALICE, BOB)]
     clients = [site.client(server) for server in (ALICE, BOB)]
-    alice, bob = parcels[0].routes[0].host, parcels[1].routes[0].host
-    async with site.serving(parcels[0]), site.serving(parcels[1]):
+    alice, bob = given[0].routes[0].host, given[1].routes[0].host
+    async with site.serving(given[0]), site.serving(given[1]):
         await site.until(True, alice, "scheduler", clients[0])
         await site.until(True, bob, "scheduler", clients[1])
-        await site.delivery.withdraw(ALICE, parcels[0].start_id)
+        await site.delivery.withdraw(ALICE, given[0].start_id)
         await site.until(False, alice, "scheduler", clients[0])
         assert await site.ask(bob, "scheduler", clients[1]) == b"scheduler of bob--lab"

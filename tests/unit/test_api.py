@@ -118,10 +118,10 @@ async def test_no_request_waits_for_another_thread() -> None:
 
 async def test_a_proxy_that_the_environment_names_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     async with asked(good) as (api, peer):
-        client = api._connect()
+        client = api.connect()
         monkeypatch.setenv("http_proxy", client.configuration.host)
         client.configuration.host = "http://kubernetes.example.org"
-        api._connect = lambda: client
+        api.connect = lambda: client
         await api.create(SECRET, Deadline(60))
         assert [str(request.url.origin()) for _, request in peer.requests] == ["http://kubernetes.example.org"]
 

@@ -10,7 +10,7 @@ import pytest
 from traitlets.config import Config
 
 from casa_hub.delivery import layout
-from casa_hub.delivery.base import Parcel, Route
+from casa_hub.delivery.base import Minted, Route
 from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.errors import DeliveryError
@@ -32,10 +32,10 @@ def delivery(tmp_path: Path) -> LocalDelivery:
     return made
 
 
-def parcel(server: Server = ADA, start_id: str = START) -> Parcel:
+def minted(server: Server = ADA, start_id: str = START) -> Minted:
     routes = (Route(f"{server.slug}.dask.example.org", "scheduler", 8786),)
     record = ServerRecord(server.identity, start_id, 0, {}, {})
-    return Parcel(server, start_id, {"token": b"secret"}, routes, record)
+    return Minted(server, start_id, {}, {}, {"token": b"secret"}, routes, record)
 
 
 async def test_a_failure_is_told_and_a_dry_run_does_nothing() -> None:
@@ -63,7 +63,7 @@ async def test_a_failure_is_told_and_a_dry_run_does_nothing() -> None:
 async def test_what_a_failed_withdrawal_left_is_removed(
     delivery: LocalDelivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await delivery.deliver(parcel())
+    await delivery.deliver(minted())
     remove = layout.remove
 
     def failing(path: Path) -> None:
@@ -112,7 +112,7 @@ async def test_servers_that_come_and_go_meanwhile_lose_nothing(delivery: LocalDe
     collector = asyncio.create_task(collect())
     for turn in range(100):
         server, start_id = Server("", f"user-{turn % 3}"), os.urandom(16).hex()
-        await delivery.deliver(parcel(server, start_id))
+        await delivery.deliver(minted(server, start_id))
         for _ in range(turn % 4):
             await asyncio.sleep(0)
         assert (delivery.path(server) / "token").read_bytes() == b"secret"

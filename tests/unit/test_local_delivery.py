@@ -17,7 +17,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from casa_hub.delivery import layout
-from casa_hub.delivery.base import Parcel, Route
+from casa_hub.delivery.base import Minted, Route
 from casa_hub.delivery.local import delivery as local
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.errors import ConfigurationError, DeliveryError
@@ -27,13 +27,13 @@ from casa_hub.record import NEWER, CredentialRecord, Replaced, ServerRecord, Unr
 ALICE, BOB = Server("", "alice"), Server("", "bob", "x")
 
 
-def parcel(server: Server, start_id: str = "1", files: dict[str, bytes] | None = None, **others: list[str]) -> Parcel:
-    """`others`: credentials that the record tells of beside the parcel's own."""
+def minted(server: Server, start_id: str = "1", files: dict[str, bytes] | None = None, **others: list[str]) -> Minted:
+    """`others`: credentials that the record tells of beside its own."""
     files = {"token": b"secret", "d/token": b"secret"} if files is None else files
     paths = {"ours": sorted(files)} | others
     entries = {name: CredentialRecord(ISSUED, None, {}, {}, tuple(each)) for name, each in paths.items()}
     routes = (Route(server.host("dask", "example.org"), "scheduler", 8786),)
-    return Parcel(server, start_id, files, routes, ServerRecord(server.identity, start_id, 0, entries, {}))
+    return Minted(server, start_id, {}, {}, files, routes, ServerRecord(server.identity, start_id, 0, entries, {}))
 
 
 ISSUED = datetime(2026, 11, 21, 4, tzinfo=UTC)
@@ -57,7 +57,7 @@ def delivery(config: Config) -> Iterator[LocalDelivery]:
 
 
 async def test_a_server_gets_files_an_address_a_route_and_a_host_name(delivery: LocalDelivery, tmp_path: Path) -> None:
-    await delivery.deliver(parcel(ALICE))
+    await delivery.deliver(minted(ALICE))
     directory = tmp_path / "servers" / "alice"
     assert delivery.path(ALICE) == directory
     assert layout.read_set(directory) == {"token": b"secret", "d/token": b"secret"}
@@ -72,7 +72,7 @@ async def test_a_server_gets_files_an_address_a_route_and_a_host_name(delivery: 
 
 
 async def test_withdrawing_leaves_nothing(delivery: LocalDelivery, tmp_path: Path) -> None:
-    await delivery.deliver(parcel(ALICE))
+    await delivery.deliver(minted(ALICE))
     await delivery.withdraw(ALICE, "1")
     await delivery.withdraw(ALICE, "1")
     assert [path.name for path in (tmp_path / "servers").iterdir()] == [".lock"]
@@ -81,22 +81,22 @@ async def test_withdrawing_leaves_nothing(delivery: LocalDelivery, tmp_path: Pat
 
 
 async def test_the_withdrawal_of_an_earlier_start_does_not_touch_the_present_one(delivery: LocalDelivery) -> None:
-    await delivery.deliver(parcel(ALICE, "1"))
-    await delivery.deliver(parcel(ALICE, "2", {"new": b""}))
+    await delivery.deliver(minted(ALICE, "1"))
+    await delivery.deliver(minted(ALICE, "2", {"new": b""}))
     await delivery.withdraw(ALICE, "1")
     assert layout.read_set(delivery.path(ALICE)) == {"new": b""}
 
 
 async def test_another_server_under_the_same_slug_is_not_touched(delivery: LocalDelivery, tmp_path: Path) -> None:
     """KubeSpawner's slugs end in a short hash: who tries finds two names that share one."""
-    await delivery.deliver(parcel(ALICE))
+    await delivery.deliver(minted(ALICE))
     before = (tmp_path / "traefik" / "alice.yml").read_text()
     impostor = Server("other hub", "alice")
     assert impostor.slug == ALICE.slug
     with pytest.raises(DeliveryError, match="another server has this name"):
-        await delivery.deliver(parcel(impostor, "9"))
+        await delivery.deliver(minted(impostor, "9"))
     with pytest.raises(DeliveryError):
-        await delivery.renew(parcel(impostor, "1"))
+        await delivery.renew(minted(impostor, "1"))
     await delivery.withdraw(impostor, "1")
     assert layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
     assert (tmp_path / "traefik" / "alice.yml").read_text() == before
@@ -105,20 +105,20 @@ async def test_another_server_under_the_same_slug_is_not_touched(delivery: Local
 async def test_a_delivery_that_fails_leaves_nothing(delivery: LocalDelivery, tmp_path: Path) -> None:
     (tmp_path / "traefik").rmdir()
     with pytest.raises(DeliveryError, match="nothing was delivered"):
-        await delivery.deliver(parcel(ALICE))
+        await delivery.deliver(minted(ALICE))
     assert [path.name for path in (tmp_path / "servers").iterdir()] == [".lock"]
     assert delivery.delivered(ALICE) is None
 
 
 async def test_an_error_says_no_secret(delivery: LocalDelivery) -> None:
     with pytest.raises(DeliveryError) as caught:
-        await delivery.deliver(parcel(ALICE, files={"../token": b"MACAROON"}))
+        await delivery.deliver(minted(ALICE, files={"../token": b"MACAROON"}))
     assert "MACAROON" not in str(caught.value)
 
 
 async def test_renewal_replaces_what_is_renewed_and_keeps_the_rest(delivery: LocalDelivery) -> None:
-    await delivery.deliver(parcel(ALICE, files={"a": b"1", "b": b"1", "c": b"1"}))
-    await delivery.renew(parcel(ALICE, files={"a": b"2", "d": b"2"}, another=["b"]))
+    await delivery.deliver(minted(ALICE, files={"a": b"1", "b": b"1", "c": b"1"}))
+    await delivery.renew(minted(ALICE, files={"a": b"2", "d": b"2"}, another=["b"]))
     assert layout.read_set(delivery.path(ALICE)) == {"a": b"2", "b": b"1", "d": b"2"}
     state = json.loads((delivery.path(ALICE) / "state.json").read_text())
     entries = state["record"]["credentials"]
@@ -127,8 +127,8 @@ async def test_renewal_replaces_what_is_renewed_and_keeps_the_rest(delivery: Loc
 
 async def test_a_renewal_keeps_files_of_a_credential_whose_entry_was_edited(delivery: LocalDelivery) -> None:
     """Nobody knows any more which ones they are."""
-    await delivery.deliver(parcel(ALICE, files={"a": b"1", "b": b"1"}))
-    again = parcel(ALICE, files={"a": b"2"})
+    await delivery.deliver(minted(ALICE, files={"a": b"1", "b": b"1"}))
+    again = minted(ALICE, files={"a": b"2"})
     edited = UnreadableCredential({"files": 1}, (Replaced({}, None),))
     await delivery.renew(replace(again, record=replace(again.record, unreadable={"another": edited})))
     assert layout.read_set(delivery.path(ALICE)) == {"a": b"2", "b": b"1"}
@@ -136,17 +136,17 @@ async def test_a_renewal_keeps_files_of_a_credential_whose_entry_was_edited(deli
 
 async def test_renewal_for_a_start_that_is_over_is_refused(delivery: LocalDelivery) -> None:
     with pytest.raises(DeliveryError, match="over"):
-        await delivery.renew(parcel(ALICE))
-    await delivery.deliver(parcel(ALICE, "2"))
+        await delivery.renew(minted(ALICE))
+    await delivery.deliver(minted(ALICE, "2"))
     with pytest.raises(DeliveryError, match="over"):
-        await delivery.renew(parcel(ALICE, "1", {"a": b"1"}))
+        await delivery.renew(minted(ALICE, "1", {"a": b"1"}))
     assert layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
 
 
 async def test_an_emptied_server_has_nothing_but_what_its_end_needs(
     delivery: LocalDelivery, config: Config, tmp_path: Path
 ) -> None:
-    await delivery.deliver(parcel(ALICE))
+    await delivery.deliver(minted(ALICE))
     delivery.process_file(ALICE).write_text("signed in")
     await delivery.empty(ALICE, "another start")
     assert layout.read_set(delivery.path(ALICE))
@@ -156,7 +156,7 @@ async def test_an_emptied_server_has_nothing_but_what_its_end_needs(
         assert sorted(left) == ["process", "state.json"]
         assert list((tmp_path / "traefik").iterdir()) == []
         with pytest.raises(DeliveryError, match="over"):
-            await delivery.renew(parcel(ALICE))
+            await delivery.renew(minted(ALICE))
     # A hub that was killed in between doesn't forget it.
     delivery.close()
     again = LocalDelivery(config=config)
@@ -165,7 +165,7 @@ async def test_an_emptied_server_has_nothing_but_what_its_end_needs(
     assert list((tmp_path / "traefik").iterdir()) == []
     assert again.delivered(ALICE).withdrawn  # type: ignore[union-attr]
     with pytest.raises(DeliveryError, match="over"):
-        await again.renew(parcel(ALICE))
+        await again.renew(minted(ALICE))
     await again.withdraw(ALICE, "1")
     assert [path.name for path in (tmp_path / "servers").iterdir()] == [".lock"]
     again.close()
@@ -176,7 +176,7 @@ async def test_a_server_with_another_versions_record_is_kept(
     delivery: LocalDelivery, config: Config, tmp_path: Path, version: int
 ) -> None:
     """The first version's is read; a later one's is left alone, and so is the server."""
-    await delivery.deliver(parcel(ALICE))
+    await delivery.deliver(minted(ALICE))
     state = tmp_path / "servers" / "alice" / "state.json"
     document = json.loads(state.read_text())
     issued_at = "2026-11-21T04:00:00+00:00"
@@ -204,9 +204,9 @@ async def test_old_sets_are_removed_a_while_after_they_were_replaced(
     delivery: LocalDelivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "_GRACE", 0.01)
-    await delivery.deliver(parcel(ALICE))
+    await delivery.deliver(minted(ALICE))
     old = (delivery.path(ALICE) / "..data").resolve()
-    await delivery.renew(parcel(ALICE))
+    await delivery.renew(minted(ALICE))
     await asyncio.gather(*delivery._background.tasks)
     assert not old.exists()
     assert layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
@@ -216,13 +216,13 @@ async def test_a_set_that_was_replaced_just_now_stays_whatever_was_replaced_befo
     delivery: LocalDelivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "_GRACE", 0.2)
-    await delivery.deliver(parcel(ALICE))
-    await delivery.renew(parcel(ALICE))
+    await delivery.deliver(minted(ALICE))
+    await delivery.renew(minted(ALICE))
     [first] = delivery._background.tasks
     await asyncio.sleep(0)  # it waits for as long as it should
     monkeypatch.setattr(local, "_GRACE", 2)
     old = (delivery.path(ALICE) / "..data").resolve()
-    await delivery.renew(parcel(ALICE))
+    await delivery.renew(minted(ALICE))
     await first
     assert old.exists()
     await asyncio.gather(*delivery._background.tasks)
@@ -242,7 +242,7 @@ async def test_a_cancelled_delivery_is_followed_by_its_withdrawal(
         place(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(delivery, "_place", slow)
-    start = asyncio.create_task(delivery.deliver(parcel(ALICE)))
+    start = asyncio.create_task(delivery.deliver(minted(ALICE)))
     await writing.wait()
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -260,13 +260,13 @@ async def test_each_of_many_servers_at_once_has_an_address_of_its_own(config: Co
     delivery = LocalDelivery(config=config)
     delivery.open()
     servers = [Server("", f"user{number}") for number in range(15)]
-    results = await asyncio.gather(*(delivery.deliver(parcel(server)) for server in servers), return_exceptions=True)
+    results = await asyncio.gather(*(delivery.deliver(minted(server)) for server in servers), return_exceptions=True)
     failed = [result for result in results if result is not None]
     assert [type(error) for error in failed] == [DeliveryError]  # 14 addresses
     assert "Choose a larger network" in str(failed[0])
     assert len({one.address for one in delivery.all()}) == 14
     await delivery.withdraw(delivery.all()[0].server, "1")
-    await delivery.deliver(parcel(servers[results.index(failed[0])]))
+    await delivery.deliver(minted(servers[results.index(failed[0])]))
     delivery.close()
 
 
@@ -280,7 +280,7 @@ async def test_after_a_crash_the_living_are_kept_and_the_rest_is_swept(
     delivery: LocalDelivery, config: Config, tmp_path: Path
 ) -> None:
     for server in (ALICE, BOB):
-        await delivery.deliver(parcel(server))
+        await delivery.deliver(minted(server))
     address = delivery.delivered(ALICE).address  # type: ignore[union-attr]
     root = tmp_path / "servers"
     for leftover in (".new.0", ".old.0", "unreadable"):
@@ -299,7 +299,7 @@ async def test_after_a_crash_the_living_are_kept_and_the_rest_is_swept(
 
 async def test_links_are_removed_and_never_followed(config: Config, delivery: LocalDelivery, tmp_path: Path) -> None:
     """One link to a directory once kept the whole hub from starting."""
-    await delivery.deliver(parcel(ALICE))
+    await delivery.deliver(minted(ALICE))
     root, elsewhere = tmp_path / "servers", tmp_path / "elsewhere"
     (root / "alice").rename(elsewhere)
     for name in ("alice", "odd", ".old.0"):
@@ -317,12 +317,12 @@ async def test_links_are_removed_and_never_followed(config: Config, delivery: Lo
 
 async def test_a_link_or_file_in_place_of_a_server_goes_with_it(delivery: LocalDelivery, tmp_path: Path) -> None:
     root = tmp_path / "servers"
-    await delivery.deliver(parcel(ALICE))
+    await delivery.deliver(minted(ALICE))
     (root / "alice").rename(tmp_path / "elsewhere")
     (root / "alice").symlink_to(tmp_path / "elsewhere")
     await delivery.withdraw(ALICE, "1")
     (root / "bob--x").touch()
-    await delivery.deliver(parcel(BOB))
+    await delivery.deliver(minted(BOB))
     assert sorted(path.name for path in root.iterdir()) == [".lock", "bob--x"]
     assert (tmp_path / "elsewhere" / "state.json").exists()
 
@@ -372,9 +372,9 @@ print("done", seen, rounds, flush=True)
 async def test_a_reader_in_a_tight_loop_never_sees_a_missing_partial_or_mixed_set(
     delivery: LocalDelivery, tmp_path: Path
 ) -> None:
-    def generation(number: int) -> Parcel:
+    def generation(number: int) -> Minted:
         content = f"{number}|".encode().ljust(5000, b".")
-        return parcel(ALICE, files={"a": content, "b": content, "d/c": content})
+        return minted(ALICE, files={"a": content, "b": content, "d/c": content})
 
     await delivery.deliver(generation(1))
     reader = await asyncio.create_subprocess_exec(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from casa_hub.delivery.base import Route
 from casa_hub.delivery.kubernetes import manifests
-from casa_hub.delivery.kubernetes.manifests import Pod, Start
+from casa_hub.delivery.kubernetes.manifests import HubMark, Pod, Start
 from casa_hub.errors import DeliveryError
 from casa_hub.naming import Server
 from casa_hub.record import ServerRecord
@@ -21,7 +21,9 @@ from tests.support.minting import HOSTILE
 RECORD = ServerRecord("s", "1", 0, {}, {})
 RECORD_TEXT = '{"version": 2, "server": "s", "start_id": "1", "order": 0, "credentials": {}, "missing": {}}'
 ID = "0123456789abcdef" * 2
-START = Start(Server("hub-a", "alice", "lab"), ID, "users", "hub", {"team": "cms", "component": "singleuser-server"})
+START = Start(
+    Server("hub-a", "alice", "lab"), ID, "users", HubMark("hub"), {"team": "cms", "component": "singleuser-server"}
+)
 POD = Pod("jupyter-alice--lab", "aaaa-bbbb", 1_790_000_000)
 NAME = START.name
 ROUTES = (

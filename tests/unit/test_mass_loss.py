@@ -166,6 +166,23 @@ async def test_a_hundred_sign_ins_taken_back_at_once_are_held_back(hub: Hub) -> 
     assert hub.gate.held() == []
 
 
+@pytest.mark.parametrize("revoked", [True, False], ids=["taken back", "a no"])
+async def test_who_has_tokens_and_no_server_is_weighed_with_the_others(hub: Hub, revoked: bool) -> None:
+    hub.revoked_at = hub.now if revoked else 0.0
+    hub.last_yes = dict.fromkeys(hub.names, hub.now - 86400)
+    for user in hub.users.values():
+        user.active, user.api_tokens = False, ["one"]
+    await hub.hears_all()
+    assert len(hub.gate.held()) == 50
+
+
+async def test_who_has_only_a_page_open_is_weighed_while_the_last_yes_counts(hub: Hub) -> None:
+    for user in hub.users.values():
+        user.active = False
+    await hub.hears_all()
+    assert len(hub.gate.held()) == 50
+
+
 async def test_a_sign_in_taken_back_ends_at_once_only_where_its_grace_is_over(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

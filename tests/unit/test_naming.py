@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kubespawner import KubeSpawner
 
 from casa_hub.delivery.base import Route
-from casa_hub.delivery.kubernetes.manifests import Pod, Start
+from casa_hub.delivery.kubernetes.manifests import HubMark, Pod, Start
 from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.naming import Server, is_label_value
@@ -78,7 +78,7 @@ def test_what_is_no_identity_is_nobodys(text: str | None) -> None:
 
 @given(servers, start_ids)
 def test_the_names_of_all_its_objects_are_valid(server: Server, start_id: str) -> None:
-    start = Start(server, start_id, "users", "hub", {})
+    start = Start(server, start_id, "users", HubMark("hub"))
     routes = [
         Route(server.host("dask", "example.org"), "scheduler", 8786),
         Route(server.host("dask-worker", "example.org"), "worker", 8788),

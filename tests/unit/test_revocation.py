@@ -18,7 +18,7 @@ from jupyterhub import orm
 from traitlets.config import Config
 
 from casa_hub.audit import Action
-from casa_hub.delivery.base import Parcel
+from casa_hub.delivery.base import Minted
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.kept import Holding
@@ -181,7 +181,7 @@ async def test_an_edited_record_hides_nothing_from_the_audit(
     delivery = LocalDelivery(config=config)
     delivery.open()
     record = ServerRecord(alice.identity, start_id, 0, {"xcache": XCACHE, "dask": DASK}, {})
-    await delivery.deliver(Parcel(alice, start_id, {"xcache_token": b"1", "ca.pem": b"2"}, (), record))
+    await delivery.deliver(Minted(alice, start_id, {}, {}, {"xcache_token": b"1", "ca.pem": b"2"}, (), record))
     delivery.close()
     state = delivery.path(alice) / "state.json"
     document = json.loads(state.read_text())

@@ -13,7 +13,7 @@ from traitlets.config import Config
 
 from casa_hub.delivery.base import Route
 from casa_hub.delivery.kubernetes import manifests
-from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start
+from casa_hub.delivery.kubernetes.manifests import HubMark, Object, Pod, Start
 from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import DeliveryError, Severity
@@ -21,7 +21,7 @@ from casa_hub.naming import Server
 from tests.support.minting import HOSTILE
 
 ID = "0123456789abcdef" * 2
-START = Start(Server("", "alice"), ID, "users", "hub", {})
+START = Start(Server("", "alice"), ID, "users", HubMark("hub"))
 POD = Pod("jupyter-alice", "aaaa-bbbb", 1_790_000_000)
 SCHEDULER = Route("alice.dask.example.org", "scheduler", 8786)
 WORKER = Route("alice.dask-worker.example.org", "worker", 8788)

@@ -1,3 +1,3 @@
 """Delivery to pods. Pure: what is applied (`manifests`, `routes`, `pod`) and whose it is (`marks`). Shell: `delivery`
-settles what is delivered, `courier` brings it by `api`, `leftovers` looks after what could not be taken away.
+makes it by `api`, `presence` sees what is there, `leftovers` looks after what could not be taken away.
 """

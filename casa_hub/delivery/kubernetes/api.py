@@ -159,7 +159,7 @@ class KubernetesAPI:
 
     def __init__(self, connect: Callable[[], ApiClient], request_timeout: float) -> None:
         """`connect` makes the client when it is first needed; `request_timeout`: seconds of a single request."""
-        self._connect = connect
+        self.connect = connect
         self._request_timeout = request_timeout
         self._client: ApiClient | None = None
 
@@ -243,7 +243,7 @@ class KubernetesAPI:
         headers = {"Accept": "application/json", "Content-Type": "application/json", **call.headers}
         try:
             if self._client is None:
-                self._client = _without_look_ups(self._connect())
+                self._client = _without_look_ups(self.connect())
             client = self._client
             async with asyncio.timeout(seconds):
                 await client.update_params_for_auth(headers, [], ["BearerToken"])

@@ -1,17 +1,20 @@
 """Delivery to pods: a Secret, a Service and a route for each start of a server, owned by its pod.
 
-What is delivered is settled here, from the operator's settings; how it is brought there is `courier`'s.
+The pod comes first and its objects name it as their owner by uid, so that whatever ends the pod, and however the hub
+ends, Kubernetes' own garbage collector removes them. A pod waits for its Secret, and kubelet looks for it at once;
+therefore few launches are under way at a time: each goes through in one piece.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import cache, wraps
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kubernetes_asyncio.client import ApiClient, V1Pod
 from kubespawner.clients import load_config
@@ -19,24 +22,56 @@ from traitlets import Dict, Enum, Integer, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.configuration import value_of
-from casa_hub.delivery.base import Parcel, Route
+from casa_hub.delivery.base import Minted, Route
 from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes import manifests, marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesAPI, KubernetesError, OwnLoop
-from casa_hub.delivery.kubernetes.courier import Courier, Launched, Load
 from casa_hub.delivery.kubernetes.leftovers import Leftovers
-from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start
+from casa_hub.delivery.kubernetes.manifests import HubMark, Object, Pod, Start
 from casa_hub.delivery.kubernetes.pod import RESOURCES, Outfit, Sidecar, patch
 from casa_hub.delivery.kubernetes.presence import Presence
 from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
-from casa_hub.facility import Facility, Minted
-from casa_hub.record import AnyRecord, ServerRecord, Unreadable
+from casa_hub.facility import Facility
+from casa_hub.record import AnyRecord, ServerRecord
+
+#: Launches under way at once. More keep the API server and each other busy, so that each pod waits longer for its
+#: Secret, and not one server is ready sooner (`bench/storm.py`).
+_AT_ONCE = 3
+#: Seconds after which a launch counts no longer: the API server is far away or slow then, and waits for no processor.
+_PACE = 0.1
+#: Seconds between two looks at a pod that is about to go.
+_LOOK_AGAIN = 0.1
+#: Pods whose containers have ended stay where an operator wants to look at them (`delete_stopped_pods`).
+_NOT_ENDED = "status.phase!=Succeeded,status.phase!=Failed"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class OvertakenError(KubernetesError):
+    """A renewal that was thought to have failed had come through after all, or was another's."""
+
+
+def _in_own_loop(
+    method: Callable[Concatenate[KubernetesDelivery, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[KubernetesDelivery, P], Coroutine[Any, Any, T]]:
+    """Do the work of a method in the delivery's own event loop (see `OwnLoop`)."""
+
+    @wraps(method)
+    async def call(self: KubernetesDelivery, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.loop.run(method(self, *args, **kwargs))
+
+    return call
 
 
 class KubernetesDelivery(LoggingConfigurable):
-    """Secrets, Services and routes of a hub's servers; one instance a hub."""
+    """Pods, Secrets, Services and routes of a hub's servers; one instance a hub.
+
+    All methods are called on the hub's event loop. Those that make requests (`_in_own_loop`) do their work in another
+    one, from the first to the last request.
+    """
 
     files = Enum(
         ["sidecar", "mount"],
@@ -81,17 +116,16 @@ class KubernetesDelivery(LoggingConfigurable):
 
     routes: TraefikRoutes
 
-    def __init__(self, connection: Mapping[str, Any], request_timeout: float, **kwargs: Any) -> None:
+    def __init__(self, api: KubernetesAPI, loop: OwnLoop, facility: Facility, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.routes = TraefikRoutes(parent=self)
-        self._connection = dict(connection)
-        self._api = KubernetesAPI(self.connect, request_timeout)
-        self._courier = Courier(self._api, self.log)
+        self.api = api
+        self.loop = loop
+        self.facility = facility
+        self.hub = HubMark(own_namespace(), facility.hub_id)
+        self._room = asyncio.Semaphore(_AT_ONCE)
         self._leftovers: Leftovers | None = None
         self._presence: Presence | None = None
-        #: See `Start.instance`.
-        self.instance = ""
-        self._loop = OwnLoop("casa-hub-kubernetes")
 
     @classmethod
     def in_settings(cls, settings: dict[str, Any], config: Any, spawner_class: type) -> KubernetesDelivery:
@@ -105,15 +139,16 @@ class KubernetesDelivery(LoggingConfigurable):
                 "ssl_ca_cert": value_of(config, spawner_class, "k8s_api_ssl_ca_cert"),
                 "verify_ssl": value_of(config, spawner_class, "k8s_api_verify_ssl"),
             }
-            timeout = value_of(config, spawner_class, "k8s_api_request_timeout")
-            settings["casa_kubernetes_delivery"] = cls(connection, timeout, config=config)
+
+            def connect() -> ApiClient:
+                load_config(**connection)
+                return ApiClient()
+
+            api = KubernetesAPI(connect, value_of(config, spawner_class, "k8s_api_request_timeout"))
+            facility = Facility.in_settings(settings, config)
+            settings["casa_kubernetes_delivery"] = cls(api, OwnLoop("casa-hub-kubernetes"), facility, config=config)
         delivery: KubernetesDelivery = settings["casa_kubernetes_delivery"]
         return delivery
-
-    def connect(self) -> ApiClient:
-        """A client of the API server, as KubeSpawner would have it."""
-        load_config(**self._connection)
-        return ApiClient()
 
     @classmethod
     def of(cls, spawner: Any) -> KubernetesDelivery:
@@ -121,31 +156,24 @@ class KubernetesDelivery(LoggingConfigurable):
         settings = spawner.user.settings
         return cls.in_settings(settings, settings["config"], type(spawner))
 
-    def begin(self, app: Any, facility: Facility, spawner_class: type) -> None:
+    def begin(self, app: Any, spawner_class: type) -> None:
         """Begin to look for pods that were left behind; the hub's own start doesn't wait for it."""
-        self.instance = hashlib.sha256(b"casa_hub instance " + app.cookie_secret).hexdigest()[:12]
+        instance = hashlib.sha256(b"casa_hub instance " + app.cookie_secret).hexdigest()[:12]
+        self.hub = HubMark(own_namespace(), self.facility.hub_id, instance)
         # With a namespace for each user: everywhere.
         users = value_of(app.config, spawner_class, "enable_user_namespaces")
         namespace = "" if users else value_of(app.config, spawner_class, "namespace") or own_namespace()
-        hub = Start(facility.server(""), "", namespace, own_namespace(), {}, self.instance)
-
-        def objects_of(start: Start, record: AnyRecord) -> list[Object]:
-            objects = self._objects(start, facility.routes(start.server, record))
-            return objects if isinstance(record, Unreadable) or wants_secret(record) else objects[1:]
-
-        leftovers = Leftovers(self._courier, self._loop.run, hub, database=app.db, objects_of=objects_of, log=self.log)
-        self._leftovers = leftovers
-        kinds = partial(self._kinds, facility)
-        self._presence = Presence(self._courier, self._loop.run, hub, kinds=kinds, log=self.log)
+        self._leftovers = Leftovers(self, namespace, app.db, self.log)
+        self._presence = Presence(self, namespace, self.log)
         # Kept: the loop itself knows its tasks by weak references only.
-        self._living = asyncio.get_running_loop().create_task(self._live(leftovers))
+        self._living = asyncio.get_running_loop().create_task(self._live(self._leftovers))
 
     async def _live(self, leftovers: Leftovers) -> None:
         """As long as the hub: at its end JupyterHub cancels what runs."""
         try:
             await leftovers.watch()
         except asyncio.CancelledError:
-            await self._loop.end(self._api.close())
+            await self.loop.end(self.api.close())
             raise
 
     def owe(self, start: Start) -> None:
@@ -153,15 +181,13 @@ class KubernetesDelivery(LoggingConfigurable):
         if self._leftovers is not None:
             self._leftovers.owe(start)
 
-    async def collect_garbage(self, facility: Facility, *, dry_run: bool) -> list[Removal]:
+    async def collect_garbage(self, *, dry_run: bool) -> list[Removal]:
         """Remove what has no living server. See `Leftovers.collect`.
 
         Raises:
             KubernetesError: nothing was removed.
         """
-        if self._leftovers is None:
-            return []
-        return await self._leftovers.collect(self._kinds(facility), dry_run=dry_run)
+        return [] if self._leftovers is None else await self._leftovers.collect(dry_run=dry_run)
 
     async def first_look(self) -> None:
         """Wait until pods that an earlier hub left half made are gone; some seconds at most."""
@@ -172,7 +198,7 @@ class KubernetesDelivery(LoggingConfigurable):
         """What is wrong with the settings; `routes`: whether any credential wants some."""
         return self.routes.check(wanted=routes, local=False)
 
-    def dress(self, pod: V1Pod, start: Start, minted: Minted, facility: Facility) -> None:
+    def dress(self, pod: V1Pod, start: Start, minted: Minted) -> None:
         """Add to a pod that is about to be created what its start needs; once or again, to the same effect.
 
         Raises:
@@ -180,12 +206,12 @@ class KubernetesDelivery(LoggingConfigurable):
         """
         if self._leftovers is not None:
             self._leftovers.begins(start)
-        directory = PurePosixPath(facility.secrets_path)
+        directory = PurePosixPath(self.facility.secrets_path)
         outfit = Outfit(
             secret=start.name if wants_secret(minted.record) else "",
             paths=sorted(minted.files),
             directory=directory,
-            environment=facility.environment(minted, directory),
+            environment=self.facility.environment(minted, directory),
             labels=start.labels,
             annotations={
                 manifests.SERVER: start.server.identity,
@@ -195,43 +221,169 @@ class KubernetesDelivery(LoggingConfigurable):
         sidecar = Sidecar(image=self.sidecar_image, uid=self.files_uid, resources=self.sidecar_resources)
         patch(pod, outfit, sidecar if self.files == "sidecar" else None)
 
-    # -- verbs
+    # -- what a start's pod owns
 
-    async def launch(
-        self, body: Object, start: Start, parcel: Parcel, *, routes_required: bool, seconds: float
-    ) -> Launched:
-        """Create the pod (`body`, dressed), and at once what it owns. See `Courier.launch`.
+    def owned(
+        self, start: Start, pod: Pod, record: ServerRecord, files: Mapping[str, bytes] | None = None
+    ) -> list[Object]:
+        """All that the start's pod should own by its record. The Secret comes first: the pod waits for nothing else.
 
         Raises:
-            KubernetesError: the pod, its Secret or (`routes_required`) its Service or route is refused.
+            DeliveryError: a host name can't be routed, or the files are too large for a Secret.
+        """
+        return self._owned(start, pod, record, self.facility.routes(start.server, record), files or {})
+
+    def _owned(
+        self, start: Start, pod: Pod, record: ServerRecord, routes: Sequence[Route], files: Mapping[str, bytes]
+    ) -> list[Object]:
+        secret = [manifests.secret(start, pod, files, record)] if wants_secret(record) else []
+        return secret + self._route_objects(start, pod, routes)
+
+    def _route_objects(self, start: Start, pod: Pod, routes: Sequence[Route]) -> list[Object]:
+        if not routes:
+            return []
+        return [manifests.service(start, pod, routes), *route_objects(self.routes, start, pod, routes)]
+
+    def _all(self, start: Start) -> list[Object]:
+        """All that the start's pod may own, without contents."""
+        nobody = Pod("", "")
+        routes = self._route_objects(start, nobody, self.facility.routes(start.server))
+        return [manifests.secret(start, nobody, {}), *routes]
+
+    def kinds(self) -> list[Object]:
+        """An object of each kind that pods of this hub own."""
+        objects = self._all(Start(self.facility.server("anybody"), "", "", self.hub))
+        return list({(one["apiVersion"], one["kind"]): one for one in objects}.values())
+
+    # -- a start
+
+    @_in_own_loop
+    async def launch(
+        self, body: Object, start: Start, minted: Minted, *, seconds: float
+    ) -> Mapping[str, KubernetesError]:
+        """Create the pod `body`, which is dressed, and at once what it owns.
+
+        A pod of an earlier start of the same server that is in the way is removed; another server's is not. A creation
+        whose answer got lost is recognised by its start id. After an error the pod may be there (`take_down`).
+
+        `seconds` begin when it is this launch's turn. Returns the kind of each object that could not be had, though
+        nothing required needs it -> why.
+
+        Raises:
+            KubernetesError: the pod, or something that it can't do without, is refused.
             DeliveryError: the files are too large, or a host name can't be routed; nothing was created then.
         """
-        load = self._load(start, parcel, routes_required)
         body["metadata"]["namespace"] = start.namespace  # KubeSpawner leaves it to the request
-        load(Pod(body["metadata"]["name"], ""))  # what is wrong with it is found before there is a pod
-        return await self._loop.run(self._courier.launch(body, start, load, seconds))
 
-    async def deliver(
-        self, start: Start, pod: Pod, parcel: Parcel, *, routes_required: bool, deadline: Deadline
-    ) -> Mapping[str, KubernetesError]:
-        """Give a pod that somebody else created its objects. Raises as `launch`; returns `Launched.missing`."""
-        load = self._load(start, parcel, routes_required)
-        return await self._loop.run(self._courier.deliver(pod, load, deadline))
+        def owned(pod: Pod) -> list[Object]:
+            return self._owned(start, pod, minted.record, minted.routes, minted.files)
 
-    async def renew(self, start: Start, parcel: Parcel, before: str, deadline: Deadline) -> str:
-        """Replace files of a running start, all at once; those that `parcel` doesn't bring stay.
+        owned(Pod(body["metadata"]["name"], ""))  # what is wrong with it is found before there is a pod
+        deadline = None
+        while True:
+            async with self._in_turn():
+                deadline = deadline or Deadline(seconds)
+                made = await self._create(body, deadline)
+                if marks.start_id_of(made) == start.start_id:
+                    return await self._apply(owned(Pod.of(made)), deadline)
+            # It may take long, and others needn't wait for it.
+            await self._make_room(made, body, start, deadline)
+
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        await self._room.acquire()
+        inside = True
+
+        def leave() -> None:
+            nonlocal inside
+            if inside:
+                inside = False
+                self._room.release()
+
+        asyncio.get_running_loop().call_later(_PACE, leave)
+        try:
+            yield
+        finally:
+            leave()
+
+    async def _create(self, body: Object, deadline: Deadline) -> Object:
+        """The pod of that name: the new one, perhaps by a try whose answer got lost; or the one in its place."""
+        while True:
+            try:
+                return await self.api.create(body, deadline)
+            except KubernetesError as error:
+                if error.status != HTTPStatus.CONFLICT or error.transient:
+                    raise
+                there = await self.api.get(body, deadline)
+                if there is not None:
+                    return there
+                if deadline.left < _LOOK_AGAIN:
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN)  # it went while we looked
+
+    async def _make_room(self, there: Object, body: Object, start: Start, deadline: Deadline) -> None:
+        """Remove the pod of an earlier start of the same server, and wait until it is gone."""
+        name, uid = there["metadata"]["name"], there["metadata"]["uid"]
+        thing = f"Pod {start.namespace}/{name}"
+        if not marks.is_of(there, start.server, start.hub.instance):
+            raise KubernetesError(
+                thing,
+                "it is another server's, or not a server of this hub",
+                "Choose another name for this server; if that doesn't help, the operator must look at that pod.",
+                HTTPStatus.CONFLICT,
+            )
+        self.log.info("Removing pod %s/%s, of an earlier start", start.namespace, name)
+        await self.api.delete(body, uid, deadline, grace_seconds=0)
+        while True:
+            now = await self.api.get(body, deadline, metadata_only=True)
+            if now is None or now["metadata"]["uid"] != uid:
+                return
+            if deadline.left < _LOOK_AGAIN:
+                raise KubernetesError(
+                    thing,
+                    "an earlier one of this server does not go away",
+                    "Try again in a minute; if it stays, its node may be down: tell the operator.",
+                    HTTPStatus.CONFLICT,
+                )
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _apply(self, objects: Sequence[Object], deadline: Deadline) -> Mapping[str, KubernetesError]:
+        """Apply what a new pod owns, all at the same time. Returns and raises as `launch`."""
+        failed = await _each(objects, lambda one: self.api.apply(one, deadline))
+        for kind, error in failed.items():
+            if kind == "Secret" or self.facility.requires_routes:
+                raise error
+        return failed
+
+    # -- while it runs
+
+    @_in_own_loop
+    async def renew(self, start: Start, minted: Minted, before: str, deadline: Deadline) -> str:
+        """Replace files of a running start, all at once; those that `minted` doesn't bring stay.
 
         `before` is the record that this one was made from, as the Secret has it. Returns the new one's text.
 
         Raises:
             OvertakenError: the Secret has another record by now.
-            KubernetesError: nothing is known to be replaced; what there is must be asked for before another try.
+            KubernetesError: nothing is known to be replaced; it may still be, as long as the Secret has `before`.
         """
-        changes = manifests.renewal(start, parcel.files, parcel.record, before)
-        after = manifests.record_text(parcel.record)
-        await self._loop.run(self._courier.renew(start, changes, before, after, deadline))
+        changes = manifests.renewal(start, minted.files, minted.record, before)
+        after = manifests.record_text(minted.record)
+        try:
+            await self.api.patch(manifests.reference("Secret", start), changes, deadline)
+        except KubernetesError as error:
+            if error.status != HTTPStatus.UNPROCESSABLE_ENTITY:
+                raise
+            _, found = await self._record(start, deadline)
+            if found is None or found == before:
+                raise
+            if found != after:  # else it was renewed by a try whose answer got lost
+                raise OvertakenError(
+                    error.thing, "was renewed by another request", "Try again.", HTTPStatus.CONFLICT
+                ) from None
         return after
 
+    @_in_own_loop
     async def record(self, start: Start, deadline: Deadline, *, there: bool = False) -> str | None:
         """The newest record of a start, by its Secret's annotation, as it stands there; None if there is none.
 
@@ -240,14 +392,19 @@ class KubernetesDelivery(LoggingConfigurable):
         Raises:
             KubernetesError: the API server can't say; or there is no Secret although there must be one.
         """
-        found = await self._loop.run(self._courier.secret(start, deadline))
-        if found is None and there:
+        found, text = await self._record(start, deadline)
+        if there and not found:
             thing = f"Secret {start.namespace}/{start.name}"
             remedy = "It is made anew within a minute; whoever deletes Secrets there must leave it alone."
             raise KubernetesError(thing, "it was deleted", remedy, HTTPStatus.NOT_FOUND)
+        return text
+
+    async def _record(self, start: Start, deadline: Deadline) -> tuple[bool, str | None]:
+        """Whether there is a Secret of that name, and its record if it is this start's."""
+        found = await self.api.get(manifests.reference("Secret", start), deadline, metadata_only=True)
         if found is None or marks.start_id_of(found) != start.start_id:
-            return None
-        return marks.record_text_of(found, start.server)
+            return found is not None, None
+        return True, marks.record_text_of(found, start.server)
 
     async def lacks(self, start: Start, objects: Sequence[Object], since: float) -> list[str] | None:
         """Kinds of those of a running start's objects that are not there; None if that can't be said yet.
@@ -260,11 +417,50 @@ class KubernetesDelivery(LoggingConfigurable):
         gone = [one for one in objects if (one["kind"], one["metadata"]["name"], start.start_id) not in seen.objects]
         return [kind for kind in dict.fromkeys(one["kind"] for one in gone) if kind in seen.kinds]
 
+    @_in_own_loop
     async def bring_back(
         self, start: Start, objects: Sequence[Object], deadline: Deadline
     ) -> Mapping[str, KubernetesError]:
-        """Create objects of a running start that are not there. Returns kind -> why, of those that still are not."""
-        return await self._loop.run(self._courier.bring_back(objects, start, deadline))
+        """Create objects of a start that runs, and that has lost them or never had them.
+
+        Not applied: a request that was given up, but is still on its way, must not change what a later one has made.
+        One that is there as this start's is left as it is. Returns kind -> why, of those that could not be had.
+        """
+
+        async def bring_back(one: Object) -> None:
+            try:
+                await self.api.create(one, deadline, manager=manifests.MANAGER)
+            except KubernetesError as error:
+                if error.status != HTTPStatus.CONFLICT or not await self._is_there(one, start, deadline):
+                    raise
+
+        return await _each(objects, bring_back)
+
+    async def withdraw(self, start: Start, deadline: Deadline) -> None:
+        """Remove what the pod of a server owns that still runs. Its policy stays: without, more could reach it.
+
+        Raises:
+            KubernetesError: something is still there.
+        """
+        await self._remove([one for one in self._all(start) if one["kind"] != "NetworkPolicy"], start, deadline)
+
+    # -- the end
+
+    @_in_own_loop
+    async def end(self, start: Start, pod: Pod, grace_seconds: int, deadline: Deadline) -> None:
+        """Let a server's pod end; another one that has its name by now is left alone.
+
+        Raises:
+            KubernetesError: the API server didn't take the request.
+        """
+        await self.api.delete(manifests.reference("Pod", start, pod.name), pod.uid, deadline, grace_seconds)
+
+    async def withdraw_ended(self, start: Start, deadline: Deadline) -> None:
+        """Remove what a pod owns that has ended, but is still there. What can't be removed is logged."""
+        try:
+            await self._remove(self._all(start), start, deadline)
+        except KubernetesError as error:
+            self.log.error("Something of an ended server stays as long as its pod: %s", error)  # noqa: TRY400
 
     async def take_down(self, start: Start, pod_name: str, deadline: Deadline) -> None:
         """Remove this start's pod if it is there, and with it all that it owns.
@@ -272,68 +468,91 @@ class KubernetesDelivery(LoggingConfigurable):
         Raises:
             KubernetesError: it could not be removed.
         """
-        await self._loop.run(self._courier.take_down(start, pod_name, deadline))
+        await self._remove([manifests.reference("Pod", start, pod_name)], start, deadline)
 
-    async def end(self, start: Start, pod: Pod, grace_seconds: int, deadline: Deadline) -> None:
-        """Let a server's pod end; another one that has its name by now is left alone.
+    # -- all servers of this hub
 
-        Raises:
-            KubernetesError: the API server didn't take the request.
-        """
-        await self._loop.run(self._courier.end(start, pod, grace_seconds, deadline))
-
-    async def withdraw(self, start: Start, routes: Sequence[Route], deadline: Deadline) -> None:
-        """Remove what the pod of a server owns that still runs. Its policy stays: without, more could reach it.
+    @_in_own_loop
+    async def pods(self, namespace: str, deadline: Deadline) -> list[Object]:
+        """Metadata of this hub's pods that have not ended, in a namespace ("": in all).
 
         Raises:
-            KubernetesError: something is still there.
+            KubernetesError: the API server can't say.
         """
-        objects = [one for one in self._objects(start, routes) if one["kind"] != "NetworkPolicy"]
-        await self._loop.run(self._courier.withdraw(objects, start, deadline))
+        selectors = {"labelSelector": marks.hub_selector(self.hub), "fieldSelector": _NOT_ENDED}
+        return await self.api.list(_any_in(namespace, {"apiVersion": "v1", "kind": "Pod"}), selectors, deadline)
 
-    async def withdraw_ended(self, start: Start, routes: Sequence[Route], deadline: Deadline) -> None:
-        """Remove what a pod owns that has ended, but is still there. What can't be removed is logged."""
+    @_in_own_loop
+    async def objects(self, kinds: Iterable[Object], namespace: str, deadline: Deadline) -> list[Object]:
+        """Metadata of this hub's objects of these kinds, each with its kind; `namespace` as in `pods`.
+
+        Raises:
+            KubernetesError: the API server can't say.
+        """
+        found = []
+        for kind in kinds:
+            what = {"apiVersion": kind["apiVersion"], "kind": kind["kind"]}
+            selectors = {"labelSelector": marks.hub_selector(self.hub)}
+            some = await self.api.list(_any_in(namespace, what), selectors, deadline)
+            found += [{**what, "metadata": one["metadata"]} for one in some]
+        return found
+
+    @_in_own_loop
+    async def delete(self, there: Object, deadline: Deadline) -> None:
+        """Delete just this object, whoever has its name by now; its pod may take its time. Raises KubernetesError."""
+        await self.api.delete(there, there["metadata"]["uid"], deadline)
+
+    async def is_complete(self, start: Start, record: AnyRecord, deadline: Deadline) -> bool:
+        """Whether all is there that a start must own by its record. Raises KubernetesError."""
+        bare = isinstance(record, ServerRecord) and not wants_secret(record)
+        routes = self._route_objects(start, Pod("", ""), self.facility.routes(start.server, record))
+        return await self._are_there(
+            routes if bare else [manifests.reference("Secret", start), *routes], start, deadline
+        )
+
+    @_in_own_loop
+    async def _are_there(self, objects: Iterable[Object], start: Start, deadline: Deadline) -> bool:
+        return all(await asyncio.gather(*(self._is_there(one, start, deadline) for one in objects)))
+
+    async def _is_there(self, one: Object, start: Start, deadline: Deadline) -> bool:
+        """Whether an object is there, as this start's."""
+        there = await self.api.get(one, deadline, metadata_only=True)
+        return there is not None and marks.start_id_of(there) == start.start_id
+
+    @_in_own_loop
+    async def _remove(self, objects: Iterable[Object], start: Start, deadline: Deadline) -> None:
+        """Remove those of the objects that are this start's."""
+
+        async def remove(one: Object) -> None:
+            there = await self.api.get(one, deadline, metadata_only=True)
+            if there is not None and marks.start_id_of(there) == start.start_id:
+                await self.api.delete(one, there["metadata"]["uid"], deadline, grace_seconds=0)
+
+        await asyncio.gather(*map(remove, objects))
+
+
+async def _each(
+    objects: Sequence[Object], do: Callable[[Object], Coroutine[Any, Any, Any]]
+) -> dict[str, KubernetesError]:
+    """Do something with all objects at the same time, and with each whatever becomes of the others.
+
+    Returns the kind of each with which it failed -> why.
+    """
+
+    async def tried(one: Object) -> KubernetesError | None:
         try:
-            await self._loop.run(self._courier.withdraw(self._objects(start, routes), start, deadline))
+            await do(one)
         except KubernetesError as error:
-            self.log.error("Something of an ended server stays as long as its pod: %s", error)  # noqa: TRY400
+            return error
+        return None
 
-    def owned(self, start: Start, pod: Pod, routes: Sequence[Route], record: ServerRecord) -> list[Object]:
-        """All that the start's pod should own by its record. The Secret is without its files.
+    answers = await asyncio.gather(*map(tried, objects))
+    return {one["kind"]: error for one, error in zip(objects, answers, strict=True) if error is not None}
 
-        Raises:
-            DeliveryError: a host name can't be routed.
-        """
-        secret = [manifests.secret(start, pod, {}, record)] if wants_secret(record) else []
-        return secret + self._route_objects(start, pod, routes)
 
-    def secret(self, start: Start, pod: Pod, parcel: Parcel) -> Object:
-        """The start's Secret. Raises DeliveryError: the files are too large for one."""
-        return manifests.secret(start, pod, parcel.files, parcel.record)
-
-    def _kinds(self, facility: Facility) -> list[Object]:
-        """An object of each kind that pods of this hub own."""
-        server = facility.server("anybody")
-        return _one_of_each(self._objects(Start(server, "", "", "", {}), facility.routes(server)))
-
-    def _load(self, start: Start, parcel: Parcel, routes_required: bool) -> Load:
-        def load(pod: Pod) -> tuple[list[Object], list[Object]]:
-            files = [manifests.secret(start, pod, parcel.files, parcel.record)] if wants_secret(parcel.record) else []
-            routes = self._route_objects(start, pod, parcel.routes)
-            # The Secret is first, here and so on the wire: the pod waits for nothing else.
-            return (files + routes, []) if routes_required else (files, routes)
-
-        return load
-
-    def _objects(self, start: Start, routes: Sequence[Route]) -> list[Object]:
-        """All that the start's pod may own, without contents."""
-        nobody = Pod("", "")
-        return [manifests.secret(start, nobody, {}), *self._route_objects(start, nobody, routes)]
-
-    def _route_objects(self, start: Start, pod: Pod, routes: Sequence[Route]) -> list[Object]:
-        if not routes:
-            return []
-        return [manifests.service(start, pod, routes), *route_objects(self.routes, start, pod, routes)]
+def _any_in(namespace: str, kind: Object) -> Object:
+    """What `KubernetesAPI.list` asks for."""
+    return {**kind, "metadata": {"name": "", "namespace": namespace}}
 
 
 @cache
@@ -344,10 +563,6 @@ def own_namespace() -> str:
     except FileNotFoundError:
         return "default"
     return text.strip()
-
-
-def _one_of_each(objects: Sequence[Object]) -> list[Object]:
-    return list({(one["apiVersion"], one["kind"]): one for one in objects}.values())
 
 
 def wants_secret(record: ServerRecord) -> bool:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from dataclasses import replace
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from jupyterhub import orm
@@ -25,12 +24,11 @@ from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.kubernetes import marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError, described
 from casa_hub.delivery.kubernetes.manifests import Object, Start
-from casa_hub.record import AnyRecord
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from casa_hub.delivery.kubernetes.courier import Courier
+    from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 
 #: Seconds between two looks; and between one that failed, or something that was left behind, and the next.
 _PERIOD, _SOON = 60.0, 5.0
@@ -43,29 +41,22 @@ _POD: Object = {"apiVersion": "v1", "kind": "Pod"}
 
 #: User and server.
 Whose = tuple[str, str]
-#: What a pod of this start must own, by its record.
-ObjectsOf = Callable[[Start, AnyRecord], list[Object]]
 
 
 class Leftovers:
-    """All methods are for the hub's event loop; requests are made in the courier's (`run`)."""
+    """All methods are for the hub's event loop."""
 
     def __init__(
         self,
-        courier: Courier,
-        run: Callable[..., Awaitable[Any]],
-        hub: Start,
-        *,
+        delivery: KubernetesDelivery,
+        namespace: str,
         database: Session,
-        objects_of: ObjectsOf,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
     ) -> None:
-        """`hub`: any start of it, in its servers' namespace ("": in many); made before any server is looked at."""
-        self._courier = courier
-        self._run = run
-        self._hub = hub
+        """`namespace`: the servers'; "": many. Made before any server is looked at."""
+        self._delivery = delivery
+        self._namespace = namespace
         self._servers = _Servers(database)
-        self._objects_of = objects_of
         self._log = log
         #: Servers that an earlier hub has not finished starting; looked at once.
         self._interrupted = self._servers.interrupted()
@@ -74,7 +65,7 @@ class Leftovers:
         #: Servers whose pods may be left, whether the database knows them or not.
         self._owed: set[Whose] = set()
         #: Where to look: a profile or a hook may have sent a server elsewhere. "" is everywhere.
-        self._namespaces = {hub.namespace}
+        self._namespaces = {namespace}
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
 
@@ -122,22 +113,18 @@ class Leftovers:
                 pass
             self._wake.clear()
 
-    async def collect(self, kinds: Iterable[Object], *, dry_run: bool) -> list[Removal]:
+    async def collect(self, *, dry_run: bool) -> list[Removal]:
         """Remove all of this installation that has no living server, or only tell of it.
-
-        Args:
-            kinds: an object of each kind that pods own.
-            dry_run: whether nothing is to be removed.
 
         Raises:
             KubernetesError: the API server can't say what there is; nothing was removed.
         """
         deadline = Deadline(_LOOK)
-        where = self._where({self._hub.namespace, *self._namespaces})
+        where = _where({self._namespace, *self._namespaces})
         # The objects first: one whose pod isn't there afterwards has none any more, and is of no start under way.
-        kinds = list(kinds)
-        objects = [each for hub in where for each in await self._run(self._courier.objects(kinds, hub, deadline))]
-        pods = [each for hub in where for each in await self._run(self._courier.pods(hub, deadline))]
+        kinds = self._delivery.kinds()
+        objects = [each for name in where for each in await self._delivery.objects(kinds, name, deadline)]
+        pods = await self._pods(where, deadline)
         # From here to the choice without a pause, as in a look.
         idle = {whose for whose, _ in pods} - self._servers.running()
         known = self._servers.known(idle)
@@ -145,7 +132,7 @@ class Leftovers:
         starts = {marks.start_id_of(pod) for _, pod in pods}
         doomed = []
         for whose, pod in pods:
-            if whose in idle and not _is_kept(pod, in_use) and marks.start_of(pod, self._hub) is not None:
+            if whose in idle and not _is_kept(pod, in_use) and marks.start_of(pod, self._delivery.hub) is not None:
                 state = "doesn't run" if whose in known else "isn't in this hub's database"
                 why = f"server {whose[1]!r} of {whose[0]} {state}"
                 doomed.append(({**_POD, "metadata": pod["metadata"]}, why))
@@ -153,7 +140,7 @@ class Leftovers:
 
         async def remove(one: Object, why: str) -> Removal:
             async def act() -> None:
-                await self._run(self._courier.delete(one, deadline))
+                await self._delivery.delete(one, deadline)
 
             return await removal(described(one), why, act, dry_run=dry_run)
 
@@ -163,8 +150,7 @@ class Leftovers:
         deadline = Deadline(_LOOK)
         owed = frozenset(self._owed)
         interrupted = self._interrupted
-        where = self._where(self._namespaces)
-        pods = [each for hub in where for each in await self._run(self._courier.pods(hub, deadline))]
+        pods = await self._pods(_where(self._namespaces), deadline)
         # From here to the choice without a pause: what the database says is then newer than the pods, and a pod whose
         # server doesn't run by now is of no start that is to come.
         in_use = self._servers.pods()
@@ -175,7 +161,9 @@ class Leftovers:
         runs = {marks.start_id_of(pod) for _, pod in there if _is_kept(pod, in_use)}
         left = idle & (self._servers.known(idle) | owed)
         doubtful = self._interrupted - left
-        starts = [(whose, marks.start_of(pod, self._hub), pod) for whose, pod in there if whose in left | doubtful]
+        starts = [
+            (whose, marks.start_of(pod, self._delivery.hub), pod) for whose, pod in there if whose in left | doubtful
+        ]
         half = [(start, pod) for whose, start, pod in starts if start and whose in doubtful]
         errors = [
             *[
@@ -199,14 +187,14 @@ class Leftovers:
             # from now on is known.
             self._namespaces.discard("")
 
-    def _where(self, namespaces: Collection[str]) -> list[Start]:
-        """This hub in each of the namespaces; once, if all are among them."""
-        return [replace(self._hub, namespace=name) for name in ([""] if "" in namespaces else sorted(namespaces))]
+    async def _pods(self, namespaces: Iterable[str], deadline: Deadline) -> list[tuple[Whose, Object]]:
+        """This hub's pods, each with whose it is."""
+        found = [pod for name in namespaces for pod in await self._delivery.pods(name, deadline)]
+        return [(marks.whose(pod), pod) for pod in found]
 
     async def _remove_if_half(self, start: Start, pod: Object, deadline: Deadline) -> KubernetesError | None:
-        objects = self._objects_of(start, marks.record_of(pod, start.server))
         try:
-            if await self._run(self._courier.is_complete(objects, start, deadline)):
+            if await self._delivery.is_complete(start, marks.record_of(pod, start.server), deadline):
                 return None
         except KubernetesError as error:
             return error
@@ -216,10 +204,15 @@ class Leftovers:
         name = pod["metadata"]["name"]
         self._log.warning("Removing pod %s/%s, left behind by a failed stop or start", start.namespace, name)
         try:
-            await self._run(self._courier.take_down(start, name, deadline))
+            await self._delivery.take_down(start, name, deadline)
         except KubernetesError as error:
             return error
         return None
+
+
+def _where(namespaces: Collection[str]) -> list[str]:
+    """Each of the namespaces; only "" (all) if that is among them."""
+    return [""] if "" in namespaces else sorted(namespaces)
 
 
 def _is_kept(pod: Object, in_use: Collection[tuple[str, str]]) -> bool:

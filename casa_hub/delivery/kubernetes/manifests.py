@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -51,6 +51,18 @@ PLURALS = {
 
 
 @dataclass(frozen=True, slots=True)
+class HubMark:
+    """What the objects of one hub's servers tell of that hub."""
+
+    #: The hub's own.
+    namespace: str
+    #: `Facility.hub_id`.
+    hub_id: str = ""
+    #: A hash of something that the hub alone has and keeps (its cookie secret); "" if nothing is looked for by it.
+    instance: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """One start of a server in Kubernetes: what all its objects have in common."""
 
@@ -59,12 +71,9 @@ class Start:
     start_id: str
     #: Where the pod and its objects are.
     namespace: str
-    #: Where the hub is.
-    hub_namespace: str
+    hub: HubMark
     #: The operator's, for all objects of this hub (KubeSpawner's ``common_labels``).
-    common_labels: Mapping[str, str]
-    #: A hash of something that the hub alone has and keeps (its cookie secret); "" if nothing is looked for by it.
-    instance: str = ""
+    common_labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -77,8 +86,8 @@ class Start:
         return {
             **self.common_labels,
             HUB: self.server.hub_label,
-            HUB_NAMESPACE: self.hub_namespace,
-            **({INSTANCE: self.instance} if self.instance else {}),
+            HUB_NAMESPACE: self.hub.namespace,
+            **({INSTANCE: self.hub.instance} if self.hub.instance else {}),
             START_ID: self.start_id,
         }
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 
-from casa_hub.delivery.kubernetes.manifests import INSTANCE, RECORD, SERVER, START_ID, Object, Start
+from casa_hub.delivery.kubernetes.manifests import INSTANCE, RECORD, SERVER, START_ID, HubMark, Object, Start
 from casa_hub.naming import Server
 from casa_hub.record import AnyRecord, parse_text
 
@@ -51,18 +51,17 @@ def record_of(there: Object, server: Server) -> AnyRecord:
     return parse_text(record_text_of(there, server))
 
 
-def hub_selector(hub: Start) -> str:
-    """Label selector of all pods that this hub made; `hub`: any start of it."""
+def hub_selector(hub: HubMark) -> str:
+    """Label selector of all pods that this hub made, and of what they own."""
     return f"{START_ID},{INSTANCE}={hub.instance}"
 
 
-def start_of(pod: Object, hub: Start) -> Start | None:
-    """The start that a pod of this hub is; None if it isn't marked as one."""
+def start_of(pod: Object, hub: HubMark, common_labels: Mapping[str, str] | None = None) -> Start | None:
+    """The start that a pod of this hub is; None if it isn't marked as one. `common_labels`: see `Start`."""
     server, start_id = Server.of_identity((pod["metadata"].get("annotations") or {}).get(SERVER)), start_id_of(pod)
-    if server is None or not start_id or not (server.hub_id == hub.server.hub_id or is_by(pod, hub.instance)):
+    if server is None or not start_id or not (server.hub_id == hub.hub_id or is_by(pod, hub.instance)):
         return None
-    namespace = pod["metadata"].get("namespace", hub.namespace)
-    return replace(hub, server=server, start_id=start_id, namespace=namespace)
+    return Start(server, start_id, pod["metadata"]["namespace"], hub, common_labels or {})
 
 
 def has_ended(pod: Object) -> bool:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from casa_hub.delivery.kubernetes import marks
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError
-from casa_hub.delivery.kubernetes.manifests import Object, Start
 
 if TYPE_CHECKING:
-    from casa_hub.delivery.kubernetes.courier import Courier
+    from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 
 #: Seconds for which a list counts: of one namespace, and of all together, which costs the API server of a large cluster
 #: more.
@@ -41,22 +39,17 @@ class _Look:
 
 
 class Presence:
-    """Lives on the hub's event loop; requests are made in the courier's (`run`)."""
+    """Lives on the hub's event loop."""
 
     def __init__(
         self,
-        courier: Courier,
-        run: Callable[..., Awaitable[Any]],
-        hub: Start,
-        *,
-        kinds: Callable[[], Sequence[Object]],
+        delivery: KubernetesDelivery,
+        namespace: str,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
     ) -> None:
-        """`hub`: any start of it, in its servers' namespace ("": many); `kinds`: an object of each kind to look for."""
-        self._courier = courier
-        self._run = run
-        self._hub = hub
-        self._kinds = kinds
+        """`namespace`: the servers'; "": many."""
+        self._delivery = delivery
+        self._namespace = namespace
         self._log = log
         #: Kinds that could not be listed last time, of which the log knows.
         self._unseen: set[str] = set()
@@ -64,7 +57,7 @@ class Presence:
 
     async def of(self, namespace: str, since: float) -> Seen | None:
         """The objects in a namespace; None if the last look began before `since` (monotonic), and counts still."""
-        where, counts = (namespace, _ONE) if self._hub.namespace else ("", _ALL)
+        where, counts = (namespace, _ONE) if self._namespace else ("", _ALL)
         look = self._looks.get(where)
         if look is None or time.monotonic() - look.began >= counts:
             look = self._looks[where] = _Look(time.monotonic(), asyncio.create_task(self._list(where)))
@@ -75,12 +68,12 @@ class Presence:
         return await asyncio.shield(look.seen)
 
     async def _list(self, namespace: str) -> Seen:
-        hub, deadline = replace(self._hub, namespace=namespace), Deadline(_LOOK)
+        deadline = Deadline(_LOOK)
         kinds, objects = set(), set()
-        for each in self._kinds():
+        for each in self._delivery.kinds():
             kind = each["kind"]
             try:
-                found = await self._run(self._courier.objects([each], hub, deadline))
+                found = await self._delivery.objects([each], namespace, deadline)
             except KubernetesError as error:
                 # A kind that isn't installed, a right that the hub hasn't; the other kinds are looked for all the same.
                 if kind not in self._unseen:

@@ -103,7 +103,7 @@ def _tls_route(settings: TraefikRoutes, start: Start, pod: Pod, route: Route) ->
 
 
 def _network_policy(settings: TraefikRoutes, start: Start, pod: Pod, routes: Sequence[Route]) -> Object:
-    hub = {"kubernetes.io/metadata.name": start.hub_namespace}  # Kubernetes puts it on every namespace
+    hub = {"kubernetes.io/metadata.name": start.hub.namespace}  # Kubernetes puts it on every namespace
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

@@ -34,7 +34,7 @@ from traitlets import TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.delivery import layout
-from casa_hub.delivery.base import Parcel, Route
+from casa_hub.delivery.base import Minted, Route
 from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.local.route_files import RouteFiles
 from casa_hub.delivery.traefik import TraefikRoutes
@@ -232,13 +232,13 @@ class LocalDelivery(LoggingConfigurable):
 
     # -- while it runs
 
-    async def deliver(self, parcel: Parcel) -> None:
+    async def deliver(self, minted: Minted) -> None:
         """Give a starting server its files and routes; all of it or nothing.
 
         Raises:
             DeliveryError: nothing is left behind then.
         """
-        await self._in_turn(parcel.server, lambda: self._deliver(parcel))
+        await self._in_turn(minted.server, lambda: self._deliver(minted))
 
     async def lacks(self, server: Server, start_id: str) -> list[str]:
         """What a running server was given and is not there any more, of `files`, `state`, `routes`.
@@ -272,16 +272,16 @@ class LocalDelivery(LoggingConfigurable):
         """
         await self._in_turn(server, lambda: self._restore(server, start_id, pid))
 
-    async def renew(self, parcel: Parcel) -> None:
+    async def renew(self, minted: Minted) -> None:
         """Replace files of a running server, all at once; readers see the old set or the new one.
 
-        Files of credentials that aren't renewed stay, those that none has any more go. Routes that the parcel brings
+        Files of credentials that aren't renewed stay, those that none has any more go. Routes that the minted brings
         beside those that the server has are added.
 
         Raises:
             DeliveryError: the server is gone, withdrawn or another start; or nothing could be replaced.
         """
-        await self._in_turn(parcel.server, lambda: self._renew(parcel))
+        await self._in_turn(minted.server, lambda: self._renew(minted))
 
     async def empty(self, server: Server, start_id: str) -> None:
         """Take files and routes away from a server that still runs; what its end needs stays until it is withdrawn.
@@ -346,39 +346,39 @@ class LocalDelivery(LoggingConfigurable):
 
         await self._in_turn_of(path.stem, remove)
 
-    async def _deliver(self, parcel: Parcel) -> None:
-        server = parcel.server
+    async def _deliver(self, minted: Minted) -> None:
+        server = minted.server
         before = self._delivered.get(server.slug)
         if before is not None and before.server != server:
             raise DeliveryError(server.slug, "another server has this name", "Choose another name for the server.")
         # Remembered before the first await, so that no other server can get the same address.
-        one = Delivered(server, parcel.start_id, self._free_address(server), parcel.routes, parcel.record)
+        one = Delivered(server, minted.start_id, self._free_address(server), minted.routes, minted.record)
         self._delivered[server.slug] = one
         try:
             if before is not None:  # an earlier start of the same server, whose end nobody saw
                 await asyncio.to_thread(self._take_away, before)
-            await asyncio.to_thread(self._place, one, parcel.files)
+            await asyncio.to_thread(self._place, one, minted.files)
         except (OSError, ValueError, DeliveryError) as error:
             with contextlib.suppress(OSError):  # the first error is the one to tell; `sweep` finds the rest
                 await asyncio.to_thread(self._take_away, one)
             del self._delivered[server.slug]
             raise _translated(error, self.path(server), "nothing was delivered") from error
 
-    async def _renew(self, parcel: Parcel) -> None:
-        server = parcel.server
+    async def _renew(self, minted: Minted) -> None:
+        server = minted.server
         before = self.delivered(server)
-        if before is None or before.start_id != parcel.start_id or before.withdrawn:
+        if before is None or before.start_id != minted.start_id or before.withdrawn:
             raise DeliveryError(server.slug, "this start of the server is over", "There is nothing to do.")
-        routes = tuple(dict.fromkeys((*before.routes, *parcel.routes)))
-        one = Delivered(server, parcel.start_id, before.address, routes, parcel.record)
+        routes = tuple(dict.fromkeys((*before.routes, *minted.routes)))
+        one = Delivered(server, minted.start_id, before.address, routes, minted.record)
         try:
-            await asyncio.to_thread(self._replace, one, parcel.files)
+            await asyncio.to_thread(self._replace, one, minted.files)
         except (OSError, ValueError) as error:
             raise _translated(error, self.path(server), "the old files stay") from error
         self._delivered[server.slug] = one
         self._background.start(self._forget_old_sets(one), f"removal of old files of {server.slug}")
         if routes != before.routes:  # of a credential that comes only now
-            await self._restore(server, parcel.start_id)
+            await self._restore(server, minted.start_id)
 
     async def _restore(self, server: Server, start_id: str, pid: int = 0) -> None:
         one = self.delivered(server)

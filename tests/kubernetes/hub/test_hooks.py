@@ -20,7 +20,14 @@ SITE = """
 from kubespawner import KubeSpawner
 
 class SiteSpawner(KubeSpawner):
-    pass
+    async def _start(self):
+        tell("_start")
+        return await super()._start()
+
+    async def _make_create_pod_request(self, pod, request_timeout):
+        tell("_make_create_pod_request")
+        pod.metadata.annotations["site/late"] = "kept"
+        return await super()._make_create_pod_request(pod, request_timeout)
 
 def tell(hook):
     with open("calls", "a") as file:
@@ -32,7 +39,7 @@ def pre_spawn(spawner):
 async def modify_pod(spawner, pod):
     tell("modify_pod")
     pod.metadata.annotations["site/note"] = "kept"
-    # A hook that forgets to return the pod, as some do.
+    return pod
 
 def after_pod_created(spawner, pod):
     tell("after_pod_created")
@@ -40,6 +47,7 @@ def after_pod_created(spawner, pod):
         raise RuntimeError("the site's own hook failed")
 
 c.JupyterHub.spawner_class = SiteSpawner
+c.SiteSpawner.volumes.append({"name": "site", "emptyDir": {}})
 c.SiteSpawner.pre_spawn_hook = pre_spawn
 c.KubeSpawner.modify_pod_hook = modify_pod
 c.KubeSpawner.after_pod_created_hook = after_pod_created
@@ -74,15 +82,20 @@ def calls(hub: Hub) -> list[str]:
 
 
 def test_the_servers_of_a_sites_own_class_have_credentials(site: Site) -> None:
-    site.ready("ada")
+    told = [event["message"] for event in site.ready("ada") if "message" in event]
+    assert any("XCache" in sentence and "valid until" in sentence for sentence in told), told
+    assert "Pod created, with what it needs" in told
     pod = site.pod("ada")
     files = site.files(pod)
     assert {"xcache_token", "condor_token", "hostcert.pem"} <= set(files)
     assert [container["name"] for container in pod["spec"]["initContainers"]] == ["casa-hub-files"]
-    assert pod["metadata"]["annotations"]["site/note"] == "kept"
+    assert {pod["metadata"]["annotations"][f"site/{name}"] for name in ("note", "late")} == {"kept"}
+    assert [volume["name"] for volume in pod["spec"]["volumes"]].count("site") == 1
     site.stop("ada")
     eventually(lambda: site.ours() == NONE)
-    assert calls(site.hub) == ["pre_spawn", "modify_pod", "after_pod_created", "post_stop"]  # each once
+    # Each once.
+    start = ["pre_spawn", "_start", "modify_pod", "_make_create_pod_request", "after_pod_created"]
+    assert calls(site.hub) == [*start, "post_stop"]
 
 
 def test_a_site_hook_that_fails_leaves_nothing(site: Site) -> None:
@@ -107,7 +120,7 @@ def test_required_credentials_that_cannot_be_minted_make_no_pod(
 ) -> None:
     config = SITE + INSTALL + 'c.Facility.required = ["bearer"]\n'
     with open_site(plane, tmp_path_factory, config) as site:
-        assert "bearer" in site.fails("ada")
+        assert "access token" in site.fails("ada")
         assert site.list("pods") == []
 
 
@@ -157,14 +170,14 @@ def test_with_another_authenticator_a_setting_that_cannot_work_is_one_line_at_th
     assert "Traceback" not in hub.log
 
 
-@pytest.mark.parametrize("slot", ["pre_spawn_hook", "modify_pod_hook"])
-def test_a_hook_set_after_ours_is_refused_at_the_hubs_start(make_hub: MakeHub, tmp_path: Path, slot: str) -> None:
-    config = facility(tmp_path) + SITE + INSTALL + f"c.SiteSpawner.{slot} = print\n"
-    hub = make_hub(config)
-    hub.begin()
-    assert hub.process is not None
-    assert hub.process.wait(60) != 0
-    eventually(lambda: f"SiteSpawner.{slot}" in hub.log and "Set it before that line" in hub.log)
+def test_a_hook_or_a_class_that_is_set_after_the_line_counts_too(
+    plane: Api, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    after = 'c.SiteSpawner.pre_spawn_hook = lambda spawner: tell("another")\n'
+    with open_site(plane, tmp_path_factory, INSTALL + SITE + after) as site:
+        site.ready("ada")
+        assert "xcache_token" in site.files(site.pod("ada"))
+        assert calls(site.hub)[0] == "another"
 
 
 def test_hooks_for_a_spawner_without_pods_are_refused_at_the_hubs_start(make_hub: MakeHub, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from kubernetes_asyncio.client import ApiClient
 from kubernetes_asyncio.client.models import V1Pod
 from kubespawner.objects import make_pod
 
-from casa_hub.delivery.kubernetes.manifests import Pod, Start, secret
+from casa_hub.delivery.kubernetes.manifests import HubMark, Pod, Start, secret
 from casa_hub.delivery.kubernetes.pod import Outfit, Sidecar, patch
 from casa_hub.naming import Server
 from casa_hub.record import ServerRecord
@@ -119,7 +119,7 @@ class Servers:
 
     def create(self, name: str, sidecar: Sidecar | None, **options: Any) -> None:
         """The pod first and the Secret after it, as in a spawn."""
-        start = Start(Server("", name, ""), f"{random.getrandbits(128):032x}", self.namespace, self.namespace, {})
+        start = Start(Server("", name, ""), f"{random.getrandbits(128):032x}", self.namespace, HubMark(self.namespace))
         options = {"image_pull_policy": "Never", "env": {}, **RESTRICTED, **options}
         pod = make_pod(name, options.pop("cmd", IDLE), 8888, IMAGE, **options)
         outfit = Outfit(start.name, list(files(1)), DIRECTORY, {"HOST_IP": "ada.dask.example.org"}, {}, {})

@@ -12,6 +12,7 @@ from casa_hub.membership.member import Access, Member, Standing
 from casa_hub.membership.recheck import FRESH, Recheck
 from casa_hub.membership.tables import Entry
 from casa_hub.moments import when
+from casa_hub.text import sentence
 
 #: Seconds that a page waits for the identity provider while the last "yes" still counts.
 PATIENCE = 2.0
@@ -93,8 +94,7 @@ class Admission:
 def farewell(ended: Entry) -> str:
     """What somebody reads who is back."""
     stopped = {0: "", 1: " Your server was stopped."}.get(ended.servers, f" Your {ended.servers} servers were stopped.")
-    reason = f"{ended.reason.rstrip('.')}."
-    return f"You are let in again. Your access had ended at {when(ended.began)}: {reason}{stopped}"
+    return f"You are let in again. Your access had ended at {when(ended.began)}: {sentence(ended.reason)}{stopped}"
 
 
 def _by_own_cookie(user: Any, handler: Any) -> bool:

@@ -19,6 +19,7 @@ from casa_hub.membership.policy import Allowed, Refused
 from casa_hub.membership.settings import Keeper
 from casa_hub.membership.tables import Entry
 from casa_hub.moments import when
+from casa_hub.text import sentence
 
 #: A log-in that can't be asked about counts for a time; in the last part of it, its end is told.
 _LAST_PART = 1 / 4
@@ -265,7 +266,7 @@ def outcome(member: Member, settings: Keeper, now: float, standing: Standing | N
     else:
         text = (
             f"The identity provider has not confirmed your membership since {when(standing.last_yes)}: "
-            f"{_sentence(standing.reason)} If it stays so, your access ends and your servers stop at {when(ends_at)}."
+            f"{sentence(standing.reason)} If it stays so, your access ends and your servers stop at {when(ends_at)}."
         )
     on = now < ends_at
     return Outcome(Access.ON if on else Access.OFF, ends_at, why, text, may_start=on)
@@ -301,13 +302,9 @@ def _log_in_again(standing: Standing, settings: Keeper, now: float, *, held_back
             ends_at = max(ends_at, standing.last_yes + settings.outage_grace)
     else:
         ends_at = standing.last_yes + settings.membership_max_age
-    text = f"Please log in again: {_sentence(standing.reason)}"
+    text = f"Please log in again: {sentence(standing.reason)}"
     if ends_at < math.inf:
         text += f" Without it your access ends and your servers stop at {when(ends_at)}."
     on = now < ends_at
     may_start = on and bool(standing.session_id) and not standing.revoked_at
     return Outcome(Access.LOG_IN if on else Access.OFF, ends_at, why, text, may_start=may_start)
-
-
-def _sentence(reason: str) -> str:
-    return f"{reason.rstrip('.')}."

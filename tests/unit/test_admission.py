@@ -86,7 +86,7 @@ async def test_the_page_that_asks_for_the_log_in_says_why() -> None:
 async def test_a_start_is_refused_with_what_to_do(verdict: Verdict, remedy: str) -> None:
     with pytest.raises(MembershipError) as caught:
         await admission(Recheck(verdict, NOW - 1e6)).of_start(ALICE)
-    assert caught.value.jupyterhub_message == f"it says so. {remedy}"
+    assert caught.value.jupyterhub_message == f"it says so. {remedy}."
 
 
 async def test_nothing_starts_while_the_access_of_the_same_log_in_ends() -> None:

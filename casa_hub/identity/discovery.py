@@ -35,8 +35,7 @@ def read(document: object, *, url: str, issuer: str) -> Metadata:
     if not isinstance(document, dict):
         raise cant_say(url, "discovery didn't answer with a JSON object", "Check CasaOAuthenticator.issuer.")
     named = _text(document.get("issuer"))
-    # The names must be equal (Discovery 4.3). But the operator's setting may lack the last slash, or have one too many.
-    if named.rstrip("/") != issuer.rstrip("/"):
+    if not same_issuer(named, issuer):  # they must be equal (Discovery 4.3), but for what an operator has written
         raise cant_say(
             url,
             f"the document is that of the issuer {named[:200]!r}, not of {issuer!r}",
@@ -52,6 +51,11 @@ def read(document: object, *, url: str, issuer: str) -> Metadata:
         remedy = f"Let it sign with one of {', '.join(sorted(ALGORITHMS))}."
         raise cant_say(url, "the provider signs ID tokens with no asymmetric algorithm", remedy)
     return Metadata(issuer=named, algorithms=algorithms, **endpoints)
+
+
+def same_issuer(one: str, other: str) -> bool:
+    """Whether two names are one issuer's: operators write it with or without its last slash."""
+    return one.rstrip("/") == other.rstrip("/")
 
 
 def _text(value: object) -> str:

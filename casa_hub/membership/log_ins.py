@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import mended, roll_back
+from casa_hub.identity.discovery import same_issuer
 from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
@@ -38,7 +39,7 @@ class LogIns:
 
     def is_of_this_provider(self, session: Session) -> bool:
         """Whether a log-in was at the identity provider that this hub has now: only that one may see its tokens."""
-        return session.issuer.rstrip("/") == self.issuer.client.issuer.rstrip("/")
+        return same_issuer(session.issuer, self.issuer.client.issuer)
 
     async def stored(self, user: Any) -> Session | None:
         """As `session`, for who holds `Member.saving`, and without what the hub's database didn't take."""

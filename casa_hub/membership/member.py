@@ -160,7 +160,7 @@ class Member:
     #: The end of the access that is under way, and the last one that is over.
     revocation: Revocation | None = None
     last_revocation: Entry | None = None
-    #: When the person, who is back, was first told of it.
+    #: When the person, who is back, was first told of it; `admission` forgets both after a day.
     told_at: float | None = None
 
     @property

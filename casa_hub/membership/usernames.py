@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import roll_back
 from casa_hub.errors import CasaError
+from casa_hub.identity.discovery import same_issuer
 from casa_hub.membership.tables import SUB_LENGTH, HubTable, bindings
 
 #: Stands for issuer and subject of a name that was taken from its owner: nobody's, until somebody logs in.
@@ -140,5 +141,5 @@ class Identities(HubTable):
 
 
 def _is(row: Any, issuer: str, sub: str) -> bool:
-    """Whether a binding is to this subject; an operator may have written the issuer with or without its last slash."""
-    return (row.issuer.rstrip("/"), row.sub) == (issuer.rstrip("/"), sub)
+    """Whether a binding is to this subject."""
+    return row.sub == sub and same_issuer(row.issuer, issuer)

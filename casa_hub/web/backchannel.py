@@ -21,6 +21,7 @@ from tornado import web
 
 from casa_hub import audit
 from casa_hub.database import mended, roll_back
+from casa_hub.identity.discovery import same_issuer
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LoggedOut, LogoutTokens
 from casa_hub.identity.session import Session
@@ -110,7 +111,11 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
         for (name,) in stored.all():
             user = self.find_user(name)
             session = await self.authenticator.log_ins.session(user) if user is not None else None
-            if session is not None and said.sid in (session.sid, *session.earlier_sids) and _same_issuer(said, session):
+            if (
+                session is not None
+                and said.sid in (session.sid, *session.earlier_sids)
+                and same_issuer(said.issuer, session.issuer)
+            ):
                 found.append(user)
         return found
 
@@ -153,8 +158,4 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
 def _means(said: LoggedOut, session: Session) -> bool:
     """Whether it was this log-in's session that ended; perhaps, if nobody knows."""
     same_session = not said.sid or not session.sid or said.sid == session.sid
-    return same_session and _same_issuer(said, session)
-
-
-def _same_issuer(said: LoggedOut, session: Session) -> bool:
-    return session.issuer.rstrip("/") == said.issuer.rstrip("/")
+    return same_session and same_issuer(said.issuer, session.issuer)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge
 
-from casa_hub.identity.verdicts import Verdict
-
 #: Why a user's access was ended. `no`: the provider said so; `outage`: it gave no answer for too long; `age`: no new
 #: log-in in time; `revoked`: it took the sign-in back; `operator`: an operator asked for it; `deleted`: the user was
 #: deleted in the hub.
@@ -48,7 +46,5 @@ ACCESS_ENDED = Counter("casa_hub_access_ended", "Users whose access was ended", 
 LEAVING = Gauge("casa_hub_access_ending", "Users whose access is being ended, but is not yet in all parts")
 
 # Each label exists from the start, at 0: else Prometheus would not count the first event.
-for _verdict in Verdict:
-    VERDICTS.labels(_verdict)
 for _why in WHYS:
     ACCESS_ENDED.labels(_why)

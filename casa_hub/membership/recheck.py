@@ -38,6 +38,10 @@ _TAKEN_BACK = "The sign-in was taken back at the identity provider before its ti
 
 log = logging.getLogger(__name__)
 
+# Each verdict is counted from the hub's start, at 0: else Prometheus would not count the first one.
+for _verdict in Verdict:
+    metrics.VERDICTS.labels(_verdict)
+
 
 class Recheck:
     """Finds out where each person stands. Lives on the hub's event loop."""

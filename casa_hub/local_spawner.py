@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Collection
-from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -23,19 +21,14 @@ from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.layout import make_directory
 from casa_hub.delivery.local.delivery import Delivered, LocalDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
-from casa_hub.errors import CasaError, ConfigurationError, DeliveryError, Problem, Severity
+from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import Facility
-from casa_hub.keeper.kept import check_name
 from casa_hub.keeper.upkeep import Upkeep
-from casa_hub.local_server import LocalServer
+from casa_hub.local_server import START_ID, LocalServer
 from casa_hub.loopback import is_loopback
-from casa_hub.naming import Server
 from casa_hub.processes import Process, sign_in
 from casa_hub.startup import on_hub_start
-from casa_hub.steps import Steps, told
-
-#: In a spawner's state.
-_START_ID = "casa_start_id"
+from casa_hub.steps import Steps
 
 
 class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
@@ -120,7 +113,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
         known = _Known(app)
         # Also those whose start JupyterHub has not saved yet.
-        starts = {spawner.casa_start_id for user in app.users.values() for spawner in user.spawners.values()}
+        starts = {spawner.casa_kept.start_id for user in app.users.values() for spawner in user.spawners.values()}
         ended = [
             one
             for one in delivery.all()
@@ -141,24 +134,9 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
     def delivery(self) -> LocalDelivery:
         return LocalDelivery.in_settings(self.user.settings, self.user.settings["config"])
 
-    @property
-    def casa_server(self) -> Server:
-        """The identity that this server's credentials are made for: that of its start, as long as it runs."""
-        return self._identity or self._named
-
-    @property
-    def _named(self) -> Server:
-        """The identity of a start that begins now."""
-        return self.facility.server(self.user.name, self.name)
-
     # -- start
 
     def __init__(self, **kwargs: Any) -> None:
-        #: This start of the server; "" while there is none.
-        self._start_id = ""
-        #: What that start was made for; its user, or the hub, may have got another name since.
-        self._identity: Server | None = None
-        self._starting = False
         #: The server, if an earlier hub started it.
         self._adopted: Process | None = None
         self._own_environment: dict[str, str] = {}
@@ -168,35 +146,27 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         super().__init__(**kwargs)
 
     async def start(self) -> tuple[str, int]:
-        """Credentials, delivery, process; what was given is taken back if any of it fails.
-
-        The membership has been checked by then: the authenticator's `pre_spawn_start` is asked before any spawner.
-        """
-        on_hub_start(self.user.settings["app"])
-        server, now = self._named, datetime.now(UTC)
-        check_name(self.user.settings["app"], self, server)
-        minted = self.facility.mint(await self.facility.request_of(self, server, secrets.token_hex(16), now))
-        for number, sentence in enumerate(told(self.facility, minted, now)):
+        """Credentials, delivery, process; what was given is taken back if any of it fails."""
+        kept = self.casa_kept
+        for number, sentence in enumerate(await kept.mint()):
             self._steps.say(min(10 + 5 * number, 40), sentence)
-        self._start_id, self._identity, self._starting, self._adopted = minted.start_id, server, True, None
+        self._adopted = None
         try:
-            await self.delivery.deliver(minted)
+            self.ip, self._own_environment = await kept.deliver()
             self._steps.say(50, "Credentials delivered")
             await asyncio.to_thread(make_directory, Path(self.home_dir))
-            self.ip = self.delivery.delivered(server).address  # type: ignore[union-attr]
-            self._own_environment = self.facility.environment(minted, PurePosixPath(self.delivery.path(server)))
             where: tuple[str, int] = await super().start()
         except BaseException:
-            await asyncio.shield(self._withdraw())
+            await asyncio.shield(kept.remove())
             raise
         finally:
-            self._starting = False
+            kept.starting = False
         self._steps.say(60, "Server process started; waiting for its answer")
         Upkeep.of(self.user.settings).started(self)
         return where
 
     def make_preexec_fn(self, name: str) -> Callable[[], None]:  # noqa: ARG002
-        home, process_file = self.home_dir, os.fsencode(self.delivery.process_file(self.casa_server))
+        home, process_file = self.home_dir, os.fsencode(self.delivery.process_file(self.casa_kept.server))
 
         def enter() -> None:
             # What fails here fails the start, unlike in the base class, whose server would run in the hub's directory.
@@ -223,41 +193,27 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         """
         await Upkeep.of(self.user.settings).renewals.bring(self, names)
 
-    @property
-    def casa_start_id(self) -> str:
-        """Which start of the server has its credentials; "" while there is none, or not yet."""
-        return "" if self._starting else self._start_id
-
     # -- the end
 
     async def stop(self, now: bool = False) -> None:
         try:
             await super().stop(now)
         finally:
-            await asyncio.shield(self._withdraw())
+            await asyncio.shield(self.casa_kept.remove())
 
     async def poll(self) -> int | None:
-        """As in the base class; a server that is found dead has its credentials withdrawn at once."""
+        """As in the base class; a server that is found dead has its credentials removed at once."""
         status: int | None = await super().poll()
         # JupyterHub doesn't call `stop` for a server that ended by itself.
-        if status is not None and not self._starting:
-            await self._withdraw()
+        if status is not None and not self.casa_kept.starting:
+            await self.casa_kept.remove()
         return status
-
-    async def _withdraw(self) -> None:
-        if not self._start_id:
-            return
-        try:
-            await self.delivery.withdraw(self.casa_server, self._start_id)
-        except DeliveryError as error:
-            self.log.error("Credentials of a stopped server stay until the hub starts again: %s", error)  # noqa: TRY400
-        self._start_id, self._identity = "", None
 
     # -- a hub that was restarted
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = super().get_state()
-        return state | ({_START_ID: self._start_id} if self._start_id else {})
+        return state | ({START_ID: self.casa_kept.start_id} if self.casa_kept.start_id else {})
 
     def load_state(self, state: dict[str, Any]) -> None:
         """What an earlier hub started, by what was delivered."""
@@ -267,11 +223,12 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         self._adopted = self.delivery.process(one.server) if one is not None else None
         self.pid = self._adopted.pid if self._adopted is not None else 0
         if one is not None:
-            self._start_id, self._identity, self.ip = one.start_id, one.server, one.address
+            self.casa_kept.adopt(one)
+            self.ip = one.address
 
     def _left_behind(self, state: dict[str, Any]) -> Delivered | None:
         """What an earlier hub delivered to the server of this spawner; its user may have been renamed since."""
-        saved = self.delivery.of_start(state.get(_START_ID, ""))
+        saved = self.delivery.of_start(state.get(START_ID, ""))
         if saved is not None:
             return saved
         if self.orm_spawner.server is None:  # it doesn't run, and what has its name may be a renamed user's
@@ -304,10 +261,10 @@ class _Known:
         rows = columns.filter(orm.Spawner.server_id.is_not(None)).all()
         states = [state or {} for _, _, state in rows]
         #: Their start ids, which stay when a user is renamed.
-        self.starts = {state[_START_ID] for state in states if _START_ID in state}
+        self.starts = {state[START_ID] for state in states if START_ID in state}
         self._names = {(username, name) for username, name, _ in rows}
         # Of those that an earlier version of this package started.
-        self._pids = {state["pid"] for state in states if _START_ID not in state and "pid" in state}
+        self._pids = {state["pid"] for state in states if START_ID not in state and "pid" in state}
 
     def runs(self, one: Delivered, process: Process | None) -> bool:
         """Whether what was delivered belongs to one of them; `process`: that of its server."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,19 +12,17 @@ from kubernetes_asyncio.client import V1Pod
 from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import mended, roll_back
-from casa_hub.delivery.base import Minted
+from casa_hub.delivery.base import Deadline, Minted
 from casa_hub.delivery.kubernetes import manifests, marks
-from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError, described
+from casa_hub.delivery.kubernetes.api import KubernetesError, described
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery, OvertakenError, wants_secret
 from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start, record_text
 from casa_hub.errors import CasaError, DeliveryError
-from casa_hub.facility import Facility
-from casa_hub.keeper.kept import Holding, check_name
+from casa_hub.keeper.kept import Holding
 from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.naming import Server
 from casa_hub.record import AnyRecord, ServerRecord, parse_text, under_another_name
-from casa_hub.startup import on_hub_start
-from casa_hub.steps import told
+from casa_hub.server_credentials import ServerCredentials
 
 #: Seconds for what must still be done when a start has failed or a server has ended.
 _CLEAN_UP = 15.0
@@ -44,51 +41,45 @@ class Given:
     start: Start
     #: The record, as it stands in the annotation: a tenth of the memory, and what a renewal is compared with.
     text: str
-
-
-class PodServer:
-    """The server of one KubeSpawner object. Once it runs, the Keeper's (`casa_hub.keeper.kept.Kept`)."""
-
-    def __init__(self, spawner: Any) -> None:
-        self._spawner = spawner
-        #: The last start, also an earlier hub's (JupyterHub keeps it with the spawner's state); "" if none is known.
-        self.start_id = ""
-        #: What that start was made for: its user, or the hub, may have got another name since. None: it isn't known.
-        self._identity: Server | None = None
-        #: A pod that an earlier hub has started without this package; "" if there is none.
-        self._strange_pod = ""
-        self._minted: Minted | None = None
-        #: The last start of this hub.
-        self._given: Given | None = None
-        #: What the Secret of a start that runs has, as far as that is known for sure; and what it had when it was.
-        self._held: Given | None = None
-        self._last: Given | None = None
-        #: The start that was withdrawn before its end, by this hub or one before it.
-        self._withdrawn = str((spawner.orm_spawner.state or {}).get(_WITHDRAWN, ""))
-        #: Kind of an object that the last start could not have -> why.
-        self._missing: Mapping[str, str] = {}
-        self._launch: asyncio.Task[Mapping[str, KubernetesError]] | None = None
-        #: While it starts: whether the watch has shown the pod of this start.
-        self._seen: bool | None = None
-        self._renewing = asyncio.Lock()
+    #: Whether the Secret has just this: not while a renewal is on its way, or after one that got no answer.
+    sure: bool = True
 
     @property
-    def facility(self) -> Facility:
-        return Facility.of(self._spawner)
+    def server(self) -> Server:
+        return self.start.server
+
+
+@dataclass(slots=True)
+class _Starting:
+    """A start under way."""
+
+    #: None once it was delivered: secrets stay in the hub no longer than they are needed.
+    minted: Minted | None
+    #: None until the pod is dressed.
+    given: Given | None = None
+    launch: asyncio.Task[Mapping[str, KubernetesError]] | None = None
+    #: Kind of an object that it could not have -> why.
+    missing: Mapping[str, str] = field(default_factory=dict)
+    #: Whether the watch has shown its pod.
+    seen: bool = False
+
+
+class PodServer(ServerCredentials[Given]):
+    """The server of one KubeSpawner object."""
+
+    def __init__(self, spawner: Any) -> None:
+        super().__init__(spawner)
+        #: A pod that an earlier hub has started without this package; "" if there is none.
+        self._strange_pod = ""
+        self._starting: _Starting | None = None
+        #: What the Secret of a start had when that was known last.
+        self._known: Given | None = None
+        #: The start that was withdrawn before its end, by this hub or one before it.
+        self._withdrawn = str((spawner.orm_spawner.state or {}).get(_WITHDRAWN, ""))
 
     @property
     def delivery(self) -> KubernetesDelivery:
         return KubernetesDelivery.of(self._spawner)
-
-    @property
-    def server(self) -> Server:
-        """The identity that the server's credentials are made for: that of its start, as long as it runs."""
-        return self._identity or self._named
-
-    @property
-    def _named(self) -> Server:
-        """The identity of a start that begins now."""
-        return self.facility.server(self._spawner.user.name, self._spawner.name)
 
     # -- what JupyterHub keeps with the spawner's state: a user may be renamed while the hub is away
 
@@ -111,23 +102,11 @@ class PodServer:
     # -- a start: mint, dress, launch
 
     async def mint(self) -> list[str]:
-        """Credentials for a new start. No request to Kubernetes. Returns a sentence for each.
-
-        Raises:
-            CredentialError: a required one could not be minted.
-            DeliveryError: the server of a user who was renamed still runs under this name.
-            ConfigurationError: the hub's configuration can't work; or two credentials want the same file.
-        """
-        on_hub_start(self._spawner.user.settings["app"])
-        # A hundred starts come here in one turn of the hub's loop, after what JupyterHub did in it: others go first.
-        await asyncio.sleep(0)
-        server, now = self._named, datetime.now(UTC)
-        check_name(self._spawner.user.settings["app"], self._spawner, server)
-        self._launch = self._given = self._held = self._identity = None
-        self._seen, self._missing = False, {}
-        request = await self.facility.request_of(self._spawner, server, secrets.token_hex(16), now)
-        self._minted = self.facility.mint(request)
-        return told(self.facility, self._minted, now)
+        """Credentials for a new start. No request to Kubernetes. Returns a sentence for each; raises as `_mint`."""
+        self._starting = self._known = self._identity = None
+        minted, sentences = await self._mint()
+        self._starting = _Starting(minted)
+        return sentences
 
     def dress(self, pod: V1Pod) -> None:
         """Add to the pod of the start that was minted for what it needs.
@@ -135,25 +114,28 @@ class PodServer:
         Raises:
             DeliveryError: something of the operator's is in the place of ours.
         """
-        assert self._minted is not None  # noqa: S101 - minted before there is a pod
+        assert self._starting is not None  # noqa: S101 - minted before there is a pod
+        minted = self._starting.minted
+        assert minted is not None  # noqa: S101 - and not delivered yet
         # Not before: a profile may have chosen another namespace.
-        start = self._start(self._minted.start_id, self._minted.server)
-        self.delivery.dress(pod, start, self._minted)
-        self._given = Given(start, record_text(self._minted.record))
+        start = self._start(minted.start_id, minted.server)
+        self.delivery.dress(pod, start, minted)
+        self._starting.given = Given(start, record_text(minted.record))
         self.start_id, self._identity, self._strange_pod = start.start_id, start.server, ""
 
     async def launch(self, body: Object) -> Mapping[str, str]:
         """Create the (dressed) pod, and at once what it owns. As `KubernetesDelivery.launch`."""
-        assert self._minted is not None  # noqa: S101 - see dress
-        assert self._given is not None  # noqa: S101
+        starting = self._starting
+        assert starting is not None  # noqa: S101 - see dress
+        assert starting.minted is not None  # noqa: S101
+        assert starting.given is not None  # noqa: S101
         seconds = self._spawner.k8s_api_request_retry_timeout
-        launch = self.delivery.launch(body, self._given.start, self._minted, seconds=seconds)
+        launch = self.delivery.launch(body, starting.given.start, starting.minted, seconds=seconds)
         # Not cancelled with the start, or nobody would know whether the pod was created after all.
-        self._launch = asyncio.create_task(launch)
-        missing = await asyncio.shield(self._launch)
-        self._missing = {kind: str(error) for kind, error in missing.items()}
-        self._minted = None  # secrets stay in the hub no longer than they are needed
-        return self._missing
+        starting.launch = asyncio.create_task(launch)
+        missing = await asyncio.shield(starting.launch)
+        starting.minted, starting.missing = None, {kind: str(error) for kind, error in missing.items()}
+        return starting.missing
 
     def may_run(self, pod: Object | None) -> bool:
         """Whether a pod that the watch shows may be the one that is waited for: the watch may be late.
@@ -161,37 +143,40 @@ class PodServer:
         Raises:
             DeliveryError: it was there, and is gone before the server was.
         """
-        if self._seen is None or self._given is None:
+        starting = self._starting
+        if starting is None or starting.given is None:
             return True
-        if pod is not None and marks.start_id_of(pod) == self._given.start.start_id:
-            self._seen = True
-        elif self._seen:
+        start = starting.given.start
+        if pod is not None and marks.start_id_of(pod) == start.start_id:
+            starting.seen = True
+        elif starting.seen:
             raise DeliveryError(
-                f"Pod {self._given.start.namespace}/{self._spawner.pod_name}",
+                f"Pod {start.namespace}/{self._spawner.pod_name}",
                 "it was removed while the server was starting",
                 "Start it again; if that happens again, ask the operator what removes it.",
             )
-        return self._seen
+        return starting.seen
 
     def started(self) -> None:
         """The start has succeeded."""
-        self._seen = self._minted = None
-        self._held = self._last = self._given
-        Upkeep.of(self._spawner.user.settings).started(self._spawner, self._missing)
+        starting, self._starting = self._starting, None
+        assert starting is not None  # noqa: S101 - see dress
+        self._known = starting.given
+        Upkeep.of(self._spawner.user.settings).started(self._spawner, starting.missing)
 
     async def take_down(self) -> None:
         """Remove the pod of a start that failed, if it was created, and with it what it owns."""
-        self._seen = self._minted = self._held = None
-        if self._launch is None or self._given is None:
+        starting, self._starting, self._known = self._starting, None, None
+        if starting is None or starting.launch is None or starting.given is None:
             return
-        await asyncio.wait([self._launch])  # it has a deadline
+        start = starting.given.start
+        await asyncio.wait([starting.launch])  # it has a deadline
         try:
-            await self.delivery.take_down(self._given.start, self._spawner.pod_name, Deadline(_CLEAN_UP))
+            await self.delivery.take_down(start, self._spawner.pod_name, Deadline(_CLEAN_UP))
         except CasaError as error:
             self._spawner.log.warning("The pod of a failed start stays until the API server answers: %s", error)
         # A creation that nobody got an answer to may still come.
-        self.delivery.owe(self._given.start)
-        self._given = None
+        self.delivery.owe(start)
 
     # -- while it runs
 
@@ -208,43 +193,22 @@ class PodServer:
         start = self._start_of(pod)
         if pod is None or start is None or start.start_id == self._withdrawn:
             return None
-        return self._holding(self._known(start) or Given(start, marks.record_text_of(pod, start.server) or ""))
-
-    async def holding(self) -> Holding | None:
-        """See `Kept`."""
-        async with self._renewing:
-            given = await self._running(self._deadline())
-            return self._holding(given) if given is not None else None
-
-    async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
-        """See `Kept`."""
-        async with self._renewing:  # each goes on from the record that the one before left
-            deadline = self._deadline()
-            for left in reversed(range(_MOST_OVERTAKEN)):
-                try:
-                    return await self._renew(names, anyhow, deadline)
-                except OvertakenError:
-                    if not left:
-                        raise
-        raise AssertionError  # for mypy
+        return self._holding(self._surely(start) or Given(start, marks.record_text_of(pod, start.server) or ""))
 
     async def _renew(self, names: Collection[str], anyhow: bool, deadline: Deadline) -> Holding | None:
-        given = await self._running(deadline)
-        if given is None:
-            return None
-        held = self._holding(given)
-        if not isinstance(held.record, ServerRecord):
-            return held
-        request = await self.facility.request_of(self._spawner, given.start.server, held.start_id, datetime.now(UTC))
-        username = self._spawner.user.name
-        minted = self.facility.renew(request, names, held.record, anyhow=anyhow, username=username)
-        if not minted.credentials:
-            return Holding(held.start_id, held.record, minted.missing, minted.later)
+        for left in reversed(range(_MOST_OVERTAKEN)):
+            try:
+                return await super()._renew(names, anyhow, deadline)
+            except OvertakenError:
+                if not left:
+                    raise
+        raise AssertionError  # for mypy
+
+    async def _replace(self, given: Given, minted: Minted, deadline: Deadline) -> None:
         # Unless this goes well, nobody knows what the Secret has: the request may still be on its way.
-        self._held = None
+        self._forget()
         text = await self.delivery.renew(given.start, minted, given.text, deadline)
-        self._held = self._last = Given(given.start, text)
-        return Holding(held.start_id, minted.record, minted.missing, minted.later)
+        self._known = Given(given.start, text)
 
     async def lacks(self, since: float) -> Collection[str] | None:
         """See `Kept`."""
@@ -279,14 +243,14 @@ class PodServer:
                 if minted.missing and not minted.credentials:
                     raise DeliveryError(described(lost[0]), "no file of it can be made anew", _reasons(minted.missing))
                 objects[objects.index(lost[0])] = manifests.secret(start, Pod.of(pod), minted.files, minted.record)
-                self._held = None
+                self._forget()
             if self._withdrawn == start.start_id:
                 return {}
             try:
                 failed = await self.delivery.bring_back(start, objects, deadline)
                 if lost:
                     text = await self.delivery.record(start, deadline)
-                    self._held = self._last = Given(start, text) if text is not None else None
+                    self._known = Given(start, text) if text is not None else None
             finally:
                 # The withdrawal didn't wait for these requests, and may have looked before they came through.
                 if self._withdrawn == start.start_id:
@@ -301,10 +265,10 @@ class PodServer:
 
     def _record(self, start: Start, pod: Object) -> AnyRecord:
         """What a start holds or held, as far as this hub knows: by its Secret when it was seen last, or by its pod."""
-        last = self._held or self._last
-        known = last is not None and last.start.start_id == start.start_id
-        text = last.text if last is not None and known else marks.record_text_of(pod, start.server)
-        return self._believed(start, parse_text(text))
+        known = self._known
+        if known is not None and known.start.start_id == start.start_id:
+            return self._believed(start, parse_text(known.text))
+        return self._believed(start, parse_text(marks.record_text_of(pod, start.server)))
 
     async def withdraw(self) -> None:
         """See `Kept`."""
@@ -338,20 +302,27 @@ class PodServer:
         if found is None:
             return None
         start, pod = found
-        if self._known(start) is None:
-            first = self._record(start, pod)
-            text = await self.delivery.record(start, deadline, there=_has_secret(first))
-            self._held = Given(start, text) if text is not None else None
-            self._last = self._held or self._last
-            if self._held is None:
-                # Without a Secret as it began, or somebody has edited that.
-                bare = isinstance(first, ServerRecord) and not wants_secret(first)
-                text = marks.record_text_of(pod, start.server) if bare else ""
-                return Given(start, text or "")
-        return self._held
+        if (given := self._surely(start)) is not None:
+            return given
+        first = self._record(start, pod)
+        text = await self.delivery.record(start, deadline, there=_has_secret(first))
+        if text is not None:
+            self._known = Given(start, text)
+            return self._known
+        # Without a Secret as it began, or somebody has edited that.
+        self._forget()
+        bare = isinstance(first, ServerRecord) and not wants_secret(first)
+        return Given(start, (marks.record_text_of(pod, start.server) if bare else "") or "")
 
-    def _known(self, start: Start) -> Given | None:
-        return self._held if self._held is not None and self._held.start.start_id == start.start_id else None
+    def _surely(self, start: Start) -> Given | None:
+        """What the Secret of a start has; None if that isn't known for sure."""
+        given = self._known
+        return given if given is not None and given.sure and given.start.start_id == start.start_id else None
+
+    def _forget(self) -> None:
+        """What the Secret has isn't known for sure any more, only what it had."""
+        if self._known is not None:
+            self._known = replace(self._known, sure=False)
 
     def _running_pod(self) -> Object | None:
         pod = self.pod()
@@ -427,14 +398,14 @@ class PodServer:
             self._spawner.log.error("Server %s could not be stopped: %s", self.server.identity, error)  # noqa: TRY400
             raise
 
-    async def withdraw_ended(self) -> None:
+    async def remove(self) -> None:
         """Remove what the server's pod owns, if it is still there: one that has ended needs no secret."""
         pod = self.pod()
         start = self._start_of(pod)
         if pod is not None and start is not None:
             if not marks.has_ended(pod):  # its stop failed
                 self.delivery.owe(start)
-            await self.delivery.withdraw_ended(start, Deadline(_CLEAN_UP))
+            await self.delivery.remove(start, Deadline(_CLEAN_UP))
 
     def _start(self, start_id: str, server: Server, namespace: str = "") -> Start:
         return Start(server, start_id, namespace or self._spawner.namespace, self.delivery.hub, self._common_labels)

@@ -169,7 +169,7 @@ class CredentialsMixin(_Base):  # type: ignore[misc]
 
     async def run_post_stop_hook(self) -> None:
         """As in the base class. A pod that stays after its end (`delete_stopped_pods`) keeps no secret."""
-        await self.casa_kept.withdraw_ended()
+        await self.casa_kept.remove()
         await maybe_future(super().run_post_stop_hook())
 
 

@@ -13,7 +13,14 @@ project = "casa_hub"
 copyright = "the authors of casa_hub"  # noqa: A001 - Sphinx's name
 root_doc = "docs/index"
 extensions = ["myst_parser"]
-include_patterns = ["README.md", "docs/*.md", "helm-values/README.md", "examples/**/README.md"]
+include_patterns = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/*.md",
+    "helm-values/README.md",
+    "examples/**/README.md",
+]
 exclude_patterns = [".*", "**/.*", "build", "dist", "tests"]
 
 myst_heading_anchors = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -42,3 +43,15 @@ class Minted:
     #: Of a renewal: a credential whose new one would have expired sooner than the one that is there, since its
     #: lifetime is set to less by now -> when a new one will last longer. Not in `missing`.
     later: Mapping[str, datetime] = field(default_factory=dict)
+
+
+class Deadline:
+    """The moment by which a piece of work must be done: handed down, so that its requests share one time-out."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds; 0 when it has passed."""
+        return max(0.0, self._end - time.monotonic())

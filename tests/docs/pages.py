@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "helm-values" / "README.md",
     *sorted((ROOT / "examples").glob("*/README.md")),

@@ -105,7 +105,7 @@ def test_two_named_servers_of_one_user_hold_separate_credentials(hub: LocalHub) 
 def test_an_optional_credential_that_is_missing_is_told_and_not_pointed_to(hub: LocalHub) -> None:
     told = " / ".join(str(event["message"]) for event in hub.spawn("barred"))
     assert "Starting without site: site badge: barred gets none. Ask the site." in told
-    assert "Starting without bearer: access token: is not there" in told
+    assert "Starting without bearer: access token: is missing" in told
     process = hub.remember("barred")
     assert process is not None
     assert "SITE_BADGE_FILE" not in process.environment()

@@ -349,7 +349,7 @@ def test_the_environment_of_a_service_says_where_the_hub_is(hub: Hub) -> None:
     assert "is not a hub's API (status 403). Example: http://HOST:8081/hub/api" in done.stderr
     done = command(hub, "confirm", **{**where, "JUPYTERHUB_API_TOKEN": "0" * 32})
     assert done.returncode == 2
-    assert "the hub doesn't know this service's token. It takes those of its configuration" in done.stderr
+    assert "the hub doesn't know this service's token. The hub reads its configuration" in done.stderr
     assert command(hub, "confirm").returncode == 2
 
 

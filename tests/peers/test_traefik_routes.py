@@ -162,6 +162,6 @@ async def test_a_route_goes_with_its_server_and_the_others_stay(site: Site) -> N
     async with site.serving(given[0]), site.serving(given[1]):
         await site.until(True, alice, "scheduler", clients[0])
         await site.until(True, bob, "scheduler", clients[1])
-        await site.delivery.withdraw(ALICE, given[0].start_id)
+        await site.delivery.remove(ALICE, given[0].start_id)
         await site.until(False, alice, "scheduler", clients[0])
         assert await site.ask(bob, "scheduler", clients[1]) == b"scheduler of bob--lab"

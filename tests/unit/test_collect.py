@@ -71,7 +71,7 @@ async def test_what_a_failed_withdrawal_left_is_removed(
 
     monkeypatch.setattr(layout, "remove", failing)
     with pytest.raises(DeliveryError):
-        await delivery.withdraw(ADA, START)
+        await delivery.remove(ADA, START)
     found = await delivery.collect("", delivery.all(), dry_run=False, min_age=-1)
     assert len(found) == 2
     assert all(one.error == "Device or resource busy" for one in found[1:])
@@ -117,6 +117,6 @@ async def test_servers_that_come_and_go_meanwhile_lose_nothing(delivery: LocalDe
             await asyncio.sleep(0)
         assert (delivery.path(server) / "token").read_bytes() == b"secret"
         assert (tmp_path / "traefik" / f"{server.slug}.yml").is_file()
-        await delivery.withdraw(server, start_id)
+        await delivery.remove(server, start_id)
     ended.set()
     assert [one for one in await collector if one.error] == []

@@ -311,7 +311,7 @@ async def test_a_withdrawal_leaves_pod_and_policy_and_the_end_takes_all() -> Non
     await to.withdraw(start(), Deadline(30))
     assert api.kinds() == ["NetworkPolicy"]
     assert not await to.is_complete(start(), minted(start(), "xcache").record, Deadline(30))
-    await to.withdraw_ended(start(), Deadline(30))
+    await to.remove(start(), Deadline(30))
     assert api.kinds() == []
     await to.take_down(start(), "jupyter-ada", Deadline(30))
     assert api.there == {}

@@ -73,8 +73,8 @@ async def test_a_server_gets_files_an_address_a_route_and_a_host_name(delivery: 
 
 async def test_withdrawing_leaves_nothing(delivery: LocalDelivery, tmp_path: Path) -> None:
     await delivery.deliver(minted(ALICE))
-    await delivery.withdraw(ALICE, "1")
-    await delivery.withdraw(ALICE, "1")
+    await delivery.remove(ALICE, "1")
+    await delivery.remove(ALICE, "1")
     assert [path.name for path in (tmp_path / "servers").iterdir()] == [".lock"]
     assert list((tmp_path / "traefik").iterdir()) == []
     assert delivery.delivered(ALICE) is None
@@ -83,7 +83,7 @@ async def test_withdrawing_leaves_nothing(delivery: LocalDelivery, tmp_path: Pat
 async def test_the_withdrawal_of_an_earlier_start_does_not_touch_the_present_one(delivery: LocalDelivery) -> None:
     await delivery.deliver(minted(ALICE, "1"))
     await delivery.deliver(minted(ALICE, "2", {"new": b""}))
-    await delivery.withdraw(ALICE, "1")
+    await delivery.remove(ALICE, "1")
     assert layout.read_set(delivery.path(ALICE)) == {"new": b""}
 
 
@@ -97,7 +97,7 @@ async def test_another_server_under_the_same_slug_is_not_touched(delivery: Local
         await delivery.deliver(minted(impostor, "9"))
     with pytest.raises(DeliveryError):
         await delivery.renew(minted(impostor, "1"))
-    await delivery.withdraw(impostor, "1")
+    await delivery.remove(impostor, "1")
     assert layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
     assert (tmp_path / "traefik" / "alice.yml").read_text() == before
 
@@ -148,10 +148,10 @@ async def test_an_emptied_server_has_nothing_but_what_its_end_needs(
 ) -> None:
     await delivery.deliver(minted(ALICE))
     delivery.process_file(ALICE).write_text("signed in")
-    await delivery.empty(ALICE, "another start")
+    await delivery.withdraw(ALICE, "another start")
     assert layout.read_set(delivery.path(ALICE))
     for _ in range(2):
-        await delivery.empty(ALICE, "1")
+        await delivery.withdraw(ALICE, "1")
         left = [path.name for path in delivery.path(ALICE).rglob("*") if path.is_file()]
         assert sorted(left) == ["process", "state.json"]
         assert list((tmp_path / "traefik").iterdir()) == []
@@ -166,7 +166,7 @@ async def test_an_emptied_server_has_nothing_but_what_its_end_needs(
     assert again.delivered(ALICE).withdrawn  # type: ignore[union-attr]
     with pytest.raises(DeliveryError, match="over"):
         await again.renew(minted(ALICE))
-    await again.withdraw(ALICE, "1")
+    await again.remove(ALICE, "1")
     assert [path.name for path in (tmp_path / "servers").iterdir()] == [".lock"]
     again.close()
 
@@ -195,7 +195,7 @@ async def test_a_server_with_another_versions_record_is_kept(
         assert one.record.to_document()["credentials"] == {"ours": {**entry, "order": 0, "earlier": []}}
     else:
         assert one.record == Unreadable(NEWER, document["record"], one.record.credentials)
-    await again.empty(ALICE, "1")
+    await again.withdraw(ALICE, "1")
     assert json.loads(state.read_text())["record"] == one.record.to_document(), "what it can't read isn't lost"
     again.close()
 
@@ -247,7 +247,7 @@ async def test_a_cancelled_delivery_is_followed_by_its_withdrawal(
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
-    withdrawal = asyncio.create_task(delivery.withdraw(ALICE, "1"))
+    withdrawal = asyncio.create_task(delivery.remove(ALICE, "1"))
     done, _ = await asyncio.wait([withdrawal], timeout=0.2)
     assert not done, "the withdrawal didn't wait for the thread"
     go_on.set()
@@ -265,7 +265,7 @@ async def test_each_of_many_servers_at_once_has_an_address_of_its_own(config: Co
     assert [type(error) for error in failed] == [DeliveryError]  # 14 addresses
     assert "Choose a larger network" in str(failed[0])
     assert len({one.address for one in delivery.all()}) == 14
-    await delivery.withdraw(delivery.all()[0].server, "1")
+    await delivery.remove(delivery.all()[0].server, "1")
     await delivery.deliver(minted(servers[results.index(failed[0])]))
     delivery.close()
 
@@ -320,7 +320,7 @@ async def test_a_link_or_file_in_place_of_a_server_goes_with_it(delivery: LocalD
     await delivery.deliver(minted(ALICE))
     (root / "alice").rename(tmp_path / "elsewhere")
     (root / "alice").symlink_to(tmp_path / "elsewhere")
-    await delivery.withdraw(ALICE, "1")
+    await delivery.remove(ALICE, "1")
     (root / "bob--x").touch()
     await delivery.deliver(minted(BOB))
     assert sorted(path.name for path in root.iterdir()) == [".lock", "bob--x"]

@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from casa_hub import metrics
 from casa_hub.audit import Action
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.membership import recheck
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 #: As Prometheus has them: a counter's name ends with _total.
@@ -35,6 +36,8 @@ def test_labels_are_what_the_guide_says_and_few(name: str) -> None:
 
 
 def test_every_verdict_and_every_reason_is_counted_from_zero() -> None:
+    assert recheck.metrics is metrics  # whose import names the verdicts
+
     def labels(metric: str, label: str) -> set[str]:
         return {sample.labels[label] for sample in NAMES[metric].samples if sample.name == metric}
 

@@ -191,8 +191,10 @@ async def test_an_edited_record_hides_nothing_from_the_audit(
     again.open()
     told: list[Any] = []
     monkeypatch.setattr(module, "tell", lambda _, event: told.append(event))
-    spawner = SimpleNamespace(delivery=again, casa_server=alice, casa_start_id=start_id)
-    user, revocations = hub(LocalServer(spawner))
+    kept = LocalServer(SimpleNamespace(delivery=again))
+    [one] = again.all()
+    kept.adopt(one)
+    user, revocations = hub(kept)
     assert (await revocations.end(user, "out", why="no")).still == ()
     assert {one.credential: one.identifiers for one in told if one.action is Action.REVOKED} == expected
     again.close()

@@ -12,7 +12,6 @@ import json
 import random
 import re
 import threading
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -24,6 +23,7 @@ import aiohttp
 from kubernetes_asyncio.client import ApiClient
 from kubernetes_asyncio.config import ConfigException
 
+from casa_hub.delivery.base import Deadline
 from casa_hub.delivery.kubernetes.manifests import MANAGER, Object, path
 from casa_hub.errors import DeliveryError
 
@@ -69,18 +69,6 @@ _CONFLICTS = {
 _VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}
 #: The API server says which one is missing: an apply that would make an object needs `create` too, and a list is a GET.
 _CANNOT = re.compile(r"\bcannot (\w+) resource\b")
-
-
-class Deadline:
-    """The moment by which a piece of work must be done: handed down, so that its requests share one time-out."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds; 0 when it has passed."""
-        return max(0.0, self._end - time.monotonic())
 
 
 class KubernetesError(DeliveryError):

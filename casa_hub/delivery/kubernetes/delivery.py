@@ -22,10 +22,10 @@ from traitlets import Dict, Enum, Integer, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.configuration import value_of
-from casa_hub.delivery.base import Minted, Route
+from casa_hub.delivery.base import Deadline, Minted, Route
 from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes import manifests, marks
-from casa_hub.delivery.kubernetes.api import Deadline, KubernetesAPI, KubernetesError, OwnLoop
+from casa_hub.delivery.kubernetes.api import KubernetesAPI, KubernetesError, OwnLoop
 from casa_hub.delivery.kubernetes.leftovers import Leftovers
 from casa_hub.delivery.kubernetes.manifests import HubMark, Object, Pod, Start
 from casa_hub.delivery.kubernetes.pod import RESOURCES, Outfit, Sidecar, patch
@@ -455,7 +455,7 @@ class KubernetesDelivery(LoggingConfigurable):
         """
         await self.api.delete(manifests.reference("Pod", start, pod.name), pod.uid, deadline, grace_seconds)
 
-    async def withdraw_ended(self, start: Start, deadline: Deadline) -> None:
+    async def remove(self, start: Start, deadline: Deadline) -> None:
         """Remove what a pod owns that has ended, but is still there. What can't be removed is logged."""
         try:
             await self._remove(self._all(start), start, deadline)

@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from casa_hub.delivery.base import Deadline
 from casa_hub.delivery.kubernetes import marks
-from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError
+from casa_hub.delivery.kubernetes.api import KubernetesError
 
 if TYPE_CHECKING:
     from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery

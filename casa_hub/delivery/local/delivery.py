@@ -283,21 +283,21 @@ class LocalDelivery(LoggingConfigurable):
         """
         await self._in_turn(minted.server, lambda: self._renew(minted))
 
-    async def empty(self, server: Server, start_id: str) -> None:
-        """Take files and routes away from a server that still runs; what its end needs stays until it is withdrawn.
+    async def withdraw(self, server: Server, start_id: str) -> None:
+        """Take files and routes away from a server that still runs; what its end needs stays until it is removed.
 
         Raises:
             DeliveryError: something of it is still there.
         """
-        await self._in_turn(server, lambda: self._empty(server, start_id))
+        await self._in_turn(server, lambda: self._withdraw(server, start_id))
 
-    async def withdraw(self, server: Server, start_id: str) -> None:
+    async def remove(self, server: Server, start_id: str) -> None:
         """Take everything of this start away; what belongs to another start or server is left alone.
 
         Raises:
             DeliveryError: something could not be removed; it will be at the hub's next start.
         """
-        await self._in_turn(server, lambda: self._withdraw(server, start_id))
+        await self._in_turn(server, lambda: self._end(server, start_id))
 
     async def collect(
         self,
@@ -318,7 +318,7 @@ class LocalDelivery(LoggingConfigurable):
         found = []
         for one in ended:
             why = f"server {one.server.name!r} of {one.server.username} doesn't run"
-            act = partial(self.withdraw, one.server, one.start_id)
+            act = partial(self.remove, one.server, one.start_id)
             found.append(await removal(str(self.path(one.server)), why, act, dry_run=dry_run))
         for path in await asyncio.to_thread(self._directories, min_age):
             if path.name not in self._delivered:
@@ -389,7 +389,7 @@ class LocalDelivery(LoggingConfigurable):
         except OSError as error:
             raise _translated(error, self.path(server), "not all of it could be written again") from error
 
-    async def _empty(self, server: Server, start_id: str) -> None:
+    async def _withdraw(self, server: Server, start_id: str) -> None:
         before = self.delivered(server)
         if before is None or before.start_id != start_id:
             return
@@ -400,7 +400,7 @@ class LocalDelivery(LoggingConfigurable):
         except OSError as error:
             raise _translated(error, self.path(server), "not all of it was removed") from error
 
-    async def _withdraw(self, server: Server, start_id: str) -> None:
+    async def _end(self, server: Server, start_id: str) -> None:
         one = self.delivered(server)
         if one is None or one.start_id != start_id:
             return

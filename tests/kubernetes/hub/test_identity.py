@@ -34,7 +34,7 @@ c.KubeSpawner.profile_list = [
 """
 #: A start id that a test knows beforehand; only while the file is there.
 KNOWN_START = """
-import casa_hub.pod_server
+import casa_hub.server_credentials
 import secrets as real_secrets
 
 class KnownSecrets:
@@ -42,7 +42,7 @@ class KnownSecrets:
     def token_hex(size):
         return "0" * 32 if Path("known-start").exists() else real_secrets.token_hex(size)
 
-casa_hub.pod_server.secrets = KnownSecrets
+casa_hub.server_credentials.secrets = KnownSecrets
 """
 NAMES = ["", "one", "two"]
 #: Those that JupyterHub takes: without "/", and not of dots only.

@@ -142,7 +142,7 @@ def test_each_step_is_a_sentence_and_the_percentage_rises(site: Site) -> None:
         r"XCache.*, valid until \d\d:\d\d UTC|XCache.*, valid until [\d-]+ \d\d:\d\d UTC",
         r"HTCondor token.*, valid until",
         r"Dask certificates.*, valid until",
-        r"Starting without bearer: access token: is not there.*Log out and in again",
+        r"Starting without bearer: access token: is missing.*Log out and in again",
         r"Pod created",
     ):
         assert any(re.match(sentence, each) for each in said), (sentence, said)

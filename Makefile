@@ -23,7 +23,7 @@ help:
 	@echo "make soak        what make test shortens or leaves out: long tests in full, everything with JupyterHub 5.5"
 	@echo "make kubernetes  only builds the Kubernetes that tests run on: nine minutes, once; make test does it too"
 	@echo "make keycloak    only fetches the Keycloak that tests run on, once; make test does it too"
-	@echo "make lint        ruff and mypy --strict"
+	@echo "make lint        ruff, mypy --strict, and no import upwards (import-linter)"
 	@echo "make docs        the documentation as a site (build/site), every link checked; renews the settings' reference"
 	@echo "make bench       what a mint costs, a thousand servers to keep fresh, and a hundred starts at once"
 	@echo "make lock        resolve the versions that the tests run with anew"
@@ -71,6 +71,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 docs: $(VENV)/.test
 	$(VENV)/bin/python docs/make_reference.py

@@ -32,7 +32,6 @@ from casa_hub.identity.settings import advice, check_settings, refuse_superseded
 from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Answer, Verdict
 from casa_hub.keeper.renewals import hand_out_token
-from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.membership.admission import Admission, MembershipError
 from casa_hub.membership.groups import GroupSource
 from casa_hub.membership.log_ins import LogIns
@@ -43,6 +42,7 @@ from casa_hub.membership.rights import NAME_LENGTH, Rights
 from casa_hub.membership.settings import Keeper
 from casa_hub.membership.usernames import Identities, IdentityError
 from casa_hub.startup import on_hub_start
+from casa_hub.upkeep import Upkeep
 from casa_hub.web import operations
 from casa_hub.web.backchannel import BackchannelLogoutHandler
 from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePosixPath
@@ -15,9 +15,7 @@ from traitlets.config import LoggingConfigurable
 
 from casa_hub.audit import Action, Event, tell
 from casa_hub.configuration import did_you_mean, is_set
-from casa_hub.credentials.base import AccessToken, Credential, Minter, Request
-from casa_hub.delivery.base import Minted, Route
-from casa_hub.delivery.layout import bad_path
+from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route, bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.metrics import MINTS, OUTCOMES
 from casa_hub.naming import Server
@@ -41,6 +39,25 @@ _BEARER_CONFLICTS = {
 }
 
 _ASK_OPERATOR = "Tell the operator of this hub; its log says more."
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """The credentials of one server, minted and ready to be delivered (`Facility.mint`, `Facility.renew`)."""
+
+    server: Server
+    start_id: str
+    credentials: Mapping[str, Credential]
+    #: Name of a credential that could not be minted -> why, for people. Not secret.
+    missing: Mapping[str, str]
+    #: Path below the server's secrets directory (``xcache_token``, ``condor_tokens.d/condor_token``) -> content.
+    files: Mapping[str, bytes] = field(repr=False)
+    routes: tuple[Route, ...]
+    #: What a restarted hub must know of this start. No secret.
+    record: ServerRecord
+    #: Of a renewal: a credential whose new one would have expired sooner than the one that is there, since its
+    #: lifetime is set to less by now -> when a new one will last longer. Not in `missing`.
+    later: Mapping[str, datetime] = field(default_factory=dict)
 
 
 class Facility(LoggingConfigurable):

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from casa_hub.delivery.base import Deadline, Minted
+from casa_hub.delivery.deadline import Deadline
 from casa_hub.delivery.local.delivery import Delivered, LocalDelivery
 from casa_hub.errors import DeliveryError
+from casa_hub.facility import Minted
 from casa_hub.keeper.kept import Holding
 from casa_hub.record import ServerRecord
 from casa_hub.server_credentials import ServerCredentials

@@ -23,12 +23,12 @@ from casa_hub.delivery.local.delivery import Delivered, LocalDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import Facility
-from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.local_server import START_ID, LocalServer
 from casa_hub.loopback import is_loopback
 from casa_hub.processes import Process, sign_in
 from casa_hub.startup import on_hub_start
 from casa_hub.steps import Steps
+from casa_hub.upkeep import Upkeep
 
 
 class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]

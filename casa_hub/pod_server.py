@@ -12,17 +12,18 @@ from kubernetes_asyncio.client import V1Pod
 from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import mended, roll_back
-from casa_hub.delivery.base import Deadline, Minted
+from casa_hub.delivery.deadline import Deadline
 from casa_hub.delivery.kubernetes import manifests, marks
 from casa_hub.delivery.kubernetes.api import KubernetesError, described
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery, OvertakenError, wants_secret
 from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start, record_text
 from casa_hub.errors import CasaError, DeliveryError
+from casa_hub.facility import Minted
 from casa_hub.keeper.kept import Holding
-from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.naming import Server
 from casa_hub.record import AnyRecord, ServerRecord, parse_text, under_another_name
 from casa_hub.server_credentials import ServerCredentials
+from casa_hub.upkeep import Upkeep
 
 #: Seconds for what must still be done when a start has failed or a server has ended.
 _CLEAN_UP = 15.0

@@ -10,8 +10,8 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from casa_hub.delivery.base import Deadline, Minted
-from casa_hub.facility import Facility
+from casa_hub.delivery.deadline import Deadline
+from casa_hub.facility import Facility, Minted
 from casa_hub.keeper.kept import Holding, check_name
 from casa_hub.naming import Server
 from casa_hub.record import ServerRecord

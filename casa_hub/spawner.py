@@ -18,10 +18,10 @@ from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem, Severity
 from casa_hub.facility import Facility
-from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.pod_server import PodServer
 from casa_hub.startup import ADDED, not_the_hubs_fault, on_hub_start
 from casa_hub.steps import Steps, without
+from casa_hub.upkeep import Upkeep
 
 _Base: Any = KubeSpawner if TYPE_CHECKING else object
 

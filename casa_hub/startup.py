@@ -21,10 +21,10 @@ from casa_hub.configuration import unknown_keys
 from casa_hub.credentials.base import Minter
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import GROUP, Facility
-from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.settings import Keeper
+from casa_hub.upkeep import Upkeep
 
 #: Section of the configuration where `casa_hub.hooks.install` leaves the function that adds credentials to a spawner
 #: class. No operator writes it.

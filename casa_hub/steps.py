@@ -9,8 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from casa_hub.credentials.base import Credential
-from casa_hub.delivery.base import Minted
-from casa_hub.facility import Facility
+from casa_hub.facility import Facility, Minted
 from casa_hub.moments import when
 
 

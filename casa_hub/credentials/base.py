@@ -12,6 +12,7 @@ Kubernetes Secret.
 
 from __future__ import annotations
 
+import re
 import secrets
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,13 +27,17 @@ from traitlets.config import LoggingConfigurable
 from casa_hub.naming import Server
 
 if TYPE_CHECKING:
-    from casa_hub.delivery.base import Route
     from casa_hub.errors import Problem
 
 _NOTHING: Mapping[str, str] = {}
 
 #: See `Minter.renewal`.
 Renewal: TypeAlias = Literal["time", "token", "request"]
+
+#: A valid key of a Kubernetes Secret, so that the file can also be delivered to a pod. In such a key ".." stands for
+#: the "/" of a path. So a name has no "..", and doesn't end in ".", which would make the place of the "/" ambiguous.
+_NAME = re.compile(r"(?!.*\.\.)[-._a-zA-Z0-9]*[-_a-zA-Z0-9]")
+_LONGEST = 252
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,29 @@ class Credential:
     summary: str = ""
     #: What the minter needs to renew it in the same start (see `Request.state`). Not secret.
     state: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One host name whose TLS connections, told by SNI, are led untouched to a port of the server."""
+
+    host: str
+    #: What listens there; which entry point of Traefik that means is `TraefikRoutes`' business.
+    purpose: Literal["scheduler", "worker"]
+    #: Port at the server.
+    port: int
+
+
+def bad_path(path: str) -> bool:
+    """Whether a credential's file must not have this path. Allowed are a name, and a name in one directory.
+
+    Names with ".." are reserved for the layout.
+    """
+    if len(path) > _LONGEST:
+        return True
+    first, slash, second = path.partition("/")
+    names = (first, second) if slash else (first,)
+    return not all(map(_NAME.fullmatch, names))
 
 
 class Minter(LoggingConfigurable):

@@ -30,8 +30,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from traitlets import Enum, Int, TraitError, Unicode, validate
 
-from casa_hub.credentials.base import Credential, Minter, Renewal, Request
-from casa_hub.delivery.base import Route
+from casa_hub.credentials.base import Credential, Minter, Renewal, Request, Route
 from casa_hub.errors import CredentialError, Problem
 from casa_hub.keys import BadKeyError, KeyFile
 from casa_hub.moments import when

@@ -26,28 +26,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
+from casa_hub.credentials.base import bad_path
+
 DATA = "..data"
-
-
-#: A valid key of a Kubernetes Secret, so that the file can also be delivered to a pod. In such a key ".." stands for
-#: the "/" of a path. So a name has no "..", and doesn't end in ".", which would make the place of the "/" ambiguous.
-_NAME = re.compile(r"(?!.*\.\.)[-._a-zA-Z0-9]*[-_a-zA-Z0-9]")
-_LONGEST = 252
 #: Temporary names: of a link before it is renamed, and of a file of `replace_file`.
 _LINK_ON_ITS_WAY = re.compile(r"\.\.[0-9a-f]{8}\.new")
 _FILE_ON_ITS_WAY = re.compile(r"\..+\.[0-9a-f]{8}\.new")
-
-
-def bad_path(path: str) -> bool:
-    """Whether a credential's file must not have this path. Allowed are a name, and a name in one directory.
-
-    Names with ".." are reserved for the layout.
-    """
-    if len(path) > _LONGEST:
-        return True
-    first, slash, second = path.partition("/")
-    names = (first, second) if slash else (first,)
-    return not all(map(_NAME.fullmatch, names))
 
 
 def read_set(directory: Path) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from typing import Any
 from traitlets import Dict, Enum, List, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
-from casa_hub.delivery.base import Route
+from casa_hub.credentials.base import Route
 from casa_hub.errors import DeliveryError, Problem, Severity
 from casa_hub.naming import is_label_value
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from casa_hub.delivery.base import Route
+from casa_hub.credentials.base import Route
 from casa_hub.delivery.local.delivery import Delivered
 from casa_hub.naming import Server
 from casa_hub.processes import Process, signed_in

@@ -32,12 +32,12 @@ from casa_hub.errors import CasaError
 from casa_hub.facility import Facility
 from casa_hub.keeper.kept import running, shown
 from casa_hub.keeper.survey import survey
-from casa_hub.keeper.upkeep import Upkeep
 from casa_hub.membership.member import RevocationReport
 from casa_hub.moments import iso
 from casa_hub.naming import Server
 from casa_hub.startup import on_hub_start, spawner_class_of
 from casa_hub.text import printable
+from casa_hub.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator

@@ -24,9 +24,8 @@ from typing import Any
 import pytest
 from traitlets.config import Config
 
-from casa_hub.credentials.base import Request
+from casa_hub.credentials.base import Request, Route
 from casa_hub.credentials.dask import Dask
-from casa_hub.delivery.base import Route
 from casa_hub.delivery.kubernetes import manifests
 from casa_hub.delivery.kubernetes.manifests import HubMark, Object, Pod, Start
 from casa_hub.delivery.kubernetes.routes import route_objects

@@ -18,9 +18,8 @@ import pytest
 from traitlets.config import Config
 
 from casa_hub.credentials.base import Request
-from casa_hub.delivery.base import Minted
 from casa_hub.delivery.local.delivery import LocalDelivery
-from casa_hub.facility import Facility
+from casa_hub.facility import Facility, Minted
 from casa_hub.naming import Server
 from tests.support.hub import free_ports
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from traitlets.config import Config
 
+from casa_hub.credentials.base import Route
 from casa_hub.delivery import layout
-from casa_hub.delivery.base import Minted, Route
 from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.errors import DeliveryError
+from casa_hub.facility import Minted
 from casa_hub.naming import Server
 from casa_hub.record import ServerRecord
 

@@ -20,8 +20,7 @@ from traitlets.config import Config
 from casa_hub import facility as module
 from casa_hub import record as record_module
 from casa_hub.audit import Action, Event
-from casa_hub.credentials.base import AccessToken, Credential, Minter, Request
-from casa_hub.delivery.base import Route
+from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.naming import Server

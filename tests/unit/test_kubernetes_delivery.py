@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from casa_hub.delivery.base import Minted, Route
+from casa_hub.credentials.base import Route
 from casa_hub.delivery.kubernetes import delivery as module
 from casa_hub.delivery.kubernetes import manifests
 from casa_hub.delivery.kubernetes.api import Deadline, KubernetesError
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery, OvertakenError
 from casa_hub.delivery.kubernetes.manifests import HubMark, Object, Start
 from casa_hub.errors import DeliveryError
+from casa_hub.facility import Minted
 from casa_hub.naming import Server
 from casa_hub.record import ServerRecord
 from tests.support.kubernetes.memory import MemoryAPI, SameLoop

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casa_hub.credentials.base import bad_path
 from casa_hub.delivery import layout
 
 NOW = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
@@ -125,7 +126,7 @@ def test_a_file_that_a_killed_hub_left_without_its_name_is_removed(tmp_path: Pat
     ],
 )
 def test_paths_that_lead_elsewhere_are_refused(tmp_path: Path, path: str) -> None:
-    assert layout.bad_path(path)
+    assert bad_path(path)
     with pytest.raises(ValueError):
         layout.write_set(tmp_path, {path: b""}, NOW)
     assert list(tmp_path.iterdir()) == []
@@ -138,7 +139,7 @@ def test_a_name_cannot_be_file_and_directory(tmp_path: Path) -> None:
 
 @given(st.text(max_size=300))
 def test_any_path_that_is_accepted_stays_inside(path: str) -> None:
-    if not layout.bad_path(path):
+    if not bad_path(path):
         joined = os.path.normpath("/root/" + path)
         assert joined == "/root/" + path
         assert path.count("/") <= 1

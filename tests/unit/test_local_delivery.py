@@ -16,11 +16,12 @@ import pytest
 from traitlets import TraitError
 from traitlets.config import Config
 
+from casa_hub.credentials.base import Route
 from casa_hub.delivery import layout
-from casa_hub.delivery.base import Minted, Route
 from casa_hub.delivery.local import delivery as local
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.errors import ConfigurationError, DeliveryError
+from casa_hub.facility import Minted
 from casa_hub.naming import Server
 from casa_hub.record import NEWER, CredentialRecord, Replaced, ServerRecord, Unreadable, UnreadableCredential
 

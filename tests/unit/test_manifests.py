@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casa_hub.delivery.base import Route
+from casa_hub.credentials.base import Route
 from casa_hub.delivery.kubernetes import manifests
 from casa_hub.delivery.kubernetes.manifests import HubMark, Pod, Start
 from casa_hub.errors import DeliveryError

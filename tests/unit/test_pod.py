@@ -16,7 +16,7 @@ from kubernetes_asyncio.client import ApiClient
 from kubernetes_asyncio.client.models import V1Container, V1EnvVar, V1Pod, V1PodSecurityContext, V1SecurityContext
 from kubespawner.objects import make_pod
 
-from casa_hub.delivery import layout
+from casa_hub.credentials.base import bad_path
 from casa_hub.delivery.kubernetes.manifests import key
 from casa_hub.delivery.kubernetes.pod import RESOURCES, Outfit, Sidecar, patch
 from casa_hub.errors import DeliveryError
@@ -389,5 +389,5 @@ NAME = st.text(st.sampled_from(".-_ab"), min_size=1, max_size=5)
 @given(st.builds("{}{}{}".format, NAME, st.sampled_from(["", "/"]), NAME))
 def test_every_file_has_a_key_that_its_path_can_be_told_from(path: str) -> None:
     """By the sidecar: what is before the first ".." of a key is the directory."""
-    if not layout.bad_path(path):
+    if not bad_path(path):
         assert key(path).replace("..", "/", 1) == path

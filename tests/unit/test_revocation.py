@@ -18,8 +18,8 @@ from jupyterhub import orm
 from traitlets.config import Config
 
 from casa_hub.audit import Action
-from casa_hub.delivery.base import Minted
 from casa_hub.delivery.local.delivery import LocalDelivery
+from casa_hub.facility import Minted
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.keeper.kept import Holding
 from casa_hub.local_server import LocalServer

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from traitlets.config import Config
 
-from casa_hub.delivery.base import Route
+from casa_hub.credentials.base import Route
 from casa_hub.delivery.local.route_files import RouteFiles, document
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import DeliveryError, Severity

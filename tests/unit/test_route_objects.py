@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from traitlets import TraitError
 from traitlets.config import Config
 
-from casa_hub.delivery.base import Route
+from casa_hub.credentials.base import Route
 from casa_hub.delivery.kubernetes import manifests
 from casa_hub.delivery.kubernetes.manifests import HubMark, Object, Pod, Start
 from casa_hub.delivery.kubernetes.routes import route_objects

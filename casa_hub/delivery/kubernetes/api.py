@@ -23,7 +23,7 @@ import aiohttp
 from kubernetes_asyncio.client import ApiClient
 from kubernetes_asyncio.config import ConfigException
 
-from casa_hub.delivery.base import Deadline
+from casa_hub.delivery.deadline import Deadline
 from casa_hub.delivery.kubernetes.manifests import MANAGER, Object, path
 from casa_hub.errors import DeliveryError
 

@@ -22,7 +22,8 @@ from traitlets import Dict, Enum, Integer, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.configuration import value_of
-from casa_hub.delivery.base import Deadline, Minted, Route
+from casa_hub.credentials.base import Route
+from casa_hub.delivery.deadline import Deadline
 from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes import manifests, marks
 from casa_hub.delivery.kubernetes.api import KubernetesAPI, KubernetesError, OwnLoop
@@ -33,7 +34,7 @@ from casa_hub.delivery.kubernetes.presence import Presence
 from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
-from casa_hub.facility import Facility
+from casa_hub.facility import Facility, Minted
 from casa_hub.record import AnyRecord, ServerRecord
 
 #: Launches under way at once. More keep the API server and each other busy, so that each pod waits longer for its

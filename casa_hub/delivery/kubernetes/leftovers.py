@@ -20,7 +20,7 @@ from jupyterhub import orm
 from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import mended, roll_back
-from casa_hub.delivery.base import Deadline
+from casa_hub.delivery.deadline import Deadline
 from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.kubernetes import marks
 from casa_hub.delivery.kubernetes.api import KubernetesError, described

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from casa_hub.delivery.base import Route
+from casa_hub.credentials.base import Route
 from casa_hub.errors import DeliveryError
 from casa_hub.naming import Server
 from casa_hub.record import ServerRecord
@@ -219,7 +219,7 @@ def renewal(start: Start, files: Mapping[str, bytes], record: ServerRecord, befo
 
 
 def key(path: str) -> str:
-    """The key of a Secret for a file: "/" isn't allowed there, and ".." is in no path (`layout.bad_path`)."""
+    """The key of a Secret for a file: "/" isn't allowed there, and ".." is in no path (`bad_path`)."""
     return path.replace("/", "..")
 
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casa_hub.delivery.base import Deadline
+from casa_hub.delivery.deadline import Deadline
 from casa_hub.delivery.kubernetes import marks
 from casa_hub.delivery.kubernetes.api import KubernetesError
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from casa_hub.delivery.base import Route
+from casa_hub.credentials.base import Route
 from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start, metadata
 from casa_hub.delivery.traefik import TraefikRoutes, checked, rule
 

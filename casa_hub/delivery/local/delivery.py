@@ -33,12 +33,13 @@ from weakref import WeakValueDictionary
 from traitlets import TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
+from casa_hub.credentials.base import Route
 from casa_hub.delivery import layout
-from casa_hub.delivery.base import Minted, Route
 from casa_hub.delivery.gc import Removal, removal
 from casa_hub.delivery.local.route_files import RouteFiles
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, DeliveryError, Problem
+from casa_hub.facility import Minted
 from casa_hub.naming import Server
 from casa_hub.processes import Process, signature, signed_in
 from casa_hub.record import AnyRecord, ServerRecord, Unreadable, parse

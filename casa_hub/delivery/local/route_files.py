@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from casa_hub.delivery.base import Route
+from casa_hub.credentials.base import Route
 from casa_hub.delivery.layout import is_on_its_way, replace_file
 from casa_hub.delivery.traefik import TraefikRoutes, checked, rule
 from casa_hub.errors import DeliveryError, Problem, Severity

@@ -497,7 +497,7 @@ HTCONDOR = [
     Fault(
         "another trust domain", "c.HTCondor.trust_domain = 'x.test'", "htcondor", "HTCondor pool", "(x.test) the pool's"
     ),
-    Fault("another schedd", "c.HTCondor.schedd = 'x'", "htcondor", "HTCondor.schedd", "There is schedd@localhost"),
+    Fault("another schedd", "c.HTCondor.schedd = 'x'", "htcondor", "HTCondor.schedd", "Choose one of schedd@localhost"),
     Fault(
         "no pool",
         lambda facility: f"c.HTCondor.collector = {facility.nowhere!r}",

@@ -1,7 +1,8 @@
 """`casa-hub check`: compares a facility with its hub's configuration, before users meet the differences.
 
 Read `findings` (one result), `site` (the configured hub that all checks look at) and `runner` (runs the checks side by
-side and prints their findings). Then one module a subject, each with a coroutine ``look(site)`` that yields findings:
+side and prints their findings). Then one module a subject, each with an asynchronous generator ``look(site)`` of
+findings:
 
 - this machine: `configuration`, `hub` (the running hub, if there is one);
 - the neighbours: `issuer`, `cluster`, `traefik`, `xcache`, `htcondor` (with the programs `htcondor_ping` and

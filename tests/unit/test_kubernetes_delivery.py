@@ -147,7 +147,8 @@ async def test_a_pod_that_does_not_go_holds_up_nobody_else() -> None:
             await task
 
 
-async def test_requests_that_hang_hold_up_nobody_elses_launch() -> None:
+def delivery_that_hangs() -> tuple[KubernetesDelivery, asyncio.Event]:
+    """Creations hang but for Ada's pod; the event says that one does."""
     hanging = asyncio.Event()
 
     async def create(body: Object, *_: Any) -> Object:
@@ -156,7 +157,11 @@ async def test_requests_that_hang_hold_up_nobody_elses_launch() -> None:
             await asyncio.sleep(60)
         return body
 
-    to = delivery(Script(create=create))
+    return delivery(Script(create=create)), hanging
+
+
+async def test_requests_that_hang_hold_up_nobody_elses_launch() -> None:
+    to, hanging = delivery_that_hangs()
     others = [asyncio.create_task(launch(to, start(f"user-{number}"))) for number in range(module._AT_ONCE)]
     await hanging.wait()
     assert await launch(to, start()) == {}
@@ -167,15 +172,7 @@ async def test_requests_that_hang_hold_up_nobody_elses_launch() -> None:
 
 
 async def test_a_turn_comes_back_from_a_launch_that_was_cancelled() -> None:
-    hanging = asyncio.Event()
-
-    async def create(body: Object, *_: Any) -> Object:
-        if body["metadata"]["name"] != "jupyter-ada":
-            hanging.set()
-            await asyncio.sleep(60)
-        return body
-
-    to = delivery(Script(create=create))
+    to, hanging = delivery_that_hangs()
     for _ in range(3):
         tasks = [asyncio.create_task(launch(to, start(f"user-{number}"))) for number in range(module._AT_ONCE)]
         await hanging.wait()

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -52,6 +52,11 @@ class User:
     @property
     def session(self) -> Session | None:
         return Session.from_auth_state(self.state)
+
+
+async def locked(*_: Any) -> NoReturn:
+    """In place of a read or a write of the hub's database."""
+    raise OperationalError("SELECT", {}, Exception("database is locked"))
 
 
 @dataclass
@@ -176,9 +181,6 @@ async def test_an_explicit_no_isn_t_taken_back_by_an_error_of_the_hub(monkeypatc
     world = World()
     world.decision = NO
     await world.ask()
-
-    async def locked() -> None:
-        raise OperationalError("SELECT", {}, Exception("database is locked"))
 
     with monkeypatch.context() as patch:
         patch.setattr(world.user, "get_auth_state", locked)
@@ -390,9 +392,6 @@ async def test_a_rotated_refresh_token_survives_a_database_that_is_locked() -> N
     world = World()
     store, rolled_back = world.user.save_auth_state, []
 
-    async def locked(state: dict[str, Any] | None) -> None:
-        raise OperationalError("UPDATE", {}, Exception("database is locked"))
-
     world.user.db = SimpleNamespace(
         is_active=True, in_transaction=lambda: False, rollback=lambda: rolled_back.append(True)
     )
@@ -510,9 +509,6 @@ async def test_an_error_of_the_hub_takes_no_time_from_whom_no_log_in_is_known_of
     world.restarted()
     await world.log_ins.known(world.user)
 
-    async def locked() -> None:
-        raise OperationalError("SELECT", {}, Exception("database is locked"))
-
     monkeypatch.setattr(world.user, "get_auth_state", locked)
     standing = await world.ask()
     assert (standing.verdict, standing.session_id) == (Verdict.LOG_IN_AGAIN, "")
@@ -541,9 +537,6 @@ async def test_that_a_sign_in_was_taken_back_isn_t_taken_back_by_an_error_of_the
     world = World()
     world.says = LOG_IN_AGAIN
     await world.ask()
-
-    async def locked() -> None:
-        raise OperationalError("SELECT", {}, Exception("database is locked"))
 
     with monkeypatch.context() as patch:
         patch.setattr(world.user, "get_auth_state", locked)
@@ -594,9 +587,6 @@ async def test_that_a_sign_in_was_taken_back_is_known_though_it_can_not_be_store
 ) -> None:
     world = World()
     world.says = LOG_IN_AGAIN
-
-    async def locked(_: Any) -> None:
-        raise OperationalError("UPDATE", {}, Exception("database is locked"))
 
     monkeypatch.setattr(world.user, "save_auth_state", locked)
     standing = await world.ask()

@@ -35,7 +35,9 @@ from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
 from casa_hub.facility import Facility, Minted
+from casa_hub.jupyterhub import HubApp, HubSpawner
 from casa_hub.record import AnyRecord, ServerRecord
+from casa_hub.tasks import Background
 
 #: Launches under way at once. More keep the API server and each other busy, so that each pod waits longer for its
 #: Secret, and not one server is ready sooner (`bench/storm.py`).
@@ -127,6 +129,7 @@ class KubernetesDelivery(LoggingConfigurable):
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._leftovers: Leftovers | None = None
         self._presence: Presence | None = None
+        self._background = Background()
 
     @classmethod
     def in_settings(cls, settings: dict[str, Any], config: Any, spawner_class: type) -> KubernetesDelivery:
@@ -152,12 +155,12 @@ class KubernetesDelivery(LoggingConfigurable):
         return delivery
 
     @classmethod
-    def of(cls, spawner: Any) -> KubernetesDelivery:
+    def of(cls, spawner: HubSpawner) -> KubernetesDelivery:
         """The one of the hub that `spawner` belongs to."""
         settings = spawner.user.settings
         return cls.in_settings(settings, settings["config"], type(spawner))
 
-    def begin(self, app: Any, spawner_class: type) -> None:
+    def begin(self, app: HubApp, spawner_class: type) -> None:
         """Begin to look for pods that were left behind; the hub's own start doesn't wait for it."""
         instance = hashlib.sha256(b"casa_hub instance " + app.cookie_secret).hexdigest()[:12]
         self.hub = HubMark(own_namespace(), self.facility.hub_id, instance)
@@ -166,8 +169,7 @@ class KubernetesDelivery(LoggingConfigurable):
         namespace = "" if users else value_of(app.config, spawner_class, "namespace") or own_namespace()
         self._leftovers = Leftovers(self, namespace, app.db, self.log)
         self._presence = Presence(self, namespace, self.log)
-        # Kept: the loop itself knows its tasks by weak references only.
-        self._living = asyncio.get_running_loop().create_task(self._live(self._leftovers))
+        self._background.start(self._live(self._leftovers), "watch for leftovers")
 
     async def _live(self, leftovers: Leftovers) -> None:
         """As long as the hub: at its end JupyterHub cancels what runs."""

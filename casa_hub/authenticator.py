@@ -31,6 +31,7 @@ from casa_hub.identity.session import Session
 from casa_hub.identity.settings import advice, check_settings, refuse_superseded
 from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Answer, Verdict
+from casa_hub.jupyterhub import HubApp, HubUser
 from casa_hub.keeper.renewals import hand_out_token
 from casa_hub.membership.admission import Admission, MembershipError
 from casa_hub.membership.groups import GroupSource
@@ -325,7 +326,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             return self.decide(username, claims, granted_scopes)
         return Refused(reason=reason, missing=frozenset(), found=frozenset(), claim_missing=False)
 
-    def get_handlers(self, app: Any) -> list[tuple[Any, ...]]:
+    def get_handlers(self, app: HubApp) -> list[tuple[Any, ...]]:
         """The pages of a log-in, and the addresses for the identity provider and for operators."""
         logout_tokens = LogoutTokens(self.provider_side, clock=self.clock)
         return [
@@ -475,7 +476,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
 
     # -- afterwards ------------------------------------------------------------------------------------------------
 
-    async def refresh_user(self, user: Any, handler: Any = None, **kwargs: Any) -> bool:  # noqa: ARG002
+    async def refresh_user(self, user: HubUser, handler: Any = None, **kwargs: Any) -> bool:  # noqa: ARG002
         """Whether this user's pages and API requests go on; asked again every `Keeper.recheck_interval`.
 
         Groups, administration and tokens are stored here and not handed to JupyterHub, which would write back
@@ -487,7 +488,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             handler._token_authenticated = False  # noqa: SLF001
         return goes_on
 
-    async def pre_spawn_start(self, user: Any, spawner: Any) -> None:
+    async def pre_spawn_start(self, user: HubUser, spawner: Any) -> None:
         """Every spawn, by whomever and with whatever spawner, needs a membership."""
         super().pre_spawn_start(user, spawner)
         try:
@@ -506,7 +507,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         """What goes on while servers run; None where no hub is."""
         return getattr(self.parent, "tornado_settings", {}).get("casa_upkeep")
 
-    async def delete_user(self, user: Any) -> None:
+    async def delete_user(self, user: HubUser) -> None:
         """An administrator removes a user from the hub: all access ends first, as that of somebody who is out.
 
         JupyterHub has stopped the default server by then, and deletes the user when this returns; other servers it
@@ -522,7 +523,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             raise web.HTTPError(HTTPStatus.SERVICE_UNAVAILABLE, "%s", message)
         self.upkeep.mass_loss.release(user.name)
 
-    async def access_token(self, user: Any) -> Any:
+    async def access_token(self, user: HubUser) -> Any:
         """The user's own token for the credentials of a server, or None."""
         session = await self.log_ins.session(user)
         return session.bearer() if session is not None else None

@@ -17,6 +17,7 @@ from casa_hub.audit import Action, Event, tell
 from casa_hub.configuration import did_you_mean, is_set
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route, bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
+from casa_hub.jupyterhub import HubSpawner
 from casa_hub.metrics import MINTS, OUTCOMES
 from casa_hub.naming import Server
 from casa_hub.record import EDITED_ENTRY, AnyRecord, ServerRecord, better_from, iso, next_record, outlives
@@ -119,7 +120,7 @@ class Facility(LoggingConfigurable):
             self._load(name, available)
 
     @classmethod
-    def of(cls, spawner: Any) -> Facility:
+    def of(cls, spawner: HubSpawner) -> Facility:
         """The one of the hub that `spawner` belongs to, made from the hub's configuration when first asked for."""
         settings = spawner.user.settings
         return cls.in_settings(settings, settings["config"])
@@ -137,7 +138,7 @@ class Facility(LoggingConfigurable):
         """The identity of a server of this hub."""
         return Server(self.hub_id, username, name)
 
-    async def request_of(self, spawner: Any, server: Server, start_id: str, now: datetime) -> Request:
+    async def request_of(self, spawner: HubSpawner, server: Server, start_id: str, now: datetime) -> Request:
         """What minters may use for a start of the spawner's server, the user's own token included.
 
         `server`: the identity of that start, which it keeps when its user is renamed.

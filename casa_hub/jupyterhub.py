@@ -79,6 +79,7 @@ class HubSpawner(Protocol):
     user: HubUser
     authenticator: Any
     orm_spawner: OrmSpawner
+    db: Session
     log: logging.Logger
     #: How JupyterHub's own log lines call it: ``alice:name``.
     _log_name: str
@@ -113,15 +114,6 @@ class PodSpawner(HubSpawner, Protocol):
     async def _start_watching_pods(self) -> None: ...
 
 
-class HubUsers(Protocol):
-    """All users (`jupyterhub.user.UserDict`: reading a key makes the user from its row)."""
-
-    def get(self, key: str | int, default: None = None) -> HubUser | None:
-        """By name, or by the row's id."""
-
-    def values(self) -> Collection[HubUser]: ...
-
-
 class HubProxy(Protocol):
     """The configurable proxy (`jupyterhub.proxy.Proxy`)."""
 
@@ -134,13 +126,17 @@ class HubApp(Protocol):
     config: Config
     log: logging.Logger
     db: Session
-    #: None before the hub has read its database.
-    users: HubUsers
+    #: `jupyterhub.user.UserDict`: by name, or by the row's id; `get` makes the user from its row. None before the hub
+    #: has read its database.
+    users: dict[str | int, HubUser]
     proxy: HubProxy
     authenticator: Any
     authenticator_class: type
     spawner_class: type
     base_url: str
+    bind_url: str
+    #: Where the hub itself listens (`jupyterhub.objects.Hub`).
+    hub: Any
     cookie_secret: bytes
     #: None for the hub itself; else the program of JupyterHub that made this application to read its configuration.
     parent: object | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from casa_hub.delivery.deadline import Deadline
 from casa_hub.delivery.local.delivery import Delivered, LocalDelivery
@@ -15,6 +15,9 @@ from casa_hub.keeper.kept import Holding
 from casa_hub.record import ServerRecord
 from casa_hub.server_credentials import ServerCredentials
 
+if TYPE_CHECKING:
+    from casa_hub.local_spawner import CasaLocalSpawner
+
 #: In a spawner's state.
 START_ID = "casa_start_id"
 
@@ -22,7 +25,9 @@ START_ID = "casa_start_id"
 class LocalServer(ServerCredentials[Delivered]):
     """The server of one `CasaLocalSpawner` object."""
 
-    def __init__(self, spawner: Any) -> None:
+    _spawner: CasaLocalSpawner
+
+    def __init__(self, spawner: CasaLocalSpawner) -> None:
         super().__init__(spawner)
         #: Whether a start is under way; nothing is known to run then.
         self.starting = False

@@ -23,6 +23,7 @@ from casa_hub.delivery.local.delivery import Delivered, LocalDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import Facility
+from casa_hub.jupyterhub import HubApp
 from casa_hub.local_server import START_ID, LocalServer
 from casa_hub.loopback import is_loopback
 from casa_hub.processes import Process, sign_in
@@ -68,7 +69,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
     # -- the hub's start
 
     @classmethod
-    def check_hub(cls, app: Any, facility: Facility) -> list[Problem]:
+    def check_hub(cls, app: HubApp, facility: Facility) -> list[Problem]:
         """What is wrong with the hub's configuration for this spawner."""
         delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
         problems = delivery.check(routes=facility.wants_routes)
@@ -79,7 +80,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         return problems
 
     @classmethod
-    def begin_hub(cls, app: Any, facility: Facility) -> None:
+    def begin_hub(cls, app: HubApp, facility: Facility) -> None:
         """Take over what an earlier hub left: servers that still run are kept, all else is removed.
 
         Raises:
@@ -108,12 +109,13 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
             ) from error
 
     @classmethod
-    async def collect_garbage(cls, app: Any, facility: Facility, *, dry_run: bool) -> list[Removal]:
+    async def collect_garbage(cls, app: HubApp, facility: Facility, *, dry_run: bool) -> list[Removal]:
         """Remove what has no living server, or only tell of it."""
         delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
         known = _Known(app)
         # Also those whose start JupyterHub has not saved yet.
-        starts = {spawner.casa_kept.start_id for user in app.users.values() for spawner in user.spawners.values()}
+        spawners = (spawner for user in app.users.values() for spawner in user.spawners.values())
+        starts = {spawner.casa_kept.start_id for spawner in spawners if isinstance(spawner, cls)}
         ended = [
             one
             for one in delivery.all()
@@ -256,7 +258,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
 class _Known:
     """Servers that run, start or stop, by the hub's database."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: HubApp) -> None:
         columns = mended(app.db).query(orm.User.name, orm.Spawner.name, orm.Spawner.state).join(orm.Spawner.user)
         rows = columns.filter(orm.Spawner.server_id.is_not(None)).all()
         states = [state or {} for _, _, state in rows]
@@ -281,7 +283,7 @@ def _whose(one: Delivered) -> tuple[str, str]:
     return one.server.username, one.server.name
 
 
-def _end_process(app: Any, delivery: LocalDelivery, one: Delivered) -> None:
+def _end_process(app: HubApp, delivery: LocalDelivery, one: Delivered) -> None:
     """Of a server that nobody could stop any more, and that would go on with its credentials."""
     process = delivery.process(one.server)
     if process is not None and process.alive:

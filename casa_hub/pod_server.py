@@ -19,6 +19,7 @@ from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery, OvertakenE
 from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start, record_text
 from casa_hub.errors import CasaError, DeliveryError
 from casa_hub.facility import Minted
+from casa_hub.jupyterhub import PodSpawner
 from casa_hub.keeper.kept import Holding
 from casa_hub.naming import Server
 from casa_hub.record import AnyRecord, ServerRecord, parse_text, under_another_name
@@ -68,7 +69,9 @@ class _Starting:
 class PodServer(ServerCredentials[Given]):
     """The server of one KubeSpawner object."""
 
-    def __init__(self, spawner: Any) -> None:
+    _spawner: PodSpawner
+
+    def __init__(self, spawner: PodSpawner) -> None:
         super().__init__(spawner)
         #: A pod that an earlier hub has started without this package; "" if there is none.
         self._strange_pod = ""

@@ -8,10 +8,11 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from casa_hub.delivery.deadline import Deadline
 from casa_hub.facility import Facility, Minted
+from casa_hub.jupyterhub import HubSpawner
 from casa_hub.keeper.kept import Holding, check_name
 from casa_hub.naming import Server
 from casa_hub.record import ServerRecord
@@ -33,7 +34,7 @@ G = TypeVar("G", bound=Given)
 class ServerCredentials(ABC, Generic[G]):
     """The server of one spawner object. Once it runs, the Keeper's (`casa_hub.keeper.kept.Kept`)."""
 
-    def __init__(self, spawner: Any) -> None:
+    def __init__(self, spawner: HubSpawner) -> None:
         self._spawner = spawner
         #: The last start, also an earlier hub's (JupyterHub keeps it with the spawner's state); "" if none is known.
         self.start_id = ""

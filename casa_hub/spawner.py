@@ -18,6 +18,7 @@ from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem, Severity
 from casa_hub.facility import Facility
+from casa_hub.jupyterhub import HubApp
 from casa_hub.pod_server import PodServer
 from casa_hub.startup import ADDED, not_the_hubs_fault, on_hub_start
 from casa_hub.steps import Steps, without
@@ -41,17 +42,17 @@ class CredentialsMixin(_Base):  # type: ignore[misc]
     casa_classes: ClassVar = (KubernetesDelivery, TraefikRoutes)
 
     @classmethod
-    def check_hub(cls, app: Any, facility: Facility) -> list[Problem]:
+    def check_hub(cls, app: HubApp, facility: Facility) -> list[Problem]:
         """What is wrong with the hub's configuration for this spawner."""
         return KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).check(routes=facility.wants_routes)
 
     @classmethod
-    def begin_hub(cls, app: Any, facility: Facility) -> None:  # noqa: ARG003 - the delivery knows it
+    def begin_hub(cls, app: HubApp, facility: Facility) -> None:  # noqa: ARG003 - the delivery knows it
         """See to pods that an earlier hub left half made, beside the hub's own start."""
         KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).begin(app, cls)
 
     @classmethod
-    async def collect_garbage(cls, app: Any, facility: Facility, *, dry_run: bool) -> list[Removal]:  # noqa: ARG003
+    async def collect_garbage(cls, app: HubApp, facility: Facility, *, dry_run: bool) -> list[Removal]:  # noqa: ARG003
         """Remove what has no living server, or only tell of it. Raises DeliveryError."""
         delivery = KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls)
         return await delivery.collect_garbage(dry_run=dry_run)
@@ -177,7 +178,7 @@ class CasaSpawner(CredentialsMixin, KubeSpawner):  # type: ignore[misc]
     """KubeSpawner, whose servers find working credentials of their own in `Facility.secrets_path`."""
 
     @classmethod
-    def check_hub(cls, app: Any, facility: Facility) -> list[Problem]:
+    def check_hub(cls, app: HubApp, facility: Facility) -> list[Problem]:
         """What is wrong with the hub's configuration for this spawner."""
         if ADDED in app.config:
             problem = f"casa_hub.hooks.install(c) does what {cls.__name__} does already"

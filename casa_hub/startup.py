@@ -21,6 +21,7 @@ from casa_hub.configuration import unknown_keys
 from casa_hub.credentials.base import Minter
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import GROUP, Facility
+from casa_hub.jupyterhub import HubApp
 from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.settings import Keeper
@@ -55,7 +56,7 @@ def _begin(change: Any) -> None:
         raise SystemExit(1) from None
 
 
-def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = (), recheck: Recheck | None = None) -> None:
+def on_hub_start(app: HubApp, classes: Iterable[type[Configurable]] = (), recheck: Recheck | None = None) -> None:
     """Check the configuration and make the hub ready for its first server; once a hub, repeated without harm.
 
     Args:
@@ -92,7 +93,7 @@ def on_hub_start(app: Any, classes: Iterable[type[Configurable]] = (), recheck: 
     app.tornado_settings["casa_started"] = True
 
 
-def problems(app: Any, facility: Facility, home: Any, classes: Iterable[type[Configurable]] = ()) -> list[Problem]:
+def problems(app: HubApp, facility: Facility, home: Any, classes: Iterable[type[Configurable]] = ()) -> list[Problem]:
     """All that is wrong with the configuration of a hub, whether it is about to start or not; arguments: its parts."""
     found = unknown_keys(app.config, [*sections(app.authenticator_class, home), *classes])
     found += facility.check_settings()
@@ -108,13 +109,13 @@ def problems(app: Any, facility: Facility, home: Any, classes: Iterable[type[Con
     return found
 
 
-def spawner_class_of(app: Any) -> type:
+def spawner_class_of(app: HubApp) -> type:
     """The class of a hub's servers: the one that is set, with credentials added if `casa_hub.hooks.install` says so."""
     cls: type = app.spawner_class
     return app.config[ADDED].to_spawner_class(cls) if ADDED in app.config else cls
 
 
-def not_the_hubs_fault(error: BaseException, app: Any) -> None:
+def not_the_hubs_fault(error: BaseException, app: HubApp) -> None:
     """Keep a failed spawn out of JupyterHub's count, if another hub could do no better.
 
     A hub that counts `Spawner.consecutive_failure_limit` failures in a row exits, to begin afresh: five tries of a

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from casa_hub.facility import Facility
+from casa_hub.jupyterhub import HubApp, HubSpawner
 from casa_hub.keeper.mending import Mending
 from casa_hub.keeper.renewals import Renewals
 from casa_hub.membership.mass_loss import MassLoss
@@ -18,7 +19,7 @@ from casa_hub.membership.rounds import Rounds
 class Upkeep:
     """Built once per hub, at its start; `Upkeep.of` finds it."""
 
-    def __init__(self, app: Any, facility: Facility, members: Members, recheck: Recheck | None) -> None:
+    def __init__(self, app: HubApp, facility: Facility, members: Members, recheck: Recheck | None) -> None:
         """`recheck`: None with an authenticator that isn't ours, which knows of no memberships."""
         self._facility = facility
         self.renewals = Renewals(app, facility)
@@ -36,7 +37,7 @@ class Upkeep:
             self.mending.begin()
         self.rounds.begin()
 
-    def started(self, spawner: Any, missing: Mapping[str, str] | None = None) -> None:
+    def started(self, spawner: HubSpawner, missing: Mapping[str, str] | None = None) -> None:
         """A server has just started; `missing`: what it could not have beside credentials -> why."""
         self.renewals.started(spawner)
         self.mending.started(spawner, missing or {})

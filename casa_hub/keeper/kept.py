@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from casa_hub.errors import DeliveryError
+from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.naming import Server
 from casa_hub.record import AnyRecord
 
@@ -98,7 +99,13 @@ class Kept(Protocol):
         """
 
 
-def check_name(app: Any, spawner: Any, server: Server) -> None:
+def kept_of(spawner: HubSpawner) -> Kept | None:
+    """The server of a spawner; None for one that isn't ours."""
+    kept: Kept | None = getattr(spawner, "casa_kept", None)
+    return kept
+
+
+def check_name(app: HubApp, spawner: HubSpawner, server: Server) -> None:
     """Whether a server may start under a name: its files, its host names and its pod are called so.
 
     The administrator may have renamed a user whose server runs on under the old name; whoever has that name next must
@@ -109,7 +116,7 @@ def check_name(app: Any, spawner: Any, server: Server) -> None:
     """
     for user in list(dict.values(app.users or {})):
         for other in list(user.spawners.values()):
-            kept = getattr(other, "casa_kept", None)
+            kept = kept_of(other)
             if other is spawner or kept is None or not other.active:
                 continue
             if (kept.server.username, kept.server.name) == (server.username, server.name):
@@ -123,7 +130,7 @@ def shown(username: str, name: str, started_as: str = "") -> str:
     return f"{called} (started as {started_as})" if started_as not in {"", username} else called
 
 
-def running(app: Any) -> Iterator[tuple[Any, Any, Kept | None]]:
+def running(app: HubApp) -> Iterator[tuple[HubUser, HubSpawner, Kept | None]]:
     """User, spawner and server of all that run on a hub; no server for spawners that aren't ours.
 
     Of JupyterHub's objects in memory, where every running server has its spawner: no query.
@@ -132,4 +139,4 @@ def running(app: Any) -> Iterator[tuple[Any, Any, Kept | None]]:
     for user in list(dict.values(app.users or {})):
         for spawner in list(user.spawners.values()):
             if spawner.ready:
-                yield user, spawner, getattr(spawner, "casa_kept", None)
+                yield user, spawner, kept_of(spawner)

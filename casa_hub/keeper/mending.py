@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from casa_hub.errors import CasaError
+from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.keeper import schedule
-from casa_hub.keeper.kept import Kept, running
+from casa_hub.keeper.kept import Kept, kept_of, running
 from casa_hub.keeper.renewals import Missing, Renewals
 from casa_hub.metrics import MISSING
 from casa_hub.tasks import Background, repeat
@@ -37,9 +38,9 @@ _GONE = "it was removed while the server ran"
 class _Server:
     """One start of a server."""
 
-    spawner: Any
+    spawner: HubSpawner
     kept: Kept
-    user: Any
+    user: HubUser
     start_id: str
     #: From when on it must have all that is its own; monotonic.
     since: float
@@ -54,7 +55,7 @@ class _Server:
 class Mending:
     """Lives on the hub's event loop."""
 
-    def __init__(self, app: Any, ends: Callable[[Any, str], bool], renewals: Renewals) -> None:
+    def __init__(self, app: HubApp, ends: Callable[[Any, str], bool], renewals: Renewals) -> None:
         """`ends`: whether nothing must be brought to a server (JupyterHub's user, server name), since it ends."""
         self._app = app
         self._ends = ends
@@ -71,10 +72,10 @@ class Mending:
         """Go on as long as the hub runs."""
         self._background.start(self._run(), "mending of servers")
 
-    def started(self, spawner: Any, missing: Mapping[str, str]) -> None:
+    def started(self, spawner: HubSpawner, missing: Mapping[str, str]) -> None:
         """A server has just started, without some things (-> why)."""
-        kept: Kept = spawner.casa_kept
-        if kept.running_start is None:
+        kept = kept_of(spawner)
+        if kept is None or kept.running_start is None:
             return
         server = self._notice(spawner.user, spawner, kept, kept.running_start)
         if missing:
@@ -154,7 +155,7 @@ class Mending:
             self._app.log.warning("What %s lacks can't be said: %s", server.kept.server.identity, why)
         self._unseen.add(server.spawner)
 
-    def _notice(self, user: Any, spawner: Any, kept: Kept, start_id: str) -> _Server:
+    def _notice(self, user: HubUser, spawner: HubSpawner, kept: Kept, start_id: str) -> _Server:
         server = self._servers[spawner] = _Server(spawner, kept, user, start_id, time.monotonic(), {})
         return server
 

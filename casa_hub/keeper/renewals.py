@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 
 from casa_hub.errors import CasaError
 from casa_hub.facility import Facility
+from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.keeper import schedule
-from casa_hub.keeper.kept import Holding, Kept, running
+from casa_hub.keeper.kept import Holding, Kept, kept_of, running
 from casa_hub.metrics import LIFE_LEFT, OVERDUE, UNKEPT
 from casa_hub.moments import iso, when
 from casa_hub.record import EDITED, EDITED_ENTRY, WITHOUT_US, ServerRecord, Unreadable
@@ -112,7 +113,7 @@ class _Credential:
 class _Server:
     """One start of a server."""
 
-    spawner: Any
+    spawner: HubSpawner
     kept: Kept
     identity: str
     start_id: str
@@ -131,7 +132,7 @@ class _Server:
 class Renewals:
     """Lives on the hub's event loop."""
 
-    def __init__(self, app: Any, facility: Facility, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, app: HubApp, facility: Facility, clock: Callable[[], float] = time.time) -> None:
         self._app = app
         self._facility = facility
         self._clock = clock
@@ -149,18 +150,19 @@ class Renewals:
         if self._facility.minters:
             self._background.start(self._run(), "renewals")
 
-    def started(self, spawner: Any) -> None:
+    def started(self, spawner: HubSpawner) -> None:
         """A server has just started: look at it without waiting for the next look around."""
-        kept: Kept = spawner.casa_kept
-        if self._facility.minters and kept.running_start is not None:
+        kept = kept_of(spawner)
+        if self._facility.minters and kept is not None and kept.running_start is not None:
             self._notice(spawner, kept)
 
-    async def bring(self, spawner: Any, names: Collection[str]) -> None:
+    async def bring(self, spawner: HubSpawner, names: Collection[str]) -> None:
         """Something newer has come for these credentials of a server, as their user's token; nothing if it doesn't run.
 
         What fails is logged, and tried again.
         """
-        server = self._known(spawner, spawner.casa_kept)
+        kept = kept_of(spawner)
+        server = None if kept is None else self._known(spawner, kept)
         if server is not None and not server.unkept:
             await self._renew(server, [name for name in names if name in self._facility.minters], anyhow=True)
 
@@ -192,7 +194,7 @@ class Renewals:
         await asyncio.gather(*(work() for _ in range(_AT_ONCE)))
         return Report(tuple(renewed), report.failed)
 
-    async def _renew_one_now(self, spawner: Any, kept: Kept, names: Collection[str]) -> Mapping[str, str] | None:
+    async def _renew_one_now(self, spawner: HubSpawner, kept: Kept, names: Collection[str]) -> Mapping[str, str] | None:
         """What failed; None if the server doesn't run."""
         server = self._known(spawner, kept)
         if server is None:
@@ -315,7 +317,7 @@ class Renewals:
 
     # -- one server
 
-    def _known(self, spawner: Any, kept: Kept) -> _Server | None:
+    def _known(self, spawner: HubSpawner, kept: Kept) -> _Server | None:
         """What is known of a server; None if it can't be said now which start of it runs."""
         start_id = kept.running_start
         if start_id is None or not self._facility.minters:
@@ -325,7 +327,7 @@ class Renewals:
             return known
         return self._notice(spawner, kept, ours=False)
 
-    def _notice(self, spawner: Any, kept: Kept, *, ours: bool = True) -> _Server:
+    def _notice(self, spawner: HubSpawner, kept: Kept, *, ours: bool = True) -> _Server:
         """Another start of a server; `ours`: this hub's."""
         holding = kept.first_holding()
         identity = kept.server.identity
@@ -545,7 +547,7 @@ def _seconds(moment: datetime | None) -> float | None:
     return None if moment is None else moment.timestamp()
 
 
-async def hand_out_token(user: Any) -> None:
+async def hand_out_token(user: HubUser) -> None:
     """Give the newest token to the running servers: the old one may be dead (IAM: clearAccessTokensOnRefresh)."""
     minters = Facility.in_settings(user.settings, user.settings["config"]).minters
     names = [name for name, minter in minters.items() if minter.renewal == "token"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from casa_hub.errors import DeliveryError
 from casa_hub.facility import Facility
+from casa_hub.jupyterhub import HubApp
 from casa_hub.keeper.kept import Kept, running, shown
 from casa_hub.record import WITHOUT_US, AnyRecord, Unreadable
 
@@ -30,7 +30,7 @@ class Survey:
     dask_secrets: Counter[str] = field(default_factory=Counter)
 
 
-async def survey(app: Any, facility: Facility) -> Survey:
+async def survey(app: HubApp, facility: Facility) -> Survey:
     """Look at all servers of the hub that run."""
     result = Survey()
     room = asyncio.Semaphore(_AT_ONCE)

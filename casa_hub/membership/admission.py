@@ -8,6 +8,7 @@ from typing import Any
 
 from casa_hub.errors import CasaError
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.jupyterhub import HubUser
 from casa_hub.membership.member import Access, Member, Standing
 from casa_hub.membership.recheck import FRESH, Recheck
 from casa_hub.membership.tables import Entry
@@ -40,7 +41,7 @@ class Admission:
         self._members = recheck.members
         self._technical = technical
 
-    async def of_request(self, user: Any, handler: Any) -> bool:
+    async def of_request(self, user: HubUser, handler: Any) -> bool:
         """Whether this user's page or API request goes on; asked again every `Keeper.recheck_interval`."""
         max_age = self._members.settings.recheck_interval
         standing = await self._recheck.of(user, max_age=max_age, patience=PATIENCE)
@@ -53,7 +54,7 @@ class Admission:
         # A cookie can be sent to a new log-in. A token can't: it goes on while the membership counts.
         return access is Access.ON or (access is Access.LOG_IN and not by_own_cookie)
 
-    async def of_start(self, user: Any) -> Standing:
+    async def of_start(self, user: HubUser) -> Standing:
         """The membership before a spawn: a "yes" younger than `FRESH` counts.
 
         Raises:
@@ -72,7 +73,7 @@ class Admission:
             raise MembershipError(user.name, standing.reason.rstrip("."), remedy)
         return standing
 
-    def notice(self, user: Any) -> str:
+    def notice(self, user: HubUser) -> str:
         """What the hub's pages tell this user about the membership; "" if there is nothing to tell."""
         member = self._members.get(user.name)
         if member is None or member.standing is None:
@@ -97,7 +98,7 @@ def farewell(ended: Entry) -> str:
     return f"You are let in again. Your access had ended at {when(ended.began)}: {sentence(ended.reason)}{stopped}"
 
 
-def _by_own_cookie(user: Any, handler: Any) -> bool:
+def _by_own_cookie(user: HubUser, handler: Any) -> bool:
     """Whether a request comes from this user's own browser. JupyterHub 5 asks before it notes who it is."""
     if handler is None or getattr(handler, "_token_authenticated", False):
         return False

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -15,6 +14,7 @@ from casa_hub.identity.discovery import same_issuer
 from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.jupyterhub import HubUser
 from casa_hub.membership.member import UNASKED, Members, Standing
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class LogIns:
         self.issuer = issuer
         self._technical = technical
 
-    async def session(self, user: Any) -> Session | None:
+    async def session(self, user: HubUser) -> Session | None:
         """What is stored of a user's last log-in."""
         member = self.members[user.name]
         async with member.saving:
@@ -41,12 +41,12 @@ class LogIns:
         """Whether a log-in was at the identity provider that this hub has now: only that one may see its tokens."""
         return same_issuer(session.issuer, self.issuer.client.issuer)
 
-    async def stored(self, user: Any) -> Session | None:
+    async def stored(self, user: HubUser) -> Session | None:
         """As `session`, for who holds `Member.saving`, and without what the hub's database didn't take."""
         mended(user.db)
         return Session.from_auth_state(await user.get_auth_state())
 
-    async def known(self, user: Any) -> Standing:
+    async def known(self, user: HubUser) -> Standing:
         """The last verdict, or what the hub's database knows before the first; asks nobody."""
         if user.name in self._technical:
             return Standing(Verdict.YES, self.members.now(), "", self.members.now())
@@ -62,7 +62,7 @@ class LogIns:
             )
         return member.standing
 
-    async def save(self, user: Any, session: Session) -> None:
+    async def save(self, user: HubUser, session: Session) -> None:
         """Store newer tokens of a log-in, unless there is a later log-in.
 
         Raises:
@@ -83,7 +83,7 @@ class LogIns:
             raise
         member.unsaved = None
 
-    async def forget(self, user: Any, session_id: str) -> bool:
+    async def forget(self, user: HubUser, session_id: str) -> bool:
         """Drop what is stored of a log-in, unless there is a later one. Returns whether none is stored any more."""
         member = self.members[user.name]
         async with member.saving:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from casa_hub import metrics
 from casa_hub.audit import Action, Event, tell
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.jupyterhub import HubApp
 from casa_hub.keeper.renewals import hand_out_token
 from casa_hub.membership.active_users import watched
 from casa_hub.membership.loss_limit import Holdback, Ruling
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 class MassLoss:
     """Lives on the hub's event loop."""
 
-    def __init__(self, app: Any, members: Members, recheck: Recheck | None, revocations: Revocations) -> None:
+    def __init__(self, app: HubApp, members: Members, recheck: Recheck | None, revocations: Revocations) -> None:
         """`recheck`: None with an authenticator that isn't ours, of which there are no verdicts."""
         self._app = app
         self._members = members

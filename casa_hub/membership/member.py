@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.jupyterhub import HubUser
 from casa_hub.membership.policy import Allowed, Refused
 from casa_hub.membership.settings import Keeper
 from casa_hub.membership.tables import Entry
@@ -66,7 +66,7 @@ UNASKED = Standing(Verdict.CANT_SAY, -math.inf, "nobody asked yet", 0.0)
 class Inquiry:
     """Finding out about one user, while it is under way."""
 
-    user: Any
+    user: HubUser
     #: What was known when it began. Something else known at its end is of a log-in in between, which wins.
     before: Standing
     #: Time of the event loop when it began.
@@ -97,7 +97,7 @@ class Revocation:
 
     entry: Entry
     #: JupyterHub's user, who may get another name or be deleted meanwhile.
-    user: Any = field(repr=False)
+    user: HubUser = field(repr=False)
     #: Kept, since a user that was deleted may not tell it any more.
     user_id: int
     #: Names of servers that are still to be ended, and of those that were.

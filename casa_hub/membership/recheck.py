@@ -23,6 +23,7 @@ from casa_hub.identity.errors import OIDCError, cant_say
 from casa_hub.identity.session import Session
 from casa_hub.identity.tokens import RefreshedTokenError
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.jupyterhub import HubUser
 from casa_hub.membership.groups import MalformedClaim
 from casa_hub.membership.log_ins import LogIns, due_at
 from casa_hub.membership.member import Inquiry, Member, Standing
@@ -85,7 +86,7 @@ class Recheck:
         standing = Standing(Verdict.YES, at, "", at, session.id, decision, due_at=due_at(session))
         self._learn(self.members[username], _with_end(standing, session))
 
-    async def refused(self, user: Any, reason: str, decision: Refused | None = None) -> None:
+    async def refused(self, user: HubUser, reason: str, decision: Refused | None = None) -> None:
         """A refused log-in is a "no" for the same person's earlier ones, which may have no way to be asked about."""
         member = self.members[user.name]
         async with member.saving:
@@ -110,7 +111,7 @@ class Recheck:
             member.standing = replace(member.standing, at=-math.inf)
 
     async def of(
-        self, user: Any, *, max_age: float, patience: float | None = None, for_server: bool = False
+        self, user: HubUser, *, max_age: float, patience: float | None = None, for_server: bool = False
     ) -> Standing:
         """The standing of one of the hub's users.
 
@@ -150,7 +151,7 @@ class Recheck:
         # One of the future is of a clock that was put back since, and may be of long ago.
         return 0 <= self.members.now() - known.at < (max_age if known.verdict is Verdict.YES else min(FRESH, max_age))
 
-    def _inquire(self, user: Any, known: Standing) -> Inquiry:
+    def _inquire(self, user: HubUser, known: Standing) -> Inquiry:
         """The asking that is under way, or a new one."""
         member = self.members[user.name]
         if member.inquiry is None:

@@ -25,7 +25,8 @@ from casa_hub.audit import Action, Event, tell
 from casa_hub.database import mended, roll_back
 from casa_hub.errors import CasaError
 from casa_hub.identity.errors import OIDCError
-from casa_hub.keeper.kept import Kept
+from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
+from casa_hub.keeper.kept import Kept, kept_of
 from casa_hub.membership.log_ins import LogIns
 from casa_hub.membership.member import Member, Members, Revocation, RevocationReport
 from casa_hub.membership.tables import Entry, Ledger
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 class Revocations:
     """Lives on the hub's event loop."""
 
-    def __init__(self, app: Any, members: Members, log_ins: LogIns | None) -> None:
+    def __init__(self, app: HubApp, members: Members, log_ins: LogIns | None) -> None:
         """`log_ins`: None with an authenticator that isn't ours."""
         self._app = app
         self._members = members
@@ -102,7 +103,7 @@ class Revocations:
                 return user
         return named  # there is another log-in now
 
-    async def end(self, user: Any, reason: str, *, why: str, by: str = "") -> RevocationReport:
+    async def end(self, user: HubUser, reason: str, *, why: str, by: str = "") -> RevocationReport:
         """End all access of one of the hub's users: servers, their credentials and routes, tokens, cookies, sessions.
 
         Tokens and cookies have ended when this first waits for anything. Returns after the first try of all the rest.
@@ -124,18 +125,18 @@ class Revocations:
         await revocation.tried.wait()
         return revocation.report
 
-    def may_end(self, user: Any, name: str) -> bool:
+    def may_end(self, user: HubUser, name: str) -> bool:
         """Whether nothing must be brought to a server of one of JupyterHub's users: its end is under way, or may be."""
         return not self.resumed or any(one.user is user and name in one.servers for one in self._under_way)
 
-    def has_any(self, user: Any) -> bool:
+    def has_any(self, user: HubUser) -> bool:
         """Whether there is anything to end."""
         mended(self._app.db)
         return bool(user.active or user.encrypted_auth_state is not None or user.api_tokens)
 
     # -- first, in one commit
 
-    def _begin(self, user: Any, entry: Entry) -> Revocation:
+    def _begin(self, user: HubUser, entry: Entry) -> Revocation:
         self._ledger.open()
         tokens = self._end_tokens(user, lambda: self._ledger.note(entry))
         log.warning("The access of %s ends: %s", user.name, entry.reason)
@@ -144,7 +145,7 @@ class Revocations:
         self._start(revocation)
         return revocation
 
-    def _end_tokens(self, user: Any, note: Callable[[], None] = lambda: None) -> int:
+    def _end_tokens(self, user: HubUser, note: Callable[[], None] = lambda: None) -> int:
         """Tokens, codes and cookies, together with `note`. Returns how many tokens there were."""
         tokens = 0
         mended(self._app.db)
@@ -240,13 +241,13 @@ class Revocations:
 
     # -- servers
 
-    async def _end_server(self, revocation: Revocation, user: Any, name: str) -> None:
+    async def _end_server(self, revocation: Revocation, user: HubUser, name: str) -> None:
         """Raises if it isn't ended."""
         async with self._at_once, asyncio.timeout(_STEP):
             spawner = user.spawners.get(name)
             if spawner is None or not spawner.active:
                 return
-            kept = getattr(spawner, "casa_kept", None)
+            kept = kept_of(spawner)
             problem: Exception | None = None
             while True:
                 if self._is_let_in_since(revocation, user, spawner):
@@ -267,14 +268,14 @@ class Revocations:
         if problem is not None and kept is not None:
             await kept.withdraw()
 
-    def _is_let_in_since(self, revocation: Revocation, user: Any, spawner: Any) -> bool:
+    def _is_let_in_since(self, revocation: Revocation, user: HubUser, spawner: HubSpawner) -> bool:
         """Whether a new log-in has started it, after the one that was to be ended had ended by itself."""
         now = self._members[user.name].standing
         if now is None or now.session_id == revocation.entry.session_id:
             return False
         return bool(getattr(spawner, "casa_log_in", None) == now.session_id)
 
-    async def _not_pending(self, spawner: Any, kept: Any) -> None:
+    async def _not_pending(self, spawner: HubSpawner, kept: Any) -> None:
         """Wait until a start or stop is over, or it is only now known what a start was given."""
         before = None if kept is None else kept.running_start
         while spawner.pending:
@@ -282,7 +283,7 @@ class Revocations:
             if kept is not None and kept.running_start not in (None, before):
                 return
 
-    async def _stop(self, revocation: Revocation, user: Any, name: str, spawner: Any) -> None:
+    async def _stop(self, revocation: Revocation, user: HubUser, name: str, spawner: HubSpawner) -> None:
         """As JupyterHub's own handler does, whose method needs a request."""
 
         async def stop() -> None:
@@ -304,7 +305,7 @@ class Revocations:
             if spawner._stop_future.done():  # noqa: SLF001
                 spawner._stop_future, spawner._stop_pending = None, False  # noqa: SLF001
 
-    async def _tell_what_it_holds(self, revocation: Revocation, user: Any, name: str, kept: Kept) -> None:
+    async def _tell_what_it_holds(self, revocation: Revocation, user: HubUser, name: str, kept: Kept) -> None:
         """What others must block if it was copied: told before it is withdrawn and nobody knows it any more."""
         if name in revocation.told:
             return
@@ -354,7 +355,7 @@ class Revocations:
 
     # -- the log-in
 
-    async def _end_session(self, revocation: Revocation, user: Any, *, last: bool) -> str:
+    async def _end_session(self, revocation: Revocation, user: HubUser | None, *, last: bool) -> str:
         """Returns what is left to do, as a sentence.
 
         Args:
@@ -393,7 +394,7 @@ class Revocations:
         return self._app.users.get(username)
 
 
-async def _has_log_in(log_ins: LogIns, user: Any, session_id: str) -> bool:
+async def _has_log_in(log_ins: LogIns, user: HubUser, session_id: str) -> bool:
     session = await log_ins.session(user) if user is not None else None
     return session is not None and session.id == session_id
 

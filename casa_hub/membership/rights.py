@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from typing import Any
 
 from jupyterhub.roles import assign_default_roles
 
+from casa_hub.jupyterhub import HubUser
 from casa_hub.membership.policy import Allowed, Policy
 
 #: Characters of a name that JupyterHub's database can store.
@@ -37,7 +37,7 @@ class Rights:
             log.warning("Groups of %s longer than %d characters are no JupyterHub groups", username, NAME_LENGTH)
         return groups
 
-    def apply(self, user: Any, decision: Allowed, added: Collection[str] = ()) -> None:
+    def apply(self, user: HubUser, decision: Allowed, added: Collection[str] = ()) -> None:
         """Groups and administration follow the provider at every "yes", also downwards; the site's own stay.
 
         Args:

@@ -12,12 +12,12 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import roll_back
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.jupyterhub import HubApp, HubUser
 from casa_hub.membership.active_users import watched
 from casa_hub.membership.mass_loss import MassLoss
 from casa_hub.membership.member import Access, Member, Members, Standing
@@ -55,7 +55,7 @@ class Rounds:
     """Checks memberships in the background. Runs on the hub's event loop."""
 
     def __init__(
-        self, app: Any, members: Members, recheck: Recheck | None, revocations: Revocations, mass_loss: MassLoss
+        self, app: HubApp, members: Members, recheck: Recheck | None, revocations: Revocations, mass_loss: MassLoss
     ) -> None:
         """`recheck`: None with an authenticator that isn't ours; then only revocations are resumed."""
         self._app = app
@@ -179,7 +179,7 @@ class Rounds:
         spared = self._settings.recheck_interval * _SPARED
         await self._follow(user, await recheck.of(user, max_age=spared, for_server=user.active))
 
-    async def _follow(self, user: Any, standing: Standing) -> None:
+    async def _follow(self, user: HubUser, standing: Standing) -> None:
         """End the access of a user whose time is over. A new "no" is weighed already."""
         now, member = self._members.now(), self._members[user.name]
         if standing.session_id:

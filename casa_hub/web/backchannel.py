@@ -26,6 +26,7 @@ from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LoggedOut, LogoutTokens
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.jupyterhub import HubUser
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
@@ -119,7 +120,7 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
                 found.append(user)
         return found
 
-    async def _end(self, user: Any, said: LoggedOut) -> None:
+    async def _end(self, user: HubUser, said: LoggedOut) -> None:
         name, tokens = user.name, 0
         user.orm_user.cookie_id = orm.new_token()
         browsers = self.db.query(orm.APIToken).filter(
@@ -136,7 +137,7 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
         reason = f"The identity provider says that the user has logged out: cookies and {tokens} tokens end{also}."
         audit.tell(self.settings, audit.Event(audit.Action.LOGGED_OUT, name, reason=reason))
 
-    async def _drop_refresh_token(self, user: Any, said: LoggedOut) -> bool:
+    async def _drop_refresh_token(self, user: HubUser, said: LoggedOut) -> bool:
         """A refresh token ends with its session, unless it is for use without one (2.7)."""
         member = self.authenticator.members[user.name]
         async with member.saving:

@@ -27,6 +27,7 @@ from casa_hub.errors import CasaError
 from casa_hub.identity.errors import OIDCError, TokenError
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
+from casa_hub.jupyterhub import HubUser
 from casa_hub.membership.groups import MalformedClaim
 from casa_hub.membership.policy import Refused, RefusedError
 from casa_hub.membership.usernames import IdentityError
@@ -219,7 +220,7 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
             else:
                 await self.show_unavailable()
 
-    async def auth_to_user(self, authenticated: dict[str, Any], user: Any = None) -> Any:
+    async def auth_to_user(self, authenticated: dict[str, Any], user: HubUser | None = None) -> Any:
         session, decision = authenticated.pop("casa", (None, None))
         async with self.authenticator.members[authenticated["name"]].saving:
             if session is not None:

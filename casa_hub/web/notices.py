@@ -8,16 +8,17 @@ from typing import Any
 
 from jupyterhub.user import User
 
+from casa_hub.jupyterhub import HubApp, HubUser
 from casa_hub.membership.admission import NOTICE
 
 
-def show_notices(app: Any, notice: Callable[[Any], str]) -> None:
+def show_notices(app: HubApp, notice: Callable[[Any], str]) -> None:
     """Have all pages of the hub show `notice(user)`, at the hub's start.
 
     An operator's own ``page.html`` wins; it shows the notice with ``{% include "casa_notice.html" %}``.
     """
 
-    def notice_for(user: Any) -> str:
+    def notice_for(user: HubUser) -> str:
         return notice(user) if isinstance(user, User) else NOTICE.get()
 
     ours = str(files("casa_hub") / "web" / "templates")

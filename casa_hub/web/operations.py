@@ -30,6 +30,7 @@ from casa_hub import audit
 from casa_hub.configuration import did_you_mean
 from casa_hub.errors import CasaError
 from casa_hub.facility import Facility
+from casa_hub.jupyterhub import HubApp
 from casa_hub.keeper.kept import running, shown
 from casa_hub.keeper.survey import survey
 from casa_hub.membership.member import RevocationReport
@@ -118,7 +119,7 @@ class _Operation(APIHandler):  # type: ignore[misc]
             super().write_error(status_code, **kwargs)
 
 
-def _shown(app: Any) -> Callable[[str], str]:
+def _shown(app: HubApp) -> Callable[[str], str]:
     """How to show a server (`Server.identity`) to people: by the name that its user has now."""
     known = {
         kept.server.identity: shown(user.name, spawner.name, kept.server.username)

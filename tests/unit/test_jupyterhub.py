@@ -13,7 +13,7 @@ from jupyterhub.app import JupyterHub
 from jupyterhub.handlers import base
 from jupyterhub.proxy import Proxy
 from jupyterhub.spawner import Spawner
-from jupyterhub.user import User, UserDict
+from jupyterhub.user import User
 from kubespawner import KubeSpawner
 
 from casa_hub import jupyterhub as used
@@ -25,7 +25,6 @@ THEIRS: dict[type, tuple[type, ...]] = {
     used.HubUser: (User, orm.User),
     used.HubSpawner: (Spawner,),
     used.PodSpawner: (KubeSpawner,),
-    used.HubUsers: (UserDict,),
     used.HubProxy: (Proxy,),
     used.HubApp: (JupyterHub,),
 }

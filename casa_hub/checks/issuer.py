@@ -27,6 +27,7 @@ from casa_hub.authenticator import CasaOAuthenticator
 from casa_hub.checks.findings import Finding, error, ok, unseen, warning
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import TIMEOUT, Answer, NoAnswerError, ask, clock
+from casa_hub.identity.discovery import document_url
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.verdicts import Verdict
@@ -64,7 +65,7 @@ async def _registration(
 ) -> AsyncIterator[Finding]:
     proxy = issuer.client.proxy or None
     try:
-        url = issuer.client.issuer.rstrip("/") + "/.well-known/openid-configuration"
+        url = document_url(issuer.client.issuer)
         discovery = await ask(session, url, proxy=proxy)
         fails = "tokens are refused, or believed for too long"
         for finding in clock(f"issuer {issuer.client.issuer}", discovery, discovery.at, fails=fails):

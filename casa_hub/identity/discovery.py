@@ -26,6 +26,11 @@ class Metadata:
     revocation_endpoint: str = ""
 
 
+def document_url(issuer: str) -> str:
+    """Where an issuer's discovery document is (Discovery 4)."""
+    return issuer.rstrip("/") + "/.well-known/openid-configuration"
+
+
 def read(document: object, *, url: str, issuer: str) -> Metadata:
     """Read and check the discovery document of an issuer (Discovery 3).
 

@@ -109,7 +109,7 @@ class Issuer:
         self._metadata_until = self._clock() + METADATA_AGE
 
     async def _discover(self) -> Metadata:
-        url = self.client.issuer.rstrip("/") + "/.well-known/openid-configuration"
+        url = discovery.document_url(self.client.issuer)
         self._transport.check(url, "CasaOAuthenticator.issuer")
         for attempt in range(1, ATTEMPTS + 1):  # a lost packet is not an outage
             try:

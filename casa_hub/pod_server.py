@@ -295,7 +295,7 @@ class PodServer(ServerCredentials[Given]):
             mended(database)
             spawner.state = {**(spawner.state or {}), _WITHDRAWN: start_id}
             database.commit()
-        except SQLAlchemyError:  # the note of the departure, which was made before, keeps the next hub from it as well
+        except SQLAlchemyError:  # the note of the revocation, which was made before, keeps the next hub from it, too
             roll_back(database)
             self._spawner.log.exception("The withdrawal of %s can't be noted", self.server.identity)
 

@@ -276,8 +276,8 @@ class LocalDelivery(LoggingConfigurable):
     async def renew(self, minted: Minted) -> None:
         """Replace files of a running server, all at once; readers see the old set or the new one.
 
-        Files of credentials that aren't renewed stay, those that none has any more go. Routes that the minted brings
-        beside those that the server has are added.
+        Files of credentials that aren't renewed stay; those of credentials that the server has no more go. Routes that
+        `minted` brings beside those that the server has are added.
 
         Raises:
             DeliveryError: the server is gone, withdrawn or another start; or nothing could be replaced.

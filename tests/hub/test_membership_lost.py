@@ -163,6 +163,7 @@ def audit(hub: Hub) -> list[dict[str, Any]]:
 def measured(user: User, begin: float) -> dict[str, float]:
     """Seconds since `begin` until each effect was there."""
     seen: dict[str, float] = {}
+    since = len(user.hub.log)
 
     def all_ended() -> bool:
         for effect, there in user.effects().items():
@@ -170,7 +171,12 @@ def measured(user: User, begin: float) -> dict[str, float]:
                 seen.setdefault(effect, round(time.monotonic() - begin, 1))
         return len(seen) == len(NOTHING)
 
-    until(all_ended, f"the end of {user.name}'s access; so far {seen}", timeout=PROMISED)
+    until(
+        all_ended,
+        f"the end of {user.name}'s access",
+        timeout=PROMISED,
+        more=lambda: f"so far {seen}\n{user.hub.log[since:]}",
+    )
     return seen
 
 

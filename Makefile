@@ -27,6 +27,7 @@ help:
 	@echo "make docs        the documentation as a site (build/site), every link checked; renews the settings' reference"
 	@echo "make bench       what a mint costs, a thousand servers to keep fresh, and a hundred starts at once"
 	@echo "make lock        resolve the versions that the tests run with anew"
+	@echo "make clean       removes the environments; what was fetched and built for the demo and the tests stays in the cache"
 	@echo "make image       a hub's image for Kubernetes, from a wheel of this source"
 	@echo "                 (HUB=the image of the chart's hub; left out, it says how to find that. IMAGE=registry.example.org/name:tag)"
 
@@ -124,7 +125,7 @@ $(VENV_HUB5)/bin/python: | $(VENV)/.demo
 	    && echo "Making $(VENV_HUB5) with $$($$newest --version) ..." && $$newest -m venv --without-pip $(VENV_HUB5)
 
 $(VENV)/.demo: pyproject.toml $(LOCK)/hub6.txt | $(VENV)/bin/python
-	@echo "Installing casa_hub and what its demo runs (a minute or two, once) ..."
+	@echo "Installing casa_hub and what its demo runs (740 MB; a minute or two, once) ..."
 	@$(VENV)/bin/python -m pip install --quiet --editable '.[demo]' --constraint $(LOCK)/hub6.txt
 	@touch $@
 

@@ -257,7 +257,9 @@ class HTCondorPool:
         )
 
     def _environment(self) -> dict[str, str]:
-        return minimal_environment(CONDOR_CONFIG=str(self.directory / "condor_config"))
+        # HTCondor notes there whom it has met over TLS; by default in the home of who runs the demo.
+        hosts = str(self.directory / "known_hosts")
+        return minimal_environment(CONDOR_CONFIG=str(self.directory / "condor_config"), _CONDOR_SEC_KNOWN_HOSTS=hosts)
 
     def _ready(self) -> bool:
         log = self.log("CollectorLog")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -39,13 +40,24 @@ def serve(make: type[Facility], directory: Path | None, *, port: int | None) -> 
 def check(make: type[Facility], directory: Path | None, *, port: int | None) -> int:
     """Start the facility on free ports, run all steps and print a table; returns 0 if all passed."""
     progress = elapsed_printer()
-    with tempfile.TemporaryDirectory(prefix="casa-hub-check-", ignore_cleanup_errors=True) as temporary:
-        Path(temporary).chmod(0o711)
-        facility = make(directory or Path(temporary), port=port, progress=progress)
+    scratch = Path(tempfile.mkdtemp(prefix="casa-hub-check-"))
+    scratch.chmod(0o711)
+    failed = False
+    try:
+        facility = make(directory or scratch, port=port, progress=progress)
         with _ended_by_signals(), facility.running():
             checks = Checks(facility, progress)
             checks.run()
         checks.after_the_end()
+        failed = not checks.passed
+    except CasaError:
+        failed = True
+        raise
+    finally:
+        if failed and directory is None:
+            print(f"The logs of this run stay in {scratch}; remove it when you have read them.")
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
     print(checks.table())
     for what, why in facility.missing.items():
         print(f"Not tried, because this machine can't run it: {what}. {why}")

@@ -63,7 +63,7 @@ class Event:
     #: Name of the server; "" for the default server, None if the event is about the user.
     server: str | None = None
     start_id: str = ""
-    #: Name of the credential; "" if the event is about none.
+    #: Name of the credential; "" if the event is about no credential.
     credential: str = ""
     #: The credential's public identifiers (`Credential.identifiers`).
     identifiers: Mapping[str, str] = field(default_factory=dict)
@@ -97,7 +97,7 @@ def tell(settings: Mapping[str, Any], event: Event) -> None:
         # JSON in ASCII: no character of a name can end the line and forge another one.
         logger.log(logging.WARNING if event.action in _WARNINGS else logging.INFO, "%s%s", PREFIX, json.dumps(data))
         _emit(settings.get("eventlog") or getattr(app, "eventlog", None), data)
-    except Exception as error:  # noqa: BLE001 - the caller must go on: what the event tells has happened already
+    except Exception as error:  # noqa: BLE001 - the caller must go on, because the event has already happened
         logger.error("An audit event (%s) could not be recorded: %s", event.action, type(error).__name__)  # noqa: TRY400
 
 
@@ -144,7 +144,7 @@ def _emit(eventlog: Any, data: Mapping[str, Any]) -> None:
 def _logger(app: Any) -> logging.Logger:
     logger = logging.getLogger(LOGGER)
     if app is not None:
-        logger.parent = app.log  # or the hub's handlers would not get the line; JupyterHub does the same for tornado
+        logger.parent = app.log  # so that the hub's handlers get the line; JupyterHub does the same for tornado
     return logger
 
 

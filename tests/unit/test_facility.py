@@ -164,7 +164,7 @@ def test_a_section_configures_its_minter() -> None:
     [
         (["xcahce"], "there is no credential 'xcahce'. Did you mean xcache?"),
         (["DASK"], "there is no credential 'DASK'. Did you mean dask?"),
-        (["twice"], "several packages bring a credential 'twice'"),
+        (["twice"], "several packages have a credential 'twice'"),
         (["misnamed"], "is no Minter with the name 'misnamed'"),
         (["absent"], "load failed with ModuleNotFoundError"),
     ],

@@ -60,7 +60,7 @@ def test_each_credential_has_a_sentence() -> None:
     assert told(facility, minted, NOW) == [  # type: ignore[arg-type]
         "HTCondor token (READ as alice), valid until 14:05 UTC",
         "Dask certificates, valid until 2026-08-31 12:00 UTC",
-        "Other, without an end",
+        "Other, without expiry",
         "Starting without bearer: no token. Log in again. The running server gets it with your next token.",
         "Starting without xcache: no key. Make one. It is tried again while the server runs.",
         "Starting without site: broken. Tell the operator. It can't come before the next start.",

@@ -61,7 +61,7 @@ class Steps:
                 listening.cancel()
 
 
-def told(facility: Facility, minted: Minted, now: datetime) -> list[str]:
+def sentences_of(facility: Facility, minted: Minted, now: datetime) -> list[str]:
     """A sentence for each credential: its name and expiry, or why it is missing."""
     sentences = [
         f"{facility.minters[name].title}{f' ({new.summary})' if new.summary else ''}, {_until(new, now)}"

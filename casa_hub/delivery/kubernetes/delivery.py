@@ -178,7 +178,7 @@ class KubernetesDelivery(LoggingConfigurable):
             await self.loop.end(self.api.close())
             raise
 
-    def owe(self, start: Start) -> None:
+    def suspect(self, start: Start) -> None:
         """Look soon for a pod that this server may have left."""
         if self._leftovers is not None:
             self._leftovers.suspect(start)
@@ -287,7 +287,7 @@ class KubernetesDelivery(LoggingConfigurable):
                 deadline = deadline or Deadline(seconds)
                 made = await self._create(body, deadline)
                 if marks.start_id_of(made) == start.start_id:
-                    return await self._apply(owned(Pod.of(made)), deadline)
+                    return await self._apply(owned(Pod.from_object(made)), deadline)
             # Not in turn: it may take long, and other launches needn't wait for it.
             await self._make_room(made, body, start, deadline)
 

@@ -107,7 +107,7 @@ class Pod:
     created: int = 0
 
     @classmethod
-    def of(cls, described: Object) -> Pod:
+    def from_object(cls, described: Object) -> Pod:
         """The pod in an answer of the API server."""
         meta = described["metadata"]
         return cls(meta["name"], meta["uid"], int(datetime.fromisoformat(meta["creationTimestamp"]).timestamp()))

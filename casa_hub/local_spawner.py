@@ -171,14 +171,14 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         home, process_file = self.home_dir, os.fsencode(self.delivery.process_file(self.casa_kept.server))
 
         def enter() -> None:
-            # What fails here fails the start, unlike in the base class, whose server would run in the hub's directory.
+            # An error here fails the start. In the base class, the server would run in the hub's directory.
             os.chdir(home)
             sign_in(process_file)
 
         return enter
 
     def user_env(self, env: dict[str, str]) -> dict[str, str]:
-        """What this spawner adds; a variable that the operator's `environment` sets stays the operator's."""
+        """Add this spawner's variables, but none that the operator's `environment` sets."""
         ours: dict[str, str] = super().user_env({}) | self._own_environment
         return env | {name: value for name, value in ours.items() if name not in self.environment}
 
@@ -204,14 +204,14 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
             await asyncio.shield(self.casa_kept.remove())
 
     async def poll(self) -> int | None:
-        """As in the base class; a server that is found dead has its credentials removed at once."""
+        """As in the base class, but remove the credentials of a server that is found dead."""
         status: int | None = await super().poll()
         # JupyterHub doesn't call `stop` for a server that ended by itself.
         if status is not None and not self.casa_kept.starting:
             await self.casa_kept.remove()
         return status
 
-    # -- a hub that was restarted
+    # -- after a restart of the hub
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = super().get_state()
@@ -244,19 +244,19 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         return next(iter(named + signed_in), None)
 
     async def get_url(self) -> str:
-        """For a server whose start an earlier hub didn't live to see the end of, JupyterHub doesn't know the port."""
+        """The URL by the process's environment if the previous hub process died before JupyterHub saved the port."""
         url = self._adopted.environment().get("JUPYTERHUB_SERVICE_URL") if self._adopted is not None else None
         return url or await super().get_url()
 
     async def _signal(self, sig: int) -> bool:
-        """As in the base class; but the id of an adopted process may be another's by now."""
+        """As in the base class, but not to another process that has the id of an adopted one by now."""
         if self.proc is None and (self._adopted is None or not self._adopted.alive):
             return False
         return bool(await super()._signal(sig))
 
 
 class _Known:
-    """Servers that run, start or stop, by the hub's database."""
+    """The servers that run, start or stop, by the hub's database."""
 
     def __init__(self, app: HubApp) -> None:
         columns = mended(app.db).query(orm.User.name, orm.Spawner.name, orm.Spawner.state).join(orm.Spawner.user)
@@ -265,11 +265,11 @@ class _Known:
         #: Their start ids, which stay when a user is renamed.
         self.starts = {state[START_ID] for state in states if START_ID in state}
         self._names = {(username, name) for username, name, _ in rows}
-        # Of those that an earlier version of this package started.
+        # Process ids of servers that an earlier version of this package started.
         self._pids = {state["pid"] for state in states if START_ID not in state and "pid" in state}
 
     def runs(self, one: Delivered, process: Process | None) -> bool:
-        """Whether what was delivered belongs to one of them; `process`: that of its server."""
+        """Whether one of the servers has these files; `process`: the one that signed in there."""
         if one.start_id in self.starts or _whose(one) in self._names:
             return True
         return any(_is_process(process, pid) for pid in self._pids)
@@ -284,7 +284,7 @@ def _whose(one: Delivered) -> tuple[str, str]:
 
 
 def _end_process(app: HubApp, delivery: LocalDelivery, one: Delivered) -> None:
-    """Of a server that nobody could stop any more, and that would go on with its credentials."""
+    """End the process of a server that JupyterHub doesn't know, so that nobody else could stop it."""
     process = delivery.process(one.server)
     if process is not None and process.alive:
         app.log.warning("Ending %s, a server that this hub's database doesn't know", one.server.identity)
@@ -293,7 +293,7 @@ def _end_process(app: HubApp, delivery: LocalDelivery, one: Delivered) -> None:
 
 
 def listens_here_only(url: str) -> bool:
-    """Whether what listens at the URL is reached from this machine only."""
+    """Whether only this machine can reach what listens at the URL."""
     parts = urlsplit(url)
     return parts.scheme.endswith("+unix") or is_loopback(parts.hostname or "")
 
@@ -303,6 +303,6 @@ def _exposed(setting: str, url: str) -> Problem:
         Severity.ERROR,
         setting,
         f"{url} can be reached from other machines, and local servers aren't isolated from this hub",
-        f"Set {setting} to an address of loopback (http://127.0.0.1:8000), or use a spawner that isolates servers; "
+        f"Set {setting} to a loopback address (http://127.0.0.1:8000), or use a spawner that isolates servers. "
         "CasaLocalSpawner.allow_non_loopback: true takes the risk.",
     )

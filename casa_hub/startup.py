@@ -1,9 +1,13 @@
-"""What happens once, when the hub starts: look at the whole configuration, and clean up after a hub that crashed.
+"""The start of the hub: checks the whole configuration, and cleans up after a hub that crashed.
 
-Whoever of us the hub meets first calls `on_hub_start`: `CasaOAuthenticator` when JupyterHub makes it; with another
-authenticator, what the hub's configuration calls (`begin_with_hub`: `casa_hub.hooks.install`, and the file of
-``jupyterhub_config.d``). The database is there then, no server has been looked at and nobody is served. Without any of
-these, the first spawner: of a server that runs already, or that somebody starts.
+`on_hub_start` runs once in each hub process. The first of these calls it:
+
+1. `CasaOAuthenticator`, when JupyterHub makes it.
+2. With another authenticator, the observer that `begin_with_hub` registers: `casa_hub.hooks.install` and the file of
+   ``jupyterhub_config.d`` call that.
+3. The first spawner object, of a running server or of a start.
+
+In 1 and 2 the database is open, and the hub has not yet looked at servers or served requests. In 3 it may have.
 """
 
 from __future__ import annotations
@@ -33,11 +37,11 @@ ADDED = "CasaHooks"
 
 
 def begin_with_hub() -> None:
-    """For the hub's configuration, as it is being read: have `on_hub_start` called when all but its servers is there.
+    """Make JupyterHub call `on_hub_start`. For the hub's configuration file; may be called again.
 
-    JupyterHub has no hook for its start, but one of its traits, `tornado_settings`, is set to what its handlers use
-    right before it looks for running servers, whatever comes later in the configuration. Called again, or where no hub
-    is about to start (`jupyterhub token`, `casa-hub check`), this changes nothing.
+    JupyterHub has no hook for its start. But right before it looks for running servers, it sets its trait
+    `tornado_settings` to the settings of its handlers, which we observe. In a program that starts no hub
+    (`jupyterhub token`, `casa-hub check`) this changes nothing.
     """
     app = Application.instance() if Application.initialized() else None
     if isinstance(app, JupyterHub):
@@ -46,12 +50,12 @@ def begin_with_hub() -> None:
 
 def _begin(change: Any) -> None:
     app = change["owner"]
-    if change["new"].get("app") is not app:  # those of the configuration
+    if change["new"].get("app") is not app:  # the configuration's own settings, which JupyterHub sets earlier
         return
     try:
         on_hub_start(app)
     except ConfigurationError as error:
-        # The hub's operator reads one line, and not thirty of a traceback above it.
+        # One line for the operator instead of a traceback.
         app.log.critical("%s", error)
         raise SystemExit(1) from None
 
@@ -116,14 +120,14 @@ def spawner_class_of(app: HubApp) -> type:
 
 
 def not_the_hubs_fault(error: BaseException, app: HubApp) -> None:
-    """Keep a failed spawn out of JupyterHub's count, if another hub could do no better.
+    """Don't count a failure towards `Spawner.consecutive_failure_limit` if a restart of the hub could not fix it.
 
-    A hub that counts `Spawner.consecutive_failure_limit` failures in a row exits, to begin afresh: five tries of a
-    person whose name can't have a credential must not do that to everybody else. It counts a failure after the
-    spawner raised it, so one less here leaves the count as it was.
+    A hub exits after that many failures in a row. But five tries of one person whose name can't have a credential must
+    not end the hub for all others. JupyterHub counts the failure after the spawner has raised it, so the count is
+    decremented here.
 
     Args:
-        error: why a spawn fails.
+        error: why the spawn fails.
         app: JupyterHub's application.
     """
     if isinstance(error, CasaError) and not getattr(error, "transient", False):
@@ -133,7 +137,7 @@ def not_the_hubs_fault(error: BaseException, app: HubApp) -> None:
 
 
 def sections(*used: type) -> list[type[Configurable]]:
-    """Classes of this package with a configuration section: every hub's, what `used` ones are or bring, and minters."""
+    """Classes with a configuration section of ours: every hub's, those of the `used` classes, and all minters."""
     classes: list[type[Configurable]] = [Facility, Keeper]
     for cls in used:
         ours = [base for base in cls.__mro__ if base.__module__.startswith("casa_hub.")]

@@ -1,16 +1,16 @@
-"""What operators ask of the running hub, as a service of it: `casa-hub revoke`, `renew`, `rebind`, `confirm` ...
+"""The API for operators, which the commands `casa-hub revoke`, `renew`, `rebind`, `confirm` ... use.
 
-``/hub/api/casa-hub/...``, JSON in and out, errors as JupyterHub's API has them. Each needs the scope
-``custom:casa-hub:operate``, which no role of JupyterHub's own has: administrators of the hub are people of the
-experiment, and who ends somebody's access or gives his name to another person is the one who runs the facility. Give
-it to a service, in ``jupyterhub_config.py``::
+``/hub/api/casa-hub/...``, with JSON in requests and answers, and errors as in JupyterHub's API. All requests need the
+scope ``custom:casa-hub:operate``. JupyterHub's own roles don't have it: a hub's administrators are people of the
+experiment, but only the facility's operator may end somebody's access or give a user name to another person. Give the
+scope to a service, in ``jupyterhub_config.py``::
 
     c.JupyterHub.services = [{"name": "casa-hub", "api_token": "..."}]
     c.JupyterHub.load_roles = [
         {"name": "casa-hub", "services": ["casa-hub"], "scopes": ["custom:casa-hub:operate"]},
     ]
 
-`CasaOAuthenticator` brings it. With another authenticator, all but `rebind` can be had as well, by
+`CasaOAuthenticator` adds this API to the hub. With another authenticator, add all but `rebind` by
 ``c.JupyterHub.extra_handlers = casa_hub.web.operations.handlers``.
 """
 
@@ -77,7 +77,7 @@ class _Operation(APIHandler):  # type: ignore[misc]
         return Upkeep.of(self.app.tornado_settings)
 
     def asked(self, **known: type) -> dict[str, Any]:
-        """The fields of the request's JSON object; what isn't in `known` (name -> type) is refused."""
+        """The fields of the request's JSON object. A field that isn't in `known` (name -> type) is refused."""
         body = self.get_json_body() or {}
         if not isinstance(body, dict):
             raise web.HTTPError(HTTPStatus.BAD_REQUEST, "The request must be a JSON object")
@@ -88,21 +88,21 @@ class _Operation(APIHandler):  # type: ignore[misc]
                 raise web.HTTPError(HTTPStatus.BAD_REQUEST, f"{name} must be a {known[name].__name__}")
             if isinstance(value, list) and not all(isinstance(one, str) for one in value):
                 raise web.HTTPError(HTTPStatus.BAD_REQUEST, f"{name} must be a list of strings")
-            # Half characters, as a terminal of another encoding sends them, can't even be looked for in a database.
+            # Half characters, which a terminal of another encoding sends, can't be used in a database query.
             names = value if isinstance(value, list) else [value] if isinstance(value, str) else []
             if name != "reason" and not all(one.isprintable() for one in names):
                 raise web.HTTPError(HTTPStatus.BAD_REQUEST, f"{name} has characters that no name has")
         return body
 
     def user_of(self, name: str) -> Any:
-        """The hub's user of a name as the provider spells it."""
+        """The hub's user with this name, in the provider's spelling."""
         user = self.find_user(self.authenticator.normalize_username(name))
         if user is None:
             raise web.HTTPError(HTTPStatus.NOT_FOUND, f"This hub has no user {name!r}")
         return user
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """As tornado's, but what this package says is a line, not a traceback."""
+        """As in tornado, but our own errors are logged as one line without a traceback."""
         if isinstance(value, CasaError):
             self.log.error("%s: %s", self.request.path, value)
         else:
@@ -111,7 +111,7 @@ class _Operation(APIHandler):  # type: ignore[misc]
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = (kwargs.get("exc_info") or (None, None))[1]
         if isinstance(error, CasaError):
-            # It says what to do, and it isn't the hub that failed.
+            # 503, not 500: the error says what to do, and the hub itself has not failed.
             self.set_status(HTTPStatus.SERVICE_UNAVAILABLE)
             self.set_header("Content-Type", "application/json")
             self.finish({"status": HTTPStatus.SERVICE_UNAVAILABLE, "message": str(error)})
@@ -120,7 +120,7 @@ class _Operation(APIHandler):  # type: ignore[misc]
 
 
 def _shown(app: HubApp) -> Callable[[str], str]:
-    """How to show a server (`Server.identity`) to people: by the name that its user has now."""
+    """A function that shows a server (`Server.identity`) to people, by its user's present name."""
     known = {
         kept.server.identity: shown(user.name, spawner.name, kept.server.username)
         for user, spawner, kept in running(app)
@@ -146,7 +146,7 @@ class RevokeHandler(_Operation):
         asked = self.asked(user=str, reason=str)
         name = self.authenticator.normalize_username(asked.get("user", ""))
         if name in self.authenticator.blocked_users and self.find_user(name) is None:
-            # Blocked from the first log-in on: the hub never had such a user, and nothing is there to end.
+            # The user was blocked before the first log-in, so the hub has no such user and no access to end.
             self.write({"user": name, "also": [], **_reported(RevocationReport((), 0, ()))})
             return
         user = self.user_of(name)
@@ -160,7 +160,7 @@ class RevokeHandler(_Operation):
 
 
 class RebindHandler(_Operation):
-    """``{"user": NAME}``: the next identity that logs in with this name has it; its owner's access ends before."""
+    """``{"user": NAME}``: end the owner's access, and give the name to the next identity that logs in with it."""
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
@@ -172,7 +172,7 @@ class RebindHandler(_Operation):
             answer |= _reported(await self.upkeep.revocations.end(user, reason, why="operator", by=self.by))
             if not answer["still"] and self.upkeep.revocations.has_any(user):
                 answer["still"] = ["the owner has logged in again meanwhile."]
-        # While a server of the owner's may still run, nobody else must be led to it.
+        # As long as a server of the owner may run, nobody else may get the name, and with it that server.
         if not answer["still"]:
             answer["rebound"] = self.authenticator.identities.release(name)
             if answer["rebound"]:
@@ -183,7 +183,7 @@ class RebindHandler(_Operation):
 
 
 class RenewHandler(_Operation):
-    """``{"users": [NAME ...], "credentials": [NAME ...]}``: renew now; without users, of all running servers."""
+    """``{"users": [NAME ...], "credentials": [NAME ...]}``: renew now. Without users: for all running servers."""
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
@@ -201,7 +201,7 @@ class RenewHandler(_Operation):
 
 
 class ConfirmHandler(_Operation):
-    """``{}``: the "no"s that are held back are true; the access of these users ends."""
+    """``{}``: end the access of all users whose "no" is held back."""
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
@@ -210,7 +210,7 @@ class ConfirmHandler(_Operation):
 
 
 class StatusHandler(_Operation):
-    """What an operator should look at."""
+    """All that an operator should look at."""
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def get(self) -> None:
@@ -237,7 +237,7 @@ class StatusHandler(_Operation):
 
 
 class CollectHandler(_Operation):
-    """``{"dry_run": true}``: remove what has no living server, or only tell of it."""
+    """``{"dry_run": true}``: remove pods, objects and files without a living server, or only list them."""
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:

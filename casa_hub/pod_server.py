@@ -24,7 +24,6 @@ from casa_hub.keeper.kept import Holding
 from casa_hub.naming import Server
 from casa_hub.record import AnyRecord, ServerRecord, parse_text, under_another_name
 from casa_hub.server_credentials import ServerCredentials
-from casa_hub.upkeep import Upkeep
 
 #: Seconds for what must still be done when a start has failed or a server has ended.
 _CLEAN_UP = 15.0
@@ -83,7 +82,7 @@ class PodServer(ServerCredentials[Given]):
 
     @property
     def delivery(self) -> KubernetesDelivery:
-        return KubernetesDelivery.of(self._spawner)
+        return self.hub.delivery(KubernetesDelivery)
 
     # -- what JupyterHub keeps with the spawner's state: a user may be renamed while the hub is away
 
@@ -166,7 +165,7 @@ class PodServer(ServerCredentials[Given]):
         starting, self._starting = self._starting, None
         assert starting is not None  # noqa: S101 - see dress
         self._known = starting.given
-        Upkeep.of(self._spawner.user.settings).started(self._spawner, starting.missing)
+        self.hub.started(self._spawner, starting.missing)
 
     async def take_down(self) -> None:
         """Remove the pod of a start that failed, if it was created, and with it what it owns."""

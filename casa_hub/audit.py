@@ -21,7 +21,6 @@ from importlib.resources import files
 from typing import Any
 
 import yaml
-from traitlets.config import Application
 
 #: Beginning of each line, after the log's own header; JSON follows.
 PREFIX = "casa-hub audit: "
@@ -88,9 +87,6 @@ def tell(settings: Mapping[str, Any], event: Event) -> None:
         event: what happened.
     """
     app = settings.get("app")
-    if app is None and Application.initialized():
-        # JupyterHub replaces its settings while it starts, so early callers have the first ones, without "app".
-        app = Application.instance()
     logger = _logger(app)
     try:
         data = fields(event, datetime.now(UTC))

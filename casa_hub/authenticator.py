@@ -23,6 +23,7 @@ from traitlets import Bool, Enum, Float, List, Set, TraitError, Unicode, default
 from casa_hub import audit
 from casa_hub.database import roll_back
 from casa_hub.errors import ConfigurationError, Severity
+from casa_hub.hub import CasaHub
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LogoutTokens
 from casa_hub.identity.oidc import Issuer
@@ -32,7 +33,6 @@ from casa_hub.identity.settings import advice, check_settings, refuse_superseded
 from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Answer, Verdict
 from casa_hub.jupyterhub import HubApp, HubUser
-from casa_hub.keeper.renewals import hand_out_token
 from casa_hub.membership.admission import Admission, MembershipError
 from casa_hub.membership.groups import GroupSource
 from casa_hub.membership.log_ins import LogIns
@@ -40,10 +40,8 @@ from casa_hub.membership.member import Members
 from casa_hub.membership.policy import Allowed, Policy, Refused, RefusedError, decide
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.rights import NAME_LENGTH, Rights
-from casa_hub.membership.settings import Keeper
 from casa_hub.membership.usernames import Identities, IdentityError
 from casa_hub.startup import on_hub_start
-from casa_hub.upkeep import Upkeep
 from casa_hub.web import operations
 from casa_hub.web.backchannel import BackchannelLogoutHandler
 from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler
@@ -234,8 +232,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             raise SystemExit(1) from None
 
     def _begin(self, **kwargs: Any) -> None:
-        self.keeper = Keeper(parent=kwargs.get("parent"), config=kwargs.get("config"))
-        refuse_superseded(type(self), self.keeper.config)  # before the base classes wonder about it
+        self.members = Members.configured(self.clock, parent=kwargs.get("parent"), config=kwargs.get("config"))
+        refuse_superseded(type(self), self.members.settings.config)  # before the base classes wonder about it
         super().__init__(**kwargs)
         if self.parent is not None:
             # The lines of this package's loggers go into the hub's log; JupyterHub does the same for tornado.
@@ -260,7 +258,6 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             ),
             clock=self.clock,
         )
-        self.members = Members(self.keeper, self.clock)
         self.log_ins = LogIns(self.members, self.provider_side, self.technical_users - self.blocked_users)
         self.rights = Rights(self.policy)
         if hasattr(self.parent, "tornado_settings"):  # a hub, which has its database by now and serves nobody yet
@@ -277,7 +274,6 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             self._decide,
             groups_live=self.preset.groups_live_in_userinfo,
             on_yes=self.rights.apply,
-            on_tokens=hand_out_token,
         )
 
     @cached_property
@@ -367,7 +363,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
                 "Register the client for refresh tokens and ask for the scope offline_access.",
                 self.preset.title,
                 username,
-                self.keeper.membership_max_age,
+                self.members.settings.membership_max_age,
             )
         return {
             "name": username,
@@ -503,11 +499,6 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             refusal.jupyterhub_message = error.jupyterhub_message
             raise refusal from error
 
-    @property
-    def upkeep(self) -> Upkeep | None:
-        """What goes on while servers run; None where no hub is."""
-        return getattr(self.parent, "tornado_settings", {}).get("casa_upkeep")
-
     async def delete_user(self, user: HubUser) -> None:
         """End all access of a user whom an administrator removes from the hub.
 
@@ -515,14 +506,15 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         other servers running.
         """
         super().delete_user(user)
-        if self.upkeep is None:
+        hub = CasaHub.of(self.parent)
+        if not hub.begun:
             return
         reason = "An administrator has removed the user from this hub."
-        await self.upkeep.revocations.end(user, reason, why="deleted", by="an administrator of the hub")
+        await hub.revocations.end(user, reason, why="deleted", by="an administrator of the hub")
         if user.active:
             message = f"Servers of {user.name} are still being stopped. Try again in a minute."
             raise web.HTTPError(HTTPStatus.SERVICE_UNAVAILABLE, "%s", message)
-        self.upkeep.mass_loss.release(user.name)
+        hub.mass_loss.release(user.name)
 
     async def access_token(self, user: HubUser) -> Any:
         """The user's own token, for the credentials of a server; None if there is none."""

@@ -17,7 +17,7 @@ from casa_hub.audit import Action, Event, tell
 from casa_hub.configuration import did_you_mean, is_set
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route, bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
-from casa_hub.jupyterhub import HubSpawner
+from casa_hub.jupyterhub import HubApp, HubSpawner
 from casa_hub.metrics import MINTS, OUTCOMES
 from casa_hub.naming import Server
 from casa_hub.record import EDITED_ENTRY, AnyRecord, ServerRecord, better_from, iso, next_record, outlives
@@ -62,7 +62,7 @@ class Minted:
 
 
 class Facility(LoggingConfigurable):
-    """The credentials of this hub's servers; one instance for each hub."""
+    """The credentials of this hub's servers; one instance for each hub (`CasaHub.facility`)."""
 
     credentials = List(
         Unicode(),
@@ -107,31 +107,16 @@ class Facility(LoggingConfigurable):
             raise TraitError(f"Facility.secrets_path is {proposal['value']!a}, must be an absolute path below /.")
         return str(path)
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, app: HubApp | None = None, **kwargs: Any) -> None:
+        """`app`: the hub, for the audit; None where there is none."""
         super().__init__(**kwargs)
+        self._app = app
         #: The minters in use, by name, in the order of `credentials`.
         self.minters: dict[str, Minter] = {}
-        #: The hub's tornado settings, for the audit.
-        self._settings: Mapping[str, Any] = {}
         self._load_problems: list[Problem] = []
         available = _available()
         for name in dict.fromkeys(self.credentials):
             self._load(name, available)
-
-    @classmethod
-    def of(cls, spawner: HubSpawner) -> Facility:
-        """The one of the hub that `spawner` belongs to, made from the hub's configuration when first asked for."""
-        settings = spawner.user.settings
-        return cls.in_settings(settings, settings["config"])
-
-    @classmethod
-    def in_settings(cls, settings: dict[str, Any], config: Any) -> Facility:
-        """As `of`, for who has the hub's tornado settings: they live as long as the hub, unlike a global."""
-        if "casa_facility" not in settings:
-            settings["casa_facility"] = cls(config=config)
-            settings["casa_facility"]._settings = settings  # noqa: SLF001 - our own
-        facility: Facility = settings["casa_facility"]
-        return facility
 
     def server(self, username: str, name: str = "") -> Server:
         """The identity of a server of this hub."""
@@ -423,7 +408,7 @@ class Facility(LoggingConfigurable):
                 expires_at=iso(new.expires_at),
                 reason="for a technical user, who has no log-in" if request.technical else "",
             )
-            tell(self._settings, event)
+            tell({} if self._app is None else self._app.tornado_settings, event)
         for name in missing:
             MINTS.labels(name, "failed").inc()
 

@@ -18,8 +18,9 @@ from types import new_class
 from kubespawner import KubeSpawner
 from traitlets.config import Config
 
+from casa_hub.hub import ADDED
 from casa_hub.spawner import CredentialsMixin
-from casa_hub.startup import ADDED, begin_with_hub
+from casa_hub.startup import begin_with_hub
 
 
 def install(c: Config) -> None:

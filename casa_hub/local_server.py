@@ -35,8 +35,7 @@ class LocalServer(ServerCredentials[Delivered]):
 
     @property
     def delivery(self) -> LocalDelivery:
-        delivery: LocalDelivery = self._spawner.delivery
-        return delivery
+        return self.hub.delivery(LocalDelivery)
 
     # -- a start: mint, deliver
 

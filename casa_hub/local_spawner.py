@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -22,17 +22,16 @@ from casa_hub.delivery.layout import make_directory
 from casa_hub.delivery.local.delivery import Delivered, LocalDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
-from casa_hub.facility import Facility
+from casa_hub.hub import CasaHub, Home
 from casa_hub.jupyterhub import HubApp
 from casa_hub.local_server import START_ID, LocalServer
 from casa_hub.loopback import is_loopback
 from casa_hub.processes import Process, sign_in
 from casa_hub.startup import on_hub_start
 from casa_hub.steps import Steps
-from casa_hub.upkeep import Upkeep
 
 
-class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
+class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
     """Servers as processes of this machine, each with credentials, an address and a route of its own.
 
     There is no isolation: all servers run as the hub's own user, and whoever has a server can read the hub's keys and
@@ -53,7 +52,6 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         `LocalDelivery.directory`. Example: `/srv/homes/{username}`.""",
     ).tag(config=True)
 
-    #: Whose configuration sections this spawner uses.
     casa_classes: ClassVar = (LocalDelivery, TraefikRoutes)
 
     @default("env_keep")
@@ -63,16 +61,19 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
 
     @default("home_dir")
     def _safe_home_dir(self) -> str:
-        template = self.home_dir_template or str(self.delivery.root.parent / "casa-hub-homes" / "{username}")
-        return str(Path(template.format(username=self.facility.server(self.user.name).slug)).resolve())
+        template = self.home_dir_template or str(self.casa_kept.delivery.root.parent / "casa-hub-homes" / "{username}")
+        return str(Path(template.format(username=self.casa_kept.facility.server(self.user.name).slug)).resolve())
 
     # -- the hub's start
 
     @classmethod
-    def check_hub(cls, app: HubApp, facility: Facility) -> list[Problem]:
-        """What is wrong with the hub's configuration for this spawner."""
-        delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
-        problems = delivery.check(routes=facility.wants_routes)
+    def make_delivery(cls, hub: CasaHub) -> LocalDelivery:
+        return LocalDelivery(config=hub.app.config)
+
+    @classmethod
+    def check_hub(cls, hub: CasaHub) -> list[Problem]:
+        app = hub.app
+        problems = hub.delivery(LocalDelivery).check(routes=hub.facility.wants_routes)
         allowed = value_of(app.config, cls, "allow_non_loopback")
         for setting, url in {"JupyterHub.bind_url": app.bind_url, "JupyterHub.hub_bind_url": app.hub.bind_url}.items():
             if not allowed and not listens_here_only(url):
@@ -80,16 +81,16 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         return problems
 
     @classmethod
-    def begin_hub(cls, app: HubApp, facility: Facility) -> None:
+    def begin_hub(cls, hub: CasaHub) -> None:
         """Take over what an earlier hub left: servers that still run are kept, all else is removed.
 
         Raises:
             ConfigurationError: the delivery's directory can't be used.
         """
+        app, delivery = hub.app, hub.delivery(LocalDelivery)
         app.log.warning(
             "%s gives no isolation: whoever has a server can read this hub's keys and all users' files", cls.__name__
         )
-        delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
         delivery.open()
         known = _Known(app)
         living = set()
@@ -99,7 +100,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
             elif (process := delivery.process(one.server)) is not None and process.alive:
                 living.add(one.key)
         try:
-            for slug in delivery.sweep(facility.hub_id, living):
+            for slug in delivery.sweep(hub.facility.hub_id, living):
                 app.log.info("Removed what was left of server %s", slug)
         except (OSError, CasaError) as error:
             raise ConfigurationError(
@@ -109,9 +110,8 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
             ) from error
 
     @classmethod
-    async def collect_garbage(cls, app: HubApp, facility: Facility, *, dry_run: bool) -> list[Removal]:
-        """Remove what has no living server, or only tell of it."""
-        delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
+    async def collect_garbage(cls, hub: CasaHub, *, dry_run: bool) -> list[Removal]:
+        app, delivery = hub.app, hub.delivery(LocalDelivery)
         known = _Known(app)
         # Also those whose start JupyterHub has not saved yet.
         spawners = (spawner for user in app.users.values() for spawner in user.spawners.values())
@@ -124,17 +124,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         if not dry_run:
             for one in ended:
                 _end_process(app, delivery, one)
-        return await delivery.collect(facility.hub_id, ended, dry_run=dry_run)
-
-    # -- parts
-
-    @property
-    def facility(self) -> Facility:
-        return Facility.of(self)
-
-    @property
-    def delivery(self) -> LocalDelivery:
-        return LocalDelivery.in_settings(self.user.settings, self.user.settings["config"])
+        return await delivery.collect(hub.facility.hub_id, ended, dry_run=dry_run)
 
     # -- start
 
@@ -164,11 +154,11 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         finally:
             kept.starting = False
         self._steps.say(60, "Server process started; waiting for its answer")
-        Upkeep.of(self.user.settings).started(self)
+        kept.hub.started(self)
         return where
 
     def make_preexec_fn(self, name: str) -> Callable[[], None]:  # noqa: ARG002
-        home, process_file = self.home_dir, os.fsencode(self.delivery.process_file(self.casa_kept.server))
+        home, process_file = self.home_dir, os.fsencode(self.casa_kept.delivery.process_file(self.casa_kept.server))
 
         def enter() -> None:
             # An error here fails the start. In the base class, the server would run in the hub's directory.
@@ -185,15 +175,6 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         async for event in self._steps.follow():
             yield event
-
-    # -- while it runs
-
-    async def renew_credentials(self, names: Collection[str]) -> None:
-        """Mint some credentials of the running server anew and replace their files; nothing if it doesn't run.
-
-        For who has got something newer for them, as the authenticator with a refreshed access token (`bearer`).
-        """
-        await Upkeep.of(self.user.settings).renewals.bring(self, names)
 
     # -- the end
 
@@ -222,7 +203,7 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         super().load_state(state)
         on_hub_start(self.user.settings["app"])
         one = self._left_behind(state)
-        self._adopted = self.delivery.process(one.server) if one is not None else None
+        self._adopted = self.casa_kept.delivery.process(one.server) if one is not None else None
         self.pid = self._adopted.pid if self._adopted is not None else 0
         if one is not None:
             self.casa_kept.adopt(one)
@@ -230,17 +211,18 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
 
     def _left_behind(self, state: dict[str, Any]) -> Delivered | None:
         """What an earlier hub delivered to the server of this spawner; its user may have been renamed since."""
-        saved = self.delivery.of_start(state.get(START_ID, ""))
+        delivery = self.casa_kept.delivery
+        saved = delivery.of_start(state.get(START_ID, ""))
         if saved is not None:
             return saved
         if self.orm_spawner.server is None:  # it doesn't run, and what has its name may be a renamed user's
             return None
         # JupyterHub saves a state only after the start, and earlier versions of this package saved no start id.
         known = _Known(self.user.settings["app"])
-        unclaimed = [one for one in self.delivery.all() if one.start_id not in known.starts]
+        unclaimed = [one for one in delivery.all() if one.start_id not in known.starts]
         named = [one for one in unclaimed if _whose(one) == (self.user.name, self.name)]
         pid = state.get("pid")
-        signed_in = [one for one in unclaimed if pid and _is_process(self.delivery.process(one.server), pid)]
+        signed_in = [one for one in unclaimed if pid and _is_process(delivery.process(one.server), pid)]
         return next(iter(named + signed_in), None)
 
     async def get_url(self) -> str:

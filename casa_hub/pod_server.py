@@ -24,7 +24,6 @@ from casa_hub.keeper.kept import Holding
 from casa_hub.naming import Server
 from casa_hub.record import AnyRecord, ServerRecord, parse_text, under_another_name
 from casa_hub.server_credentials import ServerCredentials
-from casa_hub.upkeep import Upkeep
 
 #: Seconds for cleaning up when a start has failed or a server has ended.
 _CLEAN_UP = 15.0
@@ -84,7 +83,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
 
     @property
     def delivery(self) -> KubernetesDelivery:
-        return KubernetesDelivery.of(self._spawner)
+        return self.hub.delivery(KubernetesDelivery)
 
     # -- the spawner's state, which JupyterHub saves: a user may be renamed while the hub is down
 
@@ -167,7 +166,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
         starting, self._starting = self._starting, None
         assert starting is not None  # noqa: S101 - see dress
         self._known = starting.delivered
-        Upkeep.of(self._spawner.user.settings).started(self._spawner, starting.missing)
+        self.hub.started(self._spawner, starting.missing)
 
     async def take_down(self) -> None:
         """Remove the pod of a failed start, if it was created, and with it the objects that it owns."""

@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 from casa_hub.delivery.deadline import Deadline
 from casa_hub.facility import Facility, Minted
+from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubSpawner
 from casa_hub.keeper.kept import Holding, check_name
 from casa_hub.naming import Server
@@ -43,8 +44,12 @@ class ServerCredentials(ABC, Generic[D]):
         self._renewing = asyncio.Lock()
 
     @property
+    def hub(self) -> CasaHub:
+        return CasaHub.of(self._spawner.user.settings["app"])
+
+    @property
     def facility(self) -> Facility:
-        return Facility.of(self._spawner)
+        return self.hub.facility
 
     @property
     def server(self) -> Server:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,17 +17,15 @@ from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem, Severity
-from casa_hub.facility import Facility
-from casa_hub.jupyterhub import HubApp
+from casa_hub.hub import ADDED, CasaHub, Home
 from casa_hub.pod_server import PodServer
-from casa_hub.startup import ADDED, not_the_hubs_fault, on_hub_start
+from casa_hub.startup import not_the_hubs_fault, on_hub_start
 from casa_hub.steps import Steps, without
-from casa_hub.upkeep import Upkeep
 
 _Base: Any = KubeSpawner if TYPE_CHECKING else object
 
 
-class CredentialsMixin(_Base):  # type: ignore[misc]
+class CredentialsMixin(Home, _Base):  # type: ignore[misc]
     """Gives the servers of a KubeSpawner working credentials of their own, in `Facility.secrets_path`.
 
     All of KubeSpawner's settings and hooks are an operator's as ever. `modify_pod_hook` sees the pod before this class
@@ -38,24 +36,24 @@ class CredentialsMixin(_Base):  # type: ignore[misc]
     hub goes by: JupyterHub saves a spawner's state only after the start.
     """
 
-    #: Whose configuration sections this spawner uses.
     casa_classes: ClassVar = (KubernetesDelivery, TraefikRoutes)
 
     @classmethod
-    def check_hub(cls, app: HubApp, facility: Facility) -> list[Problem]:
-        """What is wrong with the hub's configuration for this spawner."""
-        return KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).check(routes=facility.wants_routes)
+    def make_delivery(cls, hub: CasaHub) -> KubernetesDelivery:
+        return KubernetesDelivery.of_spawners(cls, hub.facility, hub.app.config)
 
     @classmethod
-    def begin_hub(cls, app: HubApp, facility: Facility) -> None:  # noqa: ARG003 - the delivery knows it
+    def check_hub(cls, hub: CasaHub) -> list[Problem]:
+        return hub.delivery(KubernetesDelivery).check(routes=hub.facility.wants_routes)
+
+    @classmethod
+    def begin_hub(cls, hub: CasaHub) -> None:
         """See to pods that an earlier hub left half made, beside the hub's own start."""
-        KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).begin(app, cls)
+        hub.delivery(KubernetesDelivery).begin(hub.app, cls)
 
     @classmethod
-    async def collect_garbage(cls, app: HubApp, facility: Facility, *, dry_run: bool) -> list[Removal]:  # noqa: ARG003
-        """Remove what has no living server, or only tell of it. Raises DeliveryError."""
-        delivery = KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls)
-        return await delivery.collect_garbage(dry_run=dry_run)
+    async def collect_garbage(cls, hub: CasaHub, *, dry_run: bool) -> list[Removal]:
+        return await hub.delivery(KubernetesDelivery).collect_garbage(dry_run=dry_run)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._steps = Steps()
@@ -136,13 +134,6 @@ class CredentialsMixin(_Base):  # type: ignore[misc]
 
     # -- while it runs
 
-    async def renew_credentials(self, names: Collection[str]) -> None:
-        """Mint some credentials of the running server anew and replace their files; nothing if it doesn't run.
-
-        For who has got something newer for them, as the authenticator with a refreshed access token (`bearer`).
-        """
-        await Upkeep.of(self.user.settings).renewals.bring(self, names)
-
     def is_pod_running(self, pod: Any) -> bool:
         """As in the base class, but False for the pod of an earlier start, which a late watch may still show."""
         return self.casa_kept.may_run(pod) and bool(super().is_pod_running(pod))
@@ -179,9 +170,8 @@ class CasaSpawner(CredentialsMixin, KubeSpawner):  # type: ignore[misc]
     """KubeSpawner, whose servers find working credentials of their own in `Facility.secrets_path`."""
 
     @classmethod
-    def check_hub(cls, app: HubApp, facility: Facility) -> list[Problem]:
-        """What is wrong with the hub's configuration for this spawner."""
-        if ADDED in app.config:
+    def check_hub(cls, hub: CasaHub) -> list[Problem]:
+        if ADDED in hub.app.config:
             problem = f"casa_hub.hooks.install(c) does what {cls.__name__} does already"
             return [Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, "Remove that line.")]
-        return super().check_hub(app, facility)
+        return super().check_hub(hub)

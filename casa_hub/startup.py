@@ -25,15 +25,11 @@ from casa_hub.configuration import unknown_keys
 from casa_hub.credentials.base import Minter
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import GROUP, Facility
+from casa_hub.hub import ADDED, CasaHub, Home
 from casa_hub.jupyterhub import HubApp
 from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.settings import Keeper
-from casa_hub.upkeep import Upkeep
-
-#: Section of the configuration where `casa_hub.hooks.install` leaves the function that adds credentials to a spawner
-#: class. No operator writes it.
-ADDED = "CasaHooks"
 
 
 def begin_with_hub() -> None:
@@ -71,14 +67,13 @@ def on_hub_start(app: HubApp, classes: Iterable[type[Configurable]] = (), rechec
     Raises:
         ConfigurationError: no server could be started soundly; the first of the errors, all of them are logged.
     """
+    hub = CasaHub.of(app)
     # `jupyterhub token` makes an application within another one, beside the hub that runs.
-    if app.tornado_settings.get("casa_started") or app.parent is not None:
+    if hub.begun or app.parent is not None:
         return
     try:
-        facility = Facility.in_settings(app.tornado_settings, app.config)
-        home = spawner_class_of(app)
-        fatal = problems(app, facility, home, classes)
-        members = Members(Keeper(parent=app)) if recheck is None else recheck.members
+        fatal = problems(hub, classes)
+        members = Members.configured(config=app.config) if recheck is None else recheck.members
     except TraitError as error:  # a value of a wrong type or form; the settings of these classes hold no secret
         raise ConfigurationError("the configuration", str(error).rstrip("."), "Correct it.") from error
     _report(app.log, fatal)
@@ -86,37 +81,25 @@ def on_hub_start(app: HubApp, classes: Iterable[type[Configurable]] = (), rechec
         if problem.severity is Severity.ERROR:
             raise ConfigurationError(problem.thing, problem.problem, problem.remedy)
     # Keys may be put right while the hub runs; until then servers start without, or not at all if they are required.
-    _report(app.log, facility.check_minters())
-    # Users, which may be there already, make their spawners by these settings.
-    app.spawner_class = app.tornado_settings["spawner_class"] = home
-    if hasattr(home, "begin_hub"):
-        home.begin_hub(app, facility)
-    upkeep = Upkeep(app, facility, members, recheck)
-    app.tornado_settings["casa_upkeep"] = upkeep
-    upkeep.begin()
-    app.tornado_settings["casa_started"] = True
+    _report(app.log, hub.facility.check_minters())
+    hub.begin(members, recheck)
 
 
-def problems(app: HubApp, facility: Facility, home: Any, classes: Iterable[type[Configurable]] = ()) -> list[Problem]:
-    """All that is wrong with the configuration of a hub, whether it is about to start or not; arguments: its parts."""
-    found = unknown_keys(app.config, [*sections(app.authenticator_class, home), *classes])
-    found += facility.check_settings()
-    if hasattr(home, "check_hub"):
-        found += home.check_hub(app, facility)
-    elif ADDED in app.config:
-        problem = f"casa_hub.hooks.install(c) is for KubeSpawner and its subclasses, not for {home.__name__}"
+def problems(hub: CasaHub, classes: Iterable[type[Configurable]] = ()) -> list[Problem]:
+    """All that is wrong with the configuration of a hub, whether it is about to start or not."""
+    config, spawners = hub.app.config, hub.spawner_class
+    found = unknown_keys(config, [*sections(hub.app.authenticator_class, spawners), *classes])
+    found += hub.facility.check_settings()
+    if hub.home is not None:
+        found += hub.home.check_hub(hub)
+    elif ADDED in config:
+        problem = f"casa_hub.hooks.install(c) is for KubeSpawner and its subclasses, not for {spawners.__name__}"
         found.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, "Choose one of them."))
-    elif facility.credentials:
-        problem = f"servers of {home.__name__} would get none of Facility.credentials"
+    elif hub.facility.credentials:
+        problem = f"servers of {spawners.__name__} would get none of Facility.credentials"
         remedy = "Set it to casa or casa-local, or call casa_hub.hooks.install(c)."
         found.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, remedy))
     return found
-
-
-def spawner_class_of(app: HubApp) -> type:
-    """The class of a hub's servers: the one that is set, with credentials added if `casa_hub.hooks.install` says so."""
-    cls: type = app.spawner_class
-    return app.config[ADDED].to_spawner_class(cls) if ADDED in app.config else cls
 
 
 def not_the_hubs_fault(error: BaseException, app: HubApp) -> None:
@@ -142,7 +125,7 @@ def sections(*used: type) -> list[type[Configurable]]:
     for cls in used:
         ours = [base for base in cls.__mro__ if base.__module__.startswith("casa_hub.")]
         classes += [base for base in ours if issubclass(base, Configurable)]
-        classes += getattr(cls, "casa_classes", ())
+        classes += cls.casa_classes if issubclass(cls, Home) else ()
     for point in entry_points(group=GROUP):
         try:
             minter = point.load()

@@ -95,7 +95,7 @@ def check_settings(authenticator: CasaOAuthenticator) -> None:
             "%g s (Keeper.membership_max_age), and whoever doesn't log in again by then loses the servers",
             section,
             preset.title,
-            authenticator.keeper.membership_max_age,
+            authenticator.members.settings.membership_max_age,
         )
     if (
         authenticator.blocked_groups

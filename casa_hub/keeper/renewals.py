@@ -166,6 +166,13 @@ class Renewals:
         if server is not None and not server.unkept:
             await self._renew(server, [name for name in names if name in self._facility.minters], anyhow=True)
 
+    async def hand_out_token(self, user: HubUser) -> None:
+        """Give the newest token to the running servers: the old one may be dead (IAM: clearAccessTokensOnRefresh)."""
+        names = [name for name, minter in self._facility.minters.items() if minter.renewal == "token"]
+        for spawner in list(user.spawners.values()):
+            if names and spawner.active and not spawner.pending:
+                await self.bring(spawner, names)
+
     async def renew_now(self, usernames: Collection[str] | None = None, names: Collection[str] = ()) -> Report:
         """Renew at once, in haste: `names` (default: all credentials) of all running servers, or of these users.
 
@@ -545,16 +552,3 @@ async def _in_turns(things: Iterator[T]) -> AsyncIterator[T]:
 
 def _seconds(moment: datetime | None) -> float | None:
     return None if moment is None else moment.timestamp()
-
-
-async def hand_out_token(user: HubUser) -> None:
-    """Give the newest token to the running servers: the old one may be dead (IAM: clearAccessTokensOnRefresh)."""
-    minters = Facility.in_settings(user.settings, user.settings["config"]).minters
-    names = [name for name, minter in minters.items() if minter.renewal == "token"]
-    for spawner in list(user.spawners.values()):
-        renew = getattr(spawner, "renew_credentials", None)
-        if names and renew is not None and spawner.active and not spawner.pending:
-            try:
-                await renew(names)
-            except CasaError as error:
-                log.error("Token of %s for server %r: %s", user.name, spawner.name, error)  # noqa: TRY400

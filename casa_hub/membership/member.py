@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
@@ -195,6 +196,11 @@ class Members:
         self.settings = settings
         self.now = clock
         self._members: dict[str, Member] = {}
+
+    @classmethod
+    def configured(cls, clock: Callable[[], float] = time.time, **kwargs: Any) -> Members:
+        """By the section `Keeper` of the configuration; `kwargs`: of a configurable (``parent``, ``config``)."""
+        return cls(Keeper(**kwargs), clock)
 
     def __getitem__(self, username: str) -> Member:
         """The record of one of the hub's users; a new one the first time."""

@@ -29,16 +29,15 @@ from tornado import web
 from casa_hub import audit
 from casa_hub.configuration import did_you_mean
 from casa_hub.errors import CasaError
-from casa_hub.facility import Facility
+from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubApp
 from casa_hub.keeper.kept import running, shown
 from casa_hub.keeper.survey import survey
 from casa_hub.membership.member import RevocationReport
 from casa_hub.moments import iso
 from casa_hub.naming import Server
-from casa_hub.startup import on_hub_start, spawner_class_of
+from casa_hub.startup import on_hub_start
 from casa_hub.text import printable
-from casa_hub.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
@@ -62,19 +61,10 @@ class _Operation(APIHandler):  # type: ignore[misc]
         return f"service {who.name}" if isinstance(who, orm.Service) else f"user {who.name}"
 
     @property
-    def app(self) -> Any:
-        """JupyterHub's application, on which this package has begun: with another authenticator nobody may have yet."""
-        app = self.settings["app"]
-        on_hub_start(app)
-        return app
-
-    @property
-    def facility(self) -> Facility:
-        return Facility.in_settings(self.app.tornado_settings, self.app.config)
-
-    @property
-    def upkeep(self) -> Upkeep:
-        return Upkeep.of(self.app.tornado_settings)
+    def casa(self) -> CasaHub:
+        """The hub, which has begun: with another authenticator nobody may have asked it to yet."""
+        on_hub_start(self.settings["app"])
+        return CasaHub.of(self.settings["app"])
 
     def asked(self, **known: type) -> dict[str, Any]:
         """The fields of the request's JSON object. A field that isn't in `known` (name -> type) is refused."""
@@ -152,7 +142,7 @@ class RevokeHandler(_Operation):
         user = self.user_of(name)
         given = " ".join(printable(asked.get("reason", "")).split())[:_REASON_LENGTH]
         reason = given or "The operator of this hub has ended the access."
-        report = await self.upkeep.revocations.end(user, reason, why="operator", by=self.by)
+        report = await self.casa.revocations.end(user, reason, why="operator", by=self.by)
         # The provider has given this person another name, or had: what that one runs is a decision of its own.
         identities = getattr(self.authenticator, "identities", None)
         also = [] if identities is None else identities.namesakes(user.name)
@@ -169,8 +159,8 @@ class RebindHandler(_Operation):
         answer: dict[str, Any] = {"user": name, "rebound": False, "servers": [], "tokens": 0, "still": []}
         if user is not None:
             reason = "The operator of this hub gives the name to another identity."
-            answer |= _reported(await self.upkeep.revocations.end(user, reason, why="operator", by=self.by))
-            if not answer["still"] and self.upkeep.revocations.has_any(user):
+            answer |= _reported(await self.casa.revocations.end(user, reason, why="operator", by=self.by))
+            if not answer["still"] and self.casa.revocations.has_any(user):
                 answer["still"] = ["the owner has logged in again meanwhile."]
         # As long as a server of the owner may run, nobody else may get the name, and with it that server.
         if not answer["still"]:
@@ -188,14 +178,14 @@ class RenewHandler(_Operation):
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
         asked = self.asked(users=list, credentials=list)
-        minters = self.facility.minters
+        minters = self.casa.facility.minters
         for name in asked.get("credentials", ()):
             if name not in minters:
                 problem = f"No server of this hub gets a credential {name!r}. {did_you_mean(name, minters)}"
                 raise web.HTTPError(HTTPStatus.NOT_FOUND, problem)
         usernames = [self.user_of(name).name for name in asked["users"]] if "users" in asked else None
-        report = await self.upkeep.renewals.renew_now(usernames, tuple(asked.get("credentials", ())))
-        show = _shown(self.app)
+        report = await self.casa.renewals.renew_now(usernames, tuple(asked.get("credentials", ())))
+        show = _shown(self.casa.app)
         failed = {show(server): why for server, why in report.failed.items()}
         self.write({"renewed": [show(server) for server in report.renewed], "failed": failed})
 
@@ -206,7 +196,7 @@ class ConfirmHandler(_Operation):
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
         self.asked()
-        self.write({"confirmed": self.upkeep.mass_loss.confirm(self.by)})
+        self.write({"confirmed": self.casa.mass_loss.confirm(self.by)})
 
 
 class StatusHandler(_Operation):
@@ -214,15 +204,13 @@ class StatusHandler(_Operation):
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def get(self) -> None:
-        found = await survey(self.app, self.facility)
-        held = [
-            {"user": name, "reason": reason, "since": iso(since)}
-            for name, reason, since in self.upkeep.mass_loss.held()
-        ]
-        refused = [{"user": name, "reason": reason} for name, reason in self.upkeep.mass_loss.client_refused()]
-        show = _shown(self.app)
-        overdue = [asdict(one) | {"server": show(one.server)} for one in self.upkeep.renewals.overdue()]
-        missing = [asdict(one) | {"server": show(one.server)} for one in self.upkeep.mending.missing()]
+        hub = self.casa
+        found = await survey(hub.app, hub.facility)
+        held = [{"user": name, "reason": reason, "since": iso(since)} for name, reason, since in hub.mass_loss.held()]
+        refused = [{"user": name, "reason": reason} for name, reason in hub.mass_loss.client_refused()]
+        show = _shown(hub.app)
+        overdue = [asdict(one) | {"server": show(one.server)} for one in hub.renewals.overdue()]
+        missing = [asdict(one) | {"server": show(one.server)} for one in hub.mending.missing()]
         self.write(
             {
                 "held_back": held,
@@ -242,10 +230,11 @@ class CollectHandler(_Operation):
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
         dry_run = self.asked(dry_run=bool).get("dry_run", False)
-        home = spawner_class_of(self.app)
-        if not hasattr(home, "collect_garbage"):
-            raise web.HTTPError(HTTPStatus.NOT_FOUND, f"This hub has no spawner of casa_hub, but {home.__name__}")
-        found = await home.collect_garbage(self.app, self.facility, dry_run=dry_run)
+        hub = self.casa
+        if hub.home is None:
+            name = hub.spawner_class.__name__
+            raise web.HTTPError(HTTPStatus.NOT_FOUND, f"This hub has no spawner of casa_hub, but {name}")
+        found = await hub.home.collect_garbage(hub, dry_run=dry_run)
         if not dry_run:
             for one in found:
                 self.log.warning("Asked for by %s: %s", self.by, one)

@@ -30,7 +30,7 @@ class Hub:
     def __init__(self, caplog: pytest.LogCaptureFixture, **sections: dict[str, Any]) -> None:
         self._caplog = caplog
         config = Config({"Facility": {"credentials": [name.lower() for name in sections]}, **sections})
-        self.facility = Facility.in_settings({}, config)
+        self.facility = Facility(config=config)
 
     def give(self, username: str, minted: Minted | None = None) -> Minted:
         """What a server is given at its start, or when all is renewed."""

@@ -23,6 +23,7 @@ from casa_hub.audit import Action, Event
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.facility import Facility
+from casa_hub.hub import CasaHub
 from casa_hub.naming import Server
 from casa_hub.record import ServerRecord, parse, parse_text
 
@@ -528,7 +529,7 @@ def test_each_mint_is_told_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, object] = {}
     monkeypatch.setattr(module, "tell", lambda given, event: told.append(event) if given is settings else None)
     config = Config(Facility={"credentials": ["xcache", "bearer"]})
-    one = Facility.in_settings(settings, config)
+    one = Facility(SimpleNamespace(tornado_settings=settings), config=config)  # type: ignore[arg-type]
 
     def count(credential: str, outcome: str) -> float:
         labels = {"credential": credential, "outcome": outcome}
@@ -551,14 +552,13 @@ def test_each_mint_is_told_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_is_one_facility_a_hub() -> None:
-    def spawner(settings: dict[str, object]) -> SimpleNamespace:
-        return SimpleNamespace(user=SimpleNamespace(settings=settings))
+    def app(hub_id: str) -> SimpleNamespace:
+        return SimpleNamespace(config=Config(Facility={"hub_id": hub_id}), tornado_settings={})
 
-    one = {"config": Config(Facility={"hub_id": "one"})}
-    other = {"config": Config(Facility={"hub_id": "other"})}
-    assert Facility.of(spawner(one)) is Facility.of(spawner(one))
-    assert Facility.of(spawner(other)).hub_id == "other"
-    assert Facility.of(spawner(one)).server("alice", "x") == Server("one", "alice", "x")
+    one, other = app("one"), app("other")
+    assert CasaHub.of(one).facility is CasaHub.of(one).facility
+    assert CasaHub.of(other).facility.hub_id == "other"
+    assert CasaHub.of(one).facility.server("alice", "x") == Server("one", "alice", "x")
 
 
 @pytest.mark.parametrize("path", ["", "/", "secrets", "/a/../b", "/a:b", "/$HOME"])

@@ -96,9 +96,8 @@ class World:
             self._decide,
             groups_live=self.live,
             on_yes=lambda *_: None,
-            on_tokens=self._new_tokens,
         )
-        self.recheck.on_verdict = self._heard
+        self.recheck.on_verdict, self.recheck.on_tokens = self._heard, self._new_tokens
         return self.recheck
 
     def _heard(self, member: Member) -> None:

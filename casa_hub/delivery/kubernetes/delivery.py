@@ -19,7 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from kubernetes_asyncio.client import ApiClient, V1Pod
 from kubespawner.clients import load_config
 from traitlets import Dict, Enum, Integer, TraitError, Unicode, validate
-from traitlets.config import LoggingConfigurable
+from traitlets.config import Config, LoggingConfigurable
 
 from casa_hub.configuration import value_of
 from casa_hub.credentials.base import Route
@@ -35,7 +35,7 @@ from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
 from casa_hub.facility import Facility, Minted
-from casa_hub.jupyterhub import HubApp, HubSpawner
+from casa_hub.jupyterhub import HubApp
 from casa_hub.record import AnyRecord, ServerRecord
 from casa_hub.tasks import Background
 
@@ -131,33 +131,20 @@ class KubernetesDelivery(LoggingConfigurable):
         self._background = Background()
 
     @classmethod
-    def in_settings(cls, settings: dict[str, Any], config: Any, spawner_class: type) -> KubernetesDelivery:
-        """The one of the hub with these tornado settings, made when first asked for.
+    def of_spawners(cls, spawner_class: type, facility: Facility, config: Config) -> KubernetesDelivery:
+        """One that reaches the API server as KubeSpawner does, by the settings of `spawner_class`."""
+        connection = {
+            "host": value_of(config, spawner_class, "k8s_api_host"),
+            "ssl_ca_cert": value_of(config, spawner_class, "k8s_api_ssl_ca_cert"),
+            "verify_ssl": value_of(config, spawner_class, "k8s_api_verify_ssl"),
+        }
 
-        It reaches the API server as KubeSpawner does, by the settings of `spawner_class`.
-        """
-        if "casa_kubernetes_delivery" not in settings:
-            connection = {
-                "host": value_of(config, spawner_class, "k8s_api_host"),
-                "ssl_ca_cert": value_of(config, spawner_class, "k8s_api_ssl_ca_cert"),
-                "verify_ssl": value_of(config, spawner_class, "k8s_api_verify_ssl"),
-            }
+        def connect() -> ApiClient:
+            load_config(**connection)
+            return ApiClient()
 
-            def connect() -> ApiClient:
-                load_config(**connection)
-                return ApiClient()
-
-            api = KubernetesAPI(connect, value_of(config, spawner_class, "k8s_api_request_timeout"))
-            facility = Facility.in_settings(settings, config)
-            settings["casa_kubernetes_delivery"] = cls(api, OwnLoop("casa-hub-kubernetes"), facility, config=config)
-        delivery: KubernetesDelivery = settings["casa_kubernetes_delivery"]
-        return delivery
-
-    @classmethod
-    def of(cls, spawner: HubSpawner) -> KubernetesDelivery:
-        """The one of the hub that `spawner` belongs to."""
-        settings = spawner.user.settings
-        return cls.in_settings(settings, settings["config"], type(spawner))
+        api = KubernetesAPI(connect, value_of(config, spawner_class, "k8s_api_request_timeout"))
+        return cls(api, OwnLoop("casa-hub-kubernetes"), facility, config=config)
 
     def begin(self, app: HubApp, spawner_class: type) -> None:
         """Begin to look for pods that were left behind; the hub's own start doesn't wait for it."""

@@ -128,14 +128,6 @@ class LocalDelivery(LoggingConfigurable):
         self._background = Background()
         self._lock_file = -1
 
-    @classmethod
-    def in_settings(cls, settings: dict[str, Any], config: Any) -> LocalDelivery:
-        """The one of the hub with these tornado settings, made when first asked for."""
-        if "casa_local_delivery" not in settings:
-            settings["casa_local_delivery"] = cls(config=config)
-        delivery: LocalDelivery = settings["casa_local_delivery"]
-        return delivery
-
     def check(self, *, routes: bool) -> list[Problem]:
         """What is wrong with the settings; `routes`: whether any credential wants some."""
         return self.routes.check(wanted=routes)

@@ -151,10 +151,6 @@ class Facility(LoggingConfigurable):
 
     # -- before anybody spawns
 
-    def check(self) -> list[Problem]:
-        """All that is wrong with the facility's settings and with each credential's."""
-        return self.check_settings() + self.check_minters()
-
     def check_minters(self) -> list[Problem]:
         """What each credential finds wrong with its settings and keys."""
         return [problem for name, minter in self.minters.items() for problem in self.check_minter(name, minter)]

@@ -198,12 +198,6 @@ class LocalDelivery(LoggingConfigurable):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 self._delivered[state.parent.name] = Delivered.from_json(state.read_bytes())
 
-    def close(self) -> None:
-        """Give the directory up; what is in it stays."""
-        if self._lock_file >= 0:
-            os.close(self._lock_file)
-            self._lock_file = -1
-
     def all(self) -> list[Delivered]:
         """What all servers have."""
         return list(self._delivered.values())
@@ -300,28 +294,20 @@ class LocalDelivery(LoggingConfigurable):
         """
         await self._in_turn(server, lambda: self._end(server, start_id))
 
-    async def collect(
-        self,
-        hub_id: str,
-        ended: Iterable[Delivered],
-        *,
-        dry_run: bool,
-        min_age: float = _UNDER_WAY,
-    ) -> list[Removal]:
+    async def collect(self, hub_id: str, ended: Iterable[Delivered], *, dry_run: bool) -> list[Removal]:
         """Remove what has no living server, or only tell of it; never what is under way.
 
         Args:
             hub_id: of this hub; others' routes may be in the same directory.
             ended: of `all`, those whose server JupyterHub neither has running nor starting or stopping.
             dry_run: whether nothing is to be removed.
-            min_age: seconds after which a directory is no more one that is just being made or removed.
         """
         found = []
         for one in ended:
             why = f"server {one.server.name!r} of {one.server.username} doesn't run"
             act = partial(self.remove, one.server, one.start_id)
             found.append(await removal(str(self.path(one.server)), why, act, dry_run=dry_run))
-        for path in await asyncio.to_thread(self._directories, min_age):
+        for path in await asyncio.to_thread(self._directories):
             if path.name not in self._delivered:
                 act = partial(self._remove_stray, path)
                 found.append(await removal(str(path), "it is no server's", act, dry_run=dry_run))
@@ -498,9 +484,9 @@ class LocalDelivery(LoggingConfigurable):
         self.routes.retract(one.server, one.start_id)
         self._remove(self.path(one.server))
 
-    def _directories(self, min_age: float) -> list[Path]:
+    def _directories(self) -> list[Path]:
         """All in our directory; those with a dot, which are on their way there or gone, only if that took too long."""
-        before = time.time() - min_age
+        before = time.time() - _UNDER_WAY
         found = []
         for entry in sorted(self.root.iterdir()):
             if entry.is_symlink() or entry.is_dir():

@@ -11,7 +11,6 @@ import contextlib
 import heapq
 import itertools
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,8 +33,6 @@ _AT_ONCE = 4
 _PACE = 0.02
 #: Seconds between two looks around; and in a hub's first minute, when JupyterHub finds its servers again.
 _LOOK, _FIRST_LOOKS, _FIRST_MINUTE = 10.0, 1.0, 60.0
-#: Seconds by which a clock must have been put back to matter.
-_PUT_BACK = 60.0
 #: Servers, or credentials, that are looked at in one turn of the hub's loop.
 _IN_ONE_TURN = 50
 
@@ -125,8 +122,6 @@ class _Server:
     #: When there is something to do next.
     at: float | None = None
     busy: bool = False
-    #: Credential -> when it was last renewed early because a clock was put back; monotonic.
-    put_back: dict[str, float] = field(default_factory=dict)
 
 
 class Renewals:
@@ -250,7 +245,6 @@ class Renewals:
         overdue: dict[str, int] = {}
         life_left: dict[str, float] = {}
         async for server, name, credential in _in_turns(self._credentials()):
-            self._hasten_if_put_back(server, name, credential, now)
             self._tell_if_late(server, name, credential, now)
             if credential.order >= 0:
                 overdue[name] = overdue.get(name, 0) + bool(credential.failures)
@@ -266,21 +260,6 @@ class Renewals:
         for name, part in life_left.items():
             LIFE_LEFT.labels(name).set(part)
         UNKEPT.set(sum(bool(server.unkept) for server in self._servers.values()))
-
-    def _hasten_if_put_back(self, server: _Server, name: str, one: _Credential, now: float) -> None:
-        """After a clock that was wrong: what was minted by it may be refused until its time has come, and what failed
-        then is tried again when it has.
-        """
-        minter = self._facility.minters.get(name)
-        if minter is None or minter.renewal != "time" or one.at is None:
-            return
-        of_the_future = one.issued > now + _PUT_BACK
-        too_late = one.failures > 0 and one.at > now + schedule.LONGEST + _PUT_BACK
-        lately = time.monotonic() - server.put_back.get(name, -math.inf) < schedule.LONGEST
-        if (of_the_future or too_late) and not lately:
-            one.at, one.anyhow = now, one.anyhow or of_the_future
-            server.put_back[name] = time.monotonic()
-            self._plan(server)
 
     def overdue(self) -> list[Overdue]:
         """What could not be renewed so far, for the operator."""

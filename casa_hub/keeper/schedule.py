@@ -13,7 +13,7 @@ _ALONG = 0.05
 #: Part of a life: with less of it left, and still no new one, somebody must do something.
 _LATE = 1 / 6
 #: Part of the time that is left after which a renewal that failed is tried again, and limits of that, in seconds.
-_PATIENCE, _SHORTEST, LONGEST = 0.1, 1.0, 600.0
+_PATIENCE, _SHORTEST, _LONGEST = 0.1, 1.0, 600.0
 
 
 def jitter(server: str, start_id: str) -> float:
@@ -44,4 +44,4 @@ def again(expires: float | None, now: float, failures: int) -> float:
     ever longer pauses.
     """
     pause = 2.0 ** min(failures, 10) if expires is None else abs(expires - now) * _PATIENCE
-    return now + min(max(pause, _SHORTEST), LONGEST)
+    return now + min(max(pause, _SHORTEST), _LONGEST)

@@ -12,11 +12,12 @@ import yaml
 from casa_hub.checks import cluster, hub, issuer, runner, servicex, xcache
 from casa_hub.checks.findings import Finding, Status, error, from_problem, ok, unseen, warning
 from casa_hub.checks.htcondor import read as read_pool
-from casa_hub.checks.rights import ROUTES, needed
+from casa_hub.checks.rights import needed
 from casa_hub.checks.web import Answer, clock
 from casa_hub.credentials.htcondor import HTCondor
 from casa_hub.credentials.xcache import XCache
 from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE
+from casa_hub.delivery.kubernetes.routes import ROUTES
 from casa_hub.errors import Problem, Severity
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.verdicts import of_token_answer

@@ -232,18 +232,8 @@ class KubernetesAPI:
         try:
             if self._client is None:
                 self._client = _without_look_ups(self.connect())
-            client = self._client
             async with asyncio.timeout(seconds):
-                await client.update_params_for_auth(headers, [], ["BearerToken"])
-                # Not preloaded: the client writes what it preloads to its log, and it may be a Secret.
-                answer = await client.rest_client.request(
-                    call.method,
-                    f"{client.configuration.host}{call.where}",
-                    headers=headers,
-                    body=call.body,
-                    _preload_content=False,
-                )
-                content = await answer.read()
+                answer, content = await exchange(self._client, call.method, call.where, call.body, headers)
         except TimeoutError:
             raise _no_answer(call.what, f"no answer within {seconds:.1f} s") from None
         except (aiohttp.ClientError, OSError, ConfigException) as error:
@@ -257,6 +247,18 @@ class KubernetesAPI:
                 raise _no_answer(call.what, "an answer that is none of Kubernetes'")
             return document
         raise _refused(call, answer.status, document, answer.headers.get("Retry-After", ""))
+
+
+async def exchange(
+    client: ApiClient, method: str, where: str, body: Any, headers: dict[str, str]
+) -> tuple[aiohttp.ClientResponse, bytes]:
+    """One request to the API server, and its answer of any status with the body."""
+    await client.update_params_for_auth(headers, [], ["BearerToken"])
+    # Not preloaded: the client writes what it preloads to its log, and it may be a Secret.
+    answer = await client.rest_client.request(
+        method, f"{client.configuration.host}{where}", headers=headers, body=body, _preload_content=False
+    )
+    return answer, await answer.read()
 
 
 def _without_look_ups(client: ApiClient) -> ApiClient:

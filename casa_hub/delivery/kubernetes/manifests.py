@@ -8,6 +8,7 @@ deletes dependants of a vanished owner by uid alone: an object handed on to a ne
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,11 @@ PLURALS = {
 }
 
 
+def instance_of(cookie_secret: bytes) -> str:
+    """The value of the label `INSTANCE`: a hash of what the hub alone has and keeps."""
+    return hashlib.sha256(b"casa_hub instance " + cookie_secret).hexdigest()[:12]
+
+
 @dataclass(frozen=True, slots=True)
 class HubMark:
     """What the objects of one hub's servers tell of that hub."""
@@ -58,7 +64,7 @@ class HubMark:
     namespace: str
     #: `Facility.hub_id`.
     hub_id: str = ""
-    #: A hash of something that the hub alone has and keeps (its cookie secret); "" if nothing is looked for by it.
+    #: See `instance_of`; "" if nothing is looked for by it.
     instance: str = ""
 
 

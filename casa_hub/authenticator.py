@@ -321,7 +321,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             reason = f"{username} is blocked on this hub"
         else:
             return self.decide(username, claims, granted_scopes)
-        return Refused(reason=reason, missing=frozenset(), found=frozenset(), claim_missing=False)
+        return Refused(reason=reason, found=frozenset(), claim_missing=False)
 
     def get_handlers(self, app: HubApp) -> list[tuple[Any, ...]]:
         """The pages of a log-in, the address for the provider's log-outs, and the operators' API."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
@@ -15,12 +14,13 @@ from urllib.parse import urlencode
 from casa_hub.checks import versions
 from casa_hub.checks.findings import Finding, error, ok, unseen, warning
 from casa_hub.checks.kube import Kube, kube, message
-from casa_hub.checks.rights import ROUTES, Right, needed
+from casa_hub.checks.rights import Right, needed
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import NoAnswerError, clock
 from casa_hub.configuration import value_of
-from casa_hub.delivery.kubernetes.delivery import own_namespace
-from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, INSTANCE
+from casa_hub.delivery.kubernetes.delivery import own_namespace, servers_namespace
+from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, INSTANCE, instance_of
+from casa_hub.delivery.kubernetes.routes import ROUTES
 
 _API = "the Kubernetes API server"
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -47,7 +47,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
             kind = site.routes.kind if site.facility.wants_routes else "none"
             if kind in ROUTES:
                 yield await _kinds(api, kind)
-            namespace = namespace_of(site)
+            namespace = servers_namespace(site.app.config, site.app.spawner_class)
             async for finding in _rights(site, api, kind, namespace):
                 yield finding
             async for finding in _others(site, api, namespace):
@@ -59,14 +59,6 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     except NoAnswerError as problem:
         remedy = "Run this in the hub's pod, or with KUBECONFIG."
         yield error(_API, str(problem), remedy)
-
-
-def namespace_of(site: Site) -> str:
-    """The namespace of the servers; "" if each user has one."""
-    cls, config = site.app.spawner_class, site.app.config
-    if value_of(config, cls, "enable_user_namespaces"):
-        return ""
-    return value_of(config, cls, "namespace") or own_namespace()
 
 
 # -- version and kinds -------------------------------------------------------------------------------------------------
@@ -363,11 +355,11 @@ def _named(hubs: Iterable[tuple[str, str]]) -> str:
 
 
 def _instance(site: Site) -> str:
-    """The label value of this installation, as `Start.instance` has it; "" if the cookie secret can't be read."""
+    """The label value of this installation; "" if the cookie secret can't be read."""
     secret = site.app.cookie_secret
     if not secret:
         try:
             secret = bytes.fromhex(Path(site.app.cookie_secret_file).read_text(encoding="ascii").strip())
         except (OSError, ValueError):
             return ""
-    return hashlib.sha256(b"casa_hub instance " + secret).hexdigest()[:12]
+    return instance_of(secret)

@@ -15,17 +15,15 @@ from traitlets.config import LoggingConfigurable
 
 from casa_hub.credentials.base import Route
 from casa_hub.errors import DeliveryError, Problem, Severity
-from casa_hub.naming import is_label_value
+from casa_hub.naming import DNS_LABEL, DNS_NAME, is_label_value
 
-_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 #: ``alice.dask.example.org``: a DNS name (RFC 1123) of at most 253 characters. Other characters may not get into a
 #: rule: a back quote or "*" would make it match other hosts, too.
-_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\Z")
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){DNS_NAME}\Z")
 #: ``NAME`` or ``NAMESPACE/NAME``.
-_GATEWAY = re.compile(rf"({_LABEL}/)?{_LABEL}(\.{_LABEL})*\Z")
-#: Key of a label or an annotation (Kubernetes, "qualified name"): optionally a DNS name and "/", then up to 63
-#: characters.
-_KEY = re.compile(rf"((?=[^/]{{1,253}}/){_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([A-Za-z0-9_.-]{{0,61}}[A-Za-z0-9])?\Z")
+_GATEWAY = re.compile(rf"({DNS_LABEL}/)?{DNS_NAME}\Z")
+#: Key of a label or an annotation (Kubernetes, "qualified name"): maybe a DNS name and "/", then up to 63 characters.
+_KEY = re.compile(rf"((?=[^/]{{1,253}}/){DNS_NAME}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{{0,61}}[A-Za-z0-9])?\Z")
 #: Fields of Kubernetes' `NetworkPolicyPeer`.
 _PEER_FIELDS = frozenset({"namespaceSelector", "podSelector", "ipBlock"})
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from casa_hub.errors import DeliveryError
+from casa_hub.errors import CasaError, DeliveryError
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.naming import Server
 from casa_hub.record import AnyRecord
@@ -121,6 +121,20 @@ def check_name(app: HubApp, spawner: HubSpawner, server: Server) -> None:
             if (kept.server.username, kept.server.name) == (server.username, server.name):
                 problem = f"a server that was started under this name still runs; its user is now called {user.name}"
                 raise DeliveryError(f"server {shown(server.username, server.name)}", problem, "Stop that server first.")
+
+
+def reason_of(error: Exception, app: HubApp, work: str) -> str:
+    """Why some work on a running server failed, for people; the log gets the traceback of an unexpected error.
+
+    Args:
+        error: what the work raised.
+        app: the hub.
+        work: what failed, for the log.
+    """
+    if isinstance(error, CasaError):
+        return str(error)
+    app.log.error("%s failed", work, exc_info=error)
+    return "an error of the hub; its log says more"
 
 
 def shown(username: str, name: str, started_as: str = "") -> str:

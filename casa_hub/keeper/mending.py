@@ -19,7 +19,7 @@ from typing import Any
 from casa_hub.errors import CasaError
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.keeper import schedule
-from casa_hub.keeper.kept import Kept, kept_of, running
+from casa_hub.keeper.kept import Kept, kept_of, reason_of, running
 from casa_hub.keeper.renewals import Missing, Renewals
 from casa_hub.metrics import MISSING
 from casa_hub.tasks import Background, repeat
@@ -204,11 +204,9 @@ class Mending:
         """Bring back all that the server lacks. Returns what still is missing -> why."""
         try:
             return await server.kept.bring_back(server.lacks.keys())
-        except CasaError as error:
-            return dict.fromkeys(server.lacks, str(error))
-        except Exception:  # a third party's minter, or the hub's database: tried again like any other failure
-            self._app.log.exception("Could not bring back what %s lacks; retrying", server.kept.server.identity)
-            return dict.fromkeys(server.lacks, "an error of the hub; its log says more")
+        except Exception as error:  # noqa: BLE001 - a third party's or the hub's database's is as good a reason to retry
+            work = f"Bringing back what {server.kept.server.identity} lacks"
+            return dict.fromkeys(server.lacks, reason_of(error, self._app, work))
 
     def _show(self) -> None:
         """Set the metric of missing things."""

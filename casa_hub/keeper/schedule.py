@@ -13,7 +13,7 @@ _ALONG = 0.05
 #: Part of a life: with less than this left, and no new credential, somebody must act.
 _LATE = 1 / 6
 #: A failed renewal is tried again after this part of the remaining time, within these limits in seconds.
-_RETRY, _SHORTEST, LONGEST = 0.1, 1.0, 600.0
+_RETRY, _SHORTEST, _LONGEST = 0.1, 1.0, 600.0
 
 
 def jitter(server: str, start_id: str) -> float:
@@ -43,4 +43,4 @@ def again(expires: float | None, now: float, failures: int) -> float:
     Pauses become shorter towards the expiry, and longer after it. Without an expiry, they double.
     """
     pause = 2.0 ** min(failures, 10) if expires is None else abs(expires - now) * _RETRY
-    return now + min(max(pause, _SHORTEST), LONGEST)
+    return now + min(max(pause, _SHORTEST), _LONGEST)

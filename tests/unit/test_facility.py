@@ -152,7 +152,7 @@ def messages(problems: Sequence[Problem]) -> list[str]:
 def test_by_default_there_is_no_credential() -> None:
     minted = Facility().mint(request())
     assert (minted.credentials, minted.missing, minted.files, minted.routes) == ({}, {}, {}, ())
-    assert Facility().check() == []
+    assert Facility().check_settings() == []
 
 
 def test_a_section_configures_its_minter() -> None:

@@ -27,8 +27,8 @@ from casa_hub.membership.usernames import IdentityError, UnknownOwnerError
 
 ISSUER = "https://idp.example.org/"
 NOW = 1_700_000_000.0
-YES = Allowed(groups=frozenset({"/cms"}), matched=frozenset({"/cms"}), admin=False)
-NO = Refused(reason="not in /cms", missing=frozenset({"/cms"}), found=frozenset(), claim_missing=False)
+YES = Allowed(groups=frozenset({"/cms"}), admin=False)
+NO = Refused(reason="not in /cms", found=frozenset(), claim_missing=False)
 
 
 @dataclass

@@ -500,6 +500,30 @@ async def test_it_is_delivered_also_where_the_earlier_hub_has_brought_others_bef
     await until_async(lambda: order(kept) == 2)
 
 
+async def test_a_token_whose_entry_was_edited_is_not_asked_for(make: Callable[..., Hub]) -> None:
+    hub = make("own")
+    _, kept = hub.add(token=token())
+    record = kept.record
+    record["credentials"]["own"]["issued_at"] = "yesterday"
+    kept.at_start = kept.text = json.dumps(record)
+    await until_async(hub.renewals.overdue)
+    await asyncio.sleep(60)
+    assert kept.asked == []
+
+
+async def test_a_token_that_could_not_be_looked_for_and_is_the_newest_is_not_overdue(make: Callable[..., Hub]) -> None:
+    hub = make("own")
+    _, kept = hub.add(token=token(10**6))
+
+    def fault() -> None:
+        raise DeliveryError("Secret x", "no answer", "")
+
+    kept.fault = fault
+    await until_async(hub.renewals.overdue)
+    kept.fault = lambda: None
+    await until_async(lambda: kept.asked and not hub.renewals.overdue(), 3600)
+
+
 # -- what is missing
 
 

@@ -235,18 +235,8 @@ class KubernetesAPI:
         try:
             if self._client is None:
                 self._client = _with_fixed_proxy(self.connect())
-            client = self._client
             async with asyncio.timeout(seconds):
-                await client.update_params_for_auth(headers, [], ["BearerToken"])
-                # Not preloaded: the client logs what it preloads, and that may be a Secret.
-                answer = await client.rest_client.request(
-                    call.method,
-                    f"{client.configuration.host}{call.url}",
-                    headers=headers,
-                    body=call.body,
-                    _preload_content=False,
-                )
-                content = await answer.read()
+                answer, content = await exchange(self._client, call.method, call.url, call.body, headers)
         except TimeoutError:
             raise _no_answer(call.what, f"no answer within {seconds:.1f} s") from None
         except (aiohttp.ClientError, OSError, ConfigException) as error:
@@ -260,6 +250,18 @@ class KubernetesAPI:
                 raise _no_answer(call.what, "an answer that isn't Kubernetes'")
             return document
         raise _refused(call, answer.status, document, answer.headers.get("Retry-After", ""))
+
+
+async def exchange(
+    client: ApiClient, method: str, url: str, body: Any, headers: dict[str, str]
+) -> tuple[aiohttp.ClientResponse, bytes]:
+    """Send one request to the API server. Returns its answer, of any status, and the body."""
+    await client.update_params_for_auth(headers, [], ["BearerToken"])
+    # Not preloaded: the client logs what it preloads, and that may be a Secret.
+    answer = await client.rest_client.request(
+        method, f"{client.configuration.host}{url}", headers=headers, body=body, _preload_content=False
+    )
+    return answer, await answer.read()
 
 
 def _with_fixed_proxy(client: ApiClient) -> ApiClient:

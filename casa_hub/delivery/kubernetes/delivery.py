@@ -8,7 +8,6 @@ few launches run at the same time, and each makes all its requests without waiti
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, wraps
@@ -28,7 +27,7 @@ from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes import manifests, marks
 from casa_hub.delivery.kubernetes.api import KubernetesAPI, KubernetesError, OwnLoop
 from casa_hub.delivery.kubernetes.leftovers import Leftovers
-from casa_hub.delivery.kubernetes.manifests import HubMark, Object, Pod, Start
+from casa_hub.delivery.kubernetes.manifests import HubMark, Object, Pod, Start, instance_of
 from casa_hub.delivery.kubernetes.pod import RESOURCES, Outfit, Sidecar, patch
 from casa_hub.delivery.kubernetes.presence import Presence
 from casa_hub.delivery.kubernetes.routes import route_objects
@@ -148,11 +147,8 @@ class KubernetesDelivery(LoggingConfigurable):
 
     def begin(self, app: HubApp, spawner_class: type) -> None:
         """Begin to look for pods that were left behind; the hub's own start doesn't wait for it."""
-        instance = hashlib.sha256(b"casa_hub instance " + app.cookie_secret).hexdigest()[:12]
-        self.hub = HubMark(own_namespace(), self.facility.hub_id, instance)
-        # With a namespace for each user: everywhere.
-        users = value_of(app.config, spawner_class, "enable_user_namespaces")
-        namespace = "" if users else value_of(app.config, spawner_class, "namespace") or own_namespace()
+        self.hub = HubMark(own_namespace(), self.facility.hub_id, instance_of(app.cookie_secret))
+        namespace = servers_namespace(app.config, spawner_class)
         self._leftovers = Leftovers(self, namespace, app.db, self.log)
         self._presence = Presence(self, namespace, self.log)
         self._background.start(self._live(self._leftovers), "watch for leftovers")
@@ -550,6 +546,13 @@ def own_namespace() -> str:
     except FileNotFoundError:
         return "default"
     return text.strip()
+
+
+def servers_namespace(config: Any, spawner_class: type) -> str:
+    """The namespace of all servers; "" if each user has one."""
+    if value_of(config, spawner_class, "enable_user_namespaces"):
+        return ""
+    return value_of(config, spawner_class, "namespace") or own_namespace()
 
 
 def wants_secret(record: ServerRecord) -> bool:

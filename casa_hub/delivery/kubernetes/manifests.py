@@ -8,6 +8,7 @@ dependants of a vanished owner by uid alone: an object handed on to a new pod co
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,11 @@ PLURALS = {
 }
 
 
+def instance_of(cookie_secret: bytes) -> str:
+    """The value of the label `INSTANCE`: a hash of the hub's cookie secret, which only the hub has."""
+    return hashlib.sha256(b"casa_hub instance " + cookie_secret).hexdigest()[:12]
+
+
 @dataclass(frozen=True, slots=True)
 class HubMark:
     """What marks the objects of one hub's servers."""
@@ -58,7 +64,7 @@ class HubMark:
     namespace: str
     #: `Facility.hub_id`.
     hub_id: str = ""
-    #: A hash of the hub's cookie secret; "" before the hub begins to look for leftovers.
+    #: See `instance_of`; "" before the hub begins to look for leftovers.
     instance: str = ""
 
 

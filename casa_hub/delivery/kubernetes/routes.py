@@ -17,6 +17,12 @@ from casa_hub.credentials.base import Route
 from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start, metadata
 from casa_hub.delivery.traefik import TraefikRoutes, checked, rule
 
+#: `TraefikRoutes.kind` -> API group, version and plural of its route objects.
+ROUTES = {
+    "traefik": ("traefik.io", "v1alpha1", "ingressroutetcps"),
+    "traefik-v2": ("traefik.containo.us", "v1alpha1", "ingressroutetcps"),
+    "gateway": ("gateway.networking.k8s.io", "v1", "tlsroutes"),
+}
 #: Annotations in which external-dns looks for the target of a name: since 0.22, and before.
 EXTERNAL_DNS_TARGET = ("external-dns.kubernetes.io/target", "external-dns.alpha.kubernetes.io/target")
 #: Traefik 2 and 3 read this annotation; only recent versions know the field `spec.ingressClassName`.
@@ -37,28 +43,24 @@ def route_objects(settings: TraefikRoutes, start: Start, pod: Pod, routes: Itera
     ordered = checked(routes)
     if not ordered:
         return []
-    objects = []
-    if settings.kind == "traefik":
-        objects.append(_ingress_route(settings, start, pod, ordered, "traefik.io/v1alpha1"))
-    elif settings.kind == "traefik-v2":
-        objects.append(_ingress_route(settings, start, pod, ordered, "traefik.containo.us/v1alpha1"))
-    elif settings.kind == "gateway":
+    objects: list[Object] = []
+    if settings.kind == "gateway":
         objects.extend(_tls_route(settings, start, pod, route) for route in ordered)
+    elif settings.kind in ROUTES:
+        objects.append(_ingress_route(settings, start, pod, ordered))
     if settings.network_policy_peers:
         objects.append(_network_policy(settings, start, pod, ordered))
     return objects
 
 
-def _ingress_route(
-    settings: TraefikRoutes, start: Start, pod: Pod, routes: Sequence[Route], api_version: str
-) -> Object:
+def _ingress_route(settings: TraefikRoutes, start: Start, pod: Pod, routes: Sequence[Route]) -> Object:
     described = _metadata(settings, start, pod)
     if settings.ingress_class:
         described["annotations"][INGRESS_CLASS] = settings.ingress_class
     if settings.external_dns_target:
         described["annotations"] |= dict.fromkeys(EXTERNAL_DNS_TARGET, settings.external_dns_target)
     return {
-        "apiVersion": api_version,
+        "apiVersion": _api_version(settings.kind),
         "kind": "IngressRouteTCP",
         "metadata": described,
         "spec": {
@@ -79,7 +81,7 @@ def _ingress_route(
 def _tls_route(settings: TraefikRoutes, start: Start, pod: Pod, route: Route) -> Object:
     namespace, _, gateway = settings.gateway.rpartition("/")
     return {
-        "apiVersion": "gateway.networking.k8s.io/v1",
+        "apiVersion": _api_version(settings.kind),
         "kind": "TLSRoute",
         # One letter only, so that the name stays below 64 characters.
         "metadata": _metadata(settings, start, pod, name=f"{start.name}{route.purpose[0]}"),
@@ -127,6 +129,11 @@ def _network_policy(settings: TraefikRoutes, start: Start, pod: Pod, routes: Seq
             ],
         },
     }
+
+
+def _api_version(kind: str) -> str:
+    group, version, _ = ROUTES[kind]
+    return f"{group}/{version}"
 
 
 def _metadata(settings: TraefikRoutes, start: Start, pod: Pod, *, name: str = "") -> Object:

@@ -190,12 +190,6 @@ class LocalDelivery(LoggingConfigurable):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 self._delivered[state.parent.name] = Delivered.from_json(state.read_bytes())
 
-    def close(self) -> None:
-        """Unlock the directory. Its content stays."""
-        if self._lock_file >= 0:
-            os.close(self._lock_file)
-            self._lock_file = -1
-
     def all(self) -> list[Delivered]:
         """What all servers have."""
         return list(self._delivered.values())
@@ -292,21 +286,13 @@ class LocalDelivery(LoggingConfigurable):
         """
         await self._in_turn(server, lambda: self._end(server, start_id))
 
-    async def collect(
-        self,
-        hub_id: str,
-        ended: Iterable[Delivered],
-        *,
-        dry_run: bool,
-        min_age: float = _UNDER_WAY,
-    ) -> list[Removal]:
+    async def collect(self, hub_id: str, ended: Iterable[Delivered], *, dry_run: bool) -> list[Removal]:
         """Remove directories and routes without a living server. With `dry_run`, only list them.
 
         Args:
             hub_id: of this hub. The route directory may hold routes of other hubs, too.
             ended: those of `all` whose server, for JupyterHub, neither runs nor starts nor stops.
             dry_run: whether to remove nothing.
-            min_age: seconds; a younger directory may just be made or removed, so it stays.
         """
         found = []
         for delivered in ended:
@@ -314,7 +300,7 @@ class LocalDelivery(LoggingConfigurable):
             why = f"server {server.name!r} of {server.username} doesn't run"
             act = partial(self.remove, server, delivered.start_id)
             found.append(await removal(str(self.path(server)), why, act, dry_run=dry_run))
-        for path in await asyncio.to_thread(self._directories, min_age):
+        for path in await asyncio.to_thread(self._directories):
             if path.name not in self._delivered:
                 act = partial(self._remove_stray, path)
                 found.append(await removal(str(path), "it is no server's", act, dry_run=dry_run))
@@ -492,9 +478,9 @@ class LocalDelivery(LoggingConfigurable):
         self.routes.retract(has.server, has.start_id)
         self._remove(self.path(has.server))
 
-    def _directories(self, min_age: float) -> list[Path]:
+    def _directories(self) -> list[Path]:
         """All directories; of those that are being made or removed (with a dot), only the ones that are old enough."""
-        before = time.time() - min_age
+        before = time.time() - _UNDER_WAY
         found = []
         for entry in sorted(self.root.iterdir()):
             if entry.is_symlink() or entry.is_dir():

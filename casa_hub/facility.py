@@ -261,7 +261,7 @@ class Facility(LoggingConfigurable):
         names: Collection[str],
         record: ServerRecord,
         *,
-        anyhow: bool = False,
+        force: bool = False,
         username: str = "",
     ) -> Minted:
         """Mint the credentials `names` anew for a running server.
@@ -275,7 +275,7 @@ class Facility(LoggingConfigurable):
             request: of now.
             names: names of credentials.
             record: the server's record.
-            anyhow: replace a credential whatever its expiry, because its key or its user's token has changed.
+            force: replace a credential whatever its expiry, because its key or its user's token has changed.
             username: the user's present name, for the audit. Credentials are minted for the name with which the server
                 was started (`Request.server`).
 
@@ -291,7 +291,7 @@ class Facility(LoggingConfigurable):
         later: dict[str, datetime] = {}
         for name, entry in record.credentials.items():
             lost = name in record.missing
-            if anyhow or lost or name not in credentials or outlives(credentials[name][0], entry):
+            if force or lost or name not in credentials or outlives(credentials[name][0], entry):
                 continue
             new, _ = credentials.pop(name)
             if new.expires_at == entry.expires_at:

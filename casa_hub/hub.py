@@ -1,4 +1,4 @@
-"""One hub: the object that has all its parts, and what this package's spawner classes do for it."""
+"""One hub: the object that holds all its parts, and the base class of this package's spawners."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.revocation import Revocations
 from casa_hub.membership.rounds import Rounds
 
-#: Section of the configuration where `casa_hub.hooks.install` leaves the function that adds credentials to a spawner
-#: class. No operator writes it.
+#: Section of the configuration with the function that adds credentials to a spawner class. `casa_hub.hooks.install`
+#: sets it, not the operator.
 ADDED = "CasaHooks"
 
 #: Our key in JupyterHub's `tornado_settings`, which live as long as the hub, unlike a global.
@@ -31,10 +31,10 @@ D = TypeVar("D")
 
 
 class CasaHub:
-    """All of one hub: its facility, its home, and the background tasks.
+    """All parts of one hub: its facility, its spawner class, and the background tasks.
 
-    Facility and home can be had where no hub starts, too (`casa-hub check`). The rest is there from `begin` on, which
-    `casa_hub.startup.on_hub_start` calls.
+    Facility and spawner class also work without a running hub (`casa-hub check`). The background tasks exist after
+    `begin`, which `casa_hub.startup.on_hub_start` calls.
     """
 
     def __init__(self, app: HubApp) -> None:
@@ -44,7 +44,7 @@ class CasaHub:
 
     @classmethod
     def of(cls, app: HubApp) -> CasaHub:
-        """The one hub of JupyterHub's application, made when it is first asked for."""
+        """The hub of JupyterHub's application, made by the first call."""
         if _KEY not in app.tornado_settings:
             app.tornado_settings[_KEY] = cls(app)
         hub: CasaHub = app.tornado_settings[_KEY]
@@ -56,13 +56,13 @@ class CasaHub:
 
     @cached_property
     def spawner_class(self) -> type:
-        """The class of the hub's servers: the one that is set, with credentials if `casa_hub.hooks.install` says so."""
+        """The class of the hub's spawners: the configured one, with credentials added if `casa_hub.hooks` does so."""
         cls: type = self.app.spawner_class
         return self.app.config[ADDED].to_spawner_class(cls) if ADDED in self.app.config else cls
 
     @property
     def home(self) -> type[Home] | None:
-        """The class of the hub's servers, if it is one of ours."""
+        """The class of the hub's spawners, if it is one of ours."""
         return self.spawner_class if issubclass(self.spawner_class, Home) else None
 
     @cached_property
@@ -70,19 +70,19 @@ class CasaHub:
         return None if self.home is None else self.home.make_delivery(self)
 
     def delivery(self, kind: type[D]) -> D:
-        """What brings credentials to the hub's servers. `kind`: its class, which whoever asks knows by the home."""
+        """The delivery of the hub's spawner class. `kind` is its type, which the caller knows by the spawner class."""
         assert isinstance(self._delivery, kind)  # noqa: S101
         return self._delivery
 
     def begin(self, members: Members, recheck: Recheck | None) -> None:
-        """Make the hub ready for its first server, and start the background tasks; JupyterHub cancels them at its end.
+        """Make the hub ready for its first server, and start the background tasks. JupyterHub cancels them at its end.
 
-        `recheck`: None with an authenticator that isn't ours, which knows of no memberships.
+        `recheck`: None with another authenticator, which has no membership checks.
 
         Raises:
-            ConfigurationError: the home can't be used.
+            ConfigurationError: what the spawner class needs can't be used.
         """
-        # Users, which may be there already, make their spawners by these settings.
+        # Users, some of which may exist already, make their spawners by these settings.
         self.app.spawner_class = self.app.tornado_settings["spawner_class"] = self.spawner_class
         if self.home is not None:
             self.home.begin_hub(self)
@@ -100,47 +100,47 @@ class CasaHub:
         self.begun = True
 
     def started(self, spawner: HubSpawner, missing: Mapping[str, str] | None = None) -> None:
-        """A server has just started; `missing`: what it could not have beside credentials -> why."""
+        """Note a server that has just started. `missing`: objects that could not be created -> why."""
         self.renewals.started(spawner)
         self.mending.started(spawner, missing or {})
 
 
 class Home:
-    """What a spawner class of this package does for its hub. Base of `CredentialsMixin` (a cluster) and of
-    `CasaLocalSpawner` (this machine); servers of any other class get no credentials.
+    """Base of this package's spawner classes: `CredentialsMixin` (a cluster) and `CasaLocalSpawner` (this machine).
 
-    Each of its spawners has its server as `casa_kept` (`casa_hub.keeper.kept.Kept`).
+    Each spawner has its server as `casa_kept` (`casa_hub.keeper.kept.Kept`). Servers of other classes get no
+    credentials.
     """
 
-    #: Whose configuration sections the spawner uses.
+    #: Classes whose configuration sections the spawner uses.
     casa_classes: ClassVar[tuple[type[Configurable], ...]]
 
     user: HubUser
 
     @classmethod
     def make_delivery(cls, hub: CasaHub) -> object:
-        """Make what brings credentials to the hub's servers; called once (`CasaHub.delivery`)."""
+        """Make the delivery of the hub's servers. Called once (`CasaHub.delivery`)."""
         raise NotImplementedError
 
     @classmethod
     def check_hub(cls, hub: CasaHub) -> list[Problem]:
-        """What is wrong with the hub's configuration for this spawner."""
+        """Problems of the hub's configuration for this spawner."""
         raise NotImplementedError
 
     @classmethod
     def begin_hub(cls, hub: CasaHub) -> None:
-        """Take over or clean up what an earlier hub left. Raises ConfigurationError."""
+        """Take over running servers of the previous hub process, and remove what it left. Raises ConfigurationError."""
         raise NotImplementedError
 
     @classmethod
     async def collect_garbage(cls, hub: CasaHub, *, dry_run: bool) -> list[Removal]:
-        """Remove what has no living server, or only tell of it. Raises DeliveryError."""
+        """Remove everything without a living server. With `dry_run`, only list it. Raises DeliveryError."""
         raise NotImplementedError
 
     async def renew_credentials(self, names: Collection[str]) -> None:
-        """Mint some credentials of the running server anew and replace their files; nothing if it doesn't run.
+        """Mint some credentials of the running server anew and replace their files. Does nothing if it doesn't run.
 
-        For who has got something newer for them, as an authenticator with a refreshed access token (`bearer`).
+        For callers with newer input, such as an authenticator with a refreshed access token (`bearer`).
         """
         spawner: Any = self
         await CasaHub.of(self.user.settings["app"]).renewals.bring(spawner, names)

@@ -85,7 +85,7 @@ class LocalServer(ServerCredentials[Delivered]):
         missing: Mapping[str, str] = {}
         if "files" in things:
             lost = await self.delivery.lost(self.server)
-            holding = await self.renew(lost, anyhow=True) if lost else None
+            holding = await self.renew(lost, force=True) if lost else None
             missing = {} if holding is None else holding.failed
         await self.delivery.restore(self.server, running.start_id, self._spawner.pid)
         return {"files": "; ".join(f"{name}: {why}" for name, why in missing.items())} if missing else {}

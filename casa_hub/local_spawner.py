@@ -34,29 +34,29 @@ from casa_hub.steps import Steps
 class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
     """Servers as processes of this machine, each with credentials, an address and a route of its own.
 
-    There is no isolation: all servers run as the hub's own user, and whoever has a server can read the hub's keys and
-    everybody's files. It is for demonstrations, tests and a single person; therefore it refuses to work for a hub
-    that listens on other addresses than loopback, unless told otherwise.
+    There is no isolation: all servers run as the hub's own user, and everybody with a server can read the hub's keys
+    and all users' files. It is for demonstrations, tests and a single person. So it refuses to work for a hub that
+    listens on other addresses than loopback, unless `allow_non_loopback` is set.
     """
 
     allow_non_loopback = Bool(
         False,
-        help="""Whether the hub may listen on an address that others can reach, although whoever has a server can read
-        the hub's keys and all users' files. Default: false; the hub refuses to start then.""",
+        help="""Whether the hub may listen on an address that other machines can reach, although everybody with a
+        server can read the hub's keys and all users' files. Default: false; the hub refuses to start then.""",
     ).tag(config=True)
 
     home_dir_template = Unicode(
         "",
-        help="""Home directory of a user; made if it isn't there, for this user only. `{username}` becomes a form of
-        the user's name that is safe in paths. Default: `casa-hub-homes/{username}` beside
-        `LocalDelivery.directory`. Example: `/srv/homes/{username}`.""",
+        help="""Home directory of a user. The hub makes it if it doesn't exist, readable by the hub's user only.
+        `{username}` becomes a form of the user's name that is safe in paths. Default: `casa-hub-homes/{username}`
+        beside `LocalDelivery.directory`. Example: `/srv/homes/{username}`.""",
     ).tag(config=True)
 
     casa_classes: ClassVar = (LocalDelivery, TraefikRoutes)
 
     @default("env_keep")
     def _nothing_of_the_hub(self) -> list[str]:
-        """What a program needs to run at all. The hub's own library and module paths are for the hub's programs."""
+        """The variables that any program needs. Library and module paths of the hub are not for servers."""
         return ["JUPYTERHUB_SINGLEUSER_APP", "LANG", "LC_ALL", "PATH", "TZ"]
 
     @default("home_dir")
@@ -82,23 +82,23 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
 
     @classmethod
     def begin_hub(cls, hub: CasaHub) -> None:
-        """Take over what an earlier hub left: servers that still run are kept, all else is removed.
+        """Take over running servers of the previous hub process, and remove everything else that it left.
 
         Raises:
             ConfigurationError: the delivery's directory can't be used.
         """
         app, delivery = hub.app, hub.delivery(LocalDelivery)
         app.log.warning(
-            "%s gives no isolation: whoever has a server can read this hub's keys and all users' files", cls.__name__
+            "%s gives no isolation: everybody with a server can read this hub's keys and all users' files", cls.__name__
         )
         delivery.open()
         known = _Known(app)
         living = set()
-        for one in delivery.all():
-            if not known.runs(one, delivery.process(one.server)):
-                _end_process(app, delivery, one)
-            elif (process := delivery.process(one.server)) is not None and process.alive:
-                living.add(one.key)
+        for left in delivery.all():
+            if not known.runs(left, delivery.process(left.server)):
+                _end_process(app, delivery, left)
+            elif (process := delivery.process(left.server)) is not None and process.alive:
+                living.add(left.key)
         try:
             for slug in delivery.sweep(hub.facility.hub_id, living):
                 app.log.info("Removed what was left of server %s", slug)
@@ -113,32 +113,32 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
     async def collect_garbage(cls, hub: CasaHub, *, dry_run: bool) -> list[Removal]:
         app, delivery = hub.app, hub.delivery(LocalDelivery)
         known = _Known(app)
-        # Also those whose start JupyterHub has not saved yet.
+        # Starts that JupyterHub may not have saved yet.
         spawners = (spawner for user in app.users.values() for spawner in user.spawners.values())
         starts = {spawner.casa_kept.start_id for spawner in spawners if isinstance(spawner, cls)}
         ended = [
-            one
-            for one in delivery.all()
-            if not known.runs(one, delivery.process(one.server)) and one.start_id not in starts
+            left
+            for left in delivery.all()
+            if not known.runs(left, delivery.process(left.server)) and left.start_id not in starts
         ]
         if not dry_run:
-            for one in ended:
-                _end_process(app, delivery, one)
+            for left in ended:
+                _end_process(app, delivery, left)
         return await delivery.collect(hub.facility.hub_id, ended, dry_run=dry_run)
 
     # -- start
 
     def __init__(self, **kwargs: Any) -> None:
-        #: The server, if an earlier hub started it.
+        #: The server's process, if the previous hub process started it.
         self._adopted: Process | None = None
         self._own_environment: dict[str, str] = {}
         self._steps = Steps()
-        #: What the Keeper has to do with.
+        #: The server, for renewals, mending and revocations (`casa_hub.keeper.kept.Kept`).
         self.casa_kept = LocalServer(self)
         super().__init__(**kwargs)
 
     async def start(self) -> tuple[str, int]:
-        """Credentials, delivery, process; what was given is taken back if any of it fails."""
+        """Mint and deliver credentials, then start the process. If any of it fails, all is removed again."""
         kept = self.casa_kept
         for number, sentence in enumerate(await kept.mint()):
             self._steps.say(min(10 + 5 * number, 40), sentence)
@@ -147,7 +147,7 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
             self.ip, self._own_environment = await kept.deliver()
             self._steps.say(50, "Credentials delivered")
             await asyncio.to_thread(make_directory, Path(self.home_dir))
-            where: tuple[str, int] = await super().start()
+            address: tuple[str, int] = await super().start()
         except BaseException:
             await asyncio.shield(kept.remove())
             raise
@@ -155,7 +155,7 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
             kept.starting = False
         self._steps.say(60, "Server process started; waiting for its answer")
         kept.hub.started(self)
-        return where
+        return address
 
     def make_preexec_fn(self, name: str) -> Callable[[], None]:  # noqa: ARG002
         home, process_file = self.home_dir, os.fsencode(self.casa_kept.delivery.process_file(self.casa_kept.server))
@@ -199,30 +199,30 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
         return state | ({START_ID: self.casa_kept.start_id} if self.casa_kept.start_id else {})
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """What an earlier hub started, by what was delivered."""
+        """As in the base class, and adopt the server that the previous hub process started."""
         super().load_state(state)
         on_hub_start(self.user.settings["app"])
-        one = self._left_behind(state)
-        self._adopted = self.casa_kept.delivery.process(one.server) if one is not None else None
+        left = self._left_behind(state)
+        self._adopted = self.casa_kept.delivery.process(left.server) if left is not None else None
         self.pid = self._adopted.pid if self._adopted is not None else 0
-        if one is not None:
-            self.casa_kept.adopt(one)
-            self.ip = one.address
+        if left is not None:
+            self.casa_kept.adopt(left)
+            self.ip = left.address
 
     def _left_behind(self, state: dict[str, Any]) -> Delivered | None:
-        """What an earlier hub delivered to the server of this spawner; its user may have been renamed since."""
+        """What the previous hub process delivered to this spawner's server, even if its user was renamed since."""
         delivery = self.casa_kept.delivery
         saved = delivery.of_start(state.get(START_ID, ""))
         if saved is not None:
             return saved
-        if self.orm_spawner.server is None:  # it doesn't run, and what has its name may be a renamed user's
+        if self.orm_spawner.server is None:  # it doesn't run; a directory with its name may be a renamed user's
             return None
         # JupyterHub saves a state only after the start, and earlier versions of this package saved no start id.
         known = _Known(self.user.settings["app"])
-        unclaimed = [one for one in delivery.all() if one.start_id not in known.starts]
-        named = [one for one in unclaimed if _whose(one) == (self.user.name, self.name)]
+        unclaimed = [left for left in delivery.all() if left.start_id not in known.starts]
+        named = [left for left in unclaimed if _owner_of(left) == (self.user.name, self.name)]
         pid = state.get("pid")
-        signed_in = [one for one in unclaimed if pid and _is_process(delivery.process(one.server), pid)]
+        signed_in = [left for left in unclaimed if pid and _is_process(delivery.process(left.server), pid)]
         return next(iter(named + signed_in), None)
 
     async def get_url(self) -> str:
@@ -250,9 +250,9 @@ class _Known:
         # Process ids of servers that an earlier version of this package started.
         self._pids = {state["pid"] for state in states if START_ID not in state and "pid" in state}
 
-    def runs(self, one: Delivered, process: Process | None) -> bool:
+    def runs(self, left: Delivered, process: Process | None) -> bool:
         """Whether one of the servers has these files; `process`: the one that signed in there."""
-        if one.start_id in self.starts or _whose(one) in self._names:
+        if left.start_id in self.starts or _owner_of(left) in self._names:
             return True
         return any(_is_process(process, pid) for pid in self._pids)
 
@@ -261,15 +261,15 @@ def _is_process(process: Process | None, pid: int) -> bool:
     return process is not None and process.pid == pid and process.alive
 
 
-def _whose(one: Delivered) -> tuple[str, str]:
-    return one.server.username, one.server.name
+def _owner_of(left: Delivered) -> tuple[str, str]:
+    return left.server.username, left.server.name
 
 
-def _end_process(app: HubApp, delivery: LocalDelivery, one: Delivered) -> None:
+def _end_process(app: HubApp, delivery: LocalDelivery, left: Delivered) -> None:
     """End the process of a server that JupyterHub doesn't know, so that nobody else could stop it."""
-    process = delivery.process(one.server)
+    process = delivery.process(left.server)
     if process is not None and process.alive:
-        app.log.warning("Ending %s, a server that this hub's database doesn't know", one.server.identity)
+        app.log.warning("Ending %s, a server that this hub's database doesn't know", left.server.identity)
         with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
             os.killpg(process.pid, signal.SIGTERM)
 

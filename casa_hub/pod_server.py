@@ -200,10 +200,10 @@ class PodServer(ServerCredentials[DeliveredStart]):
         text = marks.record_text_of(pod, start.server) or ""
         return self._holding(self._certain(start) or DeliveredStart(start, text))
 
-    async def _renew(self, names: Collection[str], anyhow: bool, deadline: Deadline) -> Holding | None:
+    async def _renew(self, names: Collection[str], force: bool, deadline: Deadline) -> Holding | None:
         for tries_left in reversed(range(_RENEWAL_TRIES)):
             try:
-                return await super()._renew(names, anyhow, deadline)
+                return await super()._renew(names, force, deadline)
             except OvertakenError:
                 if not tries_left:
                     raise

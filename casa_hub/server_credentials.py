@@ -90,12 +90,12 @@ class ServerCredentials(ABC, Generic[D]):
             running = await self._running(self._deadline())
             return None if running is None else self._holding(running)
 
-    async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
+    async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
         """See `Kept`."""
         async with self._renewing:  # each renewal starts from the record of the one before
-            return await self._renew(names, anyhow, self._deadline())
+            return await self._renew(names, force, self._deadline())
 
-    async def _renew(self, names: Collection[str], anyhow: bool, deadline: Deadline) -> Holding | None:
+    async def _renew(self, names: Collection[str], force: bool, deadline: Deadline) -> Holding | None:
         running = await self._running(deadline)
         if running is None:
             return None
@@ -104,7 +104,7 @@ class ServerCredentials(ABC, Generic[D]):
             return held
         request = await self.facility.request_of(self._spawner, running.server, held.start_id, datetime.now(UTC))
         username = self._spawner.user.name
-        minted = self.facility.renew(request, names, held.record, anyhow=anyhow, username=username)
+        minted = self.facility.renew(request, names, held.record, force=force, username=username)
         if minted.credentials:
             await self._replace(running, minted, deadline)
         record = minted.record if minted.credentials else held.record

@@ -1,6 +1,6 @@
 """The spawner of a cluster: servers are pods, each with its credentials, Service and route.
 
-`CredentialsMixin` is what we add to KubeSpawner: in `CasaSpawner`, or in a site's own class (`casa_hub.hooks`).
+`CredentialsMixin` adds credentials to KubeSpawner, in `CasaSpawner` or in a site's own class (`casa_hub.hooks`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _Base: Any = KubeSpawner if TYPE_CHECKING else object
 class CredentialsMixin(Home, _Base):  # type: ignore[misc]
     """Gives the servers of a KubeSpawner working credentials of their own, in `Facility.secrets_path`.
 
-    All of KubeSpawner's settings and hooks are an operator's as ever. `modify_pod_hook` sees the pod before this class
-    adds its parts, so that containers which it adds get the files too; `after_pod_created_hook` is called when Secret,
-    Service and route are there; variables in `environment`, of a profile too, win over ours.
+    Operators use KubeSpawner's settings and hooks as usual. `modify_pod_hook` sees the pod before this class adds its
+    parts, so the hook's containers get the files, too. `after_pod_created_hook` is called when Secret, Service and
+    route exist. Variables in `environment`, also of a profile, win over ours.
 
-    The pod's annotations tell what it was given (`casa_hub.delivery.kubernetes.manifests`), and are what a restarted
-    hub goes by: JupyterHub saves a spawner's state only after the start.
+    The pod's annotations have its record (`casa_hub.delivery.kubernetes.manifests`). A restarted hub relies on them,
+    because JupyterHub saves a spawner's state only after the start.
     """
 
     casa_classes: ClassVar = (KubernetesDelivery, TraefikRoutes)
@@ -48,7 +48,7 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
 
     @classmethod
     def begin_hub(cls, hub: CasaHub) -> None:
-        """See to pods that an earlier hub left half made, beside the hub's own start."""
+        """Begin to look for half-made pods of the previous hub process; the hub's start doesn't wait for it."""
         hub.delivery(KubernetesDelivery).begin(hub.app, cls)
 
     @classmethod
@@ -167,7 +167,7 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
 
 
 class CasaSpawner(CredentialsMixin, KubeSpawner):  # type: ignore[misc]
-    """KubeSpawner, whose servers find working credentials of their own in `Facility.secrets_path`."""
+    """KubeSpawner whose servers have working credentials of their own in `Facility.secrets_path`."""
 
     @classmethod
     def check_hub(cls, hub: CasaHub) -> list[Problem]:

@@ -57,11 +57,11 @@ class Kept(Protocol):
             DeliveryError: the record of the running server can't be read now.
         """
 
-    async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
+    async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
         """Mint some credentials of the server anew and replace their files, all at once. None as for `holding`.
 
         A credential keeps its file if it can't be minted, or if the new one would not be valid for longer (but see
-        `anyhow`: its key or its user's token has changed). The result has the renewed credentials, which are those of
+        `force`: its key or its user's token has changed). The result has the renewed credentials, which are those of
         the highest `order`, and in `failed` the others. If the record can't be read, it is returned as it is, and
         nothing is renewed.
 

@@ -103,7 +103,7 @@ class _Credential:
     #: `CredentialRecord.order`.
     order: int = 0
     #: Whether the next try must replace it even by one that expires sooner: its key or its user's token is another one.
-    anyhow: bool = False
+    force: bool = False
     #: Failed tries in a row, and why the last one failed.
     failures: int = 0
     why: str = ""
@@ -188,7 +188,7 @@ class Renewals:
         kept = kept_of(spawner)
         server = None if kept is None else self._known(spawner, kept)
         if server is not None and not server.unkept:
-            await self._renew(server, [name for name in names if name in self._facility.minters], anyhow=True)
+            await self._renew(server, [name for name in names if name in self._facility.minters], force=True)
 
     async def hand_out_token(self, user: HubUser) -> None:
         """Give the newest token to the running servers: the old one may be dead (IAM: clearAccessTokensOnRefresh)."""
@@ -237,7 +237,7 @@ class Renewals:
         unknown = {name: "this hub has no such credential" for name in names if name not in self._facility.minters}
         failed: Mapping[str, str] | None = {}
         if not server.unkept:
-            failed = await self._renew(server, names or list(self._facility.minters), anyhow=True)
+            failed = await self._renew(server, names or list(self._facility.minters), force=True)
         if server.unkept:
             return {"all": f"{server.unkept}. {_RESTART}"}
         if failed is None:
@@ -457,10 +457,10 @@ class Renewals:
             self._update(server, holding.record)
             self._make_unsure(server, unsure)  # also where an earlier hub has brought a newer one since the start
             due = server.due(self._clock())
-            forced = [name for name in due if server.credentials[name].anyhow]
+            forced = [name for name in due if server.credentials[name].force]
             for names in (forced, [name for name in due if name not in forced]):
                 if names:
-                    await self._renew(server, names, anyhow=names is forced)
+                    await self._renew(server, names, force=names is forced)
         except Exception as error:  # noqa: BLE001 - a third party's or the hub's database's is as good a reason to retry
             self._failed(server, dict.fromkeys(server.due(self._clock()), self._reason(server, error)))
         finally:
@@ -469,11 +469,11 @@ class Renewals:
             self._plan(server)
             self._wake.set()
 
-    async def _renew(self, server: _Server, names: Collection[str], *, anyhow: bool) -> Mapping[str, str] | None:
+    async def _renew(self, server: _Server, names: Collection[str], *, force: bool) -> Mapping[str, str] | None:
         """Renew some of a server's credentials. Returns what failed -> why; None if the server doesn't run any more."""
         refused = False
         try:
-            holding = await server.kept.renew(names, anyhow=anyhow)
+            holding = await server.kept.renew(names, force=force)
             if holding is None or isinstance(holding.record, Unreadable):
                 self._end(server, holding)
                 return None
@@ -481,7 +481,7 @@ class Renewals:
             failed, refused = holding.failed, True
         except Exception as error:  # noqa: BLE001 - see `_attend`
             failed = dict.fromkeys(names, self._reason(server, error))
-        self._failed(server, failed, anyhow=anyhow, refused=refused)
+        self._failed(server, failed, force=force, refused=refused)
         self._plan(server)
         return failed
 
@@ -500,14 +500,14 @@ class Renewals:
         return reason_of(error, self._app, f"Renewing credentials of {server.identity}")
 
     def _failed(
-        self, server: _Server, failed: Mapping[str, str], *, anyhow: bool = False, refused: bool = False
+        self, server: _Server, failed: Mapping[str, str], *, force: bool = False, refused: bool = False
     ) -> None:
         """Plan another try of what failed, and log it.
 
         Args:
             server: whose credentials they are.
             failed: name of a credential -> why it was not renewed.
-            anyhow: see `_Credential.anyhow`.
+            force: see `_Credential.force`.
             refused: whether a minter refused to mint, so that what comes with a user's token can only wait for the
                 next token; else the delivery failed.
         """
@@ -528,7 +528,7 @@ class Renewals:
                 continue
             is_missing = one.state is _State.MISSING
             news = one.failures == 0 or (is_missing and why != one.why)  # the start has told its first reason
-            one.failures, one.why, one.anyhow = one.failures + 1, why, one.anyhow or anyhow
+            one.failures, one.why, one.force = one.failures + 1, why, one.force or force
             waits = refused and (name not in self._facility.minters or self._comes_by_itself(name))
             one.at = None if waits else schedule.again(one.expires, now, one.failures)
             if news:

@@ -37,7 +37,7 @@ class Hub:
         request = Request(Server("hub", username), START, datetime.now(UTC))
         if minted is None:
             return self.facility.mint(request)
-        return self.facility.renew(request, list(minted.credentials), minted.record, anyhow=True)
+        return self.facility.renew(request, list(minted.credentials), minted.record, force=True)
 
     def told(self) -> list[dict[str, Any]]:
         """The audit, as whoever collects the log reads it."""

@@ -19,7 +19,7 @@ async def obey(app, name, user):
     if name == "withdraw":
         await spawner.casa_kept.withdraw()
     else:
-        await spawner.casa_kept.renew([name], anyhow=True)
+        await spawner.casa_kept.renew([name], force=True)
 
 async def follow(app):
     calls = Path("calls")

@@ -296,7 +296,7 @@ async def test_a_technical_user_s_server_starts_without_what_is_made_of_a_token_
     minted = one.mint(asked)
     assert (list(minted.credentials), minted.missing) == (["xcache"] if technical else ["xcache", "bearer"], {})
     assert {event.reason for event in told} == ({"for a technical user, who has no log-in"} if technical else {""})
-    renewed = one.renew(asked, ["bearer"], minted.record, anyhow=True)
+    renewed = one.renew(asked, ["bearer"], minted.record, force=True)
     assert list(renewed.credentials) == ([] if technical else ["bearer"])
 
 
@@ -468,7 +468,7 @@ def test_what_would_not_last_longer_is_not_taken_unless_anyhow(lifetime: int) ->
         assert kept.missing == {}
         when = kept.later["xcache"]
         assert one.renew(Request(ALICE, "0" * 32, when), ["xcache"], first.record).files
-    assert one.renew(request(), ["xcache"], first.record, anyhow=True).files
+    assert one.renew(request(), ["xcache"], first.record, force=True).files
 
 
 def test_what_was_edited_in_the_record_is_not_renewed_and_the_rest_is() -> None:
@@ -477,7 +477,7 @@ def test_what_was_edited_in_the_record_is_not_renewed_and_the_rest_is() -> None:
     document["credentials"]["xcache"]["issued_at"] = "yesterday"
     record = parse(document)
     assert isinstance(record, ServerRecord)
-    later = one.renew(Request(ALICE, "0" * 32, NOW + timedelta(seconds=40)), ["xcache", "dask"], record, anyhow=True)
+    later = one.renew(Request(ALICE, "0" * 32, NOW + timedelta(seconds=40)), ["xcache", "dask"], record, force=True)
     assert list(later.credentials) == ["dask"]
     assert "edited" in later.missing["xcache"]
     assert later.record.unreadable == record.unreadable
@@ -495,17 +495,17 @@ def test_a_renewal_is_never_to_something_worse(steps: list[tuple[int, int, bool,
     token = one.minters["xcache"]
     record = one.mint(request()).record
     valid: dict[str, datetime] = {}  # identifiers of all that were delivered
-    for second, lifetime, works, anyhow in steps:
+    for second, lifetime, works, force in steps:
         before = record.credentials["xcache"]
         now = NOW + timedelta(seconds=second)
         assert before.expires_at is not None
         valid[before.identifiers["jti"]] = before.expires_at
         token.lifetime, token.works = lifetime, works  # type: ignore[attr-defined]
-        minted = one.renew(Request(ALICE, "0" * 32, now), ["xcache"], record, anyhow=anyhow)
+        minted = one.renew(Request(ALICE, "0" * 32, now), ["xcache"], record, force=force)
         entry = minted.record.credentials["xcache"]
         assert bool(minted.files) == (entry.order > before.order) == (minted.record.order > record.order)
         assert bool(minted.files) + ("xcache" in minted.missing) + ("xcache" in minted.later) == 1
-        if not anyhow:
+        if not force:
             assert entry.expires_at is not None
             assert entry.expires_at >= before.expires_at
         if not works:

@@ -269,13 +269,13 @@ async def test_a_hundred_due_at_once_are_renewed_four_at_a_time(make: Callable[.
     busy, most = 0, 0
 
     class Slow(Kept):
-        async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
+        async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
             nonlocal busy, most
             busy += 1
             most = max(most, busy)
             await asyncio.sleep(0.01)
             busy -= 1
-            return await super().renew(names, anyhow=anyhow)
+            return await super().renew(names, force=force)
 
     servers = [Slow(hub.facility, Server("", f"user-{number}"), f"{number:032x}", clock=clock) for number in range(100)]
     for kept in servers:

@@ -131,7 +131,7 @@ class KubernetesDelivery(LoggingConfigurable):
 
     @classmethod
     def of_spawners(cls, spawner_class: type, facility: Facility, config: Config) -> KubernetesDelivery:
-        """One that reaches the API server as KubeSpawner does, by the settings of `spawner_class`."""
+        """A delivery that reaches the API server as KubeSpawner does, by the settings of `spawner_class`."""
         connection = {
             "host": value_of(config, spawner_class, "k8s_api_host"),
             "ssl_ca_cert": value_of(config, spawner_class, "k8s_api_ssl_ca_cert"),

@@ -21,6 +21,7 @@ from tornado import web
 from traitlets import Bool, Enum, Float, List, Set, TraitError, Unicode, default, validate
 
 from casa_hub import audit
+from casa_hub.configuration import without_value
 from casa_hub.database import roll_back
 from casa_hub.errors import ConfigurationError, Severity
 from casa_hub.hub import CasaHub
@@ -225,9 +226,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         except (ConfigurationError, TraitError) as error:
             if not hasattr(kwargs.get("parent"), "tornado_settings"):
                 raise
-            # One line for the operator instead of a traceback. The text of traitlets after ", not" is the value, which
-            # may be a secret.
-            line = str(error).split(", not ")[0] + ". Correct it." if isinstance(error, TraitError) else error
+            # One line for the operator instead of a traceback.
+            line = f"{without_value(error)}. Correct it." if isinstance(error, TraitError) else error
             kwargs["parent"].log.critical("%s", line)
             raise SystemExit(1) from None
 

@@ -14,7 +14,7 @@ from traitlets import Enum, List, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.audit import Action, Event, tell
-from casa_hub.configuration import did_you_mean, is_set
+from casa_hub.configuration import did_you_mean, is_set, without_value
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route, bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.jupyterhub import HubApp, HubSpawner
@@ -222,8 +222,7 @@ class Facility(LoggingConfigurable):
             for outcome in OUTCOMES:
                 MINTS.labels(name, outcome)
         except TraitError as error:
-            # The rest of traitlets' sentence shows the value.
-            problem(f"a setting of {name!r} has a wrong value: {str(error).split(', not ')[0]}", "Correct it.")
+            problem(f"a setting of {name!r} has a wrong value: {without_value(error)}", "Correct it.")
         except Exception as error:  # noqa: BLE001 - a third party's
             self._load_problems.append(_broken(name, "load", error))
 

@@ -99,10 +99,7 @@ async def _kinds(api: Kube, kind: str) -> Finding:
 def read_kinds(kind: str, known: Collection[str], versions: Collection[str]) -> Finding:
     """Whether the cluster has the configured kind of routes.
 
-    Args:
-        kind: `TraefikRoutes.kind`.
-        known: plurals of the group in the version that the hub writes.
-        versions: versions of the group that the cluster has instead.
+    `known`: plurals of the group in the version that the hub writes. `versions`: those that the cluster has instead.
     """
     group, version, plural = ROUTES[kind]
     thing = f"{plural}.{group}/{version}"
@@ -169,12 +166,7 @@ async def _may(api: Kube, right: Right, namespace: str) -> bool | None:
 
 
 def read_rights(answers: Mapping[Right, bool | None], namespace: str) -> list[Finding]:
-    """Findings about the hub's rights.
-
-    Args:
-        answers: right -> whether the API server grants it; None: it didn't say.
-        namespace: of the servers; "" if each user has one.
-    """
+    """Findings about the hub's rights; `answers`: right -> whether the API server grants it; None: it didn't say."""
     where = f"in namespace {namespace}" if namespace else "in all namespaces"
     lacking: dict[tuple[str, str], list[str]] = {}
     for right, allowed in answers.items():
@@ -276,12 +268,7 @@ def _labels(described: Mapping[str, Any]) -> _Labels:
 
 
 def read_hubs(own: _Labels, seen: Iterable[_Labels]) -> list[Finding]:
-    """Which other hubs have pods in the namespace, and whether their labels differ from this hub's.
-
-    Args:
-        own: labels of this hub's pods; the installation is "" if unknown.
-        seen: labels of all pods.
-    """
+    """Which other hubs have pods in the namespace, and whether their labels (`seen`) differ from this hub's (`own`)."""
     found, others = [], set()
     instances = {own[2]} - {""}
     for hub, hub_namespace, instance in seen:

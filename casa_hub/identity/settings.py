@@ -121,12 +121,7 @@ def _check_entity_ids(thing: str, idps: list[str]) -> None:
 
 
 def advice(authenticator: CasaOAuthenticator, base_url: str) -> Iterator[Problem]:
-    """Settings that the hub can start with, but that are probably mistakes.
-
-    Args:
-        authenticator: with its settings checked by `check_settings`.
-        base_url: `JupyterHub.base_url`.
-    """
+    """Settings that the hub can start with, but that are probably mistakes. `check_settings` comes first."""
     section = type(authenticator).__name__
     yield from _about_callback(f"{section}.oauth_callback_url", authenticator.oauth_callback_url, base_url)
     for trait, names in authenticator.names_as_written.items():

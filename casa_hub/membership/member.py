@@ -248,14 +248,7 @@ class Outcome:
 
 
 def outcome(member: Member, settings: Keeper, now: float, standing: Standing | None = None) -> Outcome:
-    """What follows for one person.
-
-    Args:
-        member: all that is known.
-        settings: the operator's times.
-        now: epoch seconds.
-        standing: the verdict that it follows from, for a page that didn't wait for the last one.
-    """
+    """What follows for one person; `standing`: of which verdict, for a page that didn't wait for the last one."""
     standing = standing or member.standing or UNASKED
     held_back = member.held_since is not None
     match standing.verdict:

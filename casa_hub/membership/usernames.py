@@ -89,11 +89,7 @@ class Identities(HubTable):
     def check(self, username: str, *, issuer: str, sub: str, log_in: bool = False) -> None:
         """Let the first subject of a name in and nobody else; a name without one is bound to this subject.
 
-        Args:
-            username: the name.
-            issuer: of the identity provider.
-            sub: the subject there.
-            log_in: whether somebody logs in: a name that was taken from its owner is bound by nothing else.
+        `log_in`: whether somebody logs in. Nothing else binds a name that was taken from its owner.
 
         Raises:
             IdentityError: the name is bound to somebody else, or the table can't be read.

@@ -210,9 +210,7 @@ async def test_what_an_operator_confirms_of_sign_ins_taken_back_ends_at_once(
 
 
 def refused_groups(hub: Hub, name: str, withheld: Literal["scope", "profile"]) -> None:
-    decision = Refused(
-        "the scope wasn't granted", frozenset(), frozenset(), claim_missing=True, claim_withheld=withheld
-    )
+    decision = Refused("the scope wasn't granted", frozenset(), claim_missing=True, claim_withheld=withheld)
     standing = Standing(Verdict.CANT_SAY, hub.now, decision.reason, hub.now - 60, "one", decision, our_fault=True)
     hub.hear(name, standing)
 

@@ -58,7 +58,7 @@ def start_and_stop(cluster: Cluster, namespace: str, sidecar: Sidecar | None) ->
     body = asyncio.run(serialized(pod))
     begin = time.perf_counter()
     made = plane.request("POST", path, body)
-    owned = secret(start, Pod.of(made), FILES, {})
+    owned = secret(start, Pod.from_object(made), FILES, {})
     plane.apply(f"/api/v1/namespaces/{namespace}/secrets/{start.name}", owned)
     until(ready)
     running = time.perf_counter()

@@ -21,7 +21,6 @@ from importlib.resources import files
 from typing import Any
 
 import yaml
-from traitlets.config import Application
 
 #: Beginning of each line, after the log's own header; JSON follows.
 PREFIX = "casa-hub audit: "
@@ -63,7 +62,7 @@ class Event:
     #: Name of the server; "" for the default server, None if the event is about the user.
     server: str | None = None
     start_id: str = ""
-    #: Name of the credential; "" if the event is about none.
+    #: Name of the credential; "" if the event is about no credential.
     credential: str = ""
     #: The credential's public identifiers (`Credential.identifiers`).
     identifiers: Mapping[str, str] = field(default_factory=dict)
@@ -88,16 +87,13 @@ def tell(settings: Mapping[str, Any], event: Event) -> None:
         event: what happened.
     """
     app = settings.get("app")
-    if app is None and Application.initialized():
-        # JupyterHub replaces its settings while it starts, so early callers have the first ones, without "app".
-        app = Application.instance()
     logger = _logger(app)
     try:
         data = fields(event, datetime.now(UTC))
         # JSON in ASCII: no character of a name can end the line and forge another one.
         logger.log(logging.WARNING if event.action in _WARNINGS else logging.INFO, "%s%s", PREFIX, json.dumps(data))
         _emit(settings.get("eventlog") or getattr(app, "eventlog", None), data)
-    except Exception as error:  # noqa: BLE001 - the caller must go on: what the event tells has happened already
+    except Exception as error:  # noqa: BLE001 - the caller must go on, because the event has already happened
         logger.error("An audit event (%s) could not be recorded: %s", event.action, type(error).__name__)  # noqa: TRY400
 
 
@@ -144,7 +140,7 @@ def _emit(eventlog: Any, data: Mapping[str, Any]) -> None:
 def _logger(app: Any) -> logging.Logger:
     logger = logging.getLogger(LOGGER)
     if app is not None:
-        logger.parent = app.log  # or the hub's handlers would not get the line; JupyterHub does the same for tornado
+        logger.parent = app.log  # so that the hub's handlers get the line; JupyterHub does the same for tornado
     return logger
 
 

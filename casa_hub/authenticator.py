@@ -1,7 +1,7 @@
-"""Log in with OpenID Connect, let in by group: nobody is allowed by default.
+"""The authenticator: log-in with OpenID Connect, access by group. Nobody is allowed by default.
 
-Configure the traits. To go further, subclass and override `decide`; `authenticate` and `refresh_user` share one path
-and are not meant to be touched.
+Sites configure the traits. For a rule of its own, a site makes a subclass and overrides `decide`; `authenticate` and
+`refresh_user` should stay as they are.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from tornado import web
 from traitlets import Bool, Enum, Float, List, Set, TraitError, Unicode, default, validate
 
 from casa_hub import audit
+from casa_hub.configuration import without_value
 from casa_hub.database import roll_back
 from casa_hub.errors import ConfigurationError, Severity
+from casa_hub.hub import CasaHub
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LogoutTokens
 from casa_hub.identity.oidc import Issuer
@@ -32,7 +34,6 @@ from casa_hub.identity.settings import advice, check_settings, refuse_superseded
 from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Answer, Verdict
 from casa_hub.jupyterhub import HubApp, HubUser
-from casa_hub.keeper.renewals import hand_out_token
 from casa_hub.membership.admission import Admission, MembershipError
 from casa_hub.membership.groups import GroupSource
 from casa_hub.membership.log_ins import LogIns
@@ -40,10 +41,8 @@ from casa_hub.membership.member import Members
 from casa_hub.membership.policy import Allowed, Policy, Refused, RefusedError, decide
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.rights import NAME_LENGTH, Rights
-from casa_hub.membership.settings import Keeper
 from casa_hub.membership.usernames import Identities, IdentityError
 from casa_hub.startup import on_hub_start
-from casa_hub.upkeep import Upkeep
 from casa_hub.web import operations
 from casa_hub.web.backchannel import BackchannelLogoutHandler
 from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler
@@ -61,36 +60,36 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     #: Epoch seconds.
     clock = staticmethod(time.time)
 
-    #: JupyterHub asks at every request, and is answered from the standing that all of them share. Of its own it
-    #: keeps one answer for all of a user's requests, and would let a page pass on the word that a token was given.
+    #: Practically zero: JupyterHub calls `refresh_user` for every request, and we answer from the person's standing.
+    #: JupyterHub's own cache has one answer for each user, so a page could pass by an answer meant for an API token.
     auth_refresh_age = Float(1e-9)
 
     provider = Enum(
         sorted(PROVIDERS),
         default_value=None,
         allow_none=True,
-        help="""The identity provider: which scopes are asked for, which claim is the user name, which one holds the
+        help="""The identity provider. It decides which scopes are asked for, and which claims hold user name and
         groups. `oidc` is any OpenID Connect issuer. Example: `cms-iam`.""",
     ).tag(config=True)
 
     issuer = Unicode(
-        help="""Issuer (an URL) of the identity provider; all its end points are found by OpenID Connect Discovery.
-        Default: that of the provider, where there is only one. Example: `https://iam.example.org/`.""",
+        help="""URL of the identity provider (its issuer); OpenID Connect Discovery finds all end points. Default: the
+        provider's issuer, if there is only one. Example: `https://iam.example.org/`.""",
     ).tag(config=True)
 
     allow_insecure_issuer = Bool(
         False,
-        help="""Allow plain http towards an issuer that is not on this machine. Anybody on the way can then log in as
-        anybody: for test clusters only.""",
+        help="""Allow plain http to an issuer on another machine. For test clusters only: anybody on the network path
+        can then log in as anybody.""",
     ).tag(config=True)
 
     ca_file = Unicode(
-        help="""PEM file with the certificate authority of the issuer, where that is a private one. Default: those of
-        the system.""",
+        help="""PEM file with the issuer's certificate authority, if it is a private one. Default: the system's
+        authorities.""",
     ).tag(config=True)
 
     http_proxy = Unicode(
-        help="""HTTP proxy towards the issuer. Default: none. Example: `http://proxy.example.org:3128`.""",
+        help="""HTTP proxy to the issuer. Default: none. Example: `http://proxy.example.org:3128`.""",
     ).tag(config=True)
 
     leeway = Float(
@@ -103,20 +102,20 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     basic_auth = Bool(
         True,
         config=True,
-        help="""Send client id and secret to the token end point in the Authorization header (RFC 6749, 2.3.1:
-        every provider must accept that), else in the body of the request. It must match the client's registration.
-        Set it to false where a secret with characters other than letters, digits, `-`, `.` and `_` is refused: not
+        help="""Send client id and secret to the token end point in the Authorization header (RFC 6749, 2.3.1: every
+        provider must accept that). If false, in the body of the request. It must match the client's registration. Set
+        it to false if the provider refuses a secret with characters other than letters, digits, `-`, `.` and `_`: not
         every provider decodes the header as the RFC says.""",
     )
 
     groups_claim = Unicode(
-        help="""The one claim of userinfo that holds the groups. Default: that of the provider. A claim inside another
-        is written with a dot: `realm_access.roles`. With `eduperson_entitlement` the next two must be set, too.""",
+        help="""The claim of userinfo that holds the groups. Default: that of the provider. A dot names a claim inside
+        another: `realm_access.roles`. With `eduperson_entitlement`, the next two settings are needed, too.""",
     ).tag(config=True)
 
     entitlement_namespace = Unicode(
-        help="""Namespace of the entitlements (AARC-G069) that count as groups: `urn:geant:example.org`. Entitlements
-        of other namespaces are somebody else's.""",
+        help="""Namespace of the entitlements (AARC-G069) that count as groups. Entitlements of other namespaces are
+        ignored. Example: `urn:geant:example.org`.""",
     ).tag(config=True)
 
     entitlement_authority = Unicode(
@@ -126,47 +125,48 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     allowed_groups = Set(
         Unicode(),
         config=True,
-        help="""Groups whose members are allowed: one of them is enough. A group is matched exactly;
-        `/cms/uscms/*` is the group with all its subgroups. CILogon's strings are matched
-        whole. Default: none, so that nobody is allowed. Example: `["/cms/uscms"]`.""",
+        help="""Groups whose members are allowed: one of them is enough. A group must match exactly; `/cms/uscms/*` is
+        the group with all its subgroups. A string of CILogon must match as a whole. Default: none, so that nobody is
+        allowed. Example: `["/cms/uscms"]`.""",
     )
 
     required_groups = Set(
         Unicode(),
-        help="""Groups that everybody must be a member of besides, all of them. Default: none.""",
+        help="""Groups of which everybody must be a member, too: of all of them. Default: none.""",
     ).tag(config=True)
 
     blocked_groups = Set(
         Unicode(),
-        help="""Groups whose members are refused whatever else is said: `allow_all`, `allowed_users`, administrators.
-        Default: none.""",
+        help="""Groups whose members are refused, even if `allow_all`, `allowed_users` or an administrator's rights
+        would allow them. Default: none.""",
     ).tag(config=True)
 
     admin_groups = Set(
         Unicode(),
         config=True,
-        help="""Groups whose members are allowed and are administrators of this hub, as long as they are members.
-        Default: none; then administrators are those of `admin_users` and of the hub's administration page.""",
+        help="""Groups whose members are allowed, and are administrators of this hub as long as they are members.
+        Default: none; then only `admin_users` and the hub's administration page make administrators.""",
     )
 
     allowed_idps = List(
         Unicode(),
-        help="""CILogon: entity IDs of the home institutions that may log in. There is no default: otherwise any
-        institution in the world could assert anybody's name. Example: `["https://login.example.edu/idp/shibboleth"]`.
-        """,
+        help="""CILogon: entity IDs of the home institutions whose members may log in. It has no default, because
+        otherwise any institution in the world could assert anybody's name. Example:
+        `["https://login.example.edu/idp/shibboleth"]`.""",
     ).tag(config=True)
 
     technical_users = Set(
         Unicode(),
         config=True,
-        help="""Names of users of a facility's own, a health check's say, whose servers a service starts: they have no
-        log-in at the identity provider and need none. They may have servers and API tokens of the hub, but never a
-        browser session: a log-in under such a name is refused. Their servers get every credential but those made of
-        the user's own token (`bearer`). Default: none. Example: `["health-check"]`.""",
+        help="""Names of users without a log-in, whose servers a service of the facility starts, such as a health
+        check. They may have servers and API tokens of the hub, but no browser session: a log-in under such a name is
+        refused. Their servers get all credentials but those made of the user's own token (`bearer`). Default: none.
+        Example: `["health-check"]`.""",
     )
 
     join_url = Unicode(
-        help="""Where a refused person asks for the missing group; a link on the page that refuses. Only http(s).""",
+        help="""Web page where a refused person can ask for the missing group; the refusal links to it. Only
+        http(s).""",
     ).tag(config=True)
 
     @validate("join_url")
@@ -226,22 +226,21 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         except (ConfigurationError, TraitError) as error:
             if not hasattr(kwargs.get("parent"), "tornado_settings"):
                 raise
-            # The hub's operator reads one line, and not thirty of a traceback above it. What traitlets says after
-            # ", not" is the value, which may be a secret.
-            line = str(error).split(", not ")[0] + ". Correct it." if isinstance(error, TraitError) else error
+            # One line for the operator instead of a traceback.
+            line = f"{without_value(error)}. Correct it." if isinstance(error, TraitError) else error
             kwargs["parent"].log.critical("%s", line)
             raise SystemExit(1) from None
 
     def _begin(self, **kwargs: Any) -> None:
-        self.keeper = Keeper(parent=kwargs.get("parent"), config=kwargs.get("config"))
-        refuse_superseded(type(self), self.keeper.config)  # before the base classes wonder about it
+        self.members = Members.configured(self.clock, parent=kwargs.get("parent"), config=kwargs.get("config"))
+        refuse_superseded(type(self), self.members.settings.config)  # before the base classes wonder about it
         super().__init__(**kwargs)
         if self.parent is not None:
-            # As JupyterHub does with tornado's: what this package's modules say belongs into the hub's log.
+            # The lines of this package's loggers go into the hub's log; JupyterHub does the same for tornado.
             logger = logging.getLogger(__package__)
             logger.parent = self.parent.log
             logger.setLevel(self.parent.log.level)
-        # A name is compared in one form, whatever an operator writes: a block that blocks nobody must not be possible.
+        # Names are compared in one form. Otherwise a blocked user with another spelling would not be blocked.
         self.names_as_written = {name: getattr(self, name) for name in ("blocked_users", "technical_users")}
         for trait in self.names_as_written:
             setattr(self, trait, {self.normalize_username(name.strip()) for name in getattr(self, trait)})
@@ -259,7 +258,6 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             ),
             clock=self.clock,
         )
-        self.members = Members(self.keeper, self.clock)
         self.log_ins = LogIns(self.members, self.provider_side, self.technical_users - self.blocked_users)
         self.rights = Rights(self.policy)
         if hasattr(self.parent, "tornado_settings"):  # a hub, which has its database by now and serves nobody yet
@@ -276,7 +274,6 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             self._decide,
             groups_live=self.preset.groups_live_in_userinfo,
             on_yes=self.rights.apply,
-            on_tokens=hand_out_token,
         )
 
     @cached_property
@@ -288,7 +285,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         return Identities(self.parent.db)
 
     def policy(self) -> Policy:
-        """Who is allowed, as configured now (`allow_existing_users` adds to `allowed_users` while the hub runs)."""
+        """Who is allowed by the present settings. `allow_existing_users` adds to `allowed_users` while the hub runs."""
         return Policy(
             allowed_groups=frozenset(self.allowed_groups),
             required_groups=frozenset(self.required_groups),
@@ -312,7 +309,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     def decide(
         self, username: str, claims: Mapping[str, Any], granted_scopes: frozenset[str] | None
     ) -> Allowed | Refused:
-        """Membership of somebody with these claims. Override it to add a rule of the site's own."""
+        """Whether somebody with these claims is allowed. Override it to add a rule of the site's own."""
         return decide(claims, username, self.policy(), granted_scopes=granted_scopes)
 
     def _decide(
@@ -324,10 +321,10 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             reason = f"{username} is blocked on this hub"
         else:
             return self.decide(username, claims, granted_scopes)
-        return Refused(reason=reason, missing=frozenset(), found=frozenset(), claim_missing=False)
+        return Refused(reason=reason, found=frozenset(), claim_missing=False)
 
     def get_handlers(self, app: HubApp) -> list[tuple[Any, ...]]:
-        """The pages of a log-in, and the addresses for the identity provider and for operators."""
+        """The pages of a log-in, the address for the provider's log-outs, and the operators' API."""
         logout_tokens = LogoutTokens(self.provider_side, clock=self.clock)
         return [
             *super().get_handlers(app),
@@ -338,10 +335,10 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     # -- log in ----------------------------------------------------------------------------------------------------
 
     async def authenticate(self, handler: Any, data: Any = None, **kwargs: Any) -> dict[str, Any]:  # noqa: ARG002
-        """The walk from code to auth model.
+        """Redeem the code of a log-in, and return JupyterHub's auth model.
 
         Raises:
-            RefusedError: not allowed here; the callback handler makes the page of it.
+            RefusedError: the person is not allowed here; the callback handler shows a page with the reason.
             IdentityError: the name is somebody else's.
             OIDCError: the provider's answer is not usable.
         """
@@ -366,7 +363,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
                 "Register the client for refresh tokens and ask for the scope offline_access.",
                 self.preset.title,
                 username,
-                self.keeper.membership_max_age,
+                self.members.settings.membership_max_age,
             )
         return {
             "name": username,
@@ -377,14 +374,14 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         }
 
     async def run_post_auth_hook(self, handler: Any, auth_model: dict[str, Any]) -> dict[str, Any]:
-        """Call the site's `post_auth_hook`, and bind the name that the person has in the end.
+        """Call the site's `post_auth_hook`, and bind the resulting name to the person.
 
-        What the hook adds to the auth state and to the groups stays as long as the log-in. A name that it changes goes
-        through the same checks as any other name.
+        The hook's additions to auth state and groups stay as long as the log-in. A changed name goes through the same
+        checks as any other name.
 
         Raises:
             RefusedError: the changed name is not allowed here.
-            IdentityError: the name is somebody else's, or the hook's answer can't be used.
+            IdentityError: the name is somebody else's, or the hook's result can't be used.
         """
         session, decision = auth_model["casa"]
         name, groups = auth_model["name"], list(auth_model["groups"])
@@ -396,7 +393,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             added = tuple(group for group in auth_model["groups"] if group not in groups)
             session = replace(session, added_groups=added)
             auth_model["auth_state"] |= {"casa": session.to_auth_state()["casa"]}
-        # Only now: a refused person binds no name.
+        # Last, because a refused person must not bind a name.
         self.identities.check(name, issuer=session.issuer, sub=session.sub, log_in=True)
         return auth_model | {"casa": (session, decision)}
 
@@ -407,7 +404,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             raise
         except Exception as error:  # noqa: BLE001 - a site's own program
             where = traceback.extract_tb(error.__traceback__)[-1]
-            # Type and place only: the text of an exception may hold a token.
+            # Type and place only, because the text of an exception may hold a token.
             problem = f"it failed with {type(error).__name__} at {where.filename}:{where.lineno}"
             raise IdentityError(_HOOK, problem, "The operator of this hub must correct it") from None
         match changed:
@@ -421,7 +418,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         )
 
     async def _renamed(self, handler: Any, name: str, session: Session) -> tuple[str, Allowed]:
-        """The name that a hook chose, in the hub's form, and what membership says of it."""
+        """The name that the hook chose, in the hub's form, and the decision for it. Raises RefusedError."""
         name = self.normalize_username(name)
         if not name or not self.validate_username(name):
             problem = f"it changed the name to {name[:80]!r}, which is not a user name that this hub takes"
@@ -429,20 +426,20 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         return name, await self._allowed(handler, name, session)
 
     async def _allowed(self, handler: Any, name: str, session: Session) -> Allowed:
-        """What membership says of a log-in with this name. Raises RefusedError."""
+        """The decision for a log-in with this name. Raises RefusedError."""
         decision = self._decide(name, session.claims, session.scope)
         if isinstance(decision, Refused):
             audit.tell(handler.settings, audit.Event(audit.Action.REFUSED, name, reason=decision.reason))
-            # Earlier log-ins of this person may go on on a "yes" that is not true any more.
+            # Earlier log-ins of this person may still rest on a "yes" that is no longer true.
             await self._end_earlier_log_ins(handler, name, session)
             raise RefusedError(name, decision)
         return decision
 
     async def _end_earlier_log_ins(self, handler: Any, username: str, session: Session) -> None:
-        """A refused log-in is a "no" for the same person's earlier ones, which may have no way to be re-checked.
+        """Count a refused log-in as a "no" for the person's earlier log-ins, which perhaps can't be checked again.
 
-        Those may have another name, which a hook has made or the provider has changed since. Not for somebody else's of
-        the same name: with that, anybody could end anybody's access.
+        They may have other names, given by a hook or changed at the provider. Somebody else's log-in under the same
+        name is left alone; otherwise anybody could end anybody's access.
         """
         self.recheck.doubt(username)
         try:
@@ -458,7 +455,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
                 await self.recheck.refused(user, decision.reason, decision)
 
     def user_info_to_username(self, user_info: Mapping[str, Any]) -> str:
-        """The configured claim; an e-mail address only when the provider says that it was verified."""
+        """The user name by the configured claim. An e-mail address counts only if the provider has verified it."""
         claim = self.username_claim
         name = claim(user_info) if callable(claim) else user_info.get(claim)
         shown = "the result of username_claim" if callable(claim) else f"the claim {claim}"
@@ -471,60 +468,56 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         return name
 
     async def check_allowed(self, username: str, auth_model: Mapping[str, Any] | None) -> bool:  # noqa: ARG002
-        """`authenticate` has decided already, for `allow_all` too; what didn't come from there is refused."""
+        """Whether `authenticate` has allowed the user; it also applies `allow_all`. Any other auth model is refused."""
         return auth_model is not None and isinstance(auth_model.get("casa", (None, None))[1], Allowed)
 
     # -- afterwards ------------------------------------------------------------------------------------------------
 
     async def refresh_user(self, user: HubUser, handler: Any = None, **kwargs: Any) -> bool:  # noqa: ARG002
-        """Whether this user's pages and API requests go on; asked again every `Keeper.recheck_interval`.
+        """Whether this user's pages and API requests go on. Asks the provider every `Keeper.recheck_interval`.
 
-        Groups, administration and tokens are stored here and not handed to JupyterHub, which would write back
-        the auth state that it read before, over a newer one.
+        It stores groups, rights and tokens itself. If it returned them, JupyterHub would write the auth state that it
+        had read before, over a newer one.
         """
         goes_on = await self.admission.of_request(user, handler)
         if handler is not None and not hasattr(handler, "_token_authenticated"):
-            # JupyterHub 6.1 reads it without having set it for a cookie, and would log a traceback for every "no".
+            # JupyterHub 6.1 doesn't set it for a cookie, but reads it, and would log a traceback for every "no".
             handler._token_authenticated = False  # noqa: SLF001
         return goes_on
 
     async def pre_spawn_start(self, user: HubUser, spawner: Any) -> None:
-        """Every spawn, by whomever and with whatever spawner, needs a membership."""
+        """Check the membership before every start, whoever asks for it and whatever the spawner is."""
         super().pre_spawn_start(user, spawner)
         try:
-            # Revocations go by it: a server that a new log-in starts isn't what was to be ended.
+            # For revocations: they don't end a server that a newer log-in has started.
             spawner.casa_log_in = (await self.admission.of_start(user)).session_id
         except MembershipError as error:
-            told = audit.Event(audit.Action.REFUSED, user.name, server=spawner.name, reason=error.problem)
-            audit.tell(user.settings, told)
-            # As an HTTP error it is no failure of the hub, and the API shows its text in JupyterHub 5 too.
+            event = audit.Event(audit.Action.REFUSED, user.name, server=spawner.name, reason=error.problem)
+            audit.tell(user.settings, event)
+            # JupyterHub doesn't count an HTTP error as a failure of the hub, and shows its text in the API (also 5.x).
             refusal: Any = web.HTTPError(HTTPStatus.FORBIDDEN, "%s", error.jupyterhub_message)
             refusal.jupyterhub_message = error.jupyterhub_message
             raise refusal from error
 
-    @property
-    def upkeep(self) -> Upkeep | None:
-        """What goes on while servers run; None where no hub is."""
-        return getattr(self.parent, "tornado_settings", {}).get("casa_upkeep")
-
     async def delete_user(self, user: HubUser) -> None:
-        """An administrator removes a user from the hub: all access ends first, as that of somebody who is out.
+        """End all access of a user whom an administrator removes from the hub.
 
-        JupyterHub has stopped the default server by then, and deletes the user when this returns; other servers it
-        would leave running.
+        JupyterHub has stopped the default server before, and deletes the user afterwards. It would leave the user's
+        other servers running.
         """
         super().delete_user(user)
-        if self.upkeep is None:
+        hub = CasaHub.of(self.parent)
+        if not hub.begun:
             return
         reason = "An administrator has removed the user from this hub."
-        await self.upkeep.revocations.end(user, reason, why="deleted", by="an administrator of the hub")
+        await hub.revocations.end(user, reason, why="deleted", by="an administrator of the hub")
         if user.active:
             message = f"Servers of {user.name} are still being stopped. Try again in a minute."
             raise web.HTTPError(HTTPStatus.SERVICE_UNAVAILABLE, "%s", message)
-        self.upkeep.mass_loss.release(user.name)
+        hub.mass_loss.release(user.name)
 
     async def access_token(self, user: HubUser) -> Any:
-        """The user's own token for the credentials of a server, or None."""
+        """The user's own token, for the credentials of a server; None if there is none."""
         session = await self.log_ins.session(user)
         return session.bearer() if session is not None else None
 

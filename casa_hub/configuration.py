@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from traitlets import TraitError
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import DeferredConfig
 
@@ -83,3 +84,8 @@ def value_of(config: Config, cls: type[Configurable], name: str) -> Any:
             if isinstance(value, DeferredConfig):  # from the command line: still text
                 value = value.get_value(trait)
     return value
+
+
+def without_value(error: TraitError) -> str:
+    """The text of a TraitError up to the value, which may be a secret and follows ", not" or ", but"."""
+    return str(error).split(", not ")[0].split(", but ")[0].rstrip(".")

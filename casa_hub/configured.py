@@ -16,6 +16,7 @@ from jupyterhub.app import JupyterHub
 from traitlets import TraitError
 from traitlets.config.loader import Config, JSONFileConfigLoader, PyFileConfigLoader
 
+from casa_hub.configuration import without_value
 from casa_hub.errors import ConfigurationError, Problem, Severity
 
 
@@ -40,11 +41,6 @@ def configured_hub(path: Path) -> Any:
         problem = f"JupyterHub refuses a setting of section JupyterHub with {type(error).__name__}"
         raise ConfigurationError(str(path), problem, "Check its addresses (bind_url, hub_bind_url) and keys.") from None
     return app
-
-
-def without_value(error: TraitError) -> str:
-    """The text of a TraitError up to the value, which may be a secret and follows ", not" or ", but"."""
-    return str(error).split(", not ")[0].split(", but ")[0].rstrip(".")
 
 
 def trait_problem(error: TraitError) -> Problem:

@@ -1,4 +1,4 @@
-"""Which credentials a server gets: the one place that mints and renews them."""
+"""Which credentials a server gets. Only this module mints and renews them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from traitlets import Enum, List, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.audit import Action, Event, tell
-from casa_hub.configuration import did_you_mean, is_set
+from casa_hub.configuration import did_you_mean, is_set, without_value
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route, bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
-from casa_hub.jupyterhub import HubSpawner
+from casa_hub.jupyterhub import HubApp, HubSpawner
 from casa_hub.metrics import MINTS, OUTCOMES
 from casa_hub.naming import Server
 from casa_hub.record import EDITED_ENTRY, AnyRecord, ServerRecord, better_from, iso, next_record, outlives
 
-#: Entry-point group of the minters: a site's own credential is a package that names its `Minter` here.
+#: Entry-point group of the minters. The package of a site's own credential names its `Minter` in this group.
 GROUP = "casa_hub.credentials"
 
-#: ``Facility.bearer_token_file`` -> the credential that delivers such a file.
+#: ``Facility.bearer_token_file`` -> the credential with that file.
 _BEARER_SOURCE = {"xcache_token": "xcache", "access_token": "bearer"}
 
-#: (bearer_token_file, credential that suffers) -> what goes wrong. Three readers want three things of that file.
+#: (bearer_token_file, credential that doesn't work with it) -> what goes wrong.
 _BEARER_CONFLICTS = {
     ("xcache_token", "servicex"): "the ServiceX client takes a macaroon for its access token and fails with "
     "MalformedError",
@@ -56,13 +56,13 @@ class Minted:
     routes: tuple[Route, ...]
     #: What a restarted hub must know of this start. No secret.
     record: ServerRecord
-    #: Of a renewal: a credential whose new one would have expired sooner than the one that is there, since its
-    #: lifetime is set to less by now -> when a new one will last longer. Not in `missing`.
+    #: Name of a credential that was not renewed, because a shorter lifetime was set and the new one would expire
+    #: sooner -> when a new one will last longer. Not in `missing`.
     later: Mapping[str, datetime] = field(default_factory=dict)
 
 
 class Facility(LoggingConfigurable):
-    """The credentials of this hub's servers; one instance a hub (`Facility.of`)."""
+    """The credentials of this hub's servers; one instance for each hub (`CasaHub.facility`)."""
 
     credentials = List(
         Unicode(),
@@ -73,17 +73,16 @@ class Facility(LoggingConfigurable):
 
     required = List(
         Unicode(),
-        help="""Those of `Facility.credentials` without which no server starts. A server starts without the others if
-        they can't be minted, and its spawn page and the hub's log say what is missing and why. Default: none.
+        help="""Those of `Facility.credentials` without which no server starts. If another one can't be minted, the
+        server starts without it, and its spawn page and the hub's log say what is missing and why. Default: none.
         Example: `[xcache]`.""",
     ).tag(config=True)
 
     hub_id = Unicode(
         "",
-        help="""Tells hubs apart that share a namespace, a domain, an HTCondor pool or an XCache: it is part of the
-        identity of each server and of the identifiers of its credentials. Two hubs in one namespace that have the
-        same take each other's servers for their own, and end them. Default: empty, for a hub that shares nothing.
-        Example: `cms-prod`.""",
+        help="""Tells hubs apart that share a namespace, a domain, an HTCondor pool or an XCache. It is part of the
+        identity of each server and of the identifiers of its credentials. Two hubs in one namespace with the same id
+        end each other's servers. Default: empty, for a hub that shares nothing. Example: `cms-prod`.""",
     ).tag(config=True)
 
     bearer_token_file = Enum(
@@ -91,14 +90,14 @@ class Facility(LoggingConfigurable):
         default_value="xcache_token",
         help="""Which file the variable `BEARER_TOKEN_FILE` of a server names: `xcache_token` (the macaroon, what the
         XRootD client plugin of the analysis images reads; default), `access_token` (the user's own token, for
-        WLCG tools and a ServiceX that knows its issuer), or `none`. A file that a server doesn't have isn't named.
-        A combination with `Facility.credentials` that breaks one of the readers is said at the hub's start.""",
+        WLCG tools and a ServiceX that knows its issuer), or `none`. The variable is not set if the server doesn't have
+        the file. At its start the hub warns of a choice that breaks a reader of one of `Facility.credentials`.""",
     ).tag(config=True)
 
     secrets_path = Unicode(
         "/etc/cmsaf-secrets",
-        help="""Directory of the secret files inside a pod, as the analysis images know it. On one machine each server
-        has a directory of its own below `LocalDelivery.directory` instead.""",
+        help="""Directory of the secret files inside a pod; the analysis images expect this default. On one machine,
+        each server has a directory below `LocalDelivery.directory` instead.""",
     ).tag(config=True)
 
     @validate("secrets_path")
@@ -108,31 +107,16 @@ class Facility(LoggingConfigurable):
             raise TraitError(f"Facility.secrets_path is {proposal['value']!a}, must be an absolute path below /.")
         return str(path)
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, app: HubApp | None = None, **kwargs: Any) -> None:
+        """`app`: the hub, for the audit; None where there is none."""
         super().__init__(**kwargs)
+        self._app = app
         #: The minters in use, by name, in the order of `credentials`.
         self.minters: dict[str, Minter] = {}
-        #: The hub's tornado settings, for the audit.
-        self._settings: Mapping[str, Any] = {}
         self._load_problems: list[Problem] = []
         available = _available()
         for name in dict.fromkeys(self.credentials):
             self._load(name, available)
-
-    @classmethod
-    def of(cls, spawner: HubSpawner) -> Facility:
-        """The one of the hub that `spawner` belongs to, made from the hub's configuration when first asked for."""
-        settings = spawner.user.settings
-        return cls.in_settings(settings, settings["config"])
-
-    @classmethod
-    def in_settings(cls, settings: dict[str, Any], config: Any) -> Facility:
-        """As `of`, for who has the hub's tornado settings: they live as long as the hub, unlike a global."""
-        if "casa_facility" not in settings:
-            settings["casa_facility"] = cls(config=config)
-            settings["casa_facility"]._settings = settings  # noqa: SLF001 - our own
-        facility: Facility = settings["casa_facility"]
-        return facility
 
     def server(self, username: str, name: str = "") -> Server:
         """The identity of a server of this hub."""
@@ -141,40 +125,37 @@ class Facility(LoggingConfigurable):
     async def request_of(self, spawner: HubSpawner, server: Server, start_id: str, now: datetime) -> Request:
         """What minters may use for a start of the spawner's server, the user's own token included.
 
-        `server`: the identity of that start, which it keeps when its user is renamed.
+        `server`: the identity of that start, which stays the same when the user is renamed.
         """
-        # Only an authenticator of this package knows one. A technical user's is that of who had the name before.
+        # Only our authenticator has access tokens. A technical user has none: a stored one belongs to a person who had
+        # the name before.
         technical = spawner.user.name in getattr(spawner.authenticator, "technical_users", ())
-        ask = getattr(spawner.authenticator, "access_token", None)
-        token: AccessToken | None = await ask(spawner.user) if ask is not None and not technical else None
+        get_token = getattr(spawner.authenticator, "access_token", None)
+        token: AccessToken | None = await get_token(spawner.user) if get_token is not None and not technical else None
         return Request(server, start_id, now, token, technical=technical)
 
-    # -- before anybody spawns
-
-    def check(self) -> list[Problem]:
-        """All that is wrong with the facility's settings and with each credential's."""
-        return self.check_settings() + self.check_minters()
+    # -- checks before the first start
 
     def check_minters(self) -> list[Problem]:
-        """What each credential finds wrong with its settings and keys."""
+        """The problems of all credentials' settings and keys."""
         return [problem for name, minter in self.minters.items() for problem in self.check_minter(name, minter)]
 
     def check_minter(self, name: str, minter: Minter) -> list[Problem]:
-        """What one credential finds wrong with its settings and keys."""
+        """The problems of one credential's settings and keys."""
         try:
             return list(minter.check())
         except Exception as error:  # noqa: BLE001 - a third party's
             return [_broken(name, "check", error)]
 
     def check_settings(self) -> list[Problem]:
-        """The facility's own settings only: an ERROR among them lets no server start whatever the keys are."""
+        """Problems of the facility's own settings. With an ERROR among them no server can start."""
         problems = list(self._load_problems)
         problems += [
             Problem(
                 Severity.ERROR,
                 "Facility.required",
                 f"{name!r} is not in Facility.credentials",
-                # Of another credential that is known, too, the name is right.
+                # The name of an installed credential is right; any other may be a typing error.
                 "Add it there." if name in _available() else did_you_mean(name, self.credentials) or "Add it there.",
             )
             for name in self.required
@@ -187,7 +168,7 @@ class Facility(LoggingConfigurable):
         source = _BEARER_SOURCE.get(self.bearer_token_file)
         if source and source not in self.credentials:
             if not is_set(self.config, type(self), "bearer_token_file"):
-                return []  # nobody asked for the file that the default names
+                return []  # the file is only the setting's default
             problem = f"{self.bearer_token_file} needs the credential {source}"
             return [Problem(Severity.ERROR, thing, problem, "Add it to Facility.credentials, or choose another file.")]
         return [
@@ -202,9 +183,9 @@ class Facility(LoggingConfigurable):
         ]
 
     def _check_clashes(self) -> list[Problem]:
-        """Which credentials want the same file name. Minters say their files by minting, so each mints once.
+        """Find credentials with the same file name. Each minter mints once, because only that tells its files.
 
-        What fails here has its own line from its `Minter.check`, or fails for this user only.
+        A failure is ignored: `Minter.check` reports it, or it concerns only the user name of this trial.
         """
         token = AccessToken("trial", None)
         request = Request(self.server("check"), start_id="0" * 32, now=datetime.now(UTC), token=token)
@@ -230,19 +211,18 @@ class Facility(LoggingConfigurable):
             problem(f"there is no credential {name!r}", did_you_mean(name, available))
             return
         if len({point.value for point in found}) > 1:
-            problem(f"several packages bring a credential {name!r}", "Uninstall all but one of them.")
+            problem(f"several packages have a credential {name!r}", "Uninstall all but one of them.")
             return
         try:
             cls = found[0].load()
             if not (isinstance(cls, type) and issubclass(cls, Minter) and cls.name == name):
-                problem(f"{found[0].value} is no Minter with the name {name!r}", "Its package must be corrected.")
+                problem(f"{found[0].value} is no Minter with the name {name!r}", "Correct its package.")
                 return
             self.minters[name] = cls(parent=self)
             for outcome in OUTCOMES:
                 MINTS.labels(name, outcome)
         except TraitError as error:
-            # The rest of traitlets' sentence would show the value.
-            problem(f"a setting of {name!r} has a wrong value: {str(error).split(', not ')[0]}", "Correct it.")
+            problem(f"a setting of {name!r} has a wrong value: {without_value(error)}", "Correct it.")
         except Exception as error:  # noqa: BLE001 - a third party's
             self._load_problems.append(_broken(name, "load", error))
 
@@ -251,13 +231,13 @@ class Facility(LoggingConfigurable):
     def mint(self, request: Request) -> Minted:
         """All credentials of a starting server.
 
-        What is minted is told to the audit at once: whatever becomes of it, its identifier is known.
+        The audit gets each minted credential at once, so its identifier is known even if the start fails.
 
         Raises:
-            CredentialError: a required one could not be minted.
-            ConfigurationError: two of them want the same file.
+            CredentialError: a required credential could not be minted.
+            ConfigurationError: two credentials want the same file.
         """
-        # A technical user has no token of an identity provider, and starts without what is made of one.
+        # A technical user has no token of an identity provider, so credentials made of that token are left out.
         left_out = {name for name, minter in self.minters.items() if request.technical and minter.renewal == "token"}
         minters = {name: minter for name, minter in self.minters.items() if name not in left_out}
         if left_out:
@@ -271,7 +251,7 @@ class Facility(LoggingConfigurable):
                 raise missing.get(name) or CredentialError(name, "it is required, but not enabled", _ASK_OPERATOR)
         for name, reason in missing.items():
             self.log.warning("No %s for %s: %s", name, request.server.identity, reason)
-        self._tell(Action.MINTED, request, credentials, missing)
+        self._audit(Action.MINTED, request, credentials, missing)
         return self._minted(request, credentials, missing)
 
     def renew(
@@ -280,23 +260,23 @@ class Facility(LoggingConfigurable):
         names: Collection[str],
         record: ServerRecord,
         *,
-        anyhow: bool = False,
+        force: bool = False,
         username: str = "",
     ) -> Minted:
-        """New ones of the credentials `names`, for the start that `record` (of `Minted`) tells of.
+        """Mint the credentials `names` anew for a running server.
 
-        One that can't be minted now, or would not be valid for longer than the one that is there, is told in
-        `Minted.missing`: the server runs on with what it has, so its part of the record stays, and a required one
-        raises nothing. The same goes for one whose entry in the record can't be read: nobody could say any more what
-        the new one replaces.
+        `Minted.missing` has each credential that can't be minted now, or that would not be valid for longer than the
+        server's present one. The server keeps its present one, whose entry in the record stays, and a required
+        credential raises no error. The same goes for a credential with an unreadable entry, because nobody would know
+        what the new one replaces.
 
         Args:
             request: of now.
-            names: of credentials.
-            record: what the server has.
-            anyhow: whether a new one is wanted whatever its expiry is: its key, or its user's token, is another one.
-            username: the present name of its user, for the audit. Credentials are made for the name that the server was
-                started with (`Request.server`).
+            names: names of credentials.
+            record: the server's record.
+            force: replace a credential whatever its expiry, because its key or its user's token has changed.
+            username: the user's present name, for the audit. Credentials are minted for the name with which the server
+                was started (`Request.server`).
 
         Raises:
             ConfigurationError: two credentials want the same file.
@@ -310,26 +290,26 @@ class Facility(LoggingConfigurable):
         later: dict[str, datetime] = {}
         for name, entry in record.credentials.items():
             lost = name in record.missing
-            if anyhow or lost or name not in credentials or outlives(credentials[name][0], entry):
+            if force or lost or name not in credentials or outlives(credentials[name][0], entry):
                 continue
             new, _ = credentials.pop(name)
             if new.expires_at == entry.expires_at:
                 problem = f"a new one would be valid until {iso(entry.expires_at)} as well"
-                missing[name] = CredentialError(name, problem, "What it is made of must be replaced first.")
+                missing[name] = CredentialError(name, problem, "Its key or token must be replaced first.")
             else:
                 later[name] = better_from(new, entry)
-        self._tell(Action.RENEWED, request, credentials, missing, username)
+        self._audit(Action.RENEWED, request, credentials, missing, username)
         return replace(self._minted(request, credentials, missing, record), later=later)
 
     def mint_lost(self, request: Request, record: ServerRecord, *, username: str = "") -> Minted:
-        """All credentials of a running server anew: none of the files that `record` tells of is there any more.
+        """Mint all credentials anew for a running server that has lost all the files in its record.
 
-        One that can't be minted now keeps its part of the record, for it may still have to be blocked; but without
-        files, and it is in the record's ``missing``, so that it is tried again like any other that is missing.
+        A credential that can't be minted now keeps its entry in the record, because it may still have to be blocked.
+        The entry gets no files, and the record's ``missing`` names the credential, so that it is tried again.
 
         Args:
             request: of now.
-            record: its start is that of the request.
+            record: the record of the same start.
             username: as in `renew`.
 
         Raises:
@@ -342,24 +322,24 @@ class Facility(LoggingConfigurable):
         for name in record.credentials:
             if name not in self.minters:
                 missing[name] = CredentialError(name, "this hub has no such credential any more", _ASK_OPERATOR)
-        self._tell(Action.RENEWED, request, credentials, missing, username)
+        self._audit(Action.RENEWED, request, credentials, missing, username)
         lost = {name: replace(entry, files=()) for name, entry in record.credentials.items()}
         reasons = {**record.missing, **{name: str(error) for name, error in missing.items()}}
         return self._minted(request, credentials, missing, replace(record, credentials=lost, missing=reasons))
 
     def routes(self, server: Server, record: AnyRecord | None = None) -> list[Route]:
-        """How a server is reached from outside with the credentials that `record` tells of; with all if it doesn't."""
+        """The routes to a server with the credentials of `record`; with all credentials if no record can be read."""
         names = record.names if isinstance(record, ServerRecord) else self.minters.keys()
         return [route for name, minter in self.minters.items() if name in names for route in minter.routes(server)]
 
     @property
     def wants_routes(self) -> bool:
-        """Whether any credential wants its servers to be reached from outside."""
+        """Whether any credential needs routes to its servers."""
         return any(type(minter).routes is not Minter.routes for minter in self.minters.values())
 
     @property
     def requires_routes(self) -> bool:
-        """Whether a credential without which no server starts wants them to be reached from outside."""
+        """Whether a required credential needs routes to its servers."""
         return any(
             type(minter).routes is not Minter.routes for name, minter in self.minters.items() if name in self.required
         )
@@ -367,8 +347,8 @@ class Facility(LoggingConfigurable):
     def environment(self, minted: Minted, directory: PurePosixPath) -> dict[str, str]:
         """Environment of a server with its secrets in `directory`.
 
-        What would point to a credential that is missing is left out altogether: a client without a setting says so,
-        or does without, while one with half of them fails later and elsewhere.
+        All variables of a missing credential are left out. A client without any setting says so or does without; a
+        client with half of its settings fails later, in a place that says nothing of the cause.
         """
         environment: dict[str, str] = {}
         for name in minted.credentials:
@@ -395,13 +375,13 @@ class Facility(LoggingConfigurable):
                 credentials[name] = credential, tuple(minter.routes(request.server))
             except CredentialError as error:
                 missing[name] = error
-            except Exception as error:  # noqa: BLE001 - a third party's must not break the others
+            except Exception as error:  # noqa: BLE001 - a third party's fault must not break the others
                 broken = _broken(name, "mint", error)
                 self.log.error("%s", broken)  # noqa: TRY400 - see _broken
                 missing[name] = CredentialError(broken.thing, broken.problem, _ASK_OPERATOR)
         return credentials, missing
 
-    def _tell(
+    def _audit(
         self,
         action: Action,
         request: Request,
@@ -410,7 +390,7 @@ class Facility(LoggingConfigurable):
         username: str = "",
     ) -> None:
         at_start = request.server.username
-        for name, (one, _) in minted.items():
+        for name, (new, _) in minted.items():
             MINTS.labels(name, action.value).inc()
             event = Event(
                 action=action,
@@ -419,11 +399,11 @@ class Facility(LoggingConfigurable):
                 started_as=at_start if username not in {"", at_start} else "",
                 start_id=request.start_id,
                 credential=name,
-                identifiers=one.identifiers,
-                expires_at=iso(one.expires_at),
+                identifiers=new.identifiers,
+                expires_at=iso(new.expires_at),
                 reason="for a technical user, who has no log-in" if request.technical else "",
             )
-            tell(self._settings, event)
+            tell({} if self._app is None else self._app.tornado_settings, event)
         for name in missing:
             MINTS.labels(name, "failed").inc()
 
@@ -435,7 +415,7 @@ class Facility(LoggingConfigurable):
         before: ServerRecord | None = None,
     ) -> Minted:
         reasons = {name: str(error) for name, error in missing.items()}
-        record = next_record(request, {name: one for name, (one, _) in minted.items()}, reasons, before)
+        record = next_record(request, {name: new for name, (new, _) in minted.items()}, reasons, before)
         owner: dict[str, str] = {}
         for name, entry in record.credentials.items():
             for path in entry.files:
@@ -446,41 +426,41 @@ class Facility(LoggingConfigurable):
         return Minted(
             server=request.server,
             start_id=request.start_id,
-            credentials={name: one for name, (one, _) in minted.items()},
+            credentials={name: new for name, (new, _) in minted.items()},
             missing=reasons,
-            files={path: content for one, _ in minted.values() for path, content in one.files.items()},
+            files={path: content for new, _ in minted.values() for path, content in new.files.items()},
             routes=tuple(route for _, routes in minted.values() for route in routes),
             record=record,
         )
 
 
-def _malformed(one: Credential, now: datetime) -> str:
-    """Why a minted credential can't be used, "" if it can: a third party's must not spoil those beside it."""
-    bad = next(filter(bad_path, one.files), None)
+def _malformed(new: Credential, now: datetime) -> str:
+    """Why a minted credential can't be used; "" if it can. One of a third party must not break the others."""
+    bad = next(filter(bad_path, new.files), None)
     if bad is not None:
         return f"its file can't be called {bad!r}"
-    if not all(isinstance(content, bytes) for content in one.files.values()):
+    if not all(isinstance(content, bytes) for content in new.files.values()):
         return "its files are not bytes"
-    if one.issued_at.utcoffset() is None or (one.expires_at is not None and one.expires_at.utcoffset() is None):
+    if new.issued_at.utcoffset() is None or (new.expires_at is not None and new.expires_at.utcoffset() is None):
         return "its times have no time zone"
-    if one.expires_at is not None and one.expires_at <= now:
-        return f"what was minted expired at {iso(one.expires_at)}"
-    for texts in (one.identifiers, one.state):
+    if new.expires_at is not None and new.expires_at <= now:
+        return f"what was minted expired at {iso(new.expires_at)}"
+    for texts in (new.identifiers, new.state):
         if not all(isinstance(text, str) for pair in texts.items() for text in pair):
             return "its identifiers or its state are not strings"
     return ""
 
 
 def _broken(name: str, what: str, error: Exception) -> Problem:
-    """Type and place of an exception only: its text, and the lines of a traceback, may hold a secret."""
+    """Type and place of an exception. Its text and the lines of a traceback may hold a secret."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     problem = f"{what} failed with {type(error).__name__}{where}"
-    return Problem(Severity.ERROR, name, problem, "This is a fault in the package that brings it.")
+    return Problem(Severity.ERROR, name, problem, "This is a fault of the credential's package.")
 
 
-def _clash(path: str, one: str, other: str) -> Problem:
-    problem = f"{one} and {other} both write the file {path}"
+def _clash(path: str, first: str, second: str) -> Problem:
+    problem = f"{first} and {second} both write the file {path}"
     return Problem(Severity.ERROR, "Facility.credentials", problem, "Remove one of them.")
 
 

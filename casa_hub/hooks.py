@@ -1,13 +1,13 @@
-"""For sites that keep a spawner class of their own: its servers get what those of `CasaSpawner` get.
+"""For sites with their own spawner class: its servers get the same as servers of `CasaSpawner`.
 
 In ``jupyterhub_config.py``::
 
     import casa_hub.hooks
     casa_hub.hooks.install(c)
 
-The line may stand anywhere: it is about the spawner class that the hub has in the end, whether that is set before it or
-after it, on the command line, or nowhere. The hub starts its servers with a subclass of that class. The site's hooks
-are KubeSpawner's own, and sections of the configuration keep their names.
+The line may stand anywhere in the file. It works for the spawner class that the hub finally has, whether the class is
+set before or after the line, on the command line, or not at all. The hub then starts servers with a subclass of that
+class. KubeSpawner's hooks and the sections of the configuration keep their names.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from types import new_class
 from kubespawner import KubeSpawner
 from traitlets.config import Config
 
+from casa_hub.hub import ADDED
 from casa_hub.spawner import CredentialsMixin
-from casa_hub.startup import ADDED, begin_with_hub
+from casa_hub.startup import begin_with_hub
 
 
 def install(c: Config) -> None:
-    """Have the hub add credentials to the servers of its spawner class. A second call changes nothing."""
+    """Make the hub add credentials to the servers of its spawner class. A second call changes nothing."""
     c[ADDED].to_spawner_class = with_credentials
     begin_with_hub()
 
 
 @cache
 def with_credentials(cls: type) -> type:
-    """A subclass of a site's spawner class, with the same name; the class itself if there is nothing to add.
+    """A subclass of a site's spawner class with the same name, or the class itself if nothing has to be added.
 
-    What is ours comes right before KubeSpawner in the order of its classes. So a method that the site overrides is
-    called first, and goes on to ours by `super()`, as it went on to KubeSpawner's.
+    Our mixin comes right before KubeSpawner in the order of base classes. So a method that the site overrides is called
+    first, and its `super()` calls ours, which calls KubeSpawner's.
     """
     if not issubclass(cls, KubeSpawner) or issubclass(cls, CredentialsMixin):
         return cls

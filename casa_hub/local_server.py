@@ -18,7 +18,7 @@ from casa_hub.server_credentials import ServerCredentials
 if TYPE_CHECKING:
     from casa_hub.local_spawner import CasaLocalSpawner
 
-#: In a spawner's state.
+#: Key in a spawner's state: the id of the running start.
 START_ID = "casa_start_id"
 
 
@@ -29,65 +29,65 @@ class LocalServer(ServerCredentials[Delivered]):
 
     def __init__(self, spawner: CasaLocalSpawner) -> None:
         super().__init__(spawner)
-        #: Whether a start is under way; nothing is known to run then.
+        #: Whether a start is under way. Until it is over, the server doesn't count as running.
         self.starting = False
         self._minted: Minted | None = None
 
     @property
     def delivery(self) -> LocalDelivery:
-        delivery: LocalDelivery = self._spawner.delivery
-        return delivery
+        return self.hub.delivery(LocalDelivery)
 
     # -- a start: mint, deliver
 
     async def mint(self) -> list[str]:
-        """Credentials for a new start. Returns a sentence for each; raises as `_mint`."""
+        """Mint the credentials of a new start. Returns a sentence for each; raises as `_mint`."""
         minted, sentences = await self._mint()
         self._minted, self.start_id, self._identity, self.starting = minted, minted.start_id, minted.server, True
         return sentences
 
     async def deliver(self) -> tuple[str, dict[str, str]]:
-        """Bring what was minted. Returns the server's address and environment; raises as `LocalDelivery.deliver`."""
+        """Deliver what was minted. Returns the server's address and environment; raises as `LocalDelivery.deliver`."""
         minted, self._minted = self._minted, None
-        assert minted is not None  # noqa: S101 - it comes first
+        assert minted is not None  # noqa: S101 - `mint` comes first
         await self.delivery.deliver(minted)
-        one = self.delivery.delivered(minted.server)
-        assert one is not None  # noqa: S101 - it was delivered just now
-        return one.address, self.facility.environment(minted, PurePosixPath(self.delivery.path(one.server)))
+        delivered = self.delivery.delivered(minted.server)
+        assert delivered is not None  # noqa: S101 - it was delivered just now
+        directory = PurePosixPath(self.delivery.path(delivered.server))
+        return delivered.address, self.facility.environment(minted, directory)
 
-    def adopt(self, one: Delivered) -> None:
-        """Take over what an earlier hub has started."""
-        self.start_id, self._identity = one.start_id, one.server
+    def adopt(self, delivered: Delivered) -> None:
+        """Take over a start of the previous hub process."""
+        self.start_id, self._identity = delivered.start_id, delivered.server
 
     # -- while it runs
 
     @property
     def running_start(self) -> str | None:
         """See `Kept`."""
-        one = self._delivered()
-        return one.start_id if one is not None else None
+        running = self._delivered()
+        return running.start_id if running is not None else None
 
     def first_holding(self) -> Holding | None:
         """See `Kept`."""
-        one = self._delivered()
-        return self._holding(one) if one is not None else None
+        running = self._delivered()
+        return self._holding(running) if running is not None else None
 
-    async def lacks(self, since: float) -> Collection[str] | None:  # noqa: ARG002 - it is looked at now
+    async def lacks(self, since: float) -> Collection[str] | None:  # noqa: ARG002 - each call looks anew
         """See `Kept`."""
-        one = self._delivered()
-        return None if one is None else await self.delivery.lacks(self.server, one.start_id)
+        running = self._delivered()
+        return None if running is None else await self.delivery.lacks(self.server, running.start_id)
 
     async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
         """See `Kept`."""
-        one = self._delivered()
-        if one is None:
+        running = self._delivered()
+        if running is None:
             return {}
         missing: Mapping[str, str] = {}
         if "files" in things:
             lost = await self.delivery.lost(self.server)
-            holding = await self.renew(lost, anyhow=True) if lost else None
+            holding = await self.renew(lost, force=True) if lost else None
             missing = {} if holding is None else holding.failed
-        await self.delivery.restore(self.server, one.start_id, self._spawner.pid)
+        await self.delivery.restore(self.server, running.start_id, self._spawner.pid)
         return {"files": "; ".join(f"{name}: {why}" for name, why in missing.items())} if missing else {}
 
     async def withdraw(self) -> None:
@@ -96,26 +96,26 @@ class LocalServer(ServerCredentials[Delivered]):
             await self.delivery.withdraw(self.server, self.start_id)
 
     def _delivered(self) -> Delivered | None:
-        one = None if self.starting else self.delivery.delivered(self.server)
-        return one if one is not None and one.start_id == self.start_id and not one.withdrawn else None
+        has = None if self.starting else self.delivery.delivered(self.server)
+        return has if has is not None and has.start_id == self.start_id and not has.withdrawn else None
 
-    async def _running(self, deadline: Deadline) -> Delivered | None:  # noqa: ARG002 - nobody is waited for
+    async def _running(self, deadline: Deadline) -> Delivered | None:  # noqa: ARG002 - needs no other program
         return self._delivered()
 
-    def _holding(self, given: Delivered) -> Holding:
-        return Holding(given.start_id, given.record)
+    def _holding(self, running: Delivered) -> Holding:
+        return Holding(running.start_id, running.record)
 
-    async def _replace(self, given: Delivered, minted: Minted, deadline: Deadline) -> None:  # noqa: ARG002
-        known = given.record.credentials if isinstance(given.record, ServerRecord) else {}
-        # The routes of the others are there, as they were at the start.
+    async def _replace(self, running: Delivered, minted: Minted, deadline: Deadline) -> None:  # noqa: ARG002
+        known = running.record.credentials if isinstance(running.record, ServerRecord) else {}
+        # The other credentials keep the routes of the start.
         new = [name for name in minted.credentials if name not in known]
-        routes = [route for name in new for route in self.facility.minters[name].routes(given.server)]
+        routes = [route for name in new for route in self.facility.minters[name].routes(running.server)]
         await self.delivery.renew(replace(minted, routes=tuple(routes)))
 
     # -- the end
 
     async def remove(self) -> None:
-        """Take everything away that the last start was given. What can't be removed is logged."""
+        """Remove all that the last start has. A failure is logged."""
         if not self.start_id:
             return
         try:

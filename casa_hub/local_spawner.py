@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -22,57 +22,58 @@ from casa_hub.delivery.layout import make_directory
 from casa_hub.delivery.local.delivery import Delivered, LocalDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
-from casa_hub.facility import Facility
+from casa_hub.hub import CasaHub, Home
 from casa_hub.jupyterhub import HubApp
 from casa_hub.local_server import START_ID, LocalServer
 from casa_hub.loopback import is_loopback
 from casa_hub.processes import Process, sign_in
 from casa_hub.startup import on_hub_start
 from casa_hub.steps import Steps
-from casa_hub.upkeep import Upkeep
 
 
-class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
+class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
     """Servers as processes of this machine, each with credentials, an address and a route of its own.
 
-    There is no isolation: all servers run as the hub's own user, and whoever has a server can read the hub's keys and
-    everybody's files. It is for demonstrations, tests and a single person; therefore it refuses to work for a hub
-    that listens on other addresses than loopback, unless told otherwise.
+    There is no isolation: all servers run as the hub's own user, and everybody with a server can read the hub's keys
+    and all users' files. It is for demonstrations, tests and a single person. So it refuses to work for a hub that
+    listens on other addresses than loopback, unless `allow_non_loopback` is set.
     """
 
     allow_non_loopback = Bool(
         False,
-        help="""Whether the hub may listen on an address that others can reach, although whoever has a server can read
-        the hub's keys and all users' files. Default: false; the hub refuses to start then.""",
+        help="""Whether the hub may listen on an address that other machines can reach, although everybody with a
+        server can read the hub's keys and all users' files. Default: false; the hub refuses to start then.""",
     ).tag(config=True)
 
     home_dir_template = Unicode(
         "",
-        help="""Home directory of a user; made if it isn't there, for this user only. `{username}` becomes a form of
-        the user's name that is safe in paths. Default: `casa-hub-homes/{username}` beside
-        `LocalDelivery.directory`. Example: `/srv/homes/{username}`.""",
+        help="""Home directory of a user. The hub makes it if it doesn't exist, readable by the hub's user only.
+        `{username}` becomes a form of the user's name that is safe in paths. Default: `casa-hub-homes/{username}`
+        beside `LocalDelivery.directory`. Example: `/srv/homes/{username}`.""",
     ).tag(config=True)
 
-    #: Whose configuration sections this spawner uses.
     casa_classes: ClassVar = (LocalDelivery, TraefikRoutes)
 
     @default("env_keep")
     def _nothing_of_the_hub(self) -> list[str]:
-        """What a program needs to run at all. The hub's own library and module paths are for the hub's programs."""
+        """The variables that any program needs. Library and module paths of the hub are not for servers."""
         return ["JUPYTERHUB_SINGLEUSER_APP", "LANG", "LC_ALL", "PATH", "TZ"]
 
     @default("home_dir")
     def _safe_home_dir(self) -> str:
-        template = self.home_dir_template or str(self.delivery.root.parent / "casa-hub-homes" / "{username}")
-        return str(Path(template.format(username=self.facility.server(self.user.name).slug)).resolve())
+        template = self.home_dir_template or str(self.casa_kept.delivery.root.parent / "casa-hub-homes" / "{username}")
+        return str(Path(template.format(username=self.casa_kept.facility.server(self.user.name).slug)).resolve())
 
     # -- the hub's start
 
     @classmethod
-    def check_hub(cls, app: HubApp, facility: Facility) -> list[Problem]:
-        """What is wrong with the hub's configuration for this spawner."""
-        delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
-        problems = delivery.check(routes=facility.wants_routes)
+    def make_delivery(cls, hub: CasaHub) -> LocalDelivery:
+        return LocalDelivery(config=hub.app.config)
+
+    @classmethod
+    def check_hub(cls, hub: CasaHub) -> list[Problem]:
+        app = hub.app
+        problems = hub.delivery(LocalDelivery).check(routes=hub.facility.wants_routes)
         allowed = value_of(app.config, cls, "allow_non_loopback")
         for setting, url in {"JupyterHub.bind_url": app.bind_url, "JupyterHub.hub_bind_url": app.hub.bind_url}.items():
             if not allowed and not listens_here_only(url):
@@ -80,26 +81,26 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
         return problems
 
     @classmethod
-    def begin_hub(cls, app: HubApp, facility: Facility) -> None:
-        """Take over what an earlier hub left: servers that still run are kept, all else is removed.
+    def begin_hub(cls, hub: CasaHub) -> None:
+        """Take over running servers of the previous hub process, and remove everything else that it left.
 
         Raises:
             ConfigurationError: the delivery's directory can't be used.
         """
+        app, delivery = hub.app, hub.delivery(LocalDelivery)
         app.log.warning(
-            "%s gives no isolation: whoever has a server can read this hub's keys and all users' files", cls.__name__
+            "%s gives no isolation: everybody with a server can read this hub's keys and all users' files", cls.__name__
         )
-        delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
         delivery.open()
         known = _Known(app)
         living = set()
-        for one in delivery.all():
-            if not known.runs(one, delivery.process(one.server)):
-                _end_process(app, delivery, one)
-            elif (process := delivery.process(one.server)) is not None and process.alive:
-                living.add(one.key)
+        for left in delivery.all():
+            if not known.runs(left, delivery.process(left.server)):
+                _end_process(app, delivery, left)
+            elif (process := delivery.process(left.server)) is not None and process.alive:
+                living.add(left.key)
         try:
-            for slug in delivery.sweep(facility.hub_id, living):
+            for slug in delivery.sweep(hub.facility.hub_id, living):
                 app.log.info("Removed what was left of server %s", slug)
         except (OSError, CasaError) as error:
             raise ConfigurationError(
@@ -109,46 +110,35 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
             ) from error
 
     @classmethod
-    async def collect_garbage(cls, app: HubApp, facility: Facility, *, dry_run: bool) -> list[Removal]:
-        """Remove what has no living server, or only tell of it."""
-        delivery = LocalDelivery.in_settings(app.tornado_settings, app.config)
+    async def collect_garbage(cls, hub: CasaHub, *, dry_run: bool) -> list[Removal]:
+        app, delivery = hub.app, hub.delivery(LocalDelivery)
         known = _Known(app)
-        # Also those whose start JupyterHub has not saved yet.
+        # Starts that JupyterHub may not have saved yet.
         spawners = (spawner for user in app.users.values() for spawner in user.spawners.values())
         starts = {spawner.casa_kept.start_id for spawner in spawners if isinstance(spawner, cls)}
         ended = [
-            one
-            for one in delivery.all()
-            if not known.runs(one, delivery.process(one.server)) and one.start_id not in starts
+            left
+            for left in delivery.all()
+            if not known.runs(left, delivery.process(left.server)) and left.start_id not in starts
         ]
         if not dry_run:
-            for one in ended:
-                _end_process(app, delivery, one)
-        return await delivery.collect(facility.hub_id, ended, dry_run=dry_run)
-
-    # -- parts
-
-    @property
-    def facility(self) -> Facility:
-        return Facility.of(self)
-
-    @property
-    def delivery(self) -> LocalDelivery:
-        return LocalDelivery.in_settings(self.user.settings, self.user.settings["config"])
+            for left in ended:
+                _end_process(app, delivery, left)
+        return await delivery.collect(hub.facility.hub_id, ended, dry_run=dry_run)
 
     # -- start
 
     def __init__(self, **kwargs: Any) -> None:
-        #: The server, if an earlier hub started it.
+        #: The server's process, if the previous hub process started it.
         self._adopted: Process | None = None
         self._own_environment: dict[str, str] = {}
         self._steps = Steps()
-        #: What the Keeper has to do with.
+        #: The server, for renewals, mending and revocations (`casa_hub.keeper.kept.Kept`).
         self.casa_kept = LocalServer(self)
         super().__init__(**kwargs)
 
     async def start(self) -> tuple[str, int]:
-        """Credentials, delivery, process; what was given is taken back if any of it fails."""
+        """Mint and deliver credentials, then start the process. If any of it fails, all is removed again."""
         kept = self.casa_kept
         for number, sentence in enumerate(await kept.mint()):
             self._steps.say(min(10 + 5 * number, 40), sentence)
@@ -157,43 +147,34 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
             self.ip, self._own_environment = await kept.deliver()
             self._steps.say(50, "Credentials delivered")
             await asyncio.to_thread(make_directory, Path(self.home_dir))
-            where: tuple[str, int] = await super().start()
+            address: tuple[str, int] = await super().start()
         except BaseException:
             await asyncio.shield(kept.remove())
             raise
         finally:
             kept.starting = False
         self._steps.say(60, "Server process started; waiting for its answer")
-        Upkeep.of(self.user.settings).started(self)
-        return where
+        kept.hub.started(self)
+        return address
 
     def make_preexec_fn(self, name: str) -> Callable[[], None]:  # noqa: ARG002
-        home, process_file = self.home_dir, os.fsencode(self.delivery.process_file(self.casa_kept.server))
+        home, process_file = self.home_dir, os.fsencode(self.casa_kept.delivery.process_file(self.casa_kept.server))
 
         def enter() -> None:
-            # What fails here fails the start, unlike in the base class, whose server would run in the hub's directory.
+            # An error here fails the start. In the base class, the server would run in the hub's directory.
             os.chdir(home)
             sign_in(process_file)
 
         return enter
 
     def user_env(self, env: dict[str, str]) -> dict[str, str]:
-        """What this spawner adds; a variable that the operator's `environment` sets stays the operator's."""
+        """Add this spawner's variables, but none that the operator's `environment` sets."""
         ours: dict[str, str] = super().user_env({}) | self._own_environment
         return env | {name: value for name, value in ours.items() if name not in self.environment}
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         async for event in self._steps.follow():
             yield event
-
-    # -- while it runs
-
-    async def renew_credentials(self, names: Collection[str]) -> None:
-        """Mint some credentials of the running server anew and replace their files; nothing if it doesn't run.
-
-        For who has got something newer for them, as the authenticator with a refreshed access token (`bearer`).
-        """
-        await Upkeep.of(self.user.settings).renewals.bring(self, names)
 
     # -- the end
 
@@ -204,59 +185,60 @@ class CasaLocalSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]
             await asyncio.shield(self.casa_kept.remove())
 
     async def poll(self) -> int | None:
-        """As in the base class; a server that is found dead has its credentials removed at once."""
+        """As in the base class, but remove the credentials of a server that is found dead."""
         status: int | None = await super().poll()
         # JupyterHub doesn't call `stop` for a server that ended by itself.
         if status is not None and not self.casa_kept.starting:
             await self.casa_kept.remove()
         return status
 
-    # -- a hub that was restarted
+    # -- after a restart of the hub
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = super().get_state()
         return state | ({START_ID: self.casa_kept.start_id} if self.casa_kept.start_id else {})
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """What an earlier hub started, by what was delivered."""
+        """As in the base class, and adopt the server that the previous hub process started."""
         super().load_state(state)
         on_hub_start(self.user.settings["app"])
-        one = self._left_behind(state)
-        self._adopted = self.delivery.process(one.server) if one is not None else None
+        left = self._left_behind(state)
+        self._adopted = self.casa_kept.delivery.process(left.server) if left is not None else None
         self.pid = self._adopted.pid if self._adopted is not None else 0
-        if one is not None:
-            self.casa_kept.adopt(one)
-            self.ip = one.address
+        if left is not None:
+            self.casa_kept.adopt(left)
+            self.ip = left.address
 
     def _left_behind(self, state: dict[str, Any]) -> Delivered | None:
-        """What an earlier hub delivered to the server of this spawner; its user may have been renamed since."""
-        saved = self.delivery.of_start(state.get(START_ID, ""))
+        """What the previous hub process delivered to this spawner's server, even if its user was renamed since."""
+        delivery = self.casa_kept.delivery
+        saved = delivery.of_start(state.get(START_ID, ""))
         if saved is not None:
             return saved
-        if self.orm_spawner.server is None:  # it doesn't run, and what has its name may be a renamed user's
+        if self.orm_spawner.server is None:  # it doesn't run; a directory with its name may be a renamed user's
             return None
         # JupyterHub saves a state only after the start, and earlier versions of this package saved no start id.
         known = _Known(self.user.settings["app"])
-        unclaimed = [one for one in self.delivery.all() if one.start_id not in known.starts]
-        named = [one for one in unclaimed if _whose(one) == (self.user.name, self.name)]
+        unclaimed = [left for left in delivery.all() if left.start_id not in known.starts]
+        named = [left for left in unclaimed if _owner_of(left) == (self.user.name, self.name)]
         pid = state.get("pid")
-        signed_in = [one for one in unclaimed if pid and _is_process(self.delivery.process(one.server), pid)]
+        signed_in = [left for left in unclaimed if pid and _is_process(delivery.process(left.server), pid)]
         return next(iter(named + signed_in), None)
 
     async def get_url(self) -> str:
-        """For a server whose start an earlier hub didn't live to see the end of, JupyterHub doesn't know the port."""
+        """The URL by the process's environment if the previous hub process died before JupyterHub saved the port."""
         url = self._adopted.environment().get("JUPYTERHUB_SERVICE_URL") if self._adopted is not None else None
         return url or await super().get_url()
 
     async def _signal(self, sig: int) -> bool:
-        """As in the base class; but the id of an adopted process may be another's by now."""
+        """As in the base class, but not to another process that has the id of an adopted one by now."""
         if self.proc is None and (self._adopted is None or not self._adopted.alive):
             return False
         return bool(await super()._signal(sig))
 
 
 class _Known:
-    """Servers that run, start or stop, by the hub's database."""
+    """The servers that run, start or stop, by the hub's database."""
 
     def __init__(self, app: HubApp) -> None:
         columns = mended(app.db).query(orm.User.name, orm.Spawner.name, orm.Spawner.state).join(orm.Spawner.user)
@@ -265,12 +247,12 @@ class _Known:
         #: Their start ids, which stay when a user is renamed.
         self.starts = {state[START_ID] for state in states if START_ID in state}
         self._names = {(username, name) for username, name, _ in rows}
-        # Of those that an earlier version of this package started.
+        # Process ids of servers that an earlier version of this package started.
         self._pids = {state["pid"] for state in states if START_ID not in state and "pid" in state}
 
-    def runs(self, one: Delivered, process: Process | None) -> bool:
-        """Whether what was delivered belongs to one of them; `process`: that of its server."""
-        if one.start_id in self.starts or _whose(one) in self._names:
+    def runs(self, left: Delivered, process: Process | None) -> bool:
+        """Whether one of the servers has these files; `process`: the one that signed in there."""
+        if left.start_id in self.starts or _owner_of(left) in self._names:
             return True
         return any(_is_process(process, pid) for pid in self._pids)
 
@@ -279,21 +261,21 @@ def _is_process(process: Process | None, pid: int) -> bool:
     return process is not None and process.pid == pid and process.alive
 
 
-def _whose(one: Delivered) -> tuple[str, str]:
-    return one.server.username, one.server.name
+def _owner_of(left: Delivered) -> tuple[str, str]:
+    return left.server.username, left.server.name
 
 
-def _end_process(app: HubApp, delivery: LocalDelivery, one: Delivered) -> None:
-    """Of a server that nobody could stop any more, and that would go on with its credentials."""
-    process = delivery.process(one.server)
+def _end_process(app: HubApp, delivery: LocalDelivery, left: Delivered) -> None:
+    """End the process of a server that JupyterHub doesn't know, so that nobody else could stop it."""
+    process = delivery.process(left.server)
     if process is not None and process.alive:
-        app.log.warning("Ending %s, a server that this hub's database doesn't know", one.server.identity)
+        app.log.warning("Ending %s, a server that this hub's database doesn't know", left.server.identity)
         with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
             os.killpg(process.pid, signal.SIGTERM)
 
 
 def listens_here_only(url: str) -> bool:
-    """Whether what listens at the URL is reached from this machine only."""
+    """Whether only this machine can reach what listens at the URL."""
     parts = urlsplit(url)
     return parts.scheme.endswith("+unix") or is_loopback(parts.hostname or "")
 
@@ -303,6 +285,6 @@ def _exposed(setting: str, url: str) -> Problem:
         Severity.ERROR,
         setting,
         f"{url} can be reached from other machines, and local servers aren't isolated from this hub",
-        f"Set {setting} to an address of loopback (http://127.0.0.1:8000), or use a spawner that isolates servers; "
+        f"Set {setting} to a loopback address (http://127.0.0.1:8000), or use a spawner that isolates servers. "
         "CasaLocalSpawner.allow_non_loopback: true takes the risk.",
     )

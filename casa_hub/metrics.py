@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge
 
-#: Why a user's access was ended. `no`: the provider said so; `outage`: it gave no answer for too long; `age`: no new
-#: log-in in time; `revoked`: it took the sign-in back; `operator`: an operator asked for it; `deleted`: the user was
-#: deleted in the hub.
+#: Why a user's access was ended. `no`: the provider said "no". `outage`: it gave no answer for too long. `age`: the
+#: user did not log in again in time. `revoked`: the provider revoked the sign-in. `operator`: an operator asked for it.
+#: `deleted`: the user was deleted in the hub.
 WHYS = ("no", "outage", "age", "revoked", "operator", "deleted")
 
 MINTS = Counter(
@@ -17,7 +17,7 @@ MINTS = Counter(
     "Credentials minted for servers, at their start and again while they run (minted, renewed, failed)",
     ["credential", "outcome"],
 )
-#: Outcomes of `MINTS`. Each exists from the hub's start: else Prometheus would not count the first failure.
+#: Outcomes of `MINTS`. Each exists from the hub's start, otherwise Prometheus would not count the first failure.
 OUTCOMES = ("minted", "renewed", "failed")
 OVERDUE = Gauge(
     "casa_hub_credentials_overdue", "Credentials of running servers whose renewal has failed so far", ["credential"]
@@ -45,6 +45,6 @@ CLIENT_REFUSED = Gauge(
 ACCESS_ENDED = Counter("casa_hub_access_ended", "Users whose access was ended", ["why"])
 LEAVING = Gauge("casa_hub_access_ending", "Users whose access is being ended, but is not yet in all parts")
 
-# Each label exists from the start, at 0: else Prometheus would not count the first event.
+# Each label exists from the hub's start, otherwise Prometheus would not count the first event.
 for _why in WHYS:
     ACCESS_ENDED.labels(_why)

@@ -24,6 +24,9 @@ from casa_hub.errors import CredentialError
 
 T = TypeVar("T")
 
+#: Regular expressions: a label of a DNS name (RFC 1123), and the name; the caller checks how long the name is.
+DNS_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+DNS_NAME = rf"{DNS_LABEL}(\.{DNS_LABEL})*"
 #: KubeSpawner's own limit for the slug of user and server (``_expand_user_properties``).
 SLUG_LENGTH = 48
 

@@ -1,7 +1,7 @@
-"""The operator's commands: they send requests to the running hub (`casa_hub.web.operations`) and print its answers.
+"""The operator's commands. They send requests to the running hub (`casa_hub.web.operations`) and print its answers.
 
 The hub's address and the token come from its configuration file, or from the environment that JupyterHub gives to its
-services. No output and no error ever holds a token.
+services. No output and no error holds a token.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from casa_hub.text import printable
 #: The same as in `casa_hub.web.operations`; an import of that would load JupyterHub's handlers.
 SCOPE = "custom:casa-hub:operate"
 
-#: Seconds after which a line tells that the hub is still working, and after which the command gives up.
-_PATIENCE, _LONGEST = 2.0, 1800.0
+#: Seconds after which a line says that the hub is still working, and after which the command gives up.
+_PATIENCE, _TIMEOUT = 2.0, 1800.0
 #: Seconds that connecting to the hub may take.
 _CONNECT = 10.0
 
@@ -51,7 +51,7 @@ class Hub:
         """Find the hub by its configuration file, or without one by the environment of its services.
 
         Raises:
-            CasaError: neither names a hub that can be asked.
+            CasaError: the hub's address or token is missing or can't be used.
         """
         if config_file is not None:
             from casa_hub.configured import configured_hub  # noqa: PLC0415 - JupyterHub takes a while to load
@@ -67,7 +67,7 @@ class Hub:
 
     @classmethod
     def from_app(cls, app: Any) -> Hub:
-        """The hub of a configured application: its address on this machine, and the token of a service with `SCOPE`."""
+        """The hub of a loaded configuration: its address on this machine, and the token of a service with `SCOPE`."""
         roles = [role for role in app.load_roles if SCOPE in role.get("scopes", ())]
         operators = {name for role in roles for name in role.get("services", ())}
         services = [service for service in app.services if service.get("name") in operators]
@@ -91,7 +91,7 @@ def _address(app: Any) -> str:
             "can be reached by its own services only (internal_ssl, or a unix socket)",
             "Run this command as one of its services, without -f.",
         )
-    # The command runs beside the hub, where its configuration is. The hub's public name may not be reachable from here.
+    # The command runs beside the hub, where its configuration is; the hub's public name may not be reachable there.
     everywhere = hub.ip in {"", "*", "0.0.0.0", "::", "[::]"}  # noqa: S104 - compared, not listened on
     host = "127.0.0.1" if everywhere else hub.ip
     host = f"[{host}]" if ":" in host and not host.startswith("[") else host
@@ -128,14 +128,14 @@ async def _ask_patiently(hub: Hub, method: str, operation: str, body: Mapping[st
 
 
 async def ask_once(hub: Hub, method: str, operation: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-    """As `ask`, but on the caller's event loop and without the line."""
+    """As `ask`, but on the caller's event loop, and without the line that says it takes long."""
     url = f"{hub.url}/casa-hub/{operation}"
     headers = {"Authorization": f"token {hub.token}", "Accept": "application/json"}
-    timeout = aiohttp.ClientTimeout(total=_LONGEST, sock_connect=_CONNECT)
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT, sock_connect=_CONNECT)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            # No redirects: their target would get the token.
+            # No redirects, because their target would get the token.
             session.request(method, url, headers=headers, json=body, allow_redirects=False) as response,
         ):
             status = response.status
@@ -180,7 +180,7 @@ def revoke(hub: Hub, options: argparse.Namespace) -> int:
     code = _departed(answer)
     if answer["also"]:
         _say(f"The same person has other user names here, which keep their access: {', '.join(answer['also'])}")
-    _say("A user who is still a member can log in again. To prevent it: CasaOAuthenticator.blocked_users.")
+    _say("A user who is still a member can log in again. To prevent that: CasaOAuthenticator.blocked_users.")
     return code
 
 

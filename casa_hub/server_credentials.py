@@ -1,4 +1,4 @@
-"""The credentials of one server, from its start to its end: what is the same in a pod and on one machine."""
+"""The credentials of one server, from its start to its end: the common part of pods and local servers."""
 
 from __future__ import annotations
 
@@ -12,111 +12,116 @@ from typing import Generic, Protocol, TypeVar
 
 from casa_hub.delivery.deadline import Deadline
 from casa_hub.facility import Facility, Minted
+from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubSpawner
 from casa_hub.keeper.kept import Holding, check_name
 from casa_hub.naming import Server
 from casa_hub.record import ServerRecord
 from casa_hub.startup import on_hub_start
-from casa_hub.steps import told
+from casa_hub.steps import sentences_of
 
 
-class Given(Protocol):
-    """What a running start was given, as its delivery knows it."""
+class DeliveredStart(Protocol):
+    """A running start and what its delivery has brought."""
 
     @property
     def server(self) -> Server:
-        """The identity that the start was made for."""
+        """The server's identity at its start."""
 
 
-G = TypeVar("G", bound=Given)
+D = TypeVar("D", bound=DeliveredStart)
 
 
-class ServerCredentials(ABC, Generic[G]):
-    """The server of one spawner object. Once it runs, the Keeper's (`casa_hub.keeper.kept.Kept`)."""
+class ServerCredentials(ABC, Generic[D]):
+    """The server of one spawner object. While it runs, it is a `casa_hub.keeper.kept.Kept`."""
 
     def __init__(self, spawner: HubSpawner) -> None:
         self._spawner = spawner
-        #: The last start, also an earlier hub's (JupyterHub keeps it with the spawner's state); "" if none is known.
+        #: Id of the last start, perhaps by an earlier hub process (from the spawner's state); "" if unknown.
         self.start_id = ""
-        #: What that start was made for: its user, or the hub, may have got another name since. None: it isn't known.
+        #: The server's identity at that start; user and hub may have other names now. None if unknown.
         self._identity: Server | None = None
         self._renewing = asyncio.Lock()
 
     @property
+    def hub(self) -> CasaHub:
+        return CasaHub.of(self._spawner.user.settings["app"])
+
+    @property
     def facility(self) -> Facility:
-        return Facility.of(self._spawner)
+        return self.hub.facility
 
     @property
     def server(self) -> Server:
-        """The identity that the server's credentials are made for: that of its start, as long as it runs."""
+        """The identity for which the server's credentials are minted: that of its start as long as it runs."""
         return self._identity or self._named
 
     @property
     def _named(self) -> Server:
-        """The identity of a start that begins now."""
+        """The identity by the present names of user and server, for a new start."""
         return self.facility.server(self._spawner.user.name, self._spawner.name)
 
     # -- a start
 
     async def _mint(self) -> tuple[Minted, list[str]]:
-        """Credentials for a new start, and a sentence for each; nothing is delivered.
+        """Mint the credentials of a new start, and describe each in a sentence. Nothing is delivered yet.
 
-        The membership has been checked: the authenticator's `pre_spawn_start` is asked before any spawner.
+        The authenticator's `pre_spawn_start` has already checked the membership.
 
         Raises:
-            CredentialError: a required one could not be minted.
-            DeliveryError: the server of a user who was renamed still runs under this name.
-            ConfigurationError: the hub's configuration can't work; or two credentials want the same file.
+            CredentialError: a required credential could not be minted.
+            DeliveryError: the server of a renamed user still runs under this name.
+            ConfigurationError: the hub's configuration can't work, or two credentials want the same file.
         """
         app = self._spawner.user.settings["app"]
         on_hub_start(app)
-        # A hundred starts come here in one turn of the hub's loop, after what JupyterHub did in it: others go first.
+        # JupyterHub may have begun a hundred starts in this turn of the hub's loop: let other work go first.
         await asyncio.sleep(0)
         server, now = self._named, datetime.now(UTC)
         check_name(app, self._spawner, server)
         minted = self.facility.mint(await self.facility.request_of(self._spawner, server, secrets.token_hex(16), now))
-        return minted, told(self.facility, minted, now)
+        return minted, sentences_of(self.facility, minted, now)
 
     # -- while it runs
 
     async def holding(self) -> Holding | None:
         """See `Kept`."""
         async with self._renewing:
-            given = await self._running(self._deadline())
-            return None if given is None else self._holding(given)
+            running = await self._running(self._deadline())
+            return None if running is None else self._holding(running)
 
-    async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
+    async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
         """See `Kept`."""
-        async with self._renewing:  # each goes on from the record that the one before left
-            return await self._renew(names, anyhow, self._deadline())
+        async with self._renewing:  # each renewal starts from the record of the one before
+            return await self._renew(names, force, self._deadline())
 
-    async def _renew(self, names: Collection[str], anyhow: bool, deadline: Deadline) -> Holding | None:
-        given = await self._running(deadline)
-        if given is None:
+    async def _renew(self, names: Collection[str], force: bool, deadline: Deadline) -> Holding | None:
+        running = await self._running(deadline)
+        if running is None:
             return None
-        held = self._holding(given)
+        held = self._holding(running)
         if not isinstance(held.record, ServerRecord):
             return held
-        request = await self.facility.request_of(self._spawner, given.server, held.start_id, datetime.now(UTC))
+        request = await self.facility.request_of(self._spawner, running.server, held.start_id, datetime.now(UTC))
         username = self._spawner.user.name
-        minted = self.facility.renew(request, names, held.record, anyhow=anyhow, username=username)
+        minted = self.facility.renew(request, names, held.record, force=force, username=username)
         if minted.credentials:
-            await self._replace(given, minted, deadline)
+            await self._replace(running, minted, deadline)
         record = minted.record if minted.credentials else held.record
         return Holding(held.start_id, record, minted.missing, minted.later)
 
     @abstractmethod
-    async def _running(self, deadline: Deadline) -> G | None:
-        """What the start that runs has now; None as `Kept.holding`. Raises DeliveryError."""
+    async def _running(self, deadline: Deadline) -> D | None:
+        """The running start with what it has now; None as for `Kept.holding`. Raises DeliveryError."""
 
     @abstractmethod
-    def _holding(self, given: G) -> Holding:
-        """The same, for the Keeper."""
+    def _holding(self, running: D) -> Holding:
+        """What a running start holds."""
 
     @abstractmethod
-    async def _replace(self, given: G, minted: Minted, deadline: Deadline) -> None:
-        """Bring what was renewed. Raises DeliveryError."""
+    async def _replace(self, running: D, minted: Minted, deadline: Deadline) -> None:
+        """Deliver renewed credentials. Raises DeliveryError."""
 
     def _deadline(self) -> Deadline:
-        """Of one piece of work, for a delivery that waits for somebody else."""
+        """The deadline of one renewal; none if the delivery doesn't wait for another program."""
         return Deadline(math.inf)

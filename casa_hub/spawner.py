@@ -1,12 +1,12 @@
 """The spawner of a cluster: servers are pods, each with its credentials, Service and route.
 
-`CredentialsMixin` is what we add to KubeSpawner: in `CasaSpawner`, or in a site's own class (`casa_hub.hooks`).
+`CredentialsMixin` adds credentials to KubeSpawner, in `CasaSpawner` or in a site's own class (`casa_hub.hooks`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,45 +17,43 @@ from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem, Severity
-from casa_hub.facility import Facility
-from casa_hub.jupyterhub import HubApp
+from casa_hub.hub import ADDED, CasaHub, Home
 from casa_hub.pod_server import PodServer
-from casa_hub.startup import ADDED, not_the_hubs_fault, on_hub_start
+from casa_hub.startup import not_the_hubs_fault, on_hub_start
 from casa_hub.steps import Steps, without
-from casa_hub.upkeep import Upkeep
 
 _Base: Any = KubeSpawner if TYPE_CHECKING else object
 
 
-class CredentialsMixin(_Base):  # type: ignore[misc]
+class CredentialsMixin(Home, _Base):  # type: ignore[misc]
     """Gives the servers of a KubeSpawner working credentials of their own, in `Facility.secrets_path`.
 
-    All of KubeSpawner's settings and hooks are an operator's as ever. `modify_pod_hook` sees the pod before this class
-    adds its parts, so that containers which it adds get the files too; `after_pod_created_hook` is called when Secret,
-    Service and route are there; variables in `environment`, of a profile too, win over ours.
+    Operators use KubeSpawner's settings and hooks as usual. `modify_pod_hook` sees the pod before this class adds its
+    parts, so the hook's containers get the files, too. `after_pod_created_hook` is called when Secret, Service and
+    route exist. Variables in `environment`, also of a profile, win over ours.
 
-    The pod's annotations tell what it was given (`casa_hub.delivery.kubernetes.manifests`), and are what a restarted
-    hub goes by: JupyterHub saves a spawner's state only after the start.
+    The pod's annotations have its record (`casa_hub.delivery.kubernetes.manifests`). A restarted hub relies on them,
+    because JupyterHub saves a spawner's state only after the start.
     """
 
-    #: Whose configuration sections this spawner uses.
     casa_classes: ClassVar = (KubernetesDelivery, TraefikRoutes)
 
     @classmethod
-    def check_hub(cls, app: HubApp, facility: Facility) -> list[Problem]:
-        """What is wrong with the hub's configuration for this spawner."""
-        return KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).check(routes=facility.wants_routes)
+    def make_delivery(cls, hub: CasaHub) -> KubernetesDelivery:
+        return KubernetesDelivery.of_spawners(cls, hub.facility, hub.app.config)
 
     @classmethod
-    def begin_hub(cls, app: HubApp, facility: Facility) -> None:  # noqa: ARG003 - the delivery knows it
-        """See to pods that an earlier hub left half made, beside the hub's own start."""
-        KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls).begin(app, cls)
+    def check_hub(cls, hub: CasaHub) -> list[Problem]:
+        return hub.delivery(KubernetesDelivery).check(routes=hub.facility.wants_routes)
 
     @classmethod
-    async def collect_garbage(cls, app: HubApp, facility: Facility, *, dry_run: bool) -> list[Removal]:  # noqa: ARG003
-        """Remove what has no living server, or only tell of it. Raises DeliveryError."""
-        delivery = KubernetesDelivery.in_settings(app.tornado_settings, app.config, cls)
-        return await delivery.collect_garbage(dry_run=dry_run)
+    def begin_hub(cls, hub: CasaHub) -> None:
+        """Begin to look for half-made pods of the previous hub process; the hub's start doesn't wait for it."""
+        hub.delivery(KubernetesDelivery).begin(hub.app, cls)
+
+    @classmethod
+    async def collect_garbage(cls, hub: CasaHub, *, dry_run: bool) -> list[Removal]:
+        return await hub.delivery(KubernetesDelivery).collect_garbage(dry_run=dry_run)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._steps = Steps()
@@ -63,23 +61,24 @@ class CredentialsMixin(_Base):  # type: ignore[misc]
 
     @classmethod
     def section_names(cls) -> list[str]:
-        """As in the base class, but each once: what `casa_hub.hooks` makes of a class has the name of that class.
+        """As in the base class, but each name once: a class made by `casa_hub.hooks` has the name of its base class.
 
-        traitlets reads a section for each name, and adds up what was appended to a list (``c.KubeSpawner.volumes``).
+        traitlets reads a section for each name. With a name twice, it would append to lists twice
+        (``c.KubeSpawner.volumes``).
         """
         return list(dict.fromkeys(super().section_names()))
 
     @cached_property
     def casa_kept(self) -> PodServer:
-        """What the Keeper has to do with (`casa_hub.keeper.kept.Kept`)."""
+        """The server, for renewals, mending and revocations (`casa_hub.keeper.kept.Kept`)."""
         return PodServer(self)
 
     # -- start
 
     async def _start(self) -> str:
-        """Credentials, then the pod with what it owns; the pod is taken down again if any of it fails.
+        """Mint credentials, then create the pod and its objects. If any of it fails, the pod is removed again.
 
-        The membership has been checked by then: the authenticator's `pre_spawn_start` is asked before any spawner.
+        The authenticator's `pre_spawn_start` has already checked the membership.
         """
         try:
             for number, sentence in enumerate(await self.casa_kept.mint()):
@@ -93,11 +92,11 @@ class CredentialsMixin(_Base):  # type: ignore[misc]
         return url
 
     async def _make_create_pod_request(self, pod: Any, request_timeout: float) -> bool:  # noqa: ARG002
-        """As KubeSpawner's, but what the pod owns follows in the same breath.
+        """As in the base class, but also create at once the objects that the pod owns.
 
-        The answer of the request tells the pod's uid; `after_pod_created_hook` would hear of it 0.2 s later or more.
+        They need the pod's uid, which the answer has. `after_pod_created_hook` is called 0.2 s later or more.
         """
-        await asyncio.sleep(0)  # as in `mint`: KubeSpawner has just made a hundred pods, perhaps
+        await asyncio.sleep(0)  # as in `mint`: KubeSpawner may have just made a hundred pods
         self.casa_kept.dress(pod)
         missing = await self.casa_kept.launch(self.api.api_client.sanitize_for_serialization(pod))
         self._steps.say(25, "Pod created, with what it needs")
@@ -107,9 +106,9 @@ class CredentialsMixin(_Base):  # type: ignore[misc]
         return True
 
     async def _start_reflector(self, *args: Any, **kwargs: Any) -> Any:
-        """As KubeSpawner's, but not broken off: all spawns of this hub wait for the first load of what it starts.
+        """As in the base class, but not cancelled, because all spawns of this hub wait for the reflector's first load.
 
-        A spawn page starts one, too, and JupyterHub ends the page's work when the spawn fails, at once perhaps.
+        A spawn page starts one, too, and JupyterHub cancels the page's work when the spawn fails, perhaps at once.
         """
         return await asyncio.shield(super()._start_reflector(*args, **kwargs))
 
@@ -118,7 +117,7 @@ class CredentialsMixin(_Base):  # type: ignore[misc]
         async for event in self._steps.follow(beside=super().progress()):
             yield event
 
-    # -- a hub that was restarted: for a user who was renamed; all else is in the pod's annotations
+    # -- after a restart of the hub: the state matters for renamed users; all else is in the pod's annotations
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = super().get_state()
@@ -135,19 +134,12 @@ class CredentialsMixin(_Base):  # type: ignore[misc]
 
     # -- while it runs
 
-    async def renew_credentials(self, names: Collection[str]) -> None:
-        """Mint some credentials of the running server anew and replace their files; nothing if it doesn't run.
-
-        For who has got something newer for them, as the authenticator with a refreshed access token (`bearer`).
-        """
-        await Upkeep.of(self.user.settings).renewals.bring(self, names)
-
     def is_pod_running(self, pod: Any) -> bool:
-        """As in the base class, but not the pod of an earlier start, which a late watch still shows."""
+        """As in the base class, but False for the pod of an earlier start, which a late watch may still show."""
         return self.casa_kept.may_run(pod) and bool(super().is_pod_running(pod))
 
     async def poll(self) -> int | None:
-        """As in the base class; another server's pod that has the name is none of this one's."""
+        """As in the base class, but a pod of another server with the same name doesn't count."""
         await self.casa_kept.delivery.first_look()
         status: int | None = await super().poll()
         return 1 if status is None and not self.casa_kept.has_pod() else status
@@ -161,26 +153,25 @@ class CredentialsMixin(_Base):  # type: ignore[misc]
         grace_seconds: int,
         request_timeout: float,  # noqa: ARG002
     ) -> bool:
-        """As KubeSpawner's, but only the very pod that is known: a late stop must not end the next start's.
+        """As in the base class, but delete the pod by its uid, so that a late stop doesn't end the next start's pod.
 
-        And what the API server can't do now is tried again, as everywhere here.
+        Transient failures are tried again, as for all our requests.
         """
         await self.casa_kept.end(grace_seconds)
         return True
 
     async def run_post_stop_hook(self) -> None:
-        """As in the base class. A pod that stays after its end (`delete_stopped_pods`) keeps no secret."""
+        """As in the base class, and remove the secrets of a pod that stays after its end (`delete_stopped_pods`)."""
         await self.casa_kept.remove()
         await maybe_future(super().run_post_stop_hook())
 
 
 class CasaSpawner(CredentialsMixin, KubeSpawner):  # type: ignore[misc]
-    """KubeSpawner, whose servers find working credentials of their own in `Facility.secrets_path`."""
+    """KubeSpawner whose servers have working credentials of their own in `Facility.secrets_path`."""
 
     @classmethod
-    def check_hub(cls, app: HubApp, facility: Facility) -> list[Problem]:
-        """What is wrong with the hub's configuration for this spawner."""
-        if ADDED in app.config:
+    def check_hub(cls, hub: CasaHub) -> list[Problem]:
+        if ADDED in hub.app.config:
             problem = f"casa_hub.hooks.install(c) does what {cls.__name__} does already"
             return [Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, "Remove that line.")]
-        return super().check_hub(app, facility)
+        return super().check_hub(hub)

@@ -1,9 +1,13 @@
-"""What happens once, when the hub starts: look at the whole configuration, and clean up after a hub that crashed.
+"""The start of the hub: checks the whole configuration, and cleans up after a hub that crashed.
 
-Whoever of us the hub meets first calls `on_hub_start`: `CasaOAuthenticator` when JupyterHub makes it; with another
-authenticator, what the hub's configuration calls (`begin_with_hub`: `casa_hub.hooks.install`, and the file of
-``jupyterhub_config.d``). The database is there then, no server has been looked at and nobody is served. Without any of
-these, the first spawner: of a server that runs already, or that somebody starts.
+`on_hub_start` runs once in each hub process. The first of these calls it:
+
+1. `CasaOAuthenticator`, when JupyterHub makes it.
+2. With another authenticator, the observer that `begin_with_hub` registers: `casa_hub.hooks.install` and the file of
+   ``jupyterhub_config.d`` call that.
+3. The first spawner object, of a running server or of a start.
+
+In 1 and 2 the database is open, and the hub has not yet looked at servers or served requests. In 3 it may have.
 """
 
 from __future__ import annotations
@@ -21,23 +25,19 @@ from casa_hub.configuration import unknown_keys
 from casa_hub.credentials.base import Minter
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import GROUP, Facility
+from casa_hub.hub import ADDED, CasaHub, Home
 from casa_hub.jupyterhub import HubApp
 from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.settings import Keeper
-from casa_hub.upkeep import Upkeep
-
-#: Section of the configuration where `casa_hub.hooks.install` leaves the function that adds credentials to a spawner
-#: class. No operator writes it.
-ADDED = "CasaHooks"
 
 
 def begin_with_hub() -> None:
-    """For the hub's configuration, as it is being read: have `on_hub_start` called when all but its servers is there.
+    """Make JupyterHub call `on_hub_start`. For the hub's configuration file; may be called again.
 
-    JupyterHub has no hook for its start, but one of its traits, `tornado_settings`, is set to what its handlers use
-    right before it looks for running servers, whatever comes later in the configuration. Called again, or where no hub
-    is about to start (`jupyterhub token`, `casa-hub check`), this changes nothing.
+    JupyterHub has no hook for its start. But right before it looks for running servers, it sets its trait
+    `tornado_settings` to the settings of its handlers, which we observe. In a program that starts no hub
+    (`jupyterhub token`, `casa-hub check`) this changes nothing.
     """
     app = Application.instance() if Application.initialized() else None
     if isinstance(app, JupyterHub):
@@ -46,12 +46,12 @@ def begin_with_hub() -> None:
 
 def _begin(change: Any) -> None:
     app = change["owner"]
-    if change["new"].get("app") is not app:  # those of the configuration
+    if change["new"].get("app") is not app:  # the configuration's own settings, which JupyterHub sets earlier
         return
     try:
         on_hub_start(app)
     except ConfigurationError as error:
-        # The hub's operator reads one line, and not thirty of a traceback above it.
+        # One line for the operator instead of a traceback.
         app.log.critical("%s", error)
         raise SystemExit(1) from None
 
@@ -67,14 +67,13 @@ def on_hub_start(app: HubApp, classes: Iterable[type[Configurable]] = (), rechec
     Raises:
         ConfigurationError: no server could be started soundly; the first of the errors, all of them are logged.
     """
+    hub = CasaHub.of(app)
     # `jupyterhub token` makes an application within another one, beside the hub that runs.
-    if app.tornado_settings.get("casa_started") or app.parent is not None:
+    if hub.begun or app.parent is not None:
         return
     try:
-        facility = Facility.in_settings(app.tornado_settings, app.config)
-        home = spawner_class_of(app)
-        fatal = problems(app, facility, home, classes)
-        members = Members(Keeper(parent=app)) if recheck is None else recheck.members
+        fatal = problems(hub, classes)
+        members = Members.configured(config=app.config) if recheck is None else recheck.members
     except TraitError as error:  # a value of a wrong type or form; the settings of these classes hold no secret
         raise ConfigurationError("the configuration", str(error).rstrip("."), "Correct it.") from error
     _report(app.log, fatal)
@@ -82,48 +81,36 @@ def on_hub_start(app: HubApp, classes: Iterable[type[Configurable]] = (), rechec
         if problem.severity is Severity.ERROR:
             raise ConfigurationError(problem.thing, problem.problem, problem.remedy)
     # Keys may be put right while the hub runs; until then servers start without, or not at all if they are required.
-    _report(app.log, facility.check_minters())
-    # Users, which may be there already, make their spawners by these settings.
-    app.spawner_class = app.tornado_settings["spawner_class"] = home
-    if hasattr(home, "begin_hub"):
-        home.begin_hub(app, facility)
-    upkeep = Upkeep(app, facility, members, recheck)
-    app.tornado_settings["casa_upkeep"] = upkeep
-    upkeep.begin()
-    app.tornado_settings["casa_started"] = True
+    _report(app.log, hub.facility.check_minters())
+    hub.begin(members, recheck)
 
 
-def problems(app: HubApp, facility: Facility, home: Any, classes: Iterable[type[Configurable]] = ()) -> list[Problem]:
-    """All that is wrong with the configuration of a hub, whether it is about to start or not; arguments: its parts."""
-    found = unknown_keys(app.config, [*sections(app.authenticator_class, home), *classes])
-    found += facility.check_settings()
-    if hasattr(home, "check_hub"):
-        found += home.check_hub(app, facility)
-    elif ADDED in app.config:
-        problem = f"casa_hub.hooks.install(c) is for KubeSpawner and its subclasses, not for {home.__name__}"
+def problems(hub: CasaHub, classes: Iterable[type[Configurable]] = ()) -> list[Problem]:
+    """All that is wrong with the configuration of a hub, whether it is about to start or not."""
+    config, spawners = hub.app.config, hub.spawner_class
+    found = unknown_keys(config, [*sections(hub.app.authenticator_class, spawners), *classes])
+    found += hub.facility.check_settings()
+    if hub.home is not None:
+        found += hub.home.check_hub(hub)
+    elif ADDED in config:
+        problem = f"casa_hub.hooks.install(c) is for KubeSpawner and its subclasses, not for {spawners.__name__}"
         found.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, "Choose one of them."))
-    elif facility.credentials:
-        problem = f"servers of {home.__name__} would get none of Facility.credentials"
+    elif hub.facility.credentials:
+        problem = f"servers of {spawners.__name__} would get none of Facility.credentials"
         remedy = "Set it to casa or casa-local, or call casa_hub.hooks.install(c)."
         found.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, remedy))
     return found
 
 
-def spawner_class_of(app: HubApp) -> type:
-    """The class of a hub's servers: the one that is set, with credentials added if `casa_hub.hooks.install` says so."""
-    cls: type = app.spawner_class
-    return app.config[ADDED].to_spawner_class(cls) if ADDED in app.config else cls
-
-
 def not_the_hubs_fault(error: BaseException, app: HubApp) -> None:
-    """Keep a failed spawn out of JupyterHub's count, if another hub could do no better.
+    """Don't count a failure towards `Spawner.consecutive_failure_limit` if a restart of the hub could not fix it.
 
-    A hub that counts `Spawner.consecutive_failure_limit` failures in a row exits, to begin afresh: five tries of a
-    person whose name can't have a credential must not do that to everybody else. It counts a failure after the
-    spawner raised it, so one less here leaves the count as it was.
+    A hub exits after that many failures in a row. But five tries of one person whose name can't have a credential must
+    not end the hub for all others. JupyterHub counts the failure after the spawner has raised it, so the count is
+    decremented here.
 
     Args:
-        error: why a spawn fails.
+        error: why the spawn fails.
         app: JupyterHub's application.
     """
     if isinstance(error, CasaError) and not getattr(error, "transient", False):
@@ -133,12 +120,12 @@ def not_the_hubs_fault(error: BaseException, app: HubApp) -> None:
 
 
 def sections(*used: type) -> list[type[Configurable]]:
-    """Classes of this package with a configuration section: every hub's, what `used` ones are or bring, and minters."""
+    """Classes with a configuration section of ours: every hub's, those of the `used` classes, and all minters."""
     classes: list[type[Configurable]] = [Facility, Keeper]
     for cls in used:
         ours = [base for base in cls.__mro__ if base.__module__.startswith("casa_hub.")]
         classes += [base for base in ours if issubclass(base, Configurable)]
-        classes += getattr(cls, "casa_classes", ())
+        classes += cls.casa_classes if issubclass(cls, Home) else ()
     for point in entry_points(group=GROUP):
         try:
             minter = point.load()

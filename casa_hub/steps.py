@@ -1,4 +1,4 @@
-"""The progress of a starting server, in sentences for its spawn page."""
+"""The progress of a starting server, as sentences for its spawn page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from casa_hub.moments import when
 
 
 class Steps:
-    """The events of one start. Each spawn page that asks gets all of them, from the beginning."""
+    """The events of one start. Each open spawn page gets all of them, from the beginning."""
 
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
@@ -36,7 +36,7 @@ class Steps:
             beside: events of another source, passed on as they come.
         """
         others: deque[dict[str, Any]] = deque()
-        given = 0
+        sent = 0
 
         async def listen(stream: AsyncIterator[dict[str, Any]]) -> None:
             async for event in stream:
@@ -47,12 +47,12 @@ class Steps:
         try:
             while True:
                 changed = self._changed
-                # Without an await: when the start is over, JupyterHub takes the events that are ready and doesn't even
-                # wait for one turn of the event loop. So the page of a quick start shows missing credentials, too.
-                while others or given < len(self._events):
-                    if given < len(self._events):
-                        given += 1
-                        yield self._events[given - 1]
+                # Without an await: when the start is over, JupyterHub takes only the events that are ready. So the page
+                # of a quick start shows missing credentials, too.
+                while others or sent < len(self._events):
+                    if sent < len(self._events):
+                        sent += 1
+                        yield self._events[sent - 1]
                     else:
                         yield others.popleft()
                 await changed.wait()
@@ -61,8 +61,8 @@ class Steps:
                 listening.cancel()
 
 
-def told(facility: Facility, minted: Minted, now: datetime) -> list[str]:
-    """A sentence for each credential: what it is and how long it lasts, or why it is missing."""
+def sentences_of(facility: Facility, minted: Minted, now: datetime) -> list[str]:
+    """A sentence for each credential: its name and expiry, or why it is missing."""
     sentences = [
         f"{facility.minters[name].title}{f' ({new.summary})' if new.summary else ''}, {_until(new, now)}"
         for name, new in minted.credentials.items()
@@ -70,7 +70,7 @@ def told(facility: Facility, minted: Minted, now: datetime) -> list[str]:
     return sentences + [without(name, reason, later=_later(facility, name)) for name, reason in minted.missing.items()]
 
 
-#: When the running server will get a missing credential.
+#: When the running server gets a missing credential.
 _AGAIN, _WITH_TOKEN = "It is tried again while the server runs.", "The running server gets it with your next token."
 
 
@@ -78,22 +78,22 @@ def without(what: str, why: str, *, later: str = _AGAIN) -> str:
     """The sentence for a server that starts without a credential or an object of Kubernetes.
 
     Args:
-        what: the thing that is missing.
-        why: a sentence.
-        later: when the server will get it, as a sentence.
+        what: the missing thing.
+        why: the reason, as a sentence.
+        later: when the server gets it, as a sentence.
     """
     return f"Starting without {what}: {why} {later}"
 
 
 def _later(facility: Facility, name: str) -> str:
     minter = facility.minters.get(name)
-    if minter is None:  # its module could not be loaded, and is not loaded again while this hub runs
+    if minter is None:  # its module could not be loaded, and this hub process doesn't try again
         return "It can't come before the next start."
     return _WITH_TOKEN if minter.renewal == "token" else _AGAIN
 
 
 def _until(credential: Credential, now: datetime) -> str:
     if credential.expires_at is None:
-        return "without an end"
+        return "without expiry"
     end = credential.expires_at.astimezone(UTC)
     return f"valid until {end:%H:%M} UTC" if end < now + timedelta(days=1) else f"valid until {when(end)}"

@@ -5,8 +5,8 @@ side and prints their findings). Then one module a subject, each with an asynchr
 findings:
 
 - this machine: `configuration`, `hub` (the running hub, if there is one);
-- the neighbours: `issuer`, `cluster`, `traefik`, `xcache`, `htcondor` (with the programs `htcondor_ping` and
-  `htcondor_jobs`), `servicex`;
+- the neighbours: `issuer`, `cluster`, `traefik`, `xcache`, `htcondor` (with the program `htcondor_ping`),
+  `servicex`;
 - `probe`, the only check that creates anything; it removes its objects again.
 
 Shared: `web` and `kube` (one request), `rights` (what the hub may do in Kubernetes), `versions` (which versions of the

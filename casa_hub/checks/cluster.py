@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
@@ -15,12 +14,13 @@ from urllib.parse import urlencode
 from casa_hub.checks import versions
 from casa_hub.checks.findings import Finding, error, ok, unseen, warning
 from casa_hub.checks.kube import Kube, kube, message
-from casa_hub.checks.rights import ROUTES, Right, needed
+from casa_hub.checks.rights import Right, needed
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import NoAnswerError, clock
 from casa_hub.configuration import value_of
-from casa_hub.delivery.kubernetes.delivery import own_namespace
-from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, INSTANCE
+from casa_hub.delivery.kubernetes.delivery import own_namespace, servers_namespace
+from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, INSTANCE, instance_of
+from casa_hub.delivery.kubernetes.routes import ROUTES
 
 _API = "the Kubernetes API server"
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -47,7 +47,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
             kind = site.routes.kind if site.facility.wants_routes else "none"
             if kind in ROUTES:
                 yield await _kinds(api, kind)
-            namespace = namespace_of(site)
+            namespace = servers_namespace(site.app.config, site.app.spawner_class)
             async for finding in _rights(site, api, kind, namespace):
                 yield finding
             async for finding in _others(site, api, namespace):
@@ -59,14 +59,6 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     except NoAnswerError as problem:
         remedy = "Run this in the hub's pod, or with KUBECONFIG."
         yield error(_API, str(problem), remedy)
-
-
-def namespace_of(site: Site) -> str:
-    """The namespace of the servers; "" if each user has one."""
-    cls, config = site.app.spawner_class, site.app.config
-    if value_of(config, cls, "enable_user_namespaces"):
-        return ""
-    return value_of(config, cls, "namespace") or own_namespace()
 
 
 # -- version and kinds -------------------------------------------------------------------------------------------------
@@ -107,10 +99,7 @@ async def _kinds(api: Kube, kind: str) -> Finding:
 def read_kinds(kind: str, known: Collection[str], versions: Collection[str]) -> Finding:
     """Whether the cluster has the configured kind of routes.
 
-    Args:
-        kind: `TraefikRoutes.kind`.
-        known: plurals of the group in the version that the hub writes.
-        versions: versions of the group that the cluster has instead.
+    `known`: plurals of the group in the version that the hub writes. `versions`: those that the cluster has instead.
     """
     group, version, plural = ROUTES[kind]
     thing = f"{plural}.{group}/{version}"
@@ -177,12 +166,7 @@ async def _may(api: Kube, right: Right, namespace: str) -> bool | None:
 
 
 def read_rights(answers: Mapping[Right, bool | None], namespace: str) -> list[Finding]:
-    """Findings about the hub's rights.
-
-    Args:
-        answers: right -> whether the API server grants it; None: it didn't say.
-        namespace: of the servers; "" if each user has one.
-    """
+    """Findings about the hub's rights; `answers`: right -> whether the API server grants it; None: it didn't say."""
     where = f"in namespace {namespace}" if namespace else "in all namespaces"
     lacking: dict[tuple[str, str], list[str]] = {}
     for right, allowed in answers.items():
@@ -284,12 +268,7 @@ def _labels(described: Mapping[str, Any]) -> _Labels:
 
 
 def read_hubs(own: _Labels, seen: Iterable[_Labels]) -> list[Finding]:
-    """Which other hubs have pods in the namespace, and whether their labels differ from this hub's.
-
-    Args:
-        own: labels of this hub's pods; the installation is "" if unknown.
-        seen: labels of all pods.
-    """
+    """Which other hubs have pods in the namespace, and whether their labels (`seen`) differ from this hub's (`own`)."""
     found, others = [], set()
     instances = {own[2]} - {""}
     for hub, hub_namespace, instance in seen:
@@ -363,11 +342,11 @@ def _named(hubs: Iterable[tuple[str, str]]) -> str:
 
 
 def _instance(site: Site) -> str:
-    """The label value of this installation, as `Start.instance` has it; "" if the cookie secret can't be read."""
+    """The label value of this installation; "" if the cookie secret can't be read."""
     secret = site.app.cookie_secret
     if not secret:
         try:
             secret = bytes.fromhex(Path(site.app.cookie_secret_file).read_text(encoding="ascii").strip())
         except (OSError, ValueError):
             return ""
-    return hashlib.sha256(b"casa_hub instance " + secret).hexdigest()[:12]
+    return instance_of(secret)

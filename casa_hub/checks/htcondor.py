@@ -1,8 +1,7 @@
-"""Checks that the HTCondor pool accepts this hub's IDTOKENs, and looks for other hubs that submit there.
+"""Checks that the HTCondor pool accepts this hub's IDTOKENs.
 
-HTCondor's client asks collector and schedd with a probe token, which is valid for a minute and for an account that
-nobody has. It asks as whom the pool knows it, and lists the queue. Each job there has the public id of the token that
-it was submitted with, and that id begins with the hub that minted the token.
+HTCondor's client asks collector and schedd as whom they know it. It has a probe token, which is valid for a minute and
+for an account that nobody has.
 """
 
 from __future__ import annotations
@@ -15,23 +14,20 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
-from casa_hub.checks.findings import NOBODY, Finding, Status, error, ok, unseen, warning
+from casa_hub.checks.findings import NOBODY, Finding, error, ok, unseen, warning
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import listens, resolve
 from casa_hub.credentials.htcondor import HTCondor, mint_idtoken
-from casa_hub.errors import CredentialError
 from casa_hub.keys import KeyFile
-from casa_hub.naming import Server
 
 _LIFETIME = 60
 #: Seconds that HTCondor's client may take.
 _PATIENCE = 10.0
-#: Exit code of our programs without HTCondor's client, and what `_client` returns then.
+#: Exit code of `htcondor_ping` without HTCondor's client, and what `_ping` returns then.
 _NOT_INSTALLED, _MISSING = 3, object()
 #: Default port of a collector.
 _PORT = 9618
@@ -56,7 +52,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         yield error(thing, "can't be reached", "Check HTCondor.collector, and that the collector runs.")
         return
     try:
-        answer = await _client(minter, "htcondor_ping", minter.schedd)
+        answer = await _ping(minter)
     except TimeoutError:
         remedy = "Check HTCondor.collector, and that the collector runs."
         yield error(thing, f"no answer within {_PATIENCE:g} s", remedy)
@@ -65,18 +61,8 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         remedy = "Install casa_hub[check] in this environment, or try condor_ping in a server."
         yield unseen(thing, "can't be asked: HTCondor's client is not installed", remedy)
         return
-    accepted = False
     for finding in read(minter, answer if isinstance(answer, dict) else {"error": "HTCondor's client failed"}):
-        accepted = accepted or finding.status is Status.OK
         yield finding
-    if accepted and site.facility is not None:
-        hub_id = site.facility.hub_id
-        try:
-            tokens = await _client(minter, "htcondor_jobs", minter.schedd, quote(hub_id, safe="") + "/" * bool(hub_id))
-        except TimeoutError:  # a long queue, or a busy schedd
-            tokens = None
-        for finding in read_jobs(minter, hub_id, tokens if isinstance(tokens, list) else None):
-            yield finding
 
 
 def read(minter: HTCondor, answer: Mapping[str, Any]) -> list[Finding]:
@@ -114,53 +100,6 @@ def read(minter: HTCondor, answer: Mapping[str, Any]) -> list[Finding]:
     return found
 
 
-def read_jobs(minter: HTCondor, hub_id: str, tokens: Iterable[tuple[str, str]] | None) -> list[Finding]:
-    """Which other hubs have jobs in the queue, and whether these belong to accounts of this hub's users.
-
-    Args:
-        minter: has the accounts of users.
-        hub_id: of this hub.
-        tokens: public ids and subjects of other hubs' tokens in the queue; None if the queue can't be listed.
-    """
-    thing = "HTCondor.subject"
-    if tokens is None:
-        return [ok(thing, "can't be compared with other hubs': the pool's queue can't be listed")]
-    others, alike = set(), set()
-    for identifier, subject in tokens:
-        *owner, slug, _ = identifier.split("/")
-        hub = f"hub {unquote(owner[0])!a}" if owner else "a hub without hub_id"
-        others.add(hub)
-        if subject.lower() == _subject_of(minter, slug):
-            alike.add(hub)
-    named = ", ".join(sorted(others))
-    if not others:
-        return [ok(thing, "no other hub has jobs in the queue")]
-    if not hub_id:
-        problem = f"is not set, and others submit to the same pool ({named})"
-        return [warning("Facility.hub_id", problem, "Set it: else nobody can tell this hub's tokens from others'.")]
-    if alike:
-        return [
-            warning(
-                thing,
-                f"jobs of {', '.join(sorted(alike))} belong to the accounts that users of those names have here",
-                "Unless a name is the same person at both hubs, give this hub its own accounts, such as af-{username}: "
-                "else these people can remove each other's jobs. If the jobs are this hub's, from before it had this "
-                "hub_id, do nothing.",
-            )
-        ]
-    return [ok(thing, f"in the queue there are jobs of {named}, with other accounts than this hub's")]
-
-
-def _subject_of(minter: HTCondor, slug: str) -> str:
-    """Subject of this hub's token for the user whose server has this slug; "" if the slug doesn't tell the user."""
-    username = slug.partition("--")[0]
-    try:
-        known = Server("", username).slug == username and "---" not in slug
-        return f"{minter.local_part(username)}@{minter.uid_domain}".lower() if known else ""
-    except CredentialError:
-        return ""
-
-
 async def _listens(collector: str) -> bool:
     """Whether the collector listens: HTCondor's client can't tell an unreachable pool from one that refuses."""
     found = re.fullmatch(r"([A-Za-z0-9.-]+)(?::(\d+))?", collector)
@@ -173,13 +112,8 @@ async def _listens(collector: str) -> bool:
         return False
 
 
-async def _client(minter: HTCondor, program: str, *arguments: str) -> Any:
-    """Run a program beside this file and return the JSON that it prints.
-
-    Args:
-        minter: has the pool and the key for the probe token.
-        program: name of the program's module.
-        arguments: after the collector.
+async def _ping(minter: HTCondor) -> Any:
+    """Run `htcondor_ping` and return the JSON that it prints.
 
     Returns:
         `_MISSING` if HTCondor's client is not installed; None if the program fails.
@@ -209,7 +143,7 @@ async def _client(minter: HTCondor, program: str, *arguments: str) -> Any:
             "_CONDOR_SEC_KNOWN_HOSTS": str(Path(home, "known_hosts")),
         }
         process = await asyncio.create_subprocess_exec(
-            *[sys.executable, "-m", f"casa_hub.checks.{program}", minter.collector, *arguments],
+            *[sys.executable, "-m", "casa_hub.checks.htcondor_ping", minter.collector, minter.schedd],
             env=environment,
             cwd=home,
             stdin=asyncio.subprocess.DEVNULL,

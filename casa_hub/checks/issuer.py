@@ -145,13 +145,7 @@ def log_outs(document: Mapping[str, Any], scopes: tuple[str, ...], *, provider: 
 
 
 def authorization(own: Answer, nobodys: Answer, callback: str) -> Finding:
-    """Whether the redirect URI is registered.
-
-    Args:
-        own: answer to an authorization request with our redirect URI.
-        nobodys: answer to the same request with a redirect URI that nobody can have registered.
-        callback: our redirect URI.
-    """
+    """Whether the redirect URI is registered: by the answers to a request with it, and with nobody's (`_NOBODYS`)."""
     thing = f"redirect URI {callback}"
     if code := _sent_back(own, callback):
         return error(

@@ -14,6 +14,7 @@ from kubernetes_asyncio.client import ApiClient
 from kubernetes_asyncio.config import ConfigException
 
 from casa_hub.checks.web import TIMEOUT, Answer, NoAnswerError
+from casa_hub.delivery.kubernetes.api import exchange
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 
 
@@ -26,14 +27,9 @@ class Kube:
     async def ask(self, method: str, path: str, body: Any = None, *, content_type: str = "application/json") -> Answer:
         """One request. Raises NoAnswerError."""
         headers = {"Accept": "application/json", "Content-Type": content_type}
-        client = self._client
         try:
             async with asyncio.timeout(TIMEOUT):
-                await client.update_params_for_auth(headers, [], ["BearerToken"])
-                answer = await client.rest_client.request(
-                    method, f"{client.configuration.host}{path}", headers=headers, body=body, _preload_content=False
-                )
-                content = await answer.read()
+                answer, content = await exchange(self._client, method, path, body, headers)
         except TimeoutError:
             raise NoAnswerError(f"no answer within {TIMEOUT:g} s") from None
         except (aiohttp.ClientError, OSError, ConfigException) as problem:

@@ -12,14 +12,13 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from http import HTTPStatus
 
-from casa_hub.checks.cluster import namespace_of
 from casa_hub.checks.findings import NOBODY, Finding, error, ok, warning
 from casa_hub.checks.kube import Kube, kube, message
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import NoAnswerError
 from casa_hub.delivery.kubernetes import manifests
 from casa_hub.delivery.kubernetes.api import APPLY, described
-from casa_hub.delivery.kubernetes.delivery import own_namespace
+from casa_hub.delivery.kubernetes.delivery import own_namespace, servers_namespace
 from casa_hub.delivery.kubernetes.manifests import MANAGER, HubMark, Object, Pod, Start
 from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.naming import Server
@@ -28,7 +27,7 @@ from casa_hub.naming import Server
 async def look(site: Site) -> AsyncIterator[Finding]:
     if site.kubernetes is None or site.facility is None or site.routes is None:
         return
-    namespace = namespace_of(site)
+    namespace = servers_namespace(site.app.config, site.app.spawner_class)
     if not namespace:
         yield ok("the probe", "is skipped: each user has a namespace, so there is none to try it in")
         return

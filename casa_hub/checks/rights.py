@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from casa_hub.delivery.kubernetes.routes import ROUTES
+
 
 class Right(NamedTuple):
     """One verb on one kind of objects in the servers' namespace."""
@@ -15,13 +17,6 @@ class Right(NamedTuple):
     def __str__(self) -> str:
         return f"{self.verb} {self.resource}" + (f".{self.group}" if self.group else "")
 
-
-#: `TraefikRoutes.kind` -> API group, version and plural of its route objects.
-ROUTES = {
-    "traefik": ("traefik.io", "v1alpha1", "ingressroutetcps"),
-    "traefik-v2": ("traefik.containo.us", "v1alpha1", "ingressroutetcps"),
-    "gateway": ("gateway.networking.k8s.io", "v1", "tlsroutes"),
-}
 
 _OBJECTS = ("get", "list", "create", "patch", "delete")
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,7 @@ def check(path: Path, *, local: bool = False, probing: bool = False, as_json: bo
     found = asyncio.run(_run(site, looks, sys.stderr if as_json else sys.stdout))
     code = exit_code(found.values())
     if as_json:
-        findings = [
-            {
-                "check": name,
-                "status": finding.status.value,
-                "thing": finding.thing,
-                "problem": finding.problem,
-                "remedy": finding.remedy,
-            }
-            for name, of_check in found.items()
-            for finding in of_check
-        ]
+        findings = [{"check": name, **asdict(finding)} for name, of_check in found.items() for finding in of_check]
         print(json.dumps({"exit_code": code, "findings": findings}, indent=1))
     else:
         print(summary(found.values()))

@@ -16,8 +16,9 @@ from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, Problem, Severity
 from casa_hub.facility import Facility
+from casa_hub.hub import CasaHub
 from casa_hub.identity.settings import advice
-from casa_hub.startup import problems, spawner_class_of
+from casa_hub.startup import problems
 
 
 @dataclass
@@ -25,7 +26,6 @@ class Site:
     """A configured hub, which isn't started. Parts that can't be built are None, and `findings` says why."""
 
     app: Any
-    home: Any = None
     authenticator: CasaOAuthenticator | None = None
     facility: Facility | None = None
     #: None also if servers run on one machine.
@@ -82,19 +82,18 @@ class Site:
             raise ConfigurationError("CryptKeeper.keys", problem, remedy) from error
 
     def _make_facility(self) -> None:
-        app = self.app
-        facility = Facility.in_settings(app.tornado_settings, app.config)
-        self.home = spawner_class_of(app)
-        self.findings += [from_problem(problem) for problem in problems(app, facility, self.home)]
+        hub = CasaHub.of(self.app)
+        facility = hub.facility
+        self.findings += [from_problem(problem) for problem in problems(hub)]
         self.facility = facility
         for name, minter in facility.minters.items():
             found = facility.check_minter(name, minter)
             self.findings += [from_problem(problem) for problem in found]
             if not any(problem.severity is Severity.ERROR for problem in found):
                 self.sound.add(name)
-        classes = getattr(self.home, "casa_classes", ())
+        classes = () if hub.home is None else hub.home.casa_classes
         if KubernetesDelivery in classes:
-            self.kubernetes = KubernetesDelivery.in_settings(app.tornado_settings, app.config, app.spawner_class)
+            self.kubernetes = hub.delivery(KubernetesDelivery)
             self.routes = self.kubernetes.routes
         elif TraefikRoutes in classes:
-            self.routes = TraefikRoutes(config=app.config)
+            self.routes = TraefikRoutes(config=self.app.config)

@@ -51,13 +51,7 @@ XROOTD = Neighbour(
 
 
 def read(neighbour: Neighbour, thing: str, text: str) -> Finding | None:
-    """Whether a version is safe; None if the text is not a version.
-
-    Args:
-        neighbour: the program.
-        thing: where the version was seen, for people.
-        text: such as ``v5.8.1``.
-    """
+    """Whether a version (`text`, such as ``v5.8.1``) is safe; None for another text. `thing`: where it was seen."""
     version = parse(text)
     if version is None:
         return None

@@ -128,11 +128,7 @@ async def listens(addresses: list[str], port: int) -> bool:
 def clock(whose: str, answer: Answer, now: float, *, fails: str) -> list[Finding]:
     """What the difference between a server's clock and ours means; empty if the server doesn't tell its time.
 
-    Args:
-        whose: the server, for people.
-        answer: of the server.
-        now: our time when the answer arrived.
-        fails: what goes wrong if the clocks differ too much, as a clause.
+    `now`: our time when the answer arrived. `fails`: what goes wrong if the clocks differ too much, as a clause.
     """
     headers = {name.lower(): value for name, value in answer.headers.items()}
     try:

@@ -34,7 +34,7 @@ from casa_hub.credentials.base import Credential, Minter, Renewal, Request, Rout
 from casa_hub.errors import CredentialError, Problem
 from casa_hub.keys import BadKeyError, KeyFile
 from casa_hub.moments import when
-from casa_hub.naming import SLUG_LENGTH, Server
+from casa_hub.naming import DNS_NAME, SLUG_LENGTH, Server
 
 #: Least length of each secret in `Dask.secret_file`: that of a SHA-256 digest.
 MIN_SECRET_BYTES = 32
@@ -50,8 +50,6 @@ _DERIVATION = "casa_hub dask ca 1"
 #: Order of the group of P-256 (SEC 2, 2.4.2); private keys are 1 to n-1.
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _LONGEST_HOST = 253
-_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _MAKE_SECRET = "Make one, and keep it while servers run: openssl rand -base64 48 > FILE."  # noqa: S105
 _RESTART = "Restart the server: each start has a CA of its own."
 
@@ -314,7 +312,7 @@ class Dask(Minter):
     @validate("domain", "scheduler_label", "worker_label")
     def _valid_host_part(self, proposal: Any) -> str:
         value: str = proposal["value"]
-        if value and not _HOST.fullmatch(value):
+        if value and not re.fullmatch(DNS_NAME, value):
             raise TraitError(
                 f"Dask.{proposal['trait'].name} is {value!a}, must be part of a DNS name: lower-case letters, digits,"
                 " - and, between labels, a dot."

@@ -219,50 +219,32 @@ class HTCondor(Minter):
 
     def check(self) -> Sequence[Problem]:
         problems = self._key.check(self.key_file)
+
+        def warn(thing: str, problem: str, remedy: str) -> None:
+            problems.append(Problem(Severity.WARNING, thing, problem, remedy))
+
         if not any(problem.severity is Severity.ERROR for problem in problems) and self._key.read(self.key_file).text:
-            problems.append(
-                Problem(
-                    Severity.WARNING,
-                    f"HTCondor.key_file ({self.key_file})",
-                    "is text, not scrambled as HTCondor keeps keys; tokens fit only if the pool's file is the same",
-                    "Compare it with the pool's file byte by byte. A Secret must hold the bytes, not base64 of base64.",
-                )
+            warn(
+                f"HTCondor.key_file ({self.key_file})",
+                "is text, not scrambled as HTCondor keeps keys; tokens fit only if the pool's file is the same",
+                "Compare it with the pool's file byte by byte. A Secret must hold the bytes, not base64 of base64.",
             )
         for probe in (self._check_settings, self._check_subjects):
             try:
                 probe()
             except CredentialError as error:
                 problems.append(Problem.of(error))
-        problems += [
-            Problem(
-                Severity.WARNING,
-                "HTCondor.subject_map",
-                f"{name!a} is read as {hub_form(name)!a}, the form in which the hub knows user names",
-                f"Write {hub_form(name)}.",
-            )
-            for name in self.subject_map
-            if name != hub_form(name)
-        ]
-        pool_scopes = [word for word in self.scopes if word in POOL_SCOPES]
-        if pool_scopes:
-            problems.append(
-                Problem(
-                    Severity.WARNING,
-                    "HTCondor.scopes",
-                    f"has rights over the pool, which no user needs: {', '.join(pool_scopes)}",
-                    "Users need READ and WRITE.",
-                )
-            )
-        problems += [
-            Problem(
-                Severity.WARNING,
-                f"HTCondor.{trait}",
-                f"is not set: servers use the {trait} that their image names",
-                "Set it to that of the pool which has this key.",
-            )
-            for trait in ("collector", "schedd")
-            if not getattr(self, trait)
-        ]
+        for name in self.subject_map:
+            if name != hub_form(name):
+                problem = f"{name!a} is read as {hub_form(name)!a}, the form in which the hub knows user names"
+                warn("HTCondor.subject_map", problem, f"Write {hub_form(name)}.")
+        if pool_scopes := [word for word in self.scopes if word in POOL_SCOPES]:
+            problem = f"has rights over the pool, which no user needs: {', '.join(pool_scopes)}"
+            warn("HTCondor.scopes", problem, "Users need READ and WRITE.")
+        for trait in ("collector", "schedd"):
+            if not getattr(self, trait):
+                problem = f"is not set: servers use the {trait} that their image names"
+                warn(f"HTCondor.{trait}", problem, "Set it to that of the pool which has this key.")
         return problems
 
     def mint(self, request: Request) -> Credential:

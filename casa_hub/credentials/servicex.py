@@ -6,7 +6,6 @@ file that the operator keeps; or the ServiceX runs without authentication inside
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from casa_hub.credentials.base import Credential, Minter, Request
 from casa_hub.credentials.tokens import expiry, unverified_claims
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.keys import BadKeyError, KeyFile
+from casa_hub.loopback import is_loopback
 from casa_hub.moments import when
 from casa_hub.naming import Server, hub_form
 
@@ -103,7 +103,8 @@ class ServiceX(Minter):
             problems.append(Problem.of(error))
         if self.mode == "registered" and self.tokens_file:
             problems += self._tokens.check(self.tokens_file)
-            if urlsplit(self.endpoint).scheme == "http" and not _is_loopback(self.endpoint):
+            address = urlsplit(self.endpoint)
+            if address.scheme == "http" and not is_loopback(address.hostname or ""):
                 problems.append(
                     Problem(
                         Severity.WARNING,
@@ -168,11 +169,3 @@ class ServiceX(Minter):
                 f"is {self.mode!a}, but tokens_file is {'set' if self.tokens_file else 'not set'}",
                 "Set tokens_file with mode: registered, and only then.",
             )
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

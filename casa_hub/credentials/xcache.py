@@ -224,44 +224,32 @@ class XCache(Minter):
                 probe()
             except CredentialError as error:
                 problems.append(Problem.of(error))
-        warn = problems.append
+
+        def warn(thing: str, problem: str, remedy: str) -> None:
+            problems.append(Problem(Severity.WARNING, thing, problem, remedy))
+
         if not any(problem.severity is Severity.ERROR for problem in problems) and not self._read_key().starts_xrootd:
             warn(
-                Problem(
-                    Severity.WARNING,
-                    f"XCache.key_file ({self.key_file})",
-                    "is a single line without a newline at its end; XRootD doesn't start with such a file",
-                    "Add the newline, in the XCache's copy too: echo >> FILE.",
-                )
+                f"XCache.key_file ({self.key_file})",
+                "is a single line without a newline at its end; XRootD doesn't start with such a file",
+                "Add the newline, in the XCache's copy too: echo >> FILE.",
             )
         writing = [word for word in self.activities if word in WRITING]
         if writing:
             warn(
-                Problem(
-                    Severity.WARNING,
-                    "XCache.activities",
-                    f"{', '.join(writing)} let users change data, through the cache at the origin too",
-                    "DOWNLOAD and LIST are enough for reading. Or export the data read-only at the cache.",
-                )
+                "XCache.activities",
+                f"{', '.join(writing)} let users change data, through the cache at the origin too",
+                "DOWNLOAD and LIST are enough for reading. Or export the data read-only at the cache.",
             )
         if not self.host:
             warn(
-                Problem(
-                    Severity.WARNING,
-                    "XCache.host",
-                    "is not set: servers use the XCache that their image names",
-                    "Set it to the host name of the XCache that has this key.",
-                )
+                "XCache.host",
+                "is not set: servers use the XCache that their image names",
+                "Set it to the host name of the XCache that has this key.",
             )
         elif re.search(r"[:/\s]", self.host):
-            warn(
-                Problem(
-                    Severity.ERROR,
-                    "XCache.host",
-                    "is not a host name",
-                    "Give the name alone; the port belongs into XCache.port.",
-                )
-            )
+            remedy = "Give the name alone; the port belongs into XCache.port."
+            problems.append(Problem(Severity.ERROR, "XCache.host", "is not a host name", remedy))
         return problems
 
     def mint(self, request: Request) -> Credential:

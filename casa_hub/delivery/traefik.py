@@ -1,7 +1,7 @@
-"""The operator's settings of routes, on one machine and in Kubernetes, and the checks of their host names.
+"""The operator's settings of routes, on one machine and in Kubernetes, and the check of host names.
 
-A route passes TLS through untouched, chosen by the SNI of the ClientHello, to the server's own address. Dask terminates
-TLS itself, with certificates of the server's own CA.
+A route leads TLS connections with a certain SNI to a server, and leaves them encrypted. Dask terminates TLS itself,
+with certificates of the server's own CA.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from traitlets.config import LoggingConfigurable
 
 from casa_hub.credentials.base import Route
 from casa_hub.errors import DeliveryError, Problem, Severity
-from casa_hub.naming import is_label_value
+from casa_hub.naming import DNS_LABEL, DNS_NAME, is_label_value
 
-_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-#: ``alice.dask.example.org``: a DNS name (RFC 1123) of at most 253 characters. No other character may get into a rule:
-#: with a back quote or "*" it would match other hosts, too.
-_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\Z")
+#: ``alice.dask.example.org``: a DNS name (RFC 1123) of at most 253 characters. Other characters may not get into a
+#: rule: a back quote or "*" would make it match other hosts, too.
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){DNS_NAME}\Z")
 #: ``NAME`` or ``NAMESPACE/NAME``.
-_GATEWAY = re.compile(rf"({_LABEL}/)?{_LABEL}(\.{_LABEL})*\Z")
-#: Key of a label or an annotation (Kubernetes, "qualified name"): maybe a DNS name and "/", then at most 63 characters.
-_KEY = re.compile(rf"((?=[^/]{{1,253}}/){_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([A-Za-z0-9_.-]{{0,61}}[A-Za-z0-9])?\Z")
+_GATEWAY = re.compile(rf"({DNS_LABEL}/)?{DNS_NAME}\Z")
+#: Key of a label or an annotation (Kubernetes, "qualified name"): maybe a DNS name and "/", then up to 63 characters.
+_KEY = re.compile(rf"((?=[^/]{{1,253}}/){DNS_NAME}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{{0,61}}[A-Za-z0-9])?\Z")
 #: Fields of Kubernetes' `NetworkPolicyPeer`.
 _PEER_FIELDS = frozenset({"namespaceSelector", "podSelector", "ipBlock"})
 
 _TRAEFIK = frozenset({"kind", "entry_points", "labels", "annotations", "ingress_class", "external_dns_target"})
-#: Kind -> settings that have an effect in Kubernetes, besides `network_policy_peers`, which always has.
+#: Kind -> settings that have an effect in Kubernetes. `network_policy_peers` always has one.
 _EFFECTIVE = {
     "traefik": _TRAEFIK,
     "traefik-v2": _TRAEFIK,
@@ -40,7 +39,7 @@ _EFFECTIVE_LOCALLY = frozenset({"kind", "entry_points", "directory"})
 
 
 def checked(routes: Iterable[Route]) -> list[Route]:
-    """The same routes, whose hosts are checked.
+    """The same routes, after a check of their hosts.
 
     Raises:
         DeliveryError: a host is not a DNS name, or two routes have the same host.
@@ -50,19 +49,19 @@ def checked(routes: Iterable[Route]) -> list[Route]:
         if not _HOST.match(route.host):
             raise DeliveryError(repr(route.host), "is not a DNS name, so it can't have a route", "Check the domain.")
         if route.host in by_host:
-            remedy = "Enable only one of the credentials that want it."
+            remedy = "Enable only one of the credentials that want this host."
             raise DeliveryError(route.host, "two routes lead to it", remedy)
         by_host[route.host] = route
     return list(by_host.values())
 
 
 def rule(route: Route) -> str:
-    """The rule of a (checked) route, which is the same in Traefik 2 and 3."""
+    """The rule of a checked route, for Traefik 2 and 3."""
     return f"HostSNI(`{route.host}`)"
 
 
 class TraefikRoutes(LoggingConfigurable):
-    """How servers become reachable from outside for Dask, by SNI."""
+    """How Dask clients outside reach servers, by SNI."""
 
     kind = Enum(
         ["traefik", "traefik-v2", "gateway", "none"],
@@ -71,9 +70,9 @@ class TraefikRoutes(LoggingConfigurable):
         Kubernetes an `IngressRouteTCP` of `traefik.io/v1alpha1` for each server, on one machine a file for each in
         `TraefikRoutes.directory`. `traefik-v2`: the same object in `traefik.containo.us/v1alpha1`, which Traefik 2
         reads and Traefik 3 does not. `gateway`: Gateway API, two `TLSRoute` of `gateway.networking.k8s.io/v1` for each
-        server (Gateway API 1.5 or newer; Traefik 3.7 or newer, or another implementation); a server that is started
-        again at once is reached when Kubernetes has collected the routes of the start before, as a rule within a
-        second. `none`: no routes; a scheduler is reached inside the cluster, or on this machine, only. `traefik-v2`
+        server (Gateway API 1.5 or newer; Traefik 3.7 or newer, or another implementation). A server that is started
+        again at once can be reached when Kubernetes has collected the routes of its earlier start, usually within a
+        second. `none`: no routes; schedulers can only be reached inside the cluster, or on this machine. `traefik-v2`
         and `gateway` are for Kubernetes.""",
     ).tag(config=True)
 
@@ -145,12 +144,13 @@ class TraefikRoutes(LoggingConfigurable):
     network_policy_peers = List(
         Dict(),
         help="""Who may connect to the Dask ports of servers: peers as in `ingress.from` of a `NetworkPolicy`. If any is
-        given, each server has such a policy, which selects this server's pod only. Policies add up: where the chart's
-        own (`singleuser.networkPolicy`) is on, it opens the Dask ports to these peers and changes nothing else. Where
-        there is none, it also closes what it does not name: everything but the Dask ports to these peers, and the
-        notebook's port to pods that have the chart's label `hub.jupyter.org/network-access-singleuser: "true"` in the
-        hub's namespace (hub and proxy). What a server connects to is not limited. Kubernetes only, with a network that
-        enforces policies. Default: none, no policy. Example, Traefik in a namespace of its own:
+        given, each server has such a policy, which selects this server's pod only. Policies add up. Where the chart's
+        own (`singleuser.networkPolicy`) is on, this policy opens the Dask ports to these peers and changes nothing
+        else. Where there is no other, it also closes all ports but two kinds: the Dask ports for these peers, and the
+        notebook's port for pods in the hub's namespace with the chart's label
+        `hub.jupyter.org/network-access-singleuser: "true"` (hub and proxy). It does not limit what a server connects
+        to. Kubernetes only, with a network that enforces policies. Default: no policy. Example, Traefik in its own
+        namespace:
         `[{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: traefik}}}]`.""",
     ).tag(config=True)
 
@@ -204,12 +204,12 @@ class TraefikRoutes(LoggingConfigurable):
 
         Args:
             wanted: whether any credential wants routes.
-            local: whether servers run on one machine; else in Kubernetes.
+            local: whether servers run on one machine, not in Kubernetes.
         """
         if not wanted:
             return []
         if local and self.kind not in {"traefik", "none"}:
-            remedy = "Set it to traefik, which here means Traefik's file provider, or to none."
+            remedy = "Set it to traefik (on one machine, Traefik's file provider), or to none."
             return [Problem(Severity.ERROR, "TraefikRoutes.kind", f"is {self.kind}, which needs Kubernetes", remedy)]
         problems = []
         if local and self.kind == "traefik" and not self.directory:

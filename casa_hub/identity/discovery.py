@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from casa_hub.identity.errors import cant_say
 from casa_hub.identity.signatures import ALGORITHMS
 
-#: Endpoints that a provider must have, and those that are used if it has them.
+#: Endpoints that a provider must have.
 REQUIRED_ENDPOINTS = ("authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri")
-OPTIONAL_ENDPOINTS = ("end_session_endpoint", "revocation_endpoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class Metadata:
     userinfo_endpoint: str
     jwks_uri: str
     algorithms: frozenset[str]
-    end_session_endpoint: str = ""
+    #: "" for a provider that ends no tokens.
     revocation_endpoint: str = ""
 
 
@@ -46,7 +45,7 @@ def read(document: object, *, url: str, issuer: str) -> Metadata:
             f"the document is that of the issuer {named[:200]!r}, not of {issuer!r}",
             "Set CasaOAuthenticator.issuer to the name that the provider gives itself.",
         )
-    endpoints = {name: _text(document.get(name)) for name in (*REQUIRED_ENDPOINTS, *OPTIONAL_ENDPOINTS)}
+    endpoints = {name: _text(document.get(name)) for name in (*REQUIRED_ENDPOINTS, "revocation_endpoint")}
     missing = [name for name in REQUIRED_ENDPOINTS if not endpoints[name]]
     if missing:
         raise cant_say(url, f"the document has no {', '.join(missing)}", "This provider can't be used.")

@@ -2,7 +2,7 @@
 
 All data from the identity provider is checked once, here and in the pure modules `discovery`, `signatures` and
 `tokens`; callers get plain data. Each failure is an `OIDCError`, which carries the verdict: "no", "log in again" or
-"can't say". No message ever holds a token, code or claim.
+"can't say"; what must not be believed is its subclass `TokenError`. No message ever holds a token, code or claim.
 
 Sources: OpenID Connect Core 1.0 (sections 3.1.3.7, 5.3, 12.2), OpenID Connect Discovery 1.0, RFC 6749, RFC 7009,
 RFC 7636; RFC 9207 is not needed with one issuer per hub.
@@ -78,11 +78,7 @@ class Issuer:
     # -- discovery and keys --------------------------------------------------------------------------------------
 
     async def metadata(self) -> Metadata:
-        """The issuer's discovery document, at most an hour old; older if the issuer gave no usable one since.
-
-        Raises:
-            OIDCError: there is no older document, and the issuer can't be reached or its document can't be used.
-        """
+        """The issuer's discovery document, at most an hour old; older if the issuer gave no usable one since."""
         if self._metadata is None or not 0 < self._metadata_until - self._clock() <= METADATA_AGE:
             try:
                 await self._once("discovery", self._load_metadata)
@@ -153,31 +149,16 @@ class Issuer:
         self._keys, self._keys_at = KeySet(entries), self._clock()
 
     async def count_keys(self) -> int:
-        """Read the key set and count the keys that can verify a token of this issuer.
-
-        Raises:
-            OIDCError: the key set can't be read.
-        """
+        """Read the key set and count the keys that can verify a token of this issuer."""
         await self._once("keys", self._load_keys)
         return self._keys.count((await self.metadata()).algorithms)
 
     # -- token requests ------------------------------------------------------------------------------------------
 
     async def exchange(self, code: str, *, verifier: str, redirect_uri: str, nonce: str) -> Tokens:
-        """Trade the code of a log-in for tokens (RFC 6749, 4.1.3; RFC 7636) and verify the ID token.
-
-        Raises:
-            TokenError: the ID token must not be believed.
-            OIDCError: anything else.
-        """
-        tokens, problem = await self._grant(
-            {
-                "grant_type": "authorization_code",
-                "code": code,
-                "redirect_uri": redirect_uri,
-                "code_verifier": verifier,
-            },
-        )
+        """Trade the code of a log-in for tokens (RFC 6749, 4.1.3; RFC 7636) and verify the ID token."""
+        form = {"grant_type": "authorization_code", "redirect_uri": redirect_uri}
+        tokens, problem = await self._grant({**form, "code": code, "code_verifier": verifier})
         if problem is not None:
             raise problem
         if not tokens.id_token:
@@ -261,12 +242,7 @@ class Issuer:
         raise cant_say(url, f"a refresh token could not be revoked (HTTP {status}). {reason}".rstrip("."))
 
     async def userinfo(self, access_token: str, *, sub: str) -> dict[str, Any]:
-        """The user's claims, plain or signed (Core 5.3); `sub` must be the one of the ID token (5.3.2).
-
-        Raises:
-            TokenError: another subject, or a bad signature.
-            OIDCError: anything else.
-        """
+        """The user's claims, plain or signed (Core 5.3); `sub` must be the one of the ID token (5.3.2)."""
         metadata = await self.metadata()
         url = metadata.userinfo_endpoint
         headers = {"Accept": "application/json", "Authorization": f"Bearer {access_token}"}

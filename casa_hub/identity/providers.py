@@ -33,20 +33,21 @@ class Provider:
     #: For the log-in button.
     title: str
     #: Exactly as in the discovery document, including a last slash; "" if the operator must set it.
-    issuer: str
-    #: Requested at the log-in, in this order.
-    scopes: tuple[str, ...]
+    issuer: str = ""
+    #: Requested at the log-in, in this order. Without `offline_access`, Keycloak's refresh token ends with the session,
+    #: after 30 idle minutes by default.
+    scopes: tuple[str, ...] = ("openid", "profile", "email", "offline_access")
     #: The claim that becomes the JupyterHub user name.
-    username_claim: str
+    username_claim: str = "preferred_username"
     #: The one claim with the groups. Never a union of claims: whoever can write one of them could let people in.
     #: A dot means nesting (``realm_access.roles``), unless a claim has exactly that name (``wlcg.groups``).
-    groups_claim: str
-    group_syntax: GroupSyntax
+    groups_claim: str = "groups"
+    group_syntax: GroupSyntax = GroupSyntax.PATHS
     #: Whether userinfo shows a lost group even with an *old* access token. If False, the token freezes the groups:
     #: a re-check first refreshes the token, then asks userinfo with the new one.
-    groups_live_in_userinfo: bool
+    groups_live_in_userinfo: bool = False
     #: Whether it speaks for many institutions, so that the operator must list those whose members may log in.
-    needs_allowed_idps: bool
+    needs_allowed_idps: bool = False
 
 
 #: IAM: ``profile`` brings ``preferred_username``, ``offline_access`` the refresh token, ``wlcg.groups`` the groups.
@@ -65,11 +66,7 @@ def _iam(name: str, title: str, issuer: str) -> Provider:
         title=title,
         issuer=issuer,
         scopes=_IAM_SCOPES,
-        username_claim="preferred_username",
-        groups_claim="wlcg.groups",
-        group_syntax=GroupSyntax.PATHS,
-        groups_live_in_userinfo=False,  # IAM's userinfo reads wlcg.groups out of the token presented to it
-        needs_allowed_idps=False,
+        groups_claim="wlcg.groups",  # IAM's userinfo reads it out of the token presented to it: the groups are frozen
     )
 
 
@@ -87,35 +84,13 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
                 # No offline_access: at CILogon the client's registration decides about refresh tokens.
                 scopes=("openid", "profile", "email", "org.cilogon.userinfo"),
                 username_claim="eppn",
-                groups_claim="isMemberOf",
+                groups_claim="isMemberOf",  # live in userinfo or not: that depends on the client's registration
                 group_syntax=GroupSyntax.NAMES,
-                groups_live_in_userinfo=False,  # depends on the client's registration
                 needs_allowed_idps=True,
             ),
-            Provider(
-                name="keycloak",
-                title="Keycloak",
-                issuer="",
-                # offline_access: an ordinary refresh token ends with the session, after 30 idle minutes by default.
-                scopes=("openid", "profile", "email", "offline_access"),
-                username_claim="preferred_username",
-                groups_claim="groups",
-                group_syntax=GroupSyntax.PATHS,
-                groups_live_in_userinfo=True,
-                needs_allowed_idps=False,
-            ),
-            Provider(
-                name="oidc",
-                title="OpenID Connect",
-                issuer="",
-                scopes=("openid", "profile", "email", "offline_access"),
-                # The only claim that no issuer may ever give to a second person (OIDC Core 2, 5.7).
-                username_claim="sub",
-                groups_claim="groups",
-                group_syntax=GroupSyntax.PATHS,
-                groups_live_in_userinfo=False,
-                needs_allowed_idps=False,
-            ),
+            Provider(name="keycloak", title="Keycloak", groups_live_in_userinfo=True),
+            # `sub`: the only claim that no issuer may ever give to a second person (OIDC Core 2, 5.7).
+            Provider(name="oidc", title="OpenID Connect", username_claim="sub"),
         )
     }
 )

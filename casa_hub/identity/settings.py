@@ -95,7 +95,7 @@ def check_settings(authenticator: CasaOAuthenticator) -> None:
             "%g s (Keeper.membership_max_age), and whoever doesn't log in again by then loses the servers",
             section,
             preset.title,
-            authenticator.keeper.membership_max_age,
+            authenticator.members.settings.membership_max_age,
         )
     if (
         authenticator.blocked_groups
@@ -121,12 +121,7 @@ def _check_entity_ids(thing: str, idps: list[str]) -> None:
 
 
 def advice(authenticator: CasaOAuthenticator, base_url: str) -> Iterator[Problem]:
-    """Settings that the hub can start with, but that are probably mistakes.
-
-    Args:
-        authenticator: with its settings checked by `check_settings`.
-        base_url: `JupyterHub.base_url`.
-    """
+    """Settings that the hub can start with, but that are probably mistakes. `check_settings` comes first."""
     section = type(authenticator).__name__
     yield from _about_callback(f"{section}.oauth_callback_url", authenticator.oauth_callback_url, base_url)
     for trait, names in authenticator.names_as_written.items():

@@ -25,11 +25,7 @@ _CURVES = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521"}
 
 
 class KeySet:
-    """The keys of a JWK set (RFC 7517, 5) that can verify signatures. Unusable keys are skipped.
-
-    Args:
-        entries: `keys` of the document; None for an empty set.
-    """
+    """The keys of a JWK set (RFC 7517, 5; `entries`) that can verify signatures. Unusable keys are skipped."""
 
     def __init__(self, entries: list[Any] | None = None) -> None:
         self._keys: dict[str | None, list[jwt.PyJWK]] = {}

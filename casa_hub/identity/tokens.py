@@ -42,12 +42,9 @@ class RefreshedTokenError(TokenError):
 
 
 def read_answer(answer: Mapping[str, Any], thing: str, now: float) -> tuple[Tokens | None, OIDCError | None]:
-    """The tokens of an answer (None if it has none), and the error if they must not be used.
+    """The tokens of the token endpoint's answer (None if it has none), and the error if they must not be used.
 
-    Args:
-        answer: of the token endpoint.
-        thing: the endpoint, for the error.
-        now: epoch seconds.
+    `thing`: the endpoint, for the error. `now`: epoch seconds.
     """
     access_token, refresh_token, id_token = (
         value if isinstance(value := answer.get(name), str) else ""
@@ -80,11 +77,7 @@ def read_answer(answer: Mapping[str, Any], thing: str, now: float) -> tuple[Toke
 def with_claims(tokens: Tokens, claims: Mapping[str, Any], *, nonce: str | None, sub: str | None) -> Tokens:
     """The tokens with the claims of their ID token. Signature, issuer and audience must be verified before.
 
-    Args:
-        tokens: of the endpoint's answer.
-        claims: of their ID token.
-        nonce: of the log-in; None at a refresh (Core 12.2).
-        sub: the subject that the tokens must be of; None at a log-in.
+    `nonce`: of the log-in; None at a refresh (Core 12.2). `sub`: whose they must be; None at a log-in.
 
     Raises:
         TokenError: the ID token belongs to another log-in, access token or person.

@@ -92,15 +92,9 @@ class Transport:
         limit: int = ANSWER_LIMIT,
         patience: float | None = None,
     ) -> Reply:
-        """One request. Never follows a redirect.
+        """One request, perhaps with a form (`data`). Never follows a redirect.
 
-        Args:
-            method: HTTP method.
-            url: where to send it.
-            headers: of the request.
-            data: form for the body.
-            limit: most bytes of the answer.
-            patience: seconds for the whole answer; default: `Client.timeout`.
+        `limit`: most bytes of the answer. `patience`: seconds for the whole answer; default: `Client.timeout`.
 
         Raises:
             OIDCError: there is no answer in time, or it is longer than `limit`.

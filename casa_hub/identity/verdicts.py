@@ -104,24 +104,13 @@ _NOT_NOW = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStat
 
 
 def of_token_answer(status: int, body: object) -> Answer:
-    """What the token endpoint's refusal of a refresh means.
-
-    Args:
-        status: HTTP status; 200 for a success with an unusable body.
-        body: the parsed JSON; None if it wasn't JSON.
-    """
+    """What the token endpoint's refusal of a refresh means. Status 200: a success with an unusable body."""
     code, description = _error_of(body)
     return replace(_read("The token end point", status, code, description), status=status)
 
 
 def of_userinfo_answer(status: int, body: object, challenges: Sequence[str] = ()) -> Answer:
-    """What a refusal of userinfo means.
-
-    Args:
-        status: HTTP status.
-        body: the parsed JSON; None if it wasn't JSON.
-        challenges: the values of the answer's ``WWW-Authenticate`` headers.
-    """
+    """What a refusal of userinfo means; `challenges`: the values of its ``WWW-Authenticate`` headers."""
     code, description = _error_of(body)
     if status == HTTPStatus.NOT_FOUND and _ACCOUNT_GONE.fullmatch(code):
         return Answer(Verdict.NO, "The identity provider says that the account does not exist any more.", status=status)

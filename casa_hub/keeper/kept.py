@@ -1,4 +1,4 @@
-"""A running server, as the Keeper sees it: the same in a pod and on one machine."""
+"""A running server, in a pod or on one machine, as renewals, mending and revocations see it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from casa_hub.errors import DeliveryError
+from casa_hub.errors import CasaError, DeliveryError
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.naming import Server
 from casa_hub.record import AnyRecord
@@ -18,98 +18,97 @@ class Holding:
     """What a running server holds now."""
 
     start_id: str
-    #: `Unreadable`: it runs, but nothing of it is renewed.
+    #: `Unreadable`: the server runs, but its credentials are not renewed.
     record: AnyRecord
-    #: Of a renewal: a credential that was not renewed -> why, for people. Not secret.
+    #: After a renewal: name of a credential that was not renewed -> why, for people. Not secret.
     failed: Mapping[str, str] = field(default_factory=dict)
     #: See `Minted.later`.
     later: Mapping[str, datetime] = field(default_factory=dict)
 
 
 class Kept(Protocol):
-    """Spawners bring one as their attribute ``casa_kept``."""
+    """The protocol of a spawner's attribute ``casa_kept``."""
 
     @property
     def server(self) -> Server:
-        """The identity that the running start was given: its user, or its hub, may have got another name since.
+        """The identity of the running start, which stays the same when its user or hub is renamed.
 
-        Of a server that doesn't run, the one that its next start will be given.
+        For a server that doesn't run: the identity of its next start.
         """
 
     @property
     def running_start(self) -> str | None:
-        """Which start of it runs; "" for one without this package. Costs nothing.
+        """The id of the running start; "" if it was started without this package. Without I/O.
 
-        None if that can't be said now, or its credentials were withdrawn.
+        None if it isn't known now, or if the credentials were withdrawn.
         """
 
     def first_holding(self) -> Holding | None:
-        """What it held when it started, or later, as far as that is known without asking anybody.
+        """What the server holds by the newest record that this process knows. Without I/O.
 
-        No credential expires sooner than that says. None if it doesn't run, was started without this package, or its
-        credentials were withdrawn.
+        Another hub may have renewed since, so its expiry times are lower bounds. None if the server doesn't run, if it
+        was started without this package, or if its credentials were withdrawn.
         """
 
     async def holding(self) -> Holding | None:
-        """What it holds; None as `first_holding`.
+        """What the server holds; None as for `first_holding`.
 
         Raises:
-            DeliveryError: it runs, but that can't be said now.
+            DeliveryError: the record of the running server can't be read now.
         """
 
-    async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
-        """Mint some of its credentials anew and replace their files, all at once; None as `holding`.
+    async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
+        """Mint some credentials of the server anew and replace their files, all at once. None as for `holding`.
 
-        A record that can't be read is handed back as it is, and nothing is renewed.
-
-        One that can't be minted keeps its file, as does one that would not be valid for longer than what is there,
-        unless `anyhow` (its key, or its user's token, is another one). What it holds afterwards tells which were
-        renewed: those of the highest `order`; and which were not.
+        A credential keeps its file if it can't be minted, or if the new one would not be valid for longer (but see
+        `force`: its key or its user's token has changed). The result has the renewed credentials, which are those of
+        the highest `order`, and in `failed` the others. If the record can't be read, it is returned as it is, and
+        nothing is renewed.
 
         Raises:
-            DeliveryError: nothing is known to be replaced.
+            DeliveryError: the renewal failed, as far as is known.
         """
 
     async def lacks(self, since: float) -> Collection[str] | None:
-        """What it should have by its record, and has not: a `Secret`, `files`, `routes` ...; none of a credential.
+        """What the server lacks although its record promises it: a `Secret`, `files`, `routes` ...; no credentials.
 
-        `since`: a moment (`time.monotonic`) from which on all of it should have been there. None if it can't be said
-        yet, if it doesn't run, or if its credentials were withdrawn.
+        All should have existed from `since` (`time.monotonic`) on. None if it isn't known yet, if the server doesn't
+        run, or if its credentials were withdrawn.
 
         Raises:
-            DeliveryError: it runs, but that can't be said now.
+            DeliveryError: it can't be found out now.
         """
 
     async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
-        """Make anew what it lacks (`lacks`), credentials included. Returns what could not be had -> why, for people.
+        """Make `things` (of `lacks`) anew, credentials included. Returns those still missing -> why, for people.
 
-        Nothing is brought to one whose credentials were withdrawn, or which doesn't run any more.
+        Does nothing if the credentials were withdrawn or the server no longer runs.
 
         Raises:
-            CasaError: nothing is known to be brought back.
+            CasaError: nothing was brought back, as far as is known.
         """
 
     async def withdraw(self) -> None:
-        """Take its files and its routes away at once, while it still runs; repeated without harm.
+        """Remove files and routes of the server at once, while it still runs. May be repeated.
 
-        It is not renewed any more, nothing is brought back to it, and it is stopped as ever.
+        From then on it is neither renewed nor mended; it can be stopped as usual.
 
         Raises:
-            DeliveryError: something of it is still there.
+            DeliveryError: not all could be removed.
         """
 
 
 def kept_of(spawner: HubSpawner) -> Kept | None:
-    """The server of a spawner; None for one that isn't ours."""
+    """The server of a spawner; None if the spawner isn't of this package."""
     kept: Kept | None = getattr(spawner, "casa_kept", None)
     return kept
 
 
 def check_name(app: HubApp, spawner: HubSpawner, server: Server) -> None:
-    """Whether a server may start under a name: its files, its host names and its pod are called so.
+    """Check that no other server runs under this server's name, after which its files, hosts and pod are named.
 
-    The administrator may have renamed a user whose server runs on under the old name; whoever has that name next must
-    wait until it has stopped.
+    If an administrator renames a user, a running server keeps the old name. Somebody who then gets the old name can't
+    start a server of that name until the other one has stopped.
 
     Raises:
         DeliveryError: another user's server runs under this name.
@@ -121,7 +120,21 @@ def check_name(app: HubApp, spawner: HubSpawner, server: Server) -> None:
                 continue
             if (kept.server.username, kept.server.name) == (server.username, server.name):
                 problem = f"a server that was started under this name still runs; its user is now called {user.name}"
-                raise DeliveryError(f"server {shown(server.username, server.name)}", problem, "Stop that one first.")
+                raise DeliveryError(f"server {shown(server.username, server.name)}", problem, "Stop that server first.")
+
+
+def reason_of(error: Exception, app: HubApp, work: str) -> str:
+    """Why some work on a running server failed, for people; the log gets the traceback of an unexpected error.
+
+    Args:
+        error: what the work raised.
+        app: the hub.
+        work: what failed, for the log.
+    """
+    if isinstance(error, CasaError):
+        return str(error)
+    app.log.error("%s failed", work, exc_info=error)
+    return "an error of the hub; its log says more"
 
 
 def shown(username: str, name: str, started_as: str = "") -> str:
@@ -131,11 +144,11 @@ def shown(username: str, name: str, started_as: str = "") -> str:
 
 
 def running(app: HubApp) -> Iterator[tuple[HubUser, HubSpawner, Kept | None]]:
-    """User, spawner and server of all that run on a hub; no server for spawners that aren't ours.
+    """User, spawner and server of each running server; None as server if the spawner isn't of this package.
 
-    Of JupyterHub's objects in memory, where every running server has its spawner: no query.
+    Without a query: each running server has its spawner in JupyterHub's memory.
     """
-    # None before the hub has come so far.
+    # None before the hub has read its database.
     for user in list(dict.values(app.users or {})):
         for spawner in list(user.spawners.values()):
             if spawner.ready:

@@ -1,10 +1,10 @@
-"""The task that brings back what running servers lack: what their start could not give them, and what was deleted.
+"""The task that mends running servers: it brings back objects that failed at the start or that somebody deleted.
 
-It looks at all servers again and again. One that lacks something gets it at once; what fails is tried again as a
-renewal is (`casa_hub.keeper.schedule.again`). Credentials that could not be minted are not its affair, but `renewals`'.
+It looks at all servers regularly, and a server that lacks something gets it at once. A failure is tried again like a
+renewal (`casa_hub.keeper.schedule.again`). Credentials that could not be minted are left to `renewals`.
 
-Nothing is brought to a server whose owner's access ends: not while that is under way, and not before it is known
-whose access an earlier hub has begun to end.
+A server whose owner's access is being ended gets nothing. After the hub's start, no server does until it is known whose
+access the previous hub process has begun to end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from casa_hub.errors import CasaError
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.keeper import schedule
-from casa_hub.keeper.kept import Kept, kept_of, running
+from casa_hub.keeper.kept import Kept, kept_of, reason_of, running
 from casa_hub.keeper.renewals import Missing, Renewals
 from casa_hub.metrics import MISSING
 from casa_hub.tasks import Background, repeat
@@ -30,7 +30,7 @@ _LOOK = 30.0
 _AT_ONCE = 4
 #: Servers that are looked at in one turn of the hub's loop.
 _IN_ONE_TURN = 50
-#: What the operator reads of what is gone, until it is known why it doesn't come back.
+#: The reason that the operator reads for a lost object, until a try to bring it back fails.
 _GONE = "it was removed while the server ran"
 
 
@@ -42,21 +42,21 @@ class _Server:
     kept: Kept
     user: HubUser
     start_id: str
-    #: From when on it must have all that is its own; monotonic.
+    #: From this time on it must have all its objects; monotonic.
     since: float
     #: What it lacks -> why.
     lacks: dict[str, str]
     failures: int = 0
-    #: When it is mended; monotonic.
+    #: Time of the next try; monotonic.
     at: float = 0.0
     busy: bool = False
 
 
 class Mending:
-    """Lives on the hub's event loop."""
+    """For the hub's event loop."""
 
     def __init__(self, app: HubApp, ends: Callable[[Any, str], bool], renewals: Renewals) -> None:
-        """`ends`: whether nothing must be brought to a server (JupyterHub's user, server name), since it ends."""
+        """`ends(user, server name)`: whether the access is being ended, so that the server must get nothing."""
         self._app = app
         self._ends = ends
         self._renewals = renewals
@@ -65,15 +65,15 @@ class Mending:
         self._wake = asyncio.Event()
         self._background = Background()
         self._shown: set[str] = set()
-        #: Servers of which can't be said what they have, and the log knows.
+        #: Spawners of servers whose objects can't be looked up; each was logged once.
         self._unseen: set[Any] = set()
 
     def begin(self) -> None:
-        """Go on as long as the hub runs."""
+        """Start the task, which runs as long as the hub."""
         self._background.start(self._run(), "mending of servers")
 
     def started(self, spawner: HubSpawner, missing: Mapping[str, str]) -> None:
-        """A server has just started, without some things (-> why)."""
+        """Note a server that has just started, and what it is `missing` -> why."""
         kept = kept_of(spawner)
         if kept is None or kept.running_start is None:
             return
@@ -85,8 +85,8 @@ class Mending:
 
     def missing(self) -> list[Missing]:
         """All that running servers lack, credentials included, for the operator."""
-        servers = [server for server in self._servers.values() if server.failures]
-        things = [Missing(one.kept.server.identity, what, why) for one in servers for what, why in one.lacks.items()]
+        failed = [server for server in self._servers.values() if server.failures]
+        things = [Missing(each.kept.server.identity, what, why) for each in failed for what, why in each.lacks.items()]
         return things + self._renewals.missing()
 
     # -- the task
@@ -103,7 +103,7 @@ class Mending:
             return False  # as long as the hub runs
 
         async def pause() -> None:
-            waiting = [one.at for one in self._servers.values() if one.lacks and not one.busy]
+            waiting = [server.at for server in self._servers.values() if server.lacks and not server.busy]
             pause = min([look, *waiting]) - time.monotonic()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(pause, 0.1)):
@@ -111,7 +111,7 @@ class Mending:
             self._wake.clear()
 
         def failed(error: Exception) -> None:
-            self._app.log.error("Looking for what running servers lack", exc_info=error)
+            self._app.log.error("Could not look for what running servers lack; retrying", exc_info=error)
 
         await repeat(turn, pause, failed)
 
@@ -141,18 +141,18 @@ class Mending:
         except CasaError as error:
             self._cannot_say(server, str(error))
             return
-        except Exception:  # a third party's, which says where its routes lead; the other servers are looked at
+        except Exception:  # a third party's minter, which is asked for its routes; the other servers must be looked at
             if server.spawner not in self._unseen:
-                self._app.log.exception("Looking for what %s lacks", server.kept.server.identity)
+                self._app.log.exception("Could not look for what %s lacks", server.kept.server.identity)
             self._cannot_say(server, "an error of the hub")
             return
         self._unseen.discard(server.spawner)
-        # What it lacks was there when its start succeeded, or an earlier hub has said that it wasn't.
+        # Objects that the start could not make were already reported (`started`), perhaps by the previous hub process.
         server.lacks, server.at = dict.fromkeys(lacks or (), _GONE), time.monotonic()
 
     def _cannot_say(self, server: _Server, why: str) -> None:
         if server.spawner not in self._unseen:
-            self._app.log.warning("What %s lacks can't be said: %s", server.kept.server.identity, why)
+            self._app.log.warning("It is unknown what %s lacks: %s", server.kept.server.identity, why)
         self._unseen.add(server.spawner)
 
     def _notice(self, user: HubUser, spawner: HubSpawner, kept: Kept, start_id: str) -> _Server:
@@ -180,18 +180,18 @@ class Mending:
         if kept.running_start != server.start_id or self._ends(server.user, server.spawner.name):
             server.lacks, server.failures = {}, 0
             return
-        if server.spawner.pending:  # its start isn't over, or its stop has begun
+        if server.spawner.pending:  # it still starts, or already stops
             server.at = schedule.again(None, time.monotonic(), 1)
             return
         asked, before = dict(server.lacks), kept.first_holding()
         failed = await self._bring_back(server)
-        if kept.running_start != server.start_id:  # it has stopped meanwhile, or its credentials were withdrawn
+        if kept.running_start != server.start_id:  # it has stopped since, or its credentials were withdrawn
             server.lacks, server.failures = {}, 0
             return
         for what in sorted(asked.keys() - failed.keys()):
             self._app.log.warning("%s has %s again, which was missing: %s", kept.server.identity, what, asked[what])
             server.since = time.monotonic()
-        if kept.first_holding() != before:  # other credentials, whose ends are others
+        if kept.first_holding() != before:  # it got new credentials, which expire at other times
             self._renewals.started(server.spawner)
         server.lacks = dict(failed)
         server.failures = server.failures + 1 if failed else 0
@@ -201,20 +201,18 @@ class Mending:
                 self._app.log.warning("%s lacks %s, which is tried again: %s", kept.server.identity, what, why)
 
     async def _bring_back(self, server: _Server) -> Mapping[str, str]:
-        """What of all that it lacks could not be had -> why."""
+        """Bring back all that the server lacks. Returns what still is missing -> why."""
         try:
             return await server.kept.bring_back(server.lacks.keys())
-        except CasaError as error:
-            return dict.fromkeys(server.lacks, str(error))
-        except Exception:  # a third party's minter, or the hub's database: as good a reason to try again
-            self._app.log.exception("Bringing back what %s lacks", server.kept.server.identity)
-            return dict.fromkeys(server.lacks, "an error of the hub; its log says more")
+        except Exception as error:  # noqa: BLE001 - a third party's or the hub's database's is as good a reason to retry
+            work = f"Bringing back what {server.kept.server.identity} lacks"
+            return dict.fromkeys(server.lacks, reason_of(error, self._app, work))
 
     def _show(self) -> None:
-        """Let the operator see what is missing."""
+        """Set the metric of missing things."""
         counts: dict[str, int] = dict.fromkeys(self._shown, 0)
-        for one in self.missing():
-            counts[one.what] = counts.get(one.what, 0) + 1
+        for thing in self.missing():
+            counts[thing.what] = counts.get(thing.what, 0) + 1
         self._shown = set(counts)
         for what, count in counts.items():
             MISSING.labels(what).set(count)

@@ -1,4 +1,4 @@
-"""What an operator asks about the servers that run: is anything of them unknown, or made with an old secret?"""
+"""For operators: which running servers have unknown credentials, and which Dask secret each was started with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from casa_hub.jupyterhub import HubApp
 from casa_hub.keeper.kept import Kept, running, shown
 from casa_hub.record import WITHOUT_US, AnyRecord, Unreadable
 
-#: Servers that are asked at the same time, if they must be: each may be a request to Kubernetes.
+#: Servers whose newest record is read at the same time: each may be a request to Kubernetes.
 _AT_ONCE = 10
 
 _UNSEEN = "it can't be seen now, or is about to end."
@@ -20,23 +20,23 @@ _UNSEEN = "it can't be seen now, or is about to end."
 
 @dataclass(slots=True)
 class Survey:
-    """What was found; servers as `shown`."""
+    """The result. Servers are named as by `shown`."""
 
-    #: Server of which nothing is renewed -> why, without a full stop.
+    #: Server without any renewal -> why, without a full stop.
     unkept: dict[str, str] = field(default_factory=dict)
-    #: Server -> why nobody can say now.
+    #: Server -> why its credentials are not known now.
     unsure: dict[str, str] = field(default_factory=dict)
     #: Id of a secret in `Dask.secret_file` (`casa_hub.credentials.dask.Secret`) -> servers that were started with it.
     dask_secrets: Counter[str] = field(default_factory=Counter)
 
 
 async def survey(app: HubApp, facility: Facility) -> Survey:
-    """Look at all servers of the hub that run."""
+    """Look at all running servers of the hub."""
     result = Survey()
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def look(server: str, kept: Kept) -> None:
-        # The secret is that of the start, so nobody has to be asked; but for a credential that came later than that.
+        # A server keeps the Dask secret of its start, which is known without a request, unless Dask was missing then.
         holding = kept.first_holding()
         if holding is None or _may_say_more(holding.record, facility):
             try:
@@ -66,5 +66,5 @@ async def survey(app: HubApp, facility: Facility) -> Survey:
 
 
 def _may_say_more(at_start: AnyRecord, facility: Facility) -> bool:
-    """Whether the newest record may tell what that of the start doesn't."""
+    """Whether the newest record may have what the start's record lacks."""
     return isinstance(at_start, Unreadable) or ("dask" in facility.minters and "dask" not in at_start.credentials)

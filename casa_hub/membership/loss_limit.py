@@ -71,13 +71,10 @@ class Holdback:
             member.weighed_since = member.held_since = None
 
     def rule(self, now: float, users: Collection[str], unheard: Collection[str] = ()) -> Ruling:
-        """Decide about the new "no"s.
+        """Decide about the new "no"s among `users`: everybody whose membership is checked.
 
-        Args:
-            now: the time, in seconds.
-            users: everybody whose membership is checked.
-            unheard: those of `users` who were not asked since the first "no" and so may be out as well. Leave it empty
-                (and take them out of `users`) to decide without them.
+        `unheard` were not asked since the first "no", and so may be out as well. To decide without them, leave it empty
+        and take them out of `users`.
         """
         out = {member.name for member in self._members if self._is_out(member, now)}
         most = limit(len(out | set(users)))

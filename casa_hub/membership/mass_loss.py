@@ -18,7 +18,7 @@ from casa_hub import metrics
 from casa_hub.audit import Action, Event, tell
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.jupyterhub import HubApp
-from casa_hub.keeper.renewals import hand_out_token
+from casa_hub.keeper.renewals import Renewals
 from casa_hub.membership.active_users import watched
 from casa_hub.membership.loss_limit import Holdback, Ruling
 from casa_hub.membership.member import Access, Member, Members, Standing
@@ -38,12 +38,15 @@ log = logging.getLogger(__name__)
 class MassLoss:
     """Lives on the hub's event loop."""
 
-    def __init__(self, app: HubApp, members: Members, recheck: Recheck | None, revocations: Revocations) -> None:
+    def __init__(
+        self, app: HubApp, members: Members, recheck: Recheck | None, revocations: Revocations, renewals: Renewals
+    ) -> None:
         """`recheck`: None with an authenticator that isn't ours, of which there are no verdicts."""
         self._app = app
         self._members = members
         self._recheck = recheck
         self._revocations = revocations
+        self._renewals = renewals
         self._holdback = Holdback(members, members.settings.recheck_interval)
         self._weighing: asyncio.Task[None] | None = None
         self._background = Background()
@@ -206,7 +209,7 @@ class MassLoss:
             tell(self._app.tornado_settings, Event(Action.HELD_BACK, name, reason=self._members[name].reason))
             user = self._app.users.get(name)
             if user is not None:  # what came with the "no" was not handed out
-                self._background.start(hand_out_token(user), f"token of {name}, who is held back")
+                self._background.start(self._renewals.hand_out_token(user), f"token of {name}, who is held back")
         level = logging.CRITICAL if first else logging.WARNING
         log.log(
             level,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
@@ -196,6 +197,11 @@ class Members:
         self.now = clock
         self._members: dict[str, Member] = {}
 
+    @classmethod
+    def configured(cls, clock: Callable[[], float] = time.time, **kwargs: Any) -> Members:
+        """By the section `Keeper` of the configuration; `kwargs`: of a configurable (``parent``, ``config``)."""
+        return cls(Keeper(**kwargs), clock)
+
     def __getitem__(self, username: str) -> Member:
         """The record of one of the hub's users; a new one the first time."""
         member = self._members.get(username)
@@ -242,14 +248,7 @@ class Outcome:
 
 
 def outcome(member: Member, settings: Keeper, now: float, standing: Standing | None = None) -> Outcome:
-    """What follows for one person.
-
-    Args:
-        member: all that is known.
-        settings: the operator's times.
-        now: epoch seconds.
-        standing: the verdict that it follows from, for a page that didn't wait for the last one.
-    """
+    """What follows for one person; `standing`: of which verdict, for a page that didn't wait for the last one."""
     standing = standing or member.standing or UNASKED
     held_back = member.held_since is not None
     match standing.verdict:

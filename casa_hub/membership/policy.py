@@ -61,8 +61,6 @@ class Allowed:
 
     #: The groups the person is in, as the provider says.
     groups: frozenset[str]
-    #: What let them in: patterns of `allowed_groups` and `admin_groups`, or allow_all, allowed_users, admin_users.
-    matched: frozenset[str]
     #: False takes the rights of an administrator away again.
     admin: bool
 
@@ -73,8 +71,6 @@ class Refused:
 
     #: For the person: what is missing, why, where to ask.
     reason: str
-    #: The groups of which one is needed, or which are all needed.
-    missing: frozenset[str]
     #: The groups the person is in.
     found: frozenset[str]
     #: Whether the claim itself, of groups or of the home institution, was missing. Many of these at once are a fault of
@@ -124,15 +120,9 @@ def decide(
     why = _Why(policy, stated, granted_scopes, claims)
     if refused := _barred(policy, groups, why):
         return refused
-    admin_by_group = _matching(policy.admin_groups, groups)
-    users = {
-        "allow_all": policy.allow_all,
-        "allowed_users": username in policy.allowed_users,
-        "admin_users": username in policy.admin_users,
-    }
-    matched = _matching(policy.allowed_groups, groups) | admin_by_group | {way for way, open_ in users.items() if open_}
-    if matched:
-        return Allowed(groups, matched, admin=bool(admin_by_group) or users["admin_users"])
+    admin = bool(_matching(policy.admin_groups, groups)) or username in policy.admin_users
+    if admin or policy.allow_all or username in policy.allowed_users or _matching(policy.allowed_groups, groups):
+        return Allowed(groups, admin=admin)
     if policy.allowed_groups:
         return why.refused(
             f"This hub is for members of {_listed(policy.allowed_groups, ' or ')}.", policy.allowed_groups
@@ -201,7 +191,7 @@ def _foreign(claims: Mapping[str, object], policy: Policy) -> Refused | None:
         else "The identity provider doesn't say which home institution you come from (claim idp), and this hub is open"
         " to some only. Its operator has to ask for the scope org.cilogon.userinfo."
     )
-    return Refused(reason, frozenset(), frozenset(), claim_missing=idp is None)
+    return Refused(reason, frozenset(), claim_missing=idp is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +235,6 @@ class _Why:
             sentences.append(f"Ask to join at {join_url}." if join_url else "Ask the hub's operator how to join.")
         return Refused(
             " ".join(sentences),
-            missing or frozenset(),
             self.stated or frozenset(),
             claim_missing=self.stated is None,
             claim_withheld=self.withheld,

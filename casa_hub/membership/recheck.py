@@ -55,7 +55,6 @@ class Recheck:
         *,
         groups_live: bool,
         on_yes: Callable[[Any, Allowed, Collection[str]], None],
-        on_tokens: Callable[[Any], Awaitable[None]],
     ) -> None:
         """Needs the log-ins, the bindings of names, and what follows.
 
@@ -66,7 +65,6 @@ class Recheck:
             groups_live: whether userinfo shows a lost group with an old access token.
             on_yes: is called with the hub's user, the decision of every "yes" and the groups that the site added at
                 the log-in, to apply groups and admin rights.
-            on_tokens: is awaited with the hub's user after new tokens were stored, unless they came with a "no".
         """
         self.log_ins = log_ins
         self.members = log_ins.members
@@ -75,10 +73,11 @@ class Recheck:
         self._decide = decide
         self._groups_live = groups_live
         self._on_yes = on_yes
-        self._on_tokens = on_tokens
         self._settings = self.members.settings
         #: Is called at every verdict, also a log-in's.
         self.on_verdict: Callable[[Member], None] = lambda _: None
+        #: Is awaited after new tokens were stored, unless they came with a "no".
+        self.on_tokens: Callable[[HubUser], Awaitable[None]] = lambda _: asyncio.sleep(0)
 
     def logged_in(self, username: str, session: Session, decision: Allowed) -> None:
         """A log-in is a "yes" of its own."""
@@ -181,7 +180,7 @@ class Recheck:
             if isinstance(standing.decision, Allowed):
                 self._on_yes(user, standing.decision, standing.added_groups)
             if inquiry.refreshed and member.effective is not Verdict.NO:
-                await self._on_tokens(user)
+                await self.on_tokens(user)
         except Exception:
             # Whatever this is, it isn't a "yes", and it isn't the user's fault either.
             log.exception("Membership of %s could not be found out", user.name)

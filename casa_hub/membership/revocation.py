@@ -107,12 +107,8 @@ class Revocations:
         """End all access of one of the hub's users: servers, their credentials and routes, tokens, cookies, sessions.
 
         Tokens and cookies have ended when this first waits for anything. Returns after the first try of all the rest.
-
-        Args:
-            user: JupyterHub's user.
-            reason: a sentence for the audit and for the user's page.
-            why: for the metrics: one of `metrics.WHYS`.
-            by: who asked for it; "" for the hub itself.
+        `reason`: a sentence for the audit and for the user's page. `why`: one of `metrics.WHYS`. `by`: who asked for
+        it; "" for the hub itself.
 
         Raises:
             SQLAlchemyError: the hub's database can't be written; nothing was ended.
@@ -356,12 +352,9 @@ class Revocations:
     # -- the log-in
 
     async def _end_session(self, revocation: Revocation, user: HubUser | None, *, last: bool) -> str:
-        """Returns what is left to do, as a sentence.
+        """End the log-in at the provider, and forget it if all else is done (`last`). Returns what is left to do.
 
-        Args:
-            revocation: whose log-in it is.
-            user: JupyterHub's; None if it has been deleted.
-            last: whether all else is done, so that it may be forgotten.
+        `user`: None if it has been deleted.
         """
         log_ins = self._log_ins
         if log_ins is None:

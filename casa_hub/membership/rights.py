@@ -38,12 +38,9 @@ class Rights:
         return groups
 
     def apply(self, user: HubUser, decision: Allowed, added: Collection[str] = ()) -> None:
-        """Groups and administration follow the provider at every "yes", also downwards; the site's own stay.
+        """Groups and administration follow the provider at every "yes", also downwards.
 
-        Args:
-            user: JupyterHub's user.
-            decision: the "yes".
-            added: groups that the site added at the log-in.
+        `added`: groups that the site added at the log-in, which stay.
         """
         admin = self.admin(user.name, decision)
         if admin is not None and admin != user.admin:

@@ -35,7 +35,7 @@ class AlikeError(IdentityError):
 
 
 class Identities(HubTable):
-    """The bindings in the hub's database, through the hub's own session (which lives on its event loop)."""
+    """The bindings in the hub's database. Every method but `check` may raise SQLAlchemyError."""
 
     table = bindings
 
@@ -56,22 +56,14 @@ class Identities(HubTable):
         return row
 
     def names(self, *, issuer: str, sub: str) -> list[str]:
-        """All names of a subject; several if the provider has given it another one.
-
-        Raises:
-            SQLAlchemyError: the table can't be read.
-        """
+        """All names of a subject; several if the provider has given it another one."""
         self.open()
         columns = (bindings.c.username, bindings.c.issuer, bindings.c.sub)
         rows = self._db.execute(select(*columns).where(bindings.c.sub == sub))
         return [row.username for row in rows if _is(row, issuer, sub)]
 
     def namesakes(self, username: str) -> list[str]:
-        """The other names of whom a name belongs to.
-
-        Raises:
-            SQLAlchemyError: the table can't be read.
-        """
+        """The other names of the subject that a name belongs to."""
         self.open()
         row = self._find(username)
         if row is None or row.sub == _NOBODY:
@@ -82,9 +74,6 @@ class Identities(HubTable):
         """Take a name from its owner, for the next who logs in with it; False if it had none.
 
         A log-in of the owner's that is still stored somewhere doesn't take it back.
-
-        Raises:
-            SQLAlchemyError: the table can't be written.
         """
         self.open()
         row = self._find(username)
@@ -100,11 +89,7 @@ class Identities(HubTable):
     def check(self, username: str, *, issuer: str, sub: str, log_in: bool = False) -> None:
         """Let the first subject of a name in and nobody else; a name without one is bound to this subject.
 
-        Args:
-            username: the name.
-            issuer: of the identity provider.
-            sub: the subject there.
-            log_in: whether somebody logs in: a name that was taken from its owner is bound by nothing else.
+        `log_in`: whether somebody logs in. Nothing else binds a name that was taken from its owner.
 
         Raises:
             IdentityError: the name is bound to somebody else, or the table can't be read.

@@ -150,10 +150,7 @@ class FacilityHub(Hub):
     def renewed(self, before: Given, credential: str, *, timeout: float = 60) -> Given:
         """Wait until a credential of a running server has been renewed, and return what the server has then.
 
-        Args:
-            before: what the same start of the server had earlier.
-            credential: name of the credential; configure a lifetime of a few seconds.
-            timeout: seconds.
+        `before`: what the same start of the server had earlier. Configure a lifetime of a few seconds.
         """
         username, name = before.server.username, before.server.name
         order = before.credentials[credential]["order"]

@@ -1,1 +1,3 @@
-"""Pages of our own: log-in, its answer, and why somebody is refused."""
+"""What this package adds to the hub's addresses: `handlers` (the pages of a log-in), `backchannel` (the provider's
+log-outs), `operations` (the operator's API); and `notices` on the hub's pages.
+"""

@@ -1,10 +1,9 @@
-"""Where the identity provider says that somebody has logged out there: OpenID Connect Back-Channel Logout 1.0.
+"""OpenID Connect Back-Channel Logout 1.0: the identity provider says that somebody has logged out there.
 
-Register ``https://HUB/hub/backchannel-logout`` with the provider as the client's back-channel logout URI. It ends the
-user's browser sessions at once, whichever of them the provider names, for JupyterHub has one cookie for all of a user's
-browsers: the hub's cookies, and the tokens by which browsers see servers and services (those
-that a server has just asked the hub about may be believed by it for up to five minutes, JupyterHub's cache). Servers
-and API tokens are no sessions: they go on as long as the membership counts.
+Register ``https://HUB/hub/backchannel-logout`` with the provider as the client's back-channel logout URI. It ends all
+of the user's browser sessions at once, because JupyterHub has one cookie value for all browsers of a user. It ends the
+hub's cookies and the tokens by which browsers reach servers and services. (A server may accept such a token for up to
+five more minutes, from JupyterHub's cache.) Servers and API tokens go on as long as the membership counts.
 """
 
 from __future__ import annotations
@@ -31,23 +30,23 @@ from casa_hub.jupyterhub import HubUser
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
 
-#: Bytes of a request; a logout token has about one thousand.
+#: Largest request, in bytes; a logout token has about one thousand.
 BODY_LIMIT = 16 * 1024
 
-#: The scope by which a refresh token outlives the log-out (OpenID Connect Core, 11).
+#: With this scope, a refresh token outlives the log-out (OpenID Connect Core, 11).
 _OFFLINE = "offline_access"
 
-#: JupyterHub's own client: its tokens are those that users and servers were given, not those of browsers.
+#: JupyterHub's own OAuth client: its tokens belong to users and servers, not to browsers.
 _NO_BROWSER = "jupyterhub"
 
 
 @web.stream_request_body
 class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
-    """``POST logout_token=...``; nobody but the issuer can make one, so no other proof is asked for."""
+    """``POST logout_token=...``. Only the issuer can make such a token, so no other proof is needed."""
 
     authenticator: CasaOAuthenticator
 
-    # Whoever sends it, it isn't a user: no cookie or token is looked at, nor the membership of who might own it.
+    # The sender is not a user, so cookies and tokens of the request are ignored.
     _accept_cookie_auth = False
     _accept_token_auth = False
 
@@ -60,7 +59,7 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
         self.set_header("Cache-Control", "no-store")
 
     def check_xsrf_cookie(self) -> None:
-        """It comes from the provider's server, which has no cookie; see the class."""
+        """No check: the request comes from the provider's server, which has no cookie."""
 
     async def prepare(self) -> None:
         self.request.connection.set_max_body_size(BODY_LIMIT)  # before any of it is read
@@ -73,15 +72,15 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
         try:
             said = await self._tokens.believe(self._token())
         except OIDCError as error:
-            self.log.warning("A log-out by the identity provider is refused: %s", error)
+            self.log.warning("Refused a log-out that claims to be the identity provider's: %s", error)
             self._refuse(f"{error.thing}: {error.problem}")
             return
         except ValueError:
             self._refuse("there must be one logout_token in a form")
             return
         try:
-            mended(self.db)  # no provider sends it twice
-            # Somebody whom nobody knows here, or who isn't logged in, is logged out (2.7).
+            mended(self.db)  # because no provider sends a log-out twice
+            # The answer is "OK" also for somebody who is unknown or not logged in here (2.7).
             for user in await self._users(said):
                 await self._end(user, said)
         except SQLAlchemyError as error:
@@ -102,11 +101,11 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
         self.finish({"error": "invalid_request", "error_description": why})
 
     async def _users(self, said: LoggedOut) -> list[Any]:
-        """Users of this hub who are meant."""
+        """The users of this hub whom the logout token means."""
         if said.sub:
             names = self.authenticator.identities.names(issuer=said.issuer, sub=said.sub)
             return [user for user in map(self.find_user, names) if user is not None]
-        # Rare, and only after the issuer's signature was found good: no provider that tells the subject comes here.
+        # Reads all log-ins, but rarely: only for providers that name no subject, and after the signature was verified.
         stored = self.db.query(orm.User.name).filter(orm.User.encrypted_auth_state.is_not(None))
         found = []
         for (name,) in stored.all():
@@ -138,13 +137,13 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
         audit.tell(self.settings, audit.Event(audit.Action.LOGGED_OUT, name, reason=reason))
 
     async def _drop_refresh_token(self, user: HubUser, said: LoggedOut) -> bool:
-        """A refresh token ends with its session, unless it is for use without one (2.7)."""
+        """Drop the refresh token of the session that ended, unless its scope is for offline access (2.7)."""
         member = self.authenticator.members[user.name]
         async with member.saving:
             session = Session.from_auth_state(await user.get_auth_state())
             if session is None or not session.refresh_token or self._is_offline(session) or not _means(said, session):
                 return False
-            # A "no" that is held back must outlive a restart, after which nobody can be asked any more.
+            # A "no" that is held back must survive a restart: without the refresh token nobody can be asked again.
             last = member.standing
             refused = last.reason if last is not None and last.verdict is Verdict.NO else session.refused
             await user.save_auth_state(replace(session, refresh_token="", refused=refused).to_auth_state())
@@ -157,6 +156,6 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
 
 
 def _means(said: LoggedOut, session: Session) -> bool:
-    """Whether it was this log-in's session that ended; perhaps, if nobody knows."""
+    """Whether the session that ended is, or without session ids may be, this log-in's."""
     same_session = not said.sid or not session.sid or said.sid == session.sid
     return same_session and same_issuer(said.issuer, session.issuer)

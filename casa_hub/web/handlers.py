@@ -1,7 +1,7 @@
-"""The way to the identity provider and back.
+"""The pages of a log-in: the redirect to the identity provider, and the callback.
 
-oauthenticator's handlers are extended where OpenID Connect needs it: discovery before the redirect, a nonce that binds
-the ID token to this browser, and pages that say what went wrong.
+They extend oauthenticator's handlers by what OpenID Connect needs: discovery before the redirect, and a nonce that
+binds the ID token to this browser. They also have pages that say what went wrong.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
 
 
-#: Attempts to log in that one browser may have under way, seconds that one may take, and characters of the link that it
-#: leads to in the end. All of them together stay far below the 8 KiB of headers that proxies take.
+#: Attempts to log in that one browser may make at the same time, seconds for one attempt, and characters of the link
+#: that it leads to in the end. All cookies together stay far below the 8 KiB of headers that proxies accept.
 ATTEMPTS, ATTEMPT_AGE, LONGEST_LINK = 3, 3600, 1024
 
 _ATTEMPT = f"{STATE_COOKIE_NAME}-"
 
-#: Errors at the callback that no person can mend -> the setting, and what its operator does.
-_OPERATORS_AFFAIR = {
+#: Errors at the callback that only the operator can solve -> the setting, and the remedy.
+_FOR_OPERATORS = {
     "invalid_scope": ("scope", "Give the client these scopes at the provider, or take them out of the setting"),
     "unauthorized_client": (
         "client_id",
@@ -59,22 +59,22 @@ def _attempt(state_id: str) -> str:
 
 
 def nonce_of(verifier: str) -> str:
-    """The nonce of a log-in: a hash of what only this browser's cookie holds (OpenID Connect Core, 15.5.2)."""
+    """The nonce of a log-in: a hash of the verifier, which only this browser's cookie holds (OIDC Core, 15.5.2)."""
     digest = hashlib.sha256(b"casa_hub nonce " + verifier.encode()).digest()
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 class ClientRefusedError(CasaError):
-    """The provider doesn't let this hub's client ask for a log-in as it does: the operator's affair."""
+    """The provider refuses this hub's client. Only the operator can solve that."""
 
     def __init__(self, code: str, said: str) -> None:
-        setting, remedy = _OPERATORS_AFFAIR[code]
+        setting, remedy = _FOR_OPERATORS[code]
         problem = f"the identity provider refuses it ({code}{f': {said}' if said else ''})"
         super().__init__(f"CasaOAuthenticator.{setting}", problem, remedy)
 
 
 class _Pages:
-    """Pages of this package, in the frame of the hub's own. An operator's template of the same name wins."""
+    """Shows pages of this package in the hub's own frame. An operator's template of the same name wins."""
 
     authenticator: CasaOAuthenticator
     settings: dict[str, Any]
@@ -117,12 +117,12 @@ class CasaLoginHandler(_Pages, OAuthLoginHandler):  # type: ignore[misc]
         super().get()
 
     def set_state_cookie(self, state_cookie_value: str) -> None:
-        """One cookie for each attempt, so that two tabs can log in at the same time; the oldest attempts go."""
+        """Set one cookie for each attempt, so that two tabs can log in at the same time. Removes the oldest ones."""
         state = _deserialize_state(state_cookie_value)
         self._verifier = state["code_verifier"]
-        # As it stands in the cookie, where a character that isn't ASCII takes up to twelve.
+        # The length in the cookie, where a character that isn't ASCII takes up to twelve.
         if len(json.dumps(state["next_url"] or "")) - len('""') > LONGEST_LINK:
-            # The person gets in, and opens the link again. A browser drops a cookie of more than 4096 bytes.
+            # A browser drops a cookie of more than 4096 bytes. So the person logs in, but must open the link again.
             self.log.warning("A link of %d characters is too long to be kept during a log-in", len(state["next_url"]))
             state["next_url"] = None
         earlier = sorted((name for name in self.cookies if name.startswith(_ATTEMPT)), key=self._begun)
@@ -144,18 +144,18 @@ class CasaLoginHandler(_Pages, OAuthLoginHandler):  # type: ignore[misc]
 
 
 class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
-    """Take the browser back from the identity provider, and in or not."""
+    """Receive the browser from the identity provider, and log the user in or say why not."""
 
     _state: str | None = None
 
     def check_arguments(self) -> None:
-        """The state first: whatever else the address says is somebody's who can't know it, if it is wrong."""
+        """Check the state first: with a wrong state, anybody may have made the rest of the address."""
         self.check_state()
         self.check_error()
         self.check_code()
 
     def get_state_cookie(self) -> str:
-        """The state of the attempt that the address names; its cookie is good for one use."""
+        """The state of the attempt that the address names. Its cookie can be used once."""
         if self._state is None:
             name = _attempt(str(_deserialize_state(self.get_state_url()).get("state_id")))
             self._state = (self.get_secure_cookie(name) or b"").decode("ascii", "replace")
@@ -163,16 +163,16 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
         return self._state
 
     def check_error(self) -> None:
-        """What the provider sends back instead of a code (RFC 6749, 4.1.2.1)."""
+        """Check for an error that the provider sends instead of a code (RFC 6749, 4.1.2.1)."""
         code = self.get_argument("error", "")
-        if code in _OPERATORS_AFFAIR:
+        if code in _FOR_OPERATORS:
             said = printable(self.get_argument("error_description", ""))[:200]
             raise ClientRefusedError(code, said)
         super().check_error()
 
     def get_state_url(self) -> str:
         state: str = super().get_state_url()
-        # Before oauthenticator reads it, which writes what is no JSON into the log as it is: lines of anybody's own.
+        # Checked here, because oauthenticator would log a state that isn't JSON, so anybody could write log lines.
         try:
             readable = isinstance(json.loads(base64.urlsafe_b64decode(state.encode("ascii"))), dict)
         except (ValueError, RecursionError):
@@ -182,7 +182,7 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
         return state
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """As tornado, but without the query of the address: a code that wasn't redeemed is as good as new."""
+        """As tornado, but without the address's query: it may hold a code that can still be redeemed."""
         if isinstance(value, web.HTTPError):
             self.log.warning("%d %s: %s", value.status_code, self.request.path, printable(value.get_message() or ""))
         elif value is not None:
@@ -207,7 +207,7 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
         except web.HTTPError as error:
             if error.status_code != HTTPStatus.BAD_REQUEST:
                 raise
-            # Two tabs, a page reloaded, consent refused: not worth more than another try.
+            # Two tabs, a reloaded page, a refused consent: the person only has to try again.
             self.log.warning("Log-in not finished: %s", printable(error.get_message() or ""))
             await self.show_failed(error.get_message() or "", status=HTTPStatus.BAD_REQUEST)
         except (IdentityError, MalformedClaim) as error:
@@ -231,7 +231,7 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
         return user
 
     async def _remember_browsers(self, authenticated: dict[str, Any], session: Session) -> Session:
-        """The session with the provider's ids of the browser sessions before it; they are stored with it."""
+        """Add the ids of the provider's earlier browser sessions to the session, also to the one that is stored."""
         known = self.find_user(authenticated["name"])
         if known is None:
             return session
@@ -242,23 +242,23 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
         return session
 
     async def show_refused(self, decision: Refused) -> None:
-        """Known to the provider, but not let in."""
+        """The page for somebody whom the provider knows, but who may not use this hub."""
         policy = self.authenticator.policy()
         await self.show(
             HTTPStatus.FORBIDDEN,
             "casa_refused.html",
             reason=decision.reason,
-            # Administrators' groups are nobody's business who isn't in them, and joining one is nobody's aim.
+            # Without administrators' groups: they concern nobody else.
             asked_for=sorted(policy.allowed_groups),
             required=sorted(policy.required_groups),
-            # A provider that leaves the claim out has not said "none".
+            # None if the provider left the claim out: that doesn't mean "no groups".
             found=None if decision.claim_missing else sorted(decision.found),
             join_url=self.authenticator.join_url,
             login_url=self.authenticator.login_url(self.hub.base_url),
         )
 
     async def show_failed(self, reason: str, *, status: int = HTTPStatus.FORBIDDEN) -> None:
-        """Something about this log-in must not be believed."""
+        """The page for a log-in that failed or can't be trusted."""
         await self.show(
             status,
             "casa_failed.html",

@@ -1,4 +1,4 @@
-"""A notice on the hub's pages for the user who sees them, by the template ``page.html`` of this package."""
+"""Shows a notice to the user on the hub's pages, by this package's template ``page.html``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from casa_hub.membership.admission import NOTICE
 
 
 def show_notices(app: HubApp, notice: Callable[[Any], str]) -> None:
-    """Have all pages of the hub show `notice(user)`, at the hub's start.
+    """Make all pages of the hub show `notice(user)`. For the hub's start.
 
-    An operator's own ``page.html`` wins; it shows the notice with ``{% include "casa_notice.html" %}``.
+    An operator's own ``page.html`` wins. It can show the notice with ``{% include "casa_notice.html" %}``.
     """
 
     def notice_for(user: HubUser) -> str:

@@ -1,16 +1,16 @@
-"""What operators ask of the running hub, as a service of it: `casa-hub revoke`, `renew`, `rebind`, `confirm` ...
+"""The API for operators, which the commands `casa-hub revoke`, `renew`, `rebind`, `confirm` ... use.
 
-``/hub/api/casa-hub/...``, JSON in and out, errors as JupyterHub's API has them. Each needs the scope
-``custom:casa-hub:operate``, which no role of JupyterHub's own has: administrators of the hub are people of the
-experiment, and who ends somebody's access or gives his name to another person is the one who runs the facility. Give
-it to a service, in ``jupyterhub_config.py``::
+``/hub/api/casa-hub/...``, with JSON in requests and answers, and errors as in JupyterHub's API. All requests need the
+scope ``custom:casa-hub:operate``. JupyterHub's own roles don't have it: a hub's administrators are people of the
+experiment, but only the facility's operator may end somebody's access or give a user name to another person. Give the
+scope to a service, in ``jupyterhub_config.py``::
 
     c.JupyterHub.services = [{"name": "casa-hub", "api_token": "..."}]
     c.JupyterHub.load_roles = [
         {"name": "casa-hub", "services": ["casa-hub"], "scopes": ["custom:casa-hub:operate"]},
     ]
 
-`CasaOAuthenticator` brings it. With another authenticator, all but `rebind` can be had as well, by
+`CasaOAuthenticator` adds this API to the hub. With another authenticator, add all but `rebind` by
 ``c.JupyterHub.extra_handlers = casa_hub.web.operations.handlers``.
 """
 
@@ -29,16 +29,15 @@ from tornado import web
 from casa_hub import audit
 from casa_hub.configuration import did_you_mean
 from casa_hub.errors import CasaError
-from casa_hub.facility import Facility
+from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubApp
 from casa_hub.keeper.kept import running, shown
 from casa_hub.keeper.survey import survey
 from casa_hub.membership.member import RevocationReport
 from casa_hub.moments import iso
 from casa_hub.naming import Server
-from casa_hub.startup import on_hub_start, spawner_class_of
+from casa_hub.startup import on_hub_start
 from casa_hub.text import printable
-from casa_hub.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
@@ -62,22 +61,13 @@ class _Operation(APIHandler):  # type: ignore[misc]
         return f"service {who.name}" if isinstance(who, orm.Service) else f"user {who.name}"
 
     @property
-    def app(self) -> Any:
-        """JupyterHub's application, on which this package has begun: with another authenticator nobody may have yet."""
-        app = self.settings["app"]
-        on_hub_start(app)
-        return app
-
-    @property
-    def facility(self) -> Facility:
-        return Facility.in_settings(self.app.tornado_settings, self.app.config)
-
-    @property
-    def upkeep(self) -> Upkeep:
-        return Upkeep.of(self.app.tornado_settings)
+    def casa(self) -> CasaHub:
+        """The hub, which has begun: with another authenticator nobody may have asked it to yet."""
+        on_hub_start(self.settings["app"])
+        return CasaHub.of(self.settings["app"])
 
     def asked(self, **known: type) -> dict[str, Any]:
-        """The fields of the request's JSON object; what isn't in `known` (name -> type) is refused."""
+        """The fields of the request's JSON object. A field that isn't in `known` (name -> type) is refused."""
         body = self.get_json_body() or {}
         if not isinstance(body, dict):
             raise web.HTTPError(HTTPStatus.BAD_REQUEST, "The request must be a JSON object")
@@ -88,21 +78,21 @@ class _Operation(APIHandler):  # type: ignore[misc]
                 raise web.HTTPError(HTTPStatus.BAD_REQUEST, f"{name} must be a {known[name].__name__}")
             if isinstance(value, list) and not all(isinstance(one, str) for one in value):
                 raise web.HTTPError(HTTPStatus.BAD_REQUEST, f"{name} must be a list of strings")
-            # Half characters, as a terminal of another encoding sends them, can't even be looked for in a database.
+            # Half characters, which a terminal of another encoding sends, can't be used in a database query.
             names = value if isinstance(value, list) else [value] if isinstance(value, str) else []
             if name != "reason" and not all(one.isprintable() for one in names):
                 raise web.HTTPError(HTTPStatus.BAD_REQUEST, f"{name} has characters that no name has")
         return body
 
     def user_of(self, name: str) -> Any:
-        """The hub's user of a name as the provider spells it."""
+        """The hub's user with this name, in the provider's spelling."""
         user = self.find_user(self.authenticator.normalize_username(name))
         if user is None:
             raise web.HTTPError(HTTPStatus.NOT_FOUND, f"This hub has no user {name!r}")
         return user
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """As tornado's, but what this package says is a line, not a traceback."""
+        """As in tornado, but our own errors are logged as one line without a traceback."""
         if isinstance(value, CasaError):
             self.log.error("%s: %s", self.request.path, value)
         else:
@@ -111,7 +101,7 @@ class _Operation(APIHandler):  # type: ignore[misc]
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = (kwargs.get("exc_info") or (None, None))[1]
         if isinstance(error, CasaError):
-            # It says what to do, and it isn't the hub that failed.
+            # 503, not 500: the error says what to do, and the hub itself has not failed.
             self.set_status(HTTPStatus.SERVICE_UNAVAILABLE)
             self.set_header("Content-Type", "application/json")
             self.finish({"status": HTTPStatus.SERVICE_UNAVAILABLE, "message": str(error)})
@@ -120,7 +110,7 @@ class _Operation(APIHandler):  # type: ignore[misc]
 
 
 def _shown(app: HubApp) -> Callable[[str], str]:
-    """How to show a server (`Server.identity`) to people: by the name that its user has now."""
+    """A function that shows a server (`Server.identity`) to people, by its user's present name."""
     known = {
         kept.server.identity: shown(user.name, spawner.name, kept.server.username)
         for user, spawner, kept in running(app)
@@ -146,13 +136,13 @@ class RevokeHandler(_Operation):
         asked = self.asked(user=str, reason=str)
         name = self.authenticator.normalize_username(asked.get("user", ""))
         if name in self.authenticator.blocked_users and self.find_user(name) is None:
-            # Blocked from the first log-in on: the hub never had such a user, and nothing is there to end.
+            # The user was blocked before the first log-in, so the hub has no such user and no access to end.
             self.write({"user": name, "also": [], **_reported(RevocationReport((), 0, ()))})
             return
         user = self.user_of(name)
         given = " ".join(printable(asked.get("reason", "")).split())[:_REASON_LENGTH]
         reason = given or "The operator of this hub has ended the access."
-        report = await self.upkeep.revocations.end(user, reason, why="operator", by=self.by)
+        report = await self.casa.revocations.end(user, reason, why="operator", by=self.by)
         # The provider has given this person another name, or had: what that one runs is a decision of its own.
         identities = getattr(self.authenticator, "identities", None)
         also = [] if identities is None else identities.namesakes(user.name)
@@ -160,7 +150,7 @@ class RevokeHandler(_Operation):
 
 
 class RebindHandler(_Operation):
-    """``{"user": NAME}``: the next identity that logs in with this name has it; its owner's access ends before."""
+    """``{"user": NAME}``: end the owner's access, and give the name to the next identity that logs in with it."""
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
@@ -169,10 +159,10 @@ class RebindHandler(_Operation):
         answer: dict[str, Any] = {"user": name, "rebound": False, "servers": [], "tokens": 0, "still": []}
         if user is not None:
             reason = "The operator of this hub gives the name to another identity."
-            answer |= _reported(await self.upkeep.revocations.end(user, reason, why="operator", by=self.by))
-            if not answer["still"] and self.upkeep.revocations.has_any(user):
+            answer |= _reported(await self.casa.revocations.end(user, reason, why="operator", by=self.by))
+            if not answer["still"] and self.casa.revocations.has_any(user):
                 answer["still"] = ["the owner has logged in again meanwhile."]
-        # While a server of the owner's may still run, nobody else must be led to it.
+        # As long as a server of the owner may run, nobody else may get the name, and with it that server.
         if not answer["still"]:
             answer["rebound"] = self.authenticator.identities.release(name)
             if answer["rebound"]:
@@ -183,46 +173,44 @@ class RebindHandler(_Operation):
 
 
 class RenewHandler(_Operation):
-    """``{"users": [NAME ...], "credentials": [NAME ...]}``: renew now; without users, of all running servers."""
+    """``{"users": [NAME ...], "credentials": [NAME ...]}``: renew now. Without users: for all running servers."""
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
         asked = self.asked(users=list, credentials=list)
-        minters = self.facility.minters
+        minters = self.casa.facility.minters
         for name in asked.get("credentials", ()):
             if name not in minters:
                 problem = f"No server of this hub gets a credential {name!r}. {did_you_mean(name, minters)}"
                 raise web.HTTPError(HTTPStatus.NOT_FOUND, problem)
         usernames = [self.user_of(name).name for name in asked["users"]] if "users" in asked else None
-        report = await self.upkeep.renewals.renew_now(usernames, tuple(asked.get("credentials", ())))
-        show = _shown(self.app)
+        report = await self.casa.renewals.renew_now(usernames, tuple(asked.get("credentials", ())))
+        show = _shown(self.casa.app)
         failed = {show(server): why for server, why in report.failed.items()}
         self.write({"renewed": [show(server) for server in report.renewed], "failed": failed})
 
 
 class ConfirmHandler(_Operation):
-    """``{}``: the "no"s that are held back are true; the access of these users ends."""
+    """``{}``: end the access of all users whose "no" is held back."""
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
         self.asked()
-        self.write({"confirmed": self.upkeep.mass_loss.confirm(self.by)})
+        self.write({"confirmed": self.casa.mass_loss.confirm(self.by)})
 
 
 class StatusHandler(_Operation):
-    """What an operator should look at."""
+    """All that an operator should look at."""
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def get(self) -> None:
-        found = await survey(self.app, self.facility)
-        held = [
-            {"user": name, "reason": reason, "since": iso(since)}
-            for name, reason, since in self.upkeep.mass_loss.held()
-        ]
-        refused = [{"user": name, "reason": reason} for name, reason in self.upkeep.mass_loss.client_refused()]
-        show = _shown(self.app)
-        overdue = [asdict(one) | {"server": show(one.server)} for one in self.upkeep.renewals.overdue()]
-        missing = [asdict(one) | {"server": show(one.server)} for one in self.upkeep.mending.missing()]
+        hub = self.casa
+        found = await survey(hub.app, hub.facility)
+        held = [{"user": name, "reason": reason, "since": iso(since)} for name, reason, since in hub.mass_loss.held()]
+        refused = [{"user": name, "reason": reason} for name, reason in hub.mass_loss.client_refused()]
+        show = _shown(hub.app)
+        overdue = [asdict(one) | {"server": show(one.server)} for one in hub.renewals.overdue()]
+        missing = [asdict(one) | {"server": show(one.server)} for one in hub.mending.missing()]
         self.write(
             {
                 "held_back": held,
@@ -237,15 +225,16 @@ class StatusHandler(_Operation):
 
 
 class CollectHandler(_Operation):
-    """``{"dry_run": true}``: remove what has no living server, or only tell of it."""
+    """``{"dry_run": true}``: remove pods, objects and files without a living server, or only list them."""
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
         dry_run = self.asked(dry_run=bool).get("dry_run", False)
-        home = spawner_class_of(self.app)
-        if not hasattr(home, "collect_garbage"):
-            raise web.HTTPError(HTTPStatus.NOT_FOUND, f"This hub has no spawner of casa_hub, but {home.__name__}")
-        found = await home.collect_garbage(self.app, self.facility, dry_run=dry_run)
+        hub = self.casa
+        if hub.home is None:
+            name = hub.spawner_class.__name__
+            raise web.HTTPError(HTTPStatus.NOT_FOUND, f"This hub has no spawner of casa_hub, but {name}")
+        found = await hub.home.collect_garbage(hub, dry_run=dry_run)
         if not dry_run:
             for one in found:
                 self.log.warning("Asked for by %s: %s", self.by, one)

@@ -11,22 +11,17 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from werkzeug.serving import WSGIRequestHandler
 
 from casa_hub.checks import versions
-from casa_hub.credentials.base import Request
-from casa_hub.credentials.htcondor import HTCondor
 from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, INSTANCE
-from casa_hub.naming import Server
 from tests.checks.conftest import DISCOVERY, SCOPES, Checked, Facility
 from tests.support.kubernetes.api import eventually
 from tests.support.kubernetes.control_plane import ControlPlane
-from tests.support.peers import condor
 
 ERROR, WARNING, UNSEEN = "error", "warning", "couldn't look"
 CODES = {ERROR: 1, WARNING: 0, UNSEEN: 2}
@@ -661,59 +656,6 @@ def test_the_same_domain_in_another_namespace(facility: Facility, metadata: dict
         fault = Fault("", "", "kubernetes", "Dask.domain", words)
         check_named(facility, fault, facility.check())
     assert domain(facility.check()) == ["nobody else has routes below it in the cluster"]
-
-
-# -- in the pool -------------------------------------------------------------------------------------------------------
-
-HELD = {"executable": "/bin/true", "hold": "true", "initialdir": "/tmp"}
-
-
-@contextmanager
-def submitted(facility: Facility, hub_id: str, subject: str) -> Iterator[None]:
-    """A job of alice's at a hub."""
-    pool = facility.pool
-    minter = HTCondor(
-        key_file=str(pool.key_file("POOL")),
-        trust_domain=pool.domain,
-        uid_domain=pool.domain,
-        subject=subject,
-        accounting_group="group_test",
-    )
-    credential = minter.mint(Request(Server(hub_id, "alice"), "0" * 32, datetime.now(UTC)))
-    token = credential.files["condor_token"].decode().strip()
-    job = condor(pool, token, "submit", job=HELD)
-    assert job["AuthTokenId"] == credential.identifiers["jti"], job
-    try:
-        yield
-    finally:
-        assert condor(pool, token, "remove", constraint=f"ClusterId == {job['ClusterId']}")["TotalSuccess"] == 1
-
-
-def test_another_hub_with_the_same_accounts(facility: Facility) -> None:
-    fault = Fault("", "", "htcondor", "HTCondor.subject", "jobs of hub 'other' belong to the accounts", WARNING)
-    with submitted(facility, "other", "{username}"):
-        check_named(facility, fault, facility.check())
-    with submitted(facility, "", "{username}"):
-        words = "jobs of a hub without hub_id belong to the accounts"
-        check_named(facility, replace(fault, words=words), facility.check())
-
-
-def test_another_hub_with_accounts_of_its_own(facility: Facility) -> None:
-    def said() -> list[str]:
-        checked = told(facility, facility.check())
-        assert (checked.code, checked.bad) == (0, []), checked.printed
-        return [one["problem"] for one in checked.findings if one["thing"] == "HTCondor.subject"]
-
-    with submitted(facility, "test", "{username}"):
-        assert said() == ["no other hub has jobs in the queue"]
-        with submitted(facility, "other", "bob"):
-            assert said() == ["in the queue there are jobs of hub 'other', with other accounts than this hub's"]
-
-
-def test_another_hub_in_the_pool_and_no_name(facility: Facility) -> None:
-    fault = Fault("", "", "htcondor", "Facility.hub_id", "is not set, and others submit to the same pool", WARNING)
-    with submitted(facility, "other", "{username}"):
-        check_named(facility, fault, facility.check("c.Facility.hub_id = ''"))
 
 
 def test_a_quota_that_is_used_up_is_seen_by_the_probe(facility: Facility) -> None:

@@ -19,9 +19,7 @@ from jupyterhub.orm import User
 from kubernetes_asyncio.client import ApiClient
 from traitlets.config import Config
 
-from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
-from casa_hub.facility import Facility
 
 CONFIG = "/usr/local/etc/jupyterhub/jupyterhub_config.py"
 USER = "ada"
@@ -39,8 +37,7 @@ async def main() -> dict[str, Any]:
 
 def settings(app: JupyterHub, spawner: Any) -> dict[str, dict[str, Any]]:
     """Of each section in the configuration, the values that a real object has."""
-    facility = Facility.in_settings(app.tornado_settings, app.config)
-    delivery = KubernetesDelivery.of(spawner)
+    facility, delivery = spawner.casa_kept.facility, spawner.casa_kept.delivery
     objects = [app, app.authenticator, spawner, facility, delivery, TraefikRoutes(parent=delivery)]
     objects += facility.minters.values()
     found: dict[str, dict[str, Any]] = {}

@@ -209,7 +209,7 @@ class Site:
         spec = {"nodeName": NODE, "containers": [{"name": "notebook", "image": "none.test/none:1"}]}
         metadata = {"name": f"pod-{start_id[:8]}", "labels": start.labels}
         made = self.plane.request("POST", pods, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
-        pod, address = Pod.of(made), str(next(self.addresses))
+        pod, address = Pod.from_object(made), str(next(self.addresses))
         status = {"status": running(made, address)}
         self.plane.request("PATCH", f"{pods}/{pod.name}/status", status, content_type=MERGE)
         directory = self.directory / start_id

@@ -30,14 +30,14 @@ class Hub:
     def __init__(self, caplog: pytest.LogCaptureFixture, **sections: dict[str, Any]) -> None:
         self._caplog = caplog
         config = Config({"Facility": {"credentials": [name.lower() for name in sections]}, **sections})
-        self.facility = Facility.in_settings({}, config)
+        self.facility = Facility(config=config)
 
     def give(self, username: str, minted: Minted | None = None) -> Minted:
         """What a server is given at its start, or when all is renewed."""
         request = Request(Server("hub", username), START, datetime.now(UTC))
         if minted is None:
             return self.facility.mint(request)
-        return self.facility.renew(request, list(minted.credentials), minted.record, anyhow=True)
+        return self.facility.renew(request, list(minted.credentials), minted.record, force=True)
 
     def told(self) -> list[dict[str, Any]]:
         """The audit, as whoever collects the log reads it."""

@@ -8,17 +8,18 @@ from tests.support.waiting import until
 #: Configuration, after that of `tests.support.with_token`. ``renew`` of all servers, or what a user's only server does.
 CALLED = """
 import asyncio
+from casa_hub.hub import CasaHub
 
 async def obey(app, name, user):
     if name == "renew":
-        print("REPORT", await app.tornado_settings["casa_upkeep"].renewals.renew_now(), flush=True)
+        print("REPORT", await CasaHub.of(app).renewals.renew_now(), flush=True)
         return
     [found] = [one for one in app.users.values() if one.name == user]
     [spawner] = found.spawners.values()
     if name == "withdraw":
         await spawner.casa_kept.withdraw()
     else:
-        await spawner.casa_kept.renew([name], anyhow=True)
+        await spawner.casa_kept.renew([name], force=True)
 
 async def follow(app):
     calls = Path("calls")

@@ -72,13 +72,13 @@ class Kept:
         self.fault()
         return self._holding(self.text)
 
-    async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
+    async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
         async with self._renewing:
             self.asked.append(tuple(names))
             holding = self._holding(self.text)
             if holding is None or not isinstance(holding.record, ServerRecord):
                 return holding
-            minted = self.facility.renew(self.request(), names, holding.record, anyhow=anyhow)
+            minted = self.facility.renew(self.request(), names, holding.record, force=force)
             await asyncio.sleep(self.takes)
             self.fault()
             self.files |= minted.files

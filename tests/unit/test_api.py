@@ -248,7 +248,7 @@ async def test_an_odd_retry_after_is_as_good_as_none(odd: str) -> None:
 )
 async def test_an_answer_that_is_none_of_kubernetes_is_an_error(odd: Answer) -> None:
     async with asked(odd) as (api, _):
-        with pytest.raises(KubernetesError, match="an answer that is none of Kubernetes'"):
+        with pytest.raises(KubernetesError, match="an answer that isn't Kubernetes'"):
             await api.create(SECRET, Deadline(1))
 
 
@@ -269,11 +269,11 @@ async def test_an_odd_error_is_told_by_its_status(odd: str) -> None:
         (403, "secrets is forbidden: User x cannot create", "may not patch secrets there", "needs the verb patch on"),
         (403, "", "may not patch secrets there", "needs the verb patch on secrets"),
         (403, "exceeded quota: q, requested: pods=1", "a quota of the namespace is used up", "Stop something"),
-        (403, "violates PodSecurity restricted", "an admission policy of the cluster refuses it", "be corrected"),
+        (403, "violates PodSecurity restricted", "an admission policy of the cluster refuses it", "Correct a setting"),
         (401, "", "doesn't know this hub", "ServiceAccount token must be mounted"),
         (404, "not found", "doesn't know it", "namespace must exist, and v1 Secret must be installed"),
         (409, "conflict with kubectl", "something else is in its place", "Whoever made that"),
-        (422, "Invalid value", "finds it invalid", "must be corrected"),
+        (422, "Invalid value", "finds it invalid", "Correct a setting"),
     ],
 )
 async def test_an_error_says_what_why_and_the_remedy(code: int, message: str, says: str, remedy: str) -> None:

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jupyter_events.logger import EventLogger
-from traitlets.config import Application
 
 from casa_hub import audit
 from casa_hub.audit import PREFIX, Action, Event
@@ -158,15 +157,6 @@ def test_before_the_hub_has_its_settings_the_event_log_is_the_applications(hub: 
     audit.tell({"app": hub}, FULL)
     audit.tell(hub.settings, FULL)
     assert len(events.getvalue().splitlines()) == 2
-
-
-def test_settings_from_before_the_hubs_are_made_lead_to_its_event_log_too(
-    hub: Hub, events: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Application, "initialized", lambda: True)
-    monkeypatch.setattr(Application, "instance", lambda: hub)
-    audit.tell({}, FULL)
-    assert len(hub.noted()) == len(events.getvalue().splitlines()) == 1
 
 
 def test_without_a_hub_nothing_is_raised(caplog: pytest.LogCaptureFixture) -> None:

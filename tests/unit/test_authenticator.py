@@ -161,7 +161,7 @@ def test_what_the_hub_can_t_store_or_show_is_no_user_name(name: str) -> None:
 
 def test_group_names_too_long_for_the_hub_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
     long = "/" + "x" * 255
-    decision = Allowed(groups=frozenset({"/cms", long}), matched=frozenset({"/cms"}), admin=False)
+    decision = Allowed(groups=frozenset({"/cms", long}), admin=False)
     assert configured().rights.groups("alice", decision) == ["/cms"]
     assert "Groups of alice longer than 255 characters" in caplog.text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,15 @@ import yaml
 from casa_hub.checks import cluster, hub, issuer, runner, servicex, xcache
 from casa_hub.checks.findings import Finding, Status, error, from_problem, ok, unseen, warning
 from casa_hub.checks.htcondor import read as read_pool
-from casa_hub.checks.htcondor import read_jobs
-from casa_hub.checks.htcondor_jobs import IDENTIFIER
-from casa_hub.checks.rights import ROUTES, needed
+from casa_hub.checks.rights import needed
 from casa_hub.checks.web import Answer, clock
-from casa_hub.credentials.base import new_identifier
 from casa_hub.credentials.htcondor import HTCondor
 from casa_hub.credentials.xcache import XCache
 from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE
+from casa_hub.delivery.kubernetes.routes import ROUTES
 from casa_hub.errors import Problem, Severity
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.verdicts import of_token_answer
-from casa_hub.naming import Server
 from tests.support.kubernetes.hub import CHART_RULES, granted_by
 
 ROLE = Path(__file__).parents[2] / "helm-values" / "role.yaml"
@@ -346,36 +342,6 @@ POOL = {"authorized": True, "method": "TOKEN", "user": "casa-hub-check@pool.test
 def test_answers_of_a_pool(change: dict[str, Any], expected: list[Status]) -> None:
     minter = HTCondor(collector="cm", schedd="one", uid_domain="pool.test", trust_domain="pool.test")
     assert statuses(read_pool(minter, {**POOL, **change})) == expected
-
-
-@pytest.mark.parametrize(
-    ("hub_id", "subject", "tokens", "expected", "words"),
-    [
-        ("cms", "{username}", [], Status.OK, "no other hub has jobs"),
-        ("cms", "{username}", None, Status.OK, "can't be listed"),
-        ("cms", "{username}", [("atlas/ada/0", "ada@pool.test")], Status.WARNING, "jobs of hub 'atlas' belong"),
-        ("cms", "{username}", [("ada/0", "ada@POOL.test")], Status.WARNING, "jobs of a hub without hub_id belong"),
-        ("cms", "{username}", [("a%2Fb/ada--lab/0", "ada@pool.test")], Status.WARNING, "jobs of hub 'a/b' belong"),
-        ("cms", "{username}", [("atlas/ada/0", "atlas-ada@pool.test")], Status.OK, "there are jobs of hub 'atlas'"),
-        ("cms", "{username}", [("atlas/ada/0", "ada@other.test")], Status.OK, "with other accounts"),
-        ("cms", "af-{username}", [("atlas/ada/0", "ada@pool.test")], Status.OK, "with other accounts"),
-        ("cms", "{username}", [("atlas/root/0", "root@pool.test")], Status.OK, "with other accounts"),
-        # Whoever ada---1a2b3c4d is, ada it isn't.
-        ("cms", "{username}", [("atlas/ada---1a2b3c4d/0", "ada@pool.test")], Status.OK, "with other accounts"),
-        ("", "{username}", [("atlas/ada/0", "atlas-ada@pool.test")], Status.WARNING, "is not set"),
-    ],
-)
-def test_jobs_of_other_hubs(hub_id: str, subject: str, tokens: Any, expected: Status, words: str) -> None:
-    minter = HTCondor(uid_domain="pool.test", subject=subject)
-    (found,) = read_jobs(minter, hub_id, tokens)
-    assert found.status is expected
-    assert words in found.problem
-
-
-def test_the_ids_of_tokens_are_known_by_their_form() -> None:
-    for server in Server("cms", "Älice", "lab"), Server("", "ada"), Server("a/b c", "ada"):
-        assert re.search(IDENTIFIER, new_identifier(server))
-    assert not re.search(IDENTIFIER, "0" * 32)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from traitlets.config import Config
 from casa_hub.credentials.base import Route
 from casa_hub.delivery import layout
 from casa_hub.delivery.gc import Removal, removal
+from casa_hub.delivery.local import delivery as module
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.errors import DeliveryError
 from casa_hub.facility import Minted
@@ -64,6 +65,7 @@ async def test_a_failure_is_told_and_a_dry_run_does_nothing() -> None:
 async def test_what_a_failed_withdrawal_left_is_removed(
     delivery: LocalDelivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "_UNDER_WAY", -1)  # else what has failed may still be under way
     await delivery.deliver(minted())
     remove = layout.remove
 
@@ -73,11 +75,11 @@ async def test_what_a_failed_withdrawal_left_is_removed(
     monkeypatch.setattr(layout, "remove", failing)
     with pytest.raises(DeliveryError):
         await delivery.remove(ADA, START)
-    found = await delivery.collect("", delivery.all(), dry_run=False, min_age=-1)
+    found = await delivery.collect("", delivery.all(), dry_run=False)
     assert len(found) == 2
     assert all(one.error == "Device or resource busy" for one in found[1:])
     monkeypatch.setattr(layout, "remove", remove)
-    found = await delivery.collect("", delivery.all(), dry_run=False, min_age=-1)
+    found = await delivery.collect("", delivery.all(), dry_run=False)
     assert not any(one.error for one in found)
     assert [path.name for path in delivery.root.iterdir()] == [".lock"]
     assert delivery.all() == []
@@ -93,11 +95,14 @@ async def test_a_link_is_removed_and_not_what_it_leads_to(delivery: LocalDeliver
     assert (tmp_path / "home" / "thesis").read_text() == "x"
 
 
-async def test_what_is_on_its_way_is_left_until_it_is_old(delivery: LocalDelivery) -> None:
+async def test_what_is_on_its_way_is_left_until_it_is_old(
+    delivery: LocalDelivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (delivery.root / ".new.0123456789abcdef").mkdir()
     assert await delivery.collect("", (), dry_run=False) == []
     # The clock of a file system may lag behind by a tick, so an age of nothing may not be enough.
-    assert len(await delivery.collect("", (), dry_run=False, min_age=-1)) == 1
+    monkeypatch.setattr(module, "_UNDER_WAY", -1)
+    assert len(await delivery.collect("", (), dry_run=False)) == 1
 
 
 async def test_servers_that_come_and_go_meanwhile_lose_nothing(delivery: LocalDelivery, tmp_path: Path) -> None:

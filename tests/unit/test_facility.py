@@ -23,6 +23,7 @@ from casa_hub.audit import Action, Event
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.facility import Facility
+from casa_hub.hub import CasaHub
 from casa_hub.naming import Server
 from casa_hub.record import ServerRecord, parse, parse_text
 
@@ -151,7 +152,7 @@ def messages(problems: Sequence[Problem]) -> list[str]:
 def test_by_default_there_is_no_credential() -> None:
     minted = Facility().mint(request())
     assert (minted.credentials, minted.missing, minted.files, minted.routes) == ({}, {}, {}, ())
-    assert Facility().check() == []
+    assert Facility().check_settings() == []
 
 
 def test_a_section_configures_its_minter() -> None:
@@ -164,7 +165,7 @@ def test_a_section_configures_its_minter() -> None:
     [
         (["xcahce"], "there is no credential 'xcahce'. Did you mean xcache?"),
         (["DASK"], "there is no credential 'DASK'. Did you mean dask?"),
-        (["twice"], "several packages bring a credential 'twice'"),
+        (["twice"], "several packages have a credential 'twice'"),
         (["misnamed"], "is no Minter with the name 'misnamed'"),
         (["absent"], "load failed with ModuleNotFoundError"),
     ],
@@ -295,7 +296,7 @@ async def test_a_technical_user_s_server_starts_without_what_is_made_of_a_token_
     minted = one.mint(asked)
     assert (list(minted.credentials), minted.missing) == (["xcache"] if technical else ["xcache", "bearer"], {})
     assert {event.reason for event in told} == ({"for a technical user, who has no log-in"} if technical else {""})
-    renewed = one.renew(asked, ["bearer"], minted.record, anyhow=True)
+    renewed = one.renew(asked, ["bearer"], minted.record, force=True)
     assert list(renewed.credentials) == ([] if technical else ["bearer"])
 
 
@@ -467,7 +468,7 @@ def test_what_would_not_last_longer_is_not_taken_unless_anyhow(lifetime: int) ->
         assert kept.missing == {}
         when = kept.later["xcache"]
         assert one.renew(Request(ALICE, "0" * 32, when), ["xcache"], first.record).files
-    assert one.renew(request(), ["xcache"], first.record, anyhow=True).files
+    assert one.renew(request(), ["xcache"], first.record, force=True).files
 
 
 def test_what_was_edited_in_the_record_is_not_renewed_and_the_rest_is() -> None:
@@ -476,7 +477,7 @@ def test_what_was_edited_in_the_record_is_not_renewed_and_the_rest_is() -> None:
     document["credentials"]["xcache"]["issued_at"] = "yesterday"
     record = parse(document)
     assert isinstance(record, ServerRecord)
-    later = one.renew(Request(ALICE, "0" * 32, NOW + timedelta(seconds=40)), ["xcache", "dask"], record, anyhow=True)
+    later = one.renew(Request(ALICE, "0" * 32, NOW + timedelta(seconds=40)), ["xcache", "dask"], record, force=True)
     assert list(later.credentials) == ["dask"]
     assert "edited" in later.missing["xcache"]
     assert later.record.unreadable == record.unreadable
@@ -494,17 +495,17 @@ def test_a_renewal_is_never_to_something_worse(steps: list[tuple[int, int, bool,
     token = one.minters["xcache"]
     record = one.mint(request()).record
     valid: dict[str, datetime] = {}  # identifiers of all that were delivered
-    for second, lifetime, works, anyhow in steps:
+    for second, lifetime, works, force in steps:
         before = record.credentials["xcache"]
         now = NOW + timedelta(seconds=second)
         assert before.expires_at is not None
         valid[before.identifiers["jti"]] = before.expires_at
         token.lifetime, token.works = lifetime, works  # type: ignore[attr-defined]
-        minted = one.renew(Request(ALICE, "0" * 32, now), ["xcache"], record, anyhow=anyhow)
+        minted = one.renew(Request(ALICE, "0" * 32, now), ["xcache"], record, force=force)
         entry = minted.record.credentials["xcache"]
         assert bool(minted.files) == (entry.order > before.order) == (minted.record.order > record.order)
         assert bool(minted.files) + ("xcache" in minted.missing) + ("xcache" in minted.later) == 1
-        if not anyhow:
+        if not force:
             assert entry.expires_at is not None
             assert entry.expires_at >= before.expires_at
         if not works:
@@ -528,7 +529,7 @@ def test_each_mint_is_told_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, object] = {}
     monkeypatch.setattr(module, "tell", lambda given, event: told.append(event) if given is settings else None)
     config = Config(Facility={"credentials": ["xcache", "bearer"]})
-    one = Facility.in_settings(settings, config)
+    one = Facility(SimpleNamespace(tornado_settings=settings), config=config)  # type: ignore[arg-type]
 
     def count(credential: str, outcome: str) -> float:
         labels = {"credential": credential, "outcome": outcome}
@@ -551,14 +552,13 @@ def test_each_mint_is_told_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_is_one_facility_a_hub() -> None:
-    def spawner(settings: dict[str, object]) -> SimpleNamespace:
-        return SimpleNamespace(user=SimpleNamespace(settings=settings))
+    def app(hub_id: str) -> SimpleNamespace:
+        return SimpleNamespace(config=Config(Facility={"hub_id": hub_id}), tornado_settings={})
 
-    one = {"config": Config(Facility={"hub_id": "one"})}
-    other = {"config": Config(Facility={"hub_id": "other"})}
-    assert Facility.of(spawner(one)) is Facility.of(spawner(one))
-    assert Facility.of(spawner(other)).hub_id == "other"
-    assert Facility.of(spawner(one)).server("alice", "x") == Server("one", "alice", "x")
+    one, other = app("one"), app("other")
+    assert CasaHub.of(one).facility is CasaHub.of(one).facility
+    assert CasaHub.of(other).facility.hub_id == "other"
+    assert CasaHub.of(one).facility.server("alice", "x") == Server("one", "alice", "x")
 
 
 @pytest.mark.parametrize("path", ["", "/", "secrets", "/a/../b", "/a:b", "/$HOME"])

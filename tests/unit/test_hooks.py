@@ -14,11 +14,11 @@ from traitlets.config import Config
 from casa_hub.configuration import unknown_keys, value_of
 from casa_hub.configured import configured_hub
 from casa_hub.errors import Severity
-from casa_hub.facility import Facility
 from casa_hub.hooks import with_credentials
+from casa_hub.hub import ADDED, CasaHub
 from casa_hub.local_spawner import CasaLocalSpawner
 from casa_hub.spawner import CasaSpawner, CredentialsMixin
-from casa_hub.startup import ADDED, problems, sections, spawner_class_of
+from casa_hub.startup import problems, sections
 
 INSTALL = "import casa_hub.hooks\ncasa_hub.hooks.install(c)\n"
 CLASS = """
@@ -37,9 +37,7 @@ def hub(tmp_path: Path, text: str) -> Any:
 
 
 def complaints(app: Any) -> list[str]:
-    facility = Facility(config=app.config)
-    found = problems(app, facility, spawner_class_of(app))
-    return [str(one) for one in found if one.severity is Severity.ERROR]
+    return [str(one) for one in problems(CasaHub(app)) if one.severity is Severity.ERROR]
 
 
 @pytest.mark.parametrize(
@@ -54,11 +52,12 @@ def complaints(app: Any) -> list[str]:
 )
 def test_the_sites_class_gets_credentials_wherever_it_is_set(tmp_path: Path, text: str, name: str) -> None:
     app = hub(tmp_path, text)
-    cls = spawner_class_of(app)
+    cls = CasaHub(app).spawner_class
     assert issubclass(cls, CredentialsMixin)
+    assert CasaHub(app).home is cls
     assert issubclass(cls, app.spawner_class)
     assert (cls.__name__, cls.__module__) == (name, app.spawner_class.__module__)
-    assert spawner_class_of(app) is cls
+    assert CasaHub(app).spawner_class is cls
     assert with_credentials(cls) is cls
     assert complaints(app) == []
 
@@ -66,12 +65,13 @@ def test_the_sites_class_gets_credentials_wherever_it_is_set(tmp_path: Path, tex
 def test_a_class_on_the_command_line_counts(tmp_path: Path) -> None:
     app = hub(tmp_path, INSTALL + 'c.JupyterHub.spawner_class = "simple"\n')
     app.update_config(Config(JupyterHub={"spawner_class": "kubespawner.KubeSpawner"}))
-    assert issubclass(spawner_class_of(app), CredentialsMixin)
+    assert issubclass(CasaHub(app).spawner_class, CredentialsMixin)
 
 
 def test_without_the_line_nothing_is_added(tmp_path: Path) -> None:
     app = hub(tmp_path, CLASS + 'c.Facility.credentials = ["xcache"]\n')
-    assert spawner_class_of(app) is app.spawner_class
+    assert CasaHub(app).spawner_class is app.spawner_class
+    assert CasaHub(app).home is None
     assert ADDED not in app.config  # looking doesn't make the section
     assert any("servers of SiteSpawner would get none of Facility.credentials" in one for one in complaints(app))
 
@@ -104,7 +104,7 @@ c.KubeSpawner.image = "other/image:1"
 c.SiteSpawner.volumes.append({"name": "data"})
 """
     app = hub(tmp_path, CLASS + settings + INSTALL)
-    cls = spawner_class_of(app)
+    cls = CasaHub(app).spawner_class
     assert cls.section_names()[-2:] == ["KubeSpawner", "SiteSpawner"]
     for _ in range(2):  # and nothing of one server is added to the next one's
         spawner = cls(config=app.config, _mock=True)

@@ -143,7 +143,7 @@ async def test_a_pod_that_does_not_go_holds_up_nobody_else() -> None:
     await launch(to, start("ada"), 60)
     assert not any(task.done() for task in stuck)
     for task in stuck:
-        with pytest.raises(KubernetesError, match="an earlier one of this server does not go away"):
+        with pytest.raises(KubernetesError, match="earlier pod does not go away"):
             await task
 
 

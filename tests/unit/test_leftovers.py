@@ -12,7 +12,7 @@ import pytest
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.kubernetes.manifests import Object
 from casa_hub.errors import CasaError
-from casa_hub.facility import Facility
+from casa_hub.hub import CasaHub
 from tests.support.kubernetes.memory import MemoryAPI, refusal
 from tests.support.kubernetes.memory_hub import MemoryHub, use
 from tests.support.waiting import until_async
@@ -31,7 +31,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryHub:
 async def looked(hub: MemoryHub) -> AsyncIterator[KubernetesDelivery]:
     """The hub, when it has looked for the first time."""
     async with hub.running():
-        delivery = KubernetesDelivery.of(hub.spawner("nobody"))
+        delivery: KubernetesDelivery = hub.spawner("nobody").casa_kept.delivery
         leftovers = delivery._leftovers
         assert leftovers is not None
         await until_async(leftovers._looked.is_set)
@@ -39,8 +39,7 @@ async def looked(hub: MemoryHub) -> AsyncIterator[KubernetesDelivery]:
 
 
 async def collected(hub: MemoryHub, *, dry_run: bool) -> dict[str, str]:
-    facility = Facility.in_settings(hub.app.tornado_settings, hub.app.config)
-    found = await hub.app.spawner_class.collect_garbage(hub.app, facility, dry_run=dry_run)
+    found = await hub.app.spawner_class.collect_garbage(CasaHub.of(hub.app), dry_run=dry_run)
     return {one.thing: one.why for one in found}
 
 

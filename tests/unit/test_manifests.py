@@ -138,7 +138,7 @@ def test_each_kind_has_its_place_in_the_api() -> None:
 
 def test_a_pod_is_known_by_name_uid_and_the_second_it_was_made() -> None:
     answer = {"metadata": {"name": "jupyter-alice", "uid": "cccc", "creationTimestamp": "2026-11-21T04:00:00Z"}}
-    assert Pod.of(answer) == Pod("jupyter-alice", "cccc", 1_795_233_600)
+    assert Pod.from_object(answer) == Pod("jupyter-alice", "cccc", 1_795_233_600)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

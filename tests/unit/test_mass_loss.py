@@ -34,7 +34,8 @@ class Hub:
         self.out = set(self.names)
         self.last_yes = dict.fromkeys(self.names, self.now - 60)
         revocations: Any = SimpleNamespace(has_any=lambda _: True, end=self.end)
-        self.gate = MassLoss(self, self.members, self, revocations)  # type: ignore[arg-type]
+        renewals: Any = SimpleNamespace(hand_out_token=self.hand_out_token)
+        self.gate = MassLoss(self, self.members, self, revocations, renewals)  # type: ignore[arg-type]
         self.db: Any = None
 
     def last(self, name: str) -> Standing:
@@ -54,6 +55,9 @@ class Hub:
         self.members[name].standing = standing
         self.gate.heard(self.members[name])
 
+    async def hand_out_token(self, user: Any) -> None:
+        pass
+
     async def end(self, user: Any, reason: str, *, why: str, by: str) -> None:
         self.began.append(user.name)
 
@@ -69,11 +73,6 @@ class Hub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub = Hub(50)
     monkeypatch.setattr(module, "watched", lambda _: dict.fromkeys(hub.names, True))
-
-    async def hand_out_token(user: Any) -> None:
-        pass
-
-    monkeypatch.setattr(module, "hand_out_token", hand_out_token)
     return hub
 
 
@@ -211,9 +210,7 @@ async def test_what_an_operator_confirms_of_sign_ins_taken_back_ends_at_once(
 
 
 def refused_groups(hub: Hub, name: str, withheld: Literal["scope", "profile"]) -> None:
-    decision = Refused(
-        "the scope wasn't granted", frozenset(), frozenset(), claim_missing=True, claim_withheld=withheld
-    )
+    decision = Refused("the scope wasn't granted", frozenset(), claim_missing=True, claim_withheld=withheld)
     standing = Standing(Verdict.CANT_SAY, hub.now, decision.reason, hub.now - 60, "one", decision, our_fault=True)
     hub.hear(name, standing)
 

@@ -124,7 +124,7 @@ async def test_what_a_start_could_not_have_is_told_and_brought_later(hub: Memory
 async def test_a_renewal_replaces_files_and_record(hub: MemoryHub) -> None:
     spawner = await hub.start("ada")
     before = hub.api.one("Secret")["data"]["xcache_token"]
-    holding = await spawner.casa_kept.renew(["xcache"], anyhow=True)
+    holding = await spawner.casa_kept.renew(["xcache"], force=True)
     assert hub.api.one("Secret")["data"]["xcache_token"] != before
     assert holding.record.order == 1 == record(hub.api.one("Secret"))["order"]
     assert (await spawner.casa_kept.holding()).record == holding.record
@@ -138,10 +138,10 @@ async def test_after_an_answer_that_got_lost_a_renewal_looks_at_what_there_is(hu
 
     hub.api.before["patch", "Secret"] = lost
     with pytest.raises(CasaError):
-        await spawner.casa_kept.renew(["xcache"], anyhow=True)
+        await spawner.casa_kept.renew(["xcache"], force=True)
     hub.api.before.clear()
     hub.api.asked.clear()
-    assert (await spawner.casa_kept.renew(["xcache"], anyhow=True)).record.order == 1
+    assert (await spawner.casa_kept.renew(["xcache"], force=True)).record.order == 1
     assert hub.api.asked == [("get", "Secret"), ("patch", "Secret")]
 
 
@@ -161,7 +161,7 @@ async def test_what_was_withdrawn_is_not_brought_back_also_by_the_next_hub(made:
         await spawner.casa_kept.withdraw()
         assert made.api.kinds() == []
         assert spawner.casa_kept.first_holding() is None
-        assert await spawner.casa_kept.renew(["xcache"], anyhow=True) is None
+        assert await spawner.casa_kept.renew(["xcache"], force=True) is None
         assert await spawner.casa_kept.lacks(float("-inf")) is None
     async with made.running():
         spawner = made.spawner("ada")
@@ -177,7 +177,7 @@ async def test_a_restarted_hub_goes_on_with_what_runs(made: MemoryHub) -> None:
     async with made.running():
         spawner = made.spawner("ada")
         assert spawner.casa_kept.first_holding() == first
-        assert (await spawner.casa_kept.renew(["xcache"], anyhow=True)).record.order == 1
+        assert (await spawner.casa_kept.renew(["xcache"], force=True)).record.order == 1
 
 
 async def test_a_renamed_users_server_keeps_its_credentials_and_its_name(hub: MemoryHub) -> None:
@@ -185,7 +185,7 @@ async def test_a_renamed_users_server_keeps_its_credentials_and_its_name(hub: Me
     spawner.user.name = "lovelace"
     hub.app.db.commit()
     assert spawner.casa_kept.server.username == "ada"
-    assert (await spawner.casa_kept.renew(["xcache"], anyhow=True)).record.order == 1
+    assert (await spawner.casa_kept.renew(["xcache"], force=True)).record.order == 1
     with pytest.raises(CasaError, match="its user is now called lovelace"):
         await hub.spawner("ada").casa_kept.mint()
     assert hub.api.kinds() == ALL

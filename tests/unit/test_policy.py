@@ -172,19 +172,17 @@ def test_every_syntax(source: GroupSource, allowed: str, claims: dict[str, objec
 
 
 @pytest.mark.parametrize(
-    ("settings", "matched"),
+    ("settings", "admin"),
     [
-        ({"allowed_groups": ["cms/*", "/atlas"]}, {"/cms/*"}),
-        ({"allowed_groups": ["/cms", "/cms/uscms"], "admin_groups": ["/cms/uscms"]}, {"/cms", "/cms/uscms"}),
-        ({"allow_all": True, "allowed_users": ["alice", "bob"]}, {"allow_all", "allowed_users"}),
-        ({"admin_users": ["alice"]}, {"admin_users"}),
+        ({"allowed_groups": ["cms/*", "/atlas"]}, False),
+        ({"allowed_groups": ["/cms", "/cms/uscms"], "admin_groups": ["/cms/uscms"]}, True),
+        ({"allow_all": True, "allowed_users": ["alice", "bob"]}, False),
+        ({"admin_users": ["alice"]}, True),
     ],
 )
-def test_who_is_allowed_is_told_by_what(settings: dict[str, Any], matched: set[str]) -> None:
+def test_who_is_allowed_is_in_all_their_groups(settings: dict[str, Any], admin: bool) -> None:
     decision = decide(of("/cms", "/cms/uscms"), "alice", policy(**settings))
-    assert isinstance(decision, Allowed)
-    assert decision.matched == matched
-    assert decision.groups == {"/cms", "/cms/uscms"}
+    assert decision == Allowed(groups=frozenset({"/cms", "/cms/uscms"}), admin=admin)
 
 
 def test_members_of_a_subgroup_are_no_administrators_by_it() -> None:
@@ -214,7 +212,6 @@ def refusal(
 
 def test_a_refusal_names_the_groups_asked_for_those_found_and_the_way_to_join() -> None:
     refused = refusal(of("/cms"), allowed_groups=["/cms/uscms", "/atlas/*"], join_url="https://example.org/join")
-    assert refused.missing == {"/cms/uscms", "/atlas/*"}
     assert refused.found == {"/cms"}
     assert not refused.claim_missing
     assert refused.reason == (
@@ -224,7 +221,6 @@ def test_a_refusal_names_the_groups_asked_for_those_found_and_the_way_to_join() 
 
 def test_a_refusal_names_only_the_required_groups_that_are_lacking() -> None:
     refused = refusal(of("/a"), required_groups=["/a", "/b", "/c"], allow_all=True)
-    assert refused.missing == {"/b", "/c"}
     assert refused.reason == "This hub is for members of /b and /c. Ask the hub's operator how to join."
 
 
@@ -273,7 +269,6 @@ def test_blocked_people_are_not_sent_to_join_anything() -> None:
         of("/x", "/cms"), blocked_groups=["/x/*"], allowed_groups=["/cms"], join_url="https://join.example"
     )
     assert refused.reason == "This hub is closed to members of /x. Ask its operator."
-    assert refused.missing == frozenset()
 
 
 def test_who_is_not_on_the_list_is_not_told_about_groups() -> None:
@@ -365,7 +360,6 @@ def test_another_group_never_takes_access_away_but_by_a_block(
         assert any(group == root or group.startswith(f"{root}/") for group in after.found for root in blocked)
     if isinstance(before, Allowed) and isinstance(after, Allowed):
         assert after.admin >= before.admin
-        assert after.matched >= before.matched
 
 
 @given(policy=policies, groups=some_groups)

@@ -27,8 +27,8 @@ from casa_hub.membership.usernames import IdentityError, UnknownOwnerError
 
 ISSUER = "https://idp.example.org/"
 NOW = 1_700_000_000.0
-YES = Allowed(groups=frozenset({"/cms"}), matched=frozenset({"/cms"}), admin=False)
-NO = Refused(reason="not in /cms", missing=frozenset({"/cms"}), found=frozenset(), claim_missing=False)
+YES = Allowed(groups=frozenset({"/cms"}), admin=False)
+NO = Refused(reason="not in /cms", found=frozenset(), claim_missing=False)
 
 
 @dataclass
@@ -96,9 +96,8 @@ class World:
             self._decide,
             groups_live=self.live,
             on_yes=lambda *_: None,
-            on_tokens=self._new_tokens,
         )
-        self.recheck.on_verdict = self._heard
+        self.recheck.on_verdict, self.recheck.on_tokens = self._heard, self._new_tokens
         return self.recheck
 
     def _heard(self, member: Member) -> None:

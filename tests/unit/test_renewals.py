@@ -269,13 +269,13 @@ async def test_a_hundred_due_at_once_are_renewed_four_at_a_time(make: Callable[.
     busy, most = 0, 0
 
     class Slow(Kept):
-        async def renew(self, names: Collection[str], *, anyhow: bool = False) -> Holding | None:
+        async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
             nonlocal busy, most
             busy += 1
             most = max(most, busy)
             await asyncio.sleep(0.01)
             busy -= 1
-            return await super().renew(names, anyhow=anyhow)
+            return await super().renew(names, force=force)
 
     servers = [Slow(hub.facility, Server("", f"user-{number}"), f"{number:032x}", clock=clock) for number in range(100)]
     for kept in servers:
@@ -498,6 +498,30 @@ async def test_it_is_delivered_also_where_the_earlier_hub_has_brought_others_bef
     kept.token = token()
     hub.app.add(kept)
     await until_async(lambda: order(kept) == 2)
+
+
+async def test_a_token_whose_entry_was_edited_is_not_asked_for(make: Callable[..., Hub]) -> None:
+    hub = make("own")
+    _, kept = hub.add(token=token())
+    record = kept.record
+    record["credentials"]["own"]["issued_at"] = "yesterday"
+    kept.at_start = kept.text = json.dumps(record)
+    await until_async(hub.renewals.overdue)
+    await asyncio.sleep(60)
+    assert kept.asked == []
+
+
+async def test_a_token_that_could_not_be_looked_for_and_is_the_newest_is_not_overdue(make: Callable[..., Hub]) -> None:
+    hub = make("own")
+    _, kept = hub.add(token=token(10**6))
+
+    def fault() -> None:
+        raise DeliveryError("Secret x", "no answer", "")
+
+    kept.fault = fault
+    await until_async(hub.renewals.overdue)
+    kept.fault = lambda: None
+    await until_async(lambda: kept.asked and not hub.renewals.overdue(), 3600)
 
 
 # -- what is missing

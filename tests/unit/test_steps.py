@@ -13,7 +13,7 @@ from casa_hub.credentials.base import Credential
 from casa_hub.facility import Minted
 from casa_hub.local_spawner import listens_here_only
 from casa_hub.naming import Server
-from casa_hub.steps import Steps, told
+from casa_hub.steps import Steps, sentences_of
 
 NOW = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
 
@@ -57,10 +57,10 @@ def test_each_credential_has_a_sentence() -> None:
     facility = SimpleNamespace(minters=minters)
     missing = {"bearer": "no token. Log in again.", "xcache": "no key. Make one.", "site": "broken. Tell the operator."}
     minted = Minted(Server("", "alice"), "0", credentials, missing, {}, (), {})
-    assert told(facility, minted, NOW) == [  # type: ignore[arg-type]
+    assert sentences_of(facility, minted, NOW) == [  # type: ignore[arg-type]
         "HTCondor token (READ as alice), valid until 14:05 UTC",
         "Dask certificates, valid until 2026-08-31 12:00 UTC",
-        "Other, without an end",
+        "Other, without expiry",
         "Starting without bearer: no token. Log in again. The running server gets it with your next token.",
         "Starting without xcache: no key. Make one. It is tried again while the server runs.",
         "Starting without site: broken. Tell the operator. It can't come before the next start.",

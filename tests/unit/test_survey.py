@@ -54,7 +54,7 @@ async def test_the_secrets_that_servers_were_started_with_are_counted(facility: 
     kept = [started(app, facility, "ada"), started(app, facility, "bea", "second")]
     new, _ = write(secret_file, second, first)
     kept.append(started(app, facility, "cyd"))
-    await kept[0].renew(["dask"], anyhow=True)
+    await kept[0].renew(["dask"], force=True)
     found = await survey(app, facility)
     assert found.dask_secrets == {old: 2, new: 1}
     assert (found.unkept, found.unsure) == ({}, {})
@@ -66,7 +66,7 @@ async def test_a_secret_that_came_after_the_start_is_counted(facility: Facility,
     write(secret_file)
     kept = started(app, facility, "ada")
     (secret,) = write(secret_file, os.urandom(48))
-    await kept.renew(["dask"], anyhow=True)
+    await kept.renew(["dask"], force=True)
     assert "dask" not in json.loads(kept.at_start)["credentials"]
     assert (await survey(app, facility)).dask_secrets == {secret: 1}
 

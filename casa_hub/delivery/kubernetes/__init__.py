@@ -1,3 +1,3 @@
-"""Delivery to pods. Pure: what is applied (`manifests`, `routes`, `pod`) and whose it is (`marks`). Shell: `delivery`
-makes it by `api`, `presence` sees what is there, `leftovers` looks after what could not be taken away.
+"""Delivery to pods. Pure modules: `manifests` and `routes` (the objects), `pod` (changes to a pod), `marks` (whose an
+object is). Modules with I/O: `api`, `delivery` (creates and removes objects), `presence` (lists them), `leftovers`.
 """

@@ -1,8 +1,8 @@
-"""Requests to the Kubernetes API: each within its work's deadline, their errors translated in this one place.
+"""Requests to the Kubernetes API: each has a deadline, and all errors are translated here.
 
-They are made in a thread with an event loop of its own. A hub's loop is held up now and then for a second or more (a
-hundred people start their servers at once), and a pod whose Secret comes 100 ms late costs its user 0.6 s: kubelet then
-waits before it looks again.
+The requests run in a thread with its own event loop (`OwnLoop`). The hub's loop can stall for a second or more when a
+hundred people start their servers at once. If a pod's Secret comes 100 ms late, the user waits 0.6 s longer, because
+kubelet waits before it looks again.
 """
 
 from __future__ import annotations
@@ -29,35 +29,36 @@ from casa_hub.errors import DeliveryError
 
 T = TypeVar("T")
 
-#: Answers that may be another one in a moment: too many requests, and whatever ails the server.
+#: Statuses after which the same request may succeed in a moment: too many requests, or the server is in trouble.
 _TRANSIENT = {429, 500, 502, 503, 504}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
-#: Seconds below which a try would say no more than that there was no time.
-_LEAST = 0.1
+#: A request is not tried again with less time than this; in seconds.
+_SHORTEST_TRY = 0.1
 
 APPLY = "application/apply-patch+yaml"
 _JSON_PATCH = "application/json-patch+json"
-#: Asks for an object, or a list, without its contents: a Secret's stay where they are.
+#: Asks for the metadata of an object or a list only, so that the contents of Secrets are not sent.
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
-#: Objects in an answer to `list`: some 0.3 MB, which take some milliseconds to read that no other thread runs in.
-_PAGE = 100
+#: Objects in an answer to `list`: about 0.3 MB. Parsing that holds the interpreter's lock for some milliseconds.
+_PAGE_SIZE = 100
 
-#: Where Kubernetes says so in a 409, two requests met at one object, which need not be the one that was asked for (a
-#: ResourceQuota): the same request succeeds when the other one is done.
-_TRY_AGAIN = "the object has been modified"
-#: Where Kubernetes says so in a 409 to an apply, another manager owns a field. It stays so until that one gives it up.
+#: In a 409: two requests changed one object at the same time, perhaps another object than the requested one (a
+#: ResourceQuota). The same request succeeds when the other one is done.
+_RACE = "the object has been modified"
+#: In a 409 to an apply: another manager owns a field, and keeps it until it gives the field up.
 _OWNED = re.compile(r"\bconflicts? with\b")
-#: Where Kubernetes says so in a 409 to a deletion, another object has the name by now.
-_ANOTHER = re.compile(r"\bUID in (the )?precondition\b")
-#: Times that a request is made again whose 409 says neither: something that passes, or an admission webhook's "no".
-_UNCLEAR = 4
-#: And where it says so in a 500, an apply had a field of a wrong type.
+#: In a 409 to a deletion: another object has the name by now.
+_REPLACED = re.compile(r"\bUID in (the )?precondition\b")
+#: How often a request is tried again whose 409 says none of these: the conflict may pass, or an admission webhook
+#: refuses.
+_UNCLEAR_RETRIES = 4
+#: In a 500: a field of an apply had a wrong type.
 _MISTYPED = "failed to create typed patch object"
 
-#: Seconds for a cancelled caller to begin with what it does about it.
-_TO_NOTICE = 0.05
+#: Seconds that a cancelled caller has to begin its cleaning up.
+_CLEAN_UP_DELAY = 0.05
 
 #: Whether a 409 is unclear -> problem and remedy.
 _CONFLICTS = {
@@ -67,12 +68,13 @@ _CONFLICTS = {
 
 #: HTTP method -> the verb of RBAC that it needs.
 _VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}
-#: The API server says which one is missing: an apply that would make an object needs `create` too, and a list is a GET.
+#: The API server names the missing verb. It can differ from `_VERBS`: an apply to a new object needs `create`, too, and
+#: a list is a GET.
 _CANNOT = re.compile(r"\bcannot (\w+) resource\b")
 
 
 class KubernetesError(DeliveryError):
-    """The API server didn't do what it was asked to: which object, why, and the remedy."""
+    """A request to the API server failed."""
 
     def __init__(
         self,
@@ -85,93 +87,94 @@ class KubernetesError(DeliveryError):
         unclear: bool = False,
     ) -> None:
         super().__init__(thing, problem, remedy)
-        #: HTTP status of the answer; None if there was none in time.
+        #: HTTP status of the answer; None if no answer came in time.
         self.status = status
-        #: Seconds that the server wants to be left alone.
+        #: Seconds after which the server allows another request.
         self.retry_after = retry_after
-        #: Whether the answer is a 409 that doesn't say what is in the way, so that it may pass or stay.
+        #: Whether the answer is a 409 that doesn't say what is in the way; it may pass or stay.
         self.unclear = unclear
 
     @property
     def transient(self) -> bool:
         """Whether the same request may succeed in a moment."""
         if self.status == HTTPStatus.CONFLICT:
-            return _TRY_AGAIN in self.problem
+            return _RACE in self.problem
         return self.status is None or self.status in _TRANSIENT
 
 
 class OwnLoop:
-    """An event loop in a thread, for work that must not wait for the hub's other work."""
+    """An event loop in its own thread, for work that must not wait for the hub's other work."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
-        # A daemon: nothing in it outlives the hub or is worth to be waited for at its end.
+        # A daemon thread: the hub's end doesn't wait for it.
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
-        #: Of the callers' loop.
+        #: Futures of the callers' loop.
         self._work: set[asyncio.Future[Any]] = set()
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, done there; cancelled there if the caller is."""
+        """Run `work` on this loop and return its result. If the caller is cancelled, so is `work`."""
         future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
         self._work.add(future)
         future.add_done_callback(self._work.discard)
         return await future
 
     async def end(self, last: Coroutine[Any, Any, None]) -> None:
-        """Do `last` when all other work is done, that of cancelled callers who clean up included."""
-        await asyncio.sleep(_TO_NOTICE)
+        """Run `last` after all other work, the cleaning up of cancelled callers included."""
+        await asyncio.sleep(_CLEAN_UP_DELAY)
         while self._work:
             await asyncio.wait(self._work)
-            await asyncio.sleep(_TO_NOTICE)
+            await asyncio.sleep(_CLEAN_UP_DELAY)
         await self.run(last)
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
     method: str
-    where: str
-    #: For errors.
+    #: Path and query.
+    url: str
+    #: The object, for errors.
     what: Object
     body: Any = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class KubernetesAPI:
-    """The few verbs that this package uses; all coroutines are for one and the same event loop.
+    """The few verbs that this package uses. All coroutines must run on the same event loop.
 
-    Transient failures (time-out, reset, 429 with its ``Retry-After``, 5xx, a 409 of two requests that met) are tried
-    again until the deadline: every verb may be repeated without harm. A 409 that doesn't say what is in the way is
-    tried again a few times. All else is raised at once.
+    Transient failures (time-out, reset, 429 with its ``Retry-After``, 5xx, a 409 of two requests at the same time) are
+    tried again until the deadline; no verb does harm when it is repeated. A 409 that doesn't say what is in the way is
+    tried again a few times. All other failures are raised at once.
     """
 
     def __init__(self, connect: Callable[[], ApiClient], request_timeout: float) -> None:
-        """`connect` makes the client when it is first needed; `request_timeout`: seconds of a single request."""
+        """`connect` makes the client when it is first needed. A single request may take `request_timeout` seconds."""
         self.connect = connect
         self._request_timeout = request_timeout
         self._client: ApiClient | None = None
 
     async def create(self, body: Object, deadline: Deadline, *, manager: str = "") -> Object:
-        """`manager`: of its fields; default: by the client's name.
+        """Create an object. `manager` of its fields: by default the client's name.
 
-        Raises KubernetesError; 409 if it is there already, as it may be after an answer that got lost.
+        Raises KubernetesError: 409 if the object exists, perhaps by an earlier try whose answer got lost.
         """
-        where = f"{_collection(body)}?fieldManager={manager}" if manager else _collection(body)
-        return await self._request(_Call("POST", where, body, body), deadline)
+        url = f"{_collection(body)}?fieldManager={manager}" if manager else _collection(body)
+        return await self._request(_Call("POST", url, body, body), deadline)
 
     async def apply(self, body: Object, deadline: Deadline) -> Object:
-        """Server-side apply, without taking fields from other managers (409). Raises KubernetesError."""
-        where = f"{path(body)}?fieldManager={MANAGER}"
-        return await self._request(_Call("PATCH", where, body, body, {"Content-Type": APPLY}), deadline)
+        """Server-side apply. Raises KubernetesError: 409 if another manager owns a field."""
+        url = f"{path(body)}?fieldManager={MANAGER}"
+        return await self._request(_Call("PATCH", url, body, body, {"Content-Type": APPLY}), deadline)
 
     async def patch(self, what: Object, patch: list[Object], deadline: Deadline) -> Object:
-        """JSON Patch; the answer is the metadata only. Raises KubernetesError, 422 for a test that failed."""
+        """Apply a JSON Patch and return the metadata. Raises KubernetesError: 422 if a test of the patch fails."""
         headers = {"Content-Type": _JSON_PATCH, "Accept": _METADATA}
-        where = f"{path(what)}?fieldManager={MANAGER}"
-        return await self._request(_Call("PATCH", where, what, patch, headers), deadline)
+        url = f"{path(what)}?fieldManager={MANAGER}"
+        return await self._request(_Call("PATCH", url, what, patch, headers), deadline)
 
     async def get(self, what: Object, deadline: Deadline, *, metadata_only: bool = False) -> Object | None:
-        """None if it isn't there. Raises KubernetesError."""
+        """Read an object; None if it doesn't exist. Raises KubernetesError."""
         headers = {"Accept": _METADATA} if metadata_only else {}
         try:
             return await self._request(_Call("GET", path(what), what, None, headers), deadline)
@@ -181,22 +184,22 @@ class KubernetesAPI:
             return None
 
     async def list(self, what: Object, selectors: Mapping[str, str], deadline: Deadline) -> list[Object]:
-        """Metadata of objects of the kind and namespace of `what`; `selectors`: ``labelSelector``, ``fieldSelector``.
+        """Metadata of all objects of the kind and namespace of `what`; selectors: ``labelSelector``, ``fieldSelector``.
 
-        Raises KubernetesError, 410 if it took so long that the API server doesn't know any more where it was.
+        Raises KubernetesError: 410 if the list took longer than the API server keeps its place.
         """
         found: list[Object] = []
         after = ""
         while True:
-            where = f"{_collection(what)}?{urlencode({**selectors, 'limit': _PAGE, 'continue': after})}"
-            page = await self._request(_Call("GET", where, what, headers={"Accept": _METADATA_LIST}), deadline)
+            url = f"{_collection(what)}?{urlencode({**selectors, 'limit': _PAGE_SIZE, 'continue': after})}"
+            page = await self._request(_Call("GET", url, what, headers={"Accept": _METADATA_LIST}), deadline)
             found += page.get("items") or []
             after = page["metadata"].get("continue", "")
             if not after:
                 return found
 
     async def delete(self, what: Object, uid: str, deadline: Deadline, grace_seconds: int | None = None) -> None:
-        """Delete the object that has this uid; nothing if it is gone already, or another has its name by now."""
+        """Delete the object with this uid. Does nothing if it is gone, or another object has its name by now."""
         options: Object = {"preconditions": {"uid": uid}}
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
@@ -204,8 +207,8 @@ class KubernetesAPI:
             await self._request(_Call("DELETE", path(what), what, options), deadline)
         except KubernetesError as error:
             gone = error.status == HTTPStatus.NOT_FOUND
-            another = error.status == HTTPStatus.CONFLICT and not error.transient and not error.unclear
-            if not gone and not another:
+            replaced = error.status == HTTPStatus.CONFLICT and not error.transient and not error.unclear
+            if not gone and not replaced:
                 raise
 
     async def close(self) -> None:
@@ -217,33 +220,23 @@ class KubernetesAPI:
         pause, unclear = _FIRST_PAUSE, 0
         while True:
             try:
-                return await self._once(call, min(self._request_timeout, deadline.left))
+                return await self._try(call, min(self._request_timeout, deadline.left))
             except KubernetesError as error:
-                wait = max(error.retry_after, pause * random.uniform(0.5, 1))  # noqa: S311 - not all come at once
+                wait = max(error.retry_after, pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the retries
                 unclear += error.unclear
-                again = error.transient or (error.unclear and unclear <= _UNCLEAR)
-                if not again or wait + _LEAST >= deadline.left:
+                retry = error.transient or (error.unclear and unclear <= _UNCLEAR_RETRIES)
+                if not retry or wait + _SHORTEST_TRY >= deadline.left:
                     raise
             await asyncio.sleep(wait)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    async def _once(self, call: _Call, seconds: float) -> Object:
+    async def _try(self, call: _Call, seconds: float) -> Object:
         headers = {"Accept": "application/json", "Content-Type": "application/json", **call.headers}
         try:
             if self._client is None:
-                self._client = _without_look_ups(self.connect())
-            client = self._client
+                self._client = _with_fixed_proxy(self.connect())
             async with asyncio.timeout(seconds):
-                await client.update_params_for_auth(headers, [], ["BearerToken"])
-                # Not preloaded: the client writes what it preloads to its log, and it may be a Secret.
-                answer = await client.rest_client.request(
-                    call.method,
-                    f"{client.configuration.host}{call.where}",
-                    headers=headers,
-                    body=call.body,
-                    _preload_content=False,
-                )
-                content = await answer.read()
+                answer, content = await exchange(self._client, call.method, call.url, call.body, headers)
         except TimeoutError:
             raise _no_answer(call.what, f"no answer within {seconds:.1f} s") from None
         except (aiohttp.ClientError, OSError, ConfigException) as error:
@@ -254,21 +247,33 @@ class KubernetesAPI:
             document = None
         if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
             if not isinstance(document, dict) or "metadata" not in document:
-                raise _no_answer(call.what, "an answer that is none of Kubernetes'")
+                raise _no_answer(call.what, "an answer that isn't Kubernetes'")
             return document
         raise _refused(call, answer.status, document, answer.headers.get("Retry-After", ""))
 
 
-def _without_look_ups(client: ApiClient) -> ApiClient:
-    """Let a client look for a proxy in the environment once, and not before each request.
+async def exchange(
+    client: ApiClient, method: str, url: str, body: Any, headers: dict[str, str]
+) -> tuple[aiohttp.ClientResponse, bytes]:
+    """Send one request to the API server. Returns its answer, of any status, and the body."""
+    await client.update_params_for_auth(headers, [], ["BearerToken"])
+    # Not preloaded: the client logs what it preloads, and that may be a Secret.
+    answer = await client.rest_client.request(
+        method, f"{client.configuration.host}{url}", headers=headers, body=body, _preload_content=False
+    )
+    return answer, await answer.read()
 
-    Its aiohttp session does that, and reads ``~/.netrc``, in two other threads. In a busy hub each change of threads
-    waits for the interpreter's lock, and the two take half of a request's CPU.
+
+def _with_fixed_proxy(client: ApiClient) -> ApiClient:
+    """Look for a proxy in the environment once, not before each request.
+
+    The client's own aiohttp session does so for each request, and also reads ``~/.netrc``, in two other threads. In a
+    busy hub each change of threads waits for the interpreter's lock, and the two take half of a request's CPU.
     """
     rest = client.rest_client
-    where = urlsplit(str(client.configuration.host))
-    if not rest.proxy and not proxy_bypass(where.hostname or ""):
-        rest.proxy = getproxies().get(where.scheme, "")
+    host = urlsplit(str(client.configuration.host))
+    if not rest.proxy and not proxy_bypass(host.hostname or ""):
+        rest.proxy = getproxies().get(host.scheme, "")
     connector = rest.pool_manager.connector
     rest.pool_manager.detach()
     rest.pool_manager = aiohttp.ClientSession(connector=connector)
@@ -293,7 +298,7 @@ def _no_answer(what: Object, problem: str) -> KubernetesError:
 
 
 def _refused(call: _Call, status: int, document: Any, retry_after: str) -> KubernetesError:
-    """An answer that isn't a success, for people. The server's message is kept: it quotes no data of a Secret."""
+    """The error for an answer that isn't a success. It quotes the server's message, which holds no data of a Secret."""
     message = str(document.get("message", "")) if isinstance(document, dict) else ""
     what = call.what
     denied = _CANNOT.search(message)
@@ -308,7 +313,7 @@ def _refused(call: _Call, status: int, document: Any, retry_after: str) -> Kuber
             problem, remedy = f"a quota of the namespace is used up{said}", "Stop something, or ask for a larger quota."
         case 403 if message and "cannot" not in message:
             problem = f"an admission policy of the cluster refuses it{said}"
-            remedy = "A setting of this hub's spawner must be corrected, or the policy."
+            remedy = "Correct a setting of this hub's spawner, or the policy."
         case 403:
             kind = _collection(what).rsplit("/", 1)[-1]
             problem = f"the hub's ServiceAccount may not {verb} {kind} there{said}"
@@ -319,31 +324,31 @@ def _refused(call: _Call, status: int, document: Any, retry_after: str) -> Kuber
         case 409:
             problem, remedy = _CONFLICTS[unclear]
             problem += said
-        case 500 if _MISTYPED in message:  # it would fail in the same way again
+        case 500 if _MISTYPED in message:  # another try would fail in the same way
             return _refused(call, 422, document, retry_after)
         case 400 | 422:
             problem = f"the API server finds it invalid{said}"
-            remedy = "A setting of this hub's spawner, or of casa_hub, must be corrected."
+            remedy = "Correct a setting of this hub's spawner, or of casa_hub."
         case 429:
             problem, remedy = f"the API server has too much to do{said}", "Try again in a minute."
         case _:
             problem, remedy = f"the API server failed with status {status}{said}", "Try again in a minute."
-    # A date instead of seconds (RFC 9110) isn't what the API server sends.
+    # RFC 9110 also allows a date, which the API server doesn't send.
     seconds = float(retry_after) if retry_after.isdigit() else 0.0
     return KubernetesError(thing, problem, remedy, status, seconds, unclear=unclear)
 
 
 def _is_unclear(method: str, status: int, message: str) -> bool:
-    """Whether it is a 409 that neither says that it passes nor what stays in the way."""
+    """Whether a 409 says neither that it will pass nor what is in the way."""
     if status != HTTPStatus.CONFLICT:
         return False
     match method:
-        case "POST":  # there is an object of that name, which the caller looks at
+        case "POST":  # the name is taken; the caller looks by what
             return False
         case "DELETE":
-            return _TRY_AGAIN not in message and not _ANOTHER.search(message)
+            return _RACE not in message and not _REPLACED.search(message)
         case _:
-            return _TRY_AGAIN not in message and not _OWNED.search(message)
+            return _RACE not in message and not _OWNED.search(message)
 
 
 def _collection(what: Object) -> str:

@@ -1,14 +1,13 @@
 """Delivery to pods: a Secret, a Service and a route for each start of a server, owned by its pod.
 
-The pod comes first and its objects name it as their owner by uid, so that whatever ends the pod, and however the hub
-ends, Kubernetes' own garbage collector removes them. A pod waits for its Secret, and kubelet looks for it at once;
-therefore few launches are under way at a time: each goes through in one piece.
+The pod is created first, and its objects name it as their owner by uid. So Kubernetes' garbage collector removes them
+whatever ends the pod, and however the hub ends. The pod waits for its Secret, and kubelet looks for it at once. So only
+few launches run at the same time, and each makes all its requests without waiting for others.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, wraps
@@ -19,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from kubernetes_asyncio.client import ApiClient, V1Pod
 from kubespawner.clients import load_config
 from traitlets import Dict, Enum, Integer, TraitError, Unicode, validate
-from traitlets.config import LoggingConfigurable
+from traitlets.config import Config, LoggingConfigurable
 
 from casa_hub.configuration import value_of
 from casa_hub.credentials.base import Route
@@ -28,25 +27,25 @@ from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes import manifests, marks
 from casa_hub.delivery.kubernetes.api import KubernetesAPI, KubernetesError, OwnLoop
 from casa_hub.delivery.kubernetes.leftovers import Leftovers
-from casa_hub.delivery.kubernetes.manifests import HubMark, Object, Pod, Start
+from casa_hub.delivery.kubernetes.manifests import HubMark, Object, Pod, Start, instance_of
 from casa_hub.delivery.kubernetes.pod import RESOURCES, Outfit, Sidecar, patch
 from casa_hub.delivery.kubernetes.presence import Presence
 from casa_hub.delivery.kubernetes.routes import route_objects
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
 from casa_hub.facility import Facility, Minted
-from casa_hub.jupyterhub import HubApp, HubSpawner
+from casa_hub.jupyterhub import HubApp
 from casa_hub.record import AnyRecord, ServerRecord
 from casa_hub.tasks import Background
 
-#: Launches under way at once. More keep the API server and each other busy, so that each pod waits longer for its
-#: Secret, and not one server is ready sooner (`bench/storm.py`).
+#: Launches that run at the same time. With more, they slow down the API server and each other, so that each pod waits
+#: longer for its Secret, and no server is ready sooner (`bench/storm.py`).
 _AT_ONCE = 3
-#: Seconds after which a launch counts no longer: the API server is far away or slow then, and waits for no processor.
+#: Seconds after which a launch no longer counts: then the API server is far away or slow, and the processor is free.
 _PACE = 0.1
-#: Seconds between two looks at a pod that is about to go.
+#: Seconds between two looks at a pod that is being deleted.
 _LOOK_AGAIN = 0.1
-#: Pods whose containers have ended stay where an operator wants to look at them (`delete_stopped_pods`).
+#: Leaves out pods whose containers have ended: an operator may want to look at them (`delete_stopped_pods`).
 _NOT_ENDED = "status.phase!=Succeeded,status.phase!=Failed"
 
 P = ParamSpec("P")
@@ -54,13 +53,13 @@ T = TypeVar("T")
 
 
 class OvertakenError(KubernetesError):
-    """A renewal that was thought to have failed had come through after all, or was another's."""
+    """Another request has renewed the Secret: an earlier one of this hub that seemed to have failed, or another's."""
 
 
 def _in_own_loop(
     method: Callable[Concatenate[KubernetesDelivery, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[KubernetesDelivery, P], Coroutine[Any, Any, T]]:
-    """Do the work of a method in the delivery's own event loop (see `OwnLoop`)."""
+    """Run a method on the delivery's own event loop (see `OwnLoop`)."""
 
     @wraps(method)
     async def call(self: KubernetesDelivery, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -70,10 +69,9 @@ def _in_own_loop(
 
 
 class KubernetesDelivery(LoggingConfigurable):
-    """Pods, Secrets, Services and routes of a hub's servers; one instance a hub.
+    """Pods, Secrets, Services and routes of a hub's servers; one instance for each hub.
 
-    All methods are called on the hub's event loop. Those that make requests (`_in_own_loop`) do their work in another
-    one, from the first to the last request.
+    All methods are called on the hub's event loop. Those that make requests (`_in_own_loop`) run on another one.
     """
 
     files = Enum(
@@ -112,9 +110,9 @@ class KubernetesDelivery(LoggingConfigurable):
         allow_none=True,
         min=1,
         help="""Numeric user that the secret files belong to. Default: the one that the server's container runs as. An
-        image that starts as root and drops to another user (`NB_UID`, else 1000) gets files of that user. Needed where
-        the server's user is set nowhere but in its image, and there is root or a name instead of a number: the
-        sidecar would be refused (`runAsNonRoot`).""",
+        image that starts as root and drops to another user (`NB_UID`, else 1000) gets files of that user. Needed if
+        only the image sets the server's user, as root or by a name without a number: Kubernetes would refuse the
+        sidecar then (`runAsNonRoot`).""",
     ).tag(config=True)
 
     routes: TraefikRoutes
@@ -132,60 +130,44 @@ class KubernetesDelivery(LoggingConfigurable):
         self._background = Background()
 
     @classmethod
-    def in_settings(cls, settings: dict[str, Any], config: Any, spawner_class: type) -> KubernetesDelivery:
-        """The one of the hub with these tornado settings, made when first asked for.
+    def of_spawners(cls, spawner_class: type, facility: Facility, config: Config) -> KubernetesDelivery:
+        """A delivery that reaches the API server as KubeSpawner does, by the settings of `spawner_class`."""
+        connection = {
+            "host": value_of(config, spawner_class, "k8s_api_host"),
+            "ssl_ca_cert": value_of(config, spawner_class, "k8s_api_ssl_ca_cert"),
+            "verify_ssl": value_of(config, spawner_class, "k8s_api_verify_ssl"),
+        }
 
-        It reaches the API server as KubeSpawner does, by the settings of `spawner_class`.
-        """
-        if "casa_kubernetes_delivery" not in settings:
-            connection = {
-                "host": value_of(config, spawner_class, "k8s_api_host"),
-                "ssl_ca_cert": value_of(config, spawner_class, "k8s_api_ssl_ca_cert"),
-                "verify_ssl": value_of(config, spawner_class, "k8s_api_verify_ssl"),
-            }
+        def connect() -> ApiClient:
+            load_config(**connection)
+            return ApiClient()
 
-            def connect() -> ApiClient:
-                load_config(**connection)
-                return ApiClient()
-
-            api = KubernetesAPI(connect, value_of(config, spawner_class, "k8s_api_request_timeout"))
-            facility = Facility.in_settings(settings, config)
-            settings["casa_kubernetes_delivery"] = cls(api, OwnLoop("casa-hub-kubernetes"), facility, config=config)
-        delivery: KubernetesDelivery = settings["casa_kubernetes_delivery"]
-        return delivery
-
-    @classmethod
-    def of(cls, spawner: HubSpawner) -> KubernetesDelivery:
-        """The one of the hub that `spawner` belongs to."""
-        settings = spawner.user.settings
-        return cls.in_settings(settings, settings["config"], type(spawner))
+        api = KubernetesAPI(connect, value_of(config, spawner_class, "k8s_api_request_timeout"))
+        return cls(api, OwnLoop("casa-hub-kubernetes"), facility, config=config)
 
     def begin(self, app: HubApp, spawner_class: type) -> None:
         """Begin to look for pods that were left behind; the hub's own start doesn't wait for it."""
-        instance = hashlib.sha256(b"casa_hub instance " + app.cookie_secret).hexdigest()[:12]
-        self.hub = HubMark(own_namespace(), self.facility.hub_id, instance)
-        # With a namespace for each user: everywhere.
-        users = value_of(app.config, spawner_class, "enable_user_namespaces")
-        namespace = "" if users else value_of(app.config, spawner_class, "namespace") or own_namespace()
+        self.hub = HubMark(own_namespace(), self.facility.hub_id, instance_of(app.cookie_secret))
+        namespace = servers_namespace(app.config, spawner_class)
         self._leftovers = Leftovers(self, namespace, app.db, self.log)
         self._presence = Presence(self, namespace, self.log)
         self._background.start(self._live(self._leftovers), "watch for leftovers")
 
     async def _live(self, leftovers: Leftovers) -> None:
-        """As long as the hub: at its end JupyterHub cancels what runs."""
+        """Runs until JupyterHub cancels it at the hub's end; then closes the connections."""
         try:
             await leftovers.watch()
         except asyncio.CancelledError:
             await self.loop.end(self.api.close())
             raise
 
-    def owe(self, start: Start) -> None:
-        """A pod of this server may have been left behind: it is looked for soon."""
+    def suspect(self, start: Start) -> None:
+        """Look soon for a pod that this server may have left."""
         if self._leftovers is not None:
-            self._leftovers.owe(start)
+            self._leftovers.suspect(start)
 
     async def collect_garbage(self, *, dry_run: bool) -> list[Removal]:
-        """Remove what has no living server. See `Leftovers.collect`.
+        """Remove pods and objects without a living server. See `Leftovers.collect`.
 
         Raises:
             KubernetesError: nothing was removed.
@@ -193,7 +175,7 @@ class KubernetesDelivery(LoggingConfigurable):
         return [] if self._leftovers is None else await self._leftovers.collect(dry_run=dry_run)
 
     async def first_look(self) -> None:
-        """Wait until pods that an earlier hub left half made are gone; some seconds at most."""
+        """Wait until half-made pods of the previous hub process are removed; some seconds at most."""
         if self._leftovers is not None:
             await self._leftovers.first_look()
 
@@ -202,10 +184,10 @@ class KubernetesDelivery(LoggingConfigurable):
         return self.routes.check(wanted=routes, local=False)
 
     def dress(self, pod: V1Pod, start: Start, minted: Minted) -> None:
-        """Add to a pod that is about to be created what its start needs; once or again, to the same effect.
+        """Add to a pod that is about to be created all that its start needs. Repeating it changes nothing more.
 
         Raises:
-            DeliveryError: something of the operator's is in the place of ours.
+            DeliveryError: a container mounts something else at our path.
         """
         if self._leftovers is not None:
             self._leftovers.begins(start)
@@ -224,12 +206,12 @@ class KubernetesDelivery(LoggingConfigurable):
         sidecar = Sidecar(image=self.sidecar_image, uid=self.files_uid, resources=self.sidecar_resources)
         patch(pod, outfit, sidecar if self.files == "sidecar" else None)
 
-    # -- what a start's pod owns
+    # -- the objects of a start
 
     def owned(
         self, start: Start, pod: Pod, record: ServerRecord, files: Mapping[str, bytes] | None = None
     ) -> list[Object]:
-        """All that the start's pod should own by its record. The Secret comes first: the pod waits for nothing else.
+        """All objects that the record says the start's pod should own. The pod waits for the Secret only: it is first.
 
         Raises:
             DeliveryError: a host name can't be routed, or the files are too large for a Secret.
@@ -248,15 +230,15 @@ class KubernetesDelivery(LoggingConfigurable):
         return [manifests.service(start, pod, routes), *route_objects(self.routes, start, pod, routes)]
 
     def _all(self, start: Start) -> list[Object]:
-        """All that the start's pod may own, without contents."""
-        nobody = Pod("", "")
-        routes = self._route_objects(start, nobody, self.facility.routes(start.server))
-        return [manifests.secret(start, nobody, {}), *routes]
+        """All objects that the start's pod may own, without contents."""
+        no_pod = Pod("", "")
+        routes = self._route_objects(start, no_pod, self.facility.routes(start.server))
+        return [manifests.secret(start, no_pod, {}), *routes]
 
     def kinds(self) -> list[Object]:
         """An object of each kind that pods of this hub own."""
         objects = self._all(Start(self.facility.server("anybody"), "", "", self.hub))
-        return list({(one["apiVersion"], one["kind"]): one for one in objects}.values())
+        return list({(each["apiVersion"], each["kind"]): each for each in objects}.values())
 
     # -- a start
 
@@ -264,16 +246,16 @@ class KubernetesDelivery(LoggingConfigurable):
     async def launch(
         self, body: Object, start: Start, minted: Minted, *, seconds: float
     ) -> Mapping[str, KubernetesError]:
-        """Create the pod `body`, which is dressed, and at once what it owns.
+        """Create the pod `body`, which was dressed, and at once the objects that it owns.
 
-        A pod of an earlier start of the same server that is in the way is removed; another server's is not. A creation
-        whose answer got lost is recognised by its start id. After an error the pod may be there (`take_down`).
+        If a pod of an earlier start of the same server has the name, it is removed; another server's pod is not. A
+        creation whose answer got lost is recognised by its start id. After an error the pod may exist (`take_down`).
 
-        `seconds` begin when it is this launch's turn. Returns the kind of each object that could not be had, though
-        nothing required needs it -> why.
+        `seconds` count from this launch's turn. Returns kind -> why of objects that could not be created and that no
+        required credential needs.
 
         Raises:
-            KubernetesError: the pod, or something that it can't do without, is refused.
+            KubernetesError: the pod, or an object that it needs, could not be created.
             DeliveryError: the files are too large, or a host name can't be routed; nothing was created then.
         """
         body["metadata"]["namespace"] = start.namespace  # KubeSpawner leaves it to the request
@@ -281,15 +263,15 @@ class KubernetesDelivery(LoggingConfigurable):
         def owned(pod: Pod) -> list[Object]:
             return self._owned(start, pod, minted.record, minted.routes, minted.files)
 
-        owned(Pod(body["metadata"]["name"], ""))  # what is wrong with it is found before there is a pod
+        owned(Pod(body["metadata"]["name"], ""))  # raises its errors before the pod exists
         deadline = None
         while True:
             async with self._in_turn():
                 deadline = deadline or Deadline(seconds)
                 made = await self._create(body, deadline)
                 if marks.start_id_of(made) == start.start_id:
-                    return await self._apply(owned(Pod.of(made)), deadline)
-            # It may take long, and others needn't wait for it.
+                    return await self._apply(owned(Pod.from_object(made)), deadline)
+            # Not in turn: it may take long, and other launches needn't wait for it.
             await self._make_room(made, body, start, deadline)
 
     @asynccontextmanager
@@ -310,29 +292,29 @@ class KubernetesDelivery(LoggingConfigurable):
             leave()
 
     async def _create(self, body: Object, deadline: Deadline) -> Object:
-        """The pod of that name: the new one, perhaps by a try whose answer got lost; or the one in its place."""
+        """Create the pod. Returns it, or the pod that has its name: of a try whose answer got lost, or another one."""
         while True:
             try:
                 return await self.api.create(body, deadline)
             except KubernetesError as error:
                 if error.status != HTTPStatus.CONFLICT or error.transient:
                     raise
-                there = await self.api.get(body, deadline)
-                if there is not None:
-                    return there
+                found = await self.api.get(body, deadline)
+                if found is not None:
+                    return found
                 if deadline.left < _LOOK_AGAIN:
                     raise
-            await asyncio.sleep(_LOOK_AGAIN)  # it went while we looked
+            await asyncio.sleep(_LOOK_AGAIN)  # the pod in the way has just gone
 
-    async def _make_room(self, there: Object, body: Object, start: Start, deadline: Deadline) -> None:
+    async def _make_room(self, old: Object, body: Object, start: Start, deadline: Deadline) -> None:
         """Remove the pod of an earlier start of the same server, and wait until it is gone."""
-        name, uid = there["metadata"]["name"], there["metadata"]["uid"]
+        name, uid = old["metadata"]["name"], old["metadata"]["uid"]
         thing = f"Pod {start.namespace}/{name}"
-        if not marks.is_of(there, start.server, start.hub.instance):
+        if not marks.is_of(old, start.server, start.hub.instance):
             raise KubernetesError(
                 thing,
                 "it is another server's, or not a server of this hub",
-                "Choose another name for this server; if that doesn't help, the operator must look at that pod.",
+                "Choose another name for this server. If that doesn't help, ask the operator to look at that pod.",
                 HTTPStatus.CONFLICT,
             )
         self.log.info("Removing pod %s/%s, of an earlier start", start.namespace, name)
@@ -344,15 +326,15 @@ class KubernetesDelivery(LoggingConfigurable):
             if deadline.left < _LOOK_AGAIN:
                 raise KubernetesError(
                     thing,
-                    "an earlier one of this server does not go away",
-                    "Try again in a minute; if it stays, its node may be down: tell the operator.",
+                    "the server's earlier pod does not go away",
+                    "Try again in a minute. If it stays, tell the operator: its node may be down.",
                     HTTPStatus.CONFLICT,
                 )
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _apply(self, objects: Sequence[Object], deadline: Deadline) -> Mapping[str, KubernetesError]:
-        """Apply what a new pod owns, all at the same time. Returns and raises as `launch`."""
-        failed = await _each(objects, lambda one: self.api.apply(one, deadline))
+        """Apply the objects of a new pod, all at the same time. Returns and raises as `launch`."""
+        failed = await _each(objects, lambda each: self.api.apply(each, deadline))
         for kind, error in failed.items():
             if kind == "Secret" or self.facility.requires_routes:
                 raise error
@@ -362,13 +344,14 @@ class KubernetesDelivery(LoggingConfigurable):
 
     @_in_own_loop
     async def renew(self, start: Start, minted: Minted, before: str, deadline: Deadline) -> str:
-        """Replace files of a running start, all at once; those that `minted` doesn't bring stay.
+        """Replace files of a running start, all at once. Files that `minted` doesn't have stay.
 
-        `before` is the record that this one was made from, as the Secret has it. Returns the new one's text.
+        `before` is the text of the record from which `minted` was made, as the Secret has it. Returns the text of the
+        new record.
 
         Raises:
             OvertakenError: the Secret has another record by now.
-            KubernetesError: nothing is known to be replaced; it may still be, as long as the Secret has `before`.
+            KubernetesError: the request failed. It may still succeed later, as long as the Secret has `before`.
         """
         changes = manifests.renewal(start, minted.files, minted.record, before)
         after = manifests.record_text(minted.record)
@@ -380,7 +363,7 @@ class KubernetesDelivery(LoggingConfigurable):
             _, found = await self._record(start, deadline)
             if found is None or found == before:
                 raise
-            if found != after:  # else it was renewed by a try whose answer got lost
+            if found != after:  # else an earlier try, whose answer got lost, has renewed it
                 raise OvertakenError(
                     error.thing, "was renewed by another request", "Try again.", HTTPStatus.CONFLICT
                 ) from None
@@ -388,88 +371,88 @@ class KubernetesDelivery(LoggingConfigurable):
 
     @_in_own_loop
     async def record(self, start: Start, deadline: Deadline, *, there: bool = False) -> str | None:
-        """The newest record of a start, by its Secret's annotation, as it stands there; None if there is none.
+        """The text of a start's newest record, from its Secret's annotation; None if it has none.
 
         `there`: whether the start must have a Secret.
 
         Raises:
-            KubernetesError: the API server can't say; or there is no Secret although there must be one.
+            KubernetesError: the request failed, or the start has no Secret although it must.
         """
         found, text = await self._record(start, deadline)
         if there and not found:
             thing = f"Secret {start.namespace}/{start.name}"
-            remedy = "It is made anew within a minute; whoever deletes Secrets there must leave it alone."
+            remedy = "The hub makes it anew within a minute. Find out who deletes Secrets there."
             raise KubernetesError(thing, "it was deleted", remedy, HTTPStatus.NOT_FOUND)
         return text
 
     async def _record(self, start: Start, deadline: Deadline) -> tuple[bool, str | None]:
-        """Whether there is a Secret of that name, and its record if it is this start's."""
+        """Whether a Secret of that name exists, and the text of its record if it is this start's."""
         found = await self.api.get(manifests.reference("Secret", start), deadline, metadata_only=True)
         if found is None or marks.start_id_of(found) != start.start_id:
             return found is not None, None
         return True, marks.record_text_of(found, start.server)
 
     async def lacks(self, start: Start, objects: Sequence[Object], since: float) -> list[str] | None:
-        """Kinds of those of a running start's objects that are not there; None if that can't be said yet.
+        """Kinds of the running start's `objects` that don't exist; None if that is not known yet.
 
-        `since`: a moment (monotonic) from which on they should have been there.
+        All should have existed from `since` (monotonic) on.
         """
         seen = await self._presence.of(start.namespace, since) if self._presence is not None else None
         if seen is None:
             return None
-        gone = [one for one in objects if (one["kind"], one["metadata"]["name"], start.start_id) not in seen.objects]
-        return [kind for kind in dict.fromkeys(one["kind"] for one in gone) if kind in seen.kinds]
+        gone = [obj for obj in objects if (obj["kind"], obj["metadata"]["name"], start.start_id) not in seen.objects]
+        return [kind for kind in dict.fromkeys(obj["kind"] for obj in gone) if kind in seen.kinds]
 
     @_in_own_loop
     async def bring_back(
         self, start: Start, objects: Sequence[Object], deadline: Deadline
     ) -> Mapping[str, KubernetesError]:
-        """Create objects of a start that runs, and that has lost them or never had them.
+        """Create missing objects of a running start. Returns kind -> why of those that could not be created.
 
-        Not applied: a request that was given up, but is still on its way, must not change what a later one has made.
-        One that is there as this start's is left as it is. Returns kind -> why, of those that could not be had.
+        Objects of this start that exist stay unchanged. They are created, not applied, because a request that was given
+        up, but is still on its way, must not change what a later one has made.
         """
 
-        async def bring_back(one: Object) -> None:
+        async def create(thing: Object) -> None:
             try:
-                await self.api.create(one, deadline, manager=manifests.MANAGER)
+                await self.api.create(thing, deadline, manager=manifests.MANAGER)
             except KubernetesError as error:
-                if error.status != HTTPStatus.CONFLICT or not await self._is_there(one, start, deadline):
+                if error.status != HTTPStatus.CONFLICT or not await self._exists(thing, start, deadline):
                     raise
 
-        return await _each(objects, bring_back)
+        return await _each(objects, create)
 
     async def withdraw(self, start: Start, deadline: Deadline) -> None:
-        """Remove what the pod of a server owns that still runs. Its policy stays: without, more could reach it.
+        """Remove the objects of a pod that still runs. Its network policy stays, because it keeps others out.
 
         Raises:
-            KubernetesError: something is still there.
+            KubernetesError: an object could not be removed.
         """
-        await self._remove([one for one in self._all(start) if one["kind"] != "NetworkPolicy"], start, deadline)
+        await self._remove([each for each in self._all(start) if each["kind"] != "NetworkPolicy"], start, deadline)
 
     # -- the end
 
     @_in_own_loop
     async def end(self, start: Start, pod: Pod, grace_seconds: int, deadline: Deadline) -> None:
-        """Let a server's pod end; another one that has its name by now is left alone.
+        """Delete a server's pod, but not another pod that has its name by now.
 
         Raises:
-            KubernetesError: the API server didn't take the request.
+            KubernetesError: the request failed.
         """
         await self.api.delete(manifests.reference("Pod", start, pod.name), pod.uid, deadline, grace_seconds)
 
     async def remove(self, start: Start, deadline: Deadline) -> None:
-        """Remove what a pod owns that has ended, but is still there. What can't be removed is logged."""
+        """Remove the objects of a pod that has ended, but still exists. A failure is logged."""
         try:
             await self._remove(self._all(start), start, deadline)
         except KubernetesError as error:
-            self.log.error("Something of an ended server stays as long as its pod: %s", error)  # noqa: TRY400
+            self.log.error("An object of an ended server stays until its pod is deleted: %s", error)  # noqa: TRY400
 
     async def take_down(self, start: Start, pod_name: str, deadline: Deadline) -> None:
-        """Remove this start's pod if it is there, and with it all that it owns.
+        """Remove this start's pod if it exists, and with it all objects that it owns.
 
         Raises:
-            KubernetesError: it could not be removed.
+            KubernetesError: the pod could not be removed.
         """
         await self._remove([manifests.reference("Pod", start, pod_name)], start, deadline)
 
@@ -477,10 +460,10 @@ class KubernetesDelivery(LoggingConfigurable):
 
     @_in_own_loop
     async def pods(self, namespace: str, deadline: Deadline) -> list[Object]:
-        """Metadata of this hub's pods that have not ended, in a namespace ("": in all).
+        """Metadata of this hub's pods in a namespace ("": in all) that have not ended.
 
         Raises:
-            KubernetesError: the API server can't say.
+            KubernetesError: the request failed.
         """
         selectors = {"labelSelector": marks.hub_selector(self.hub), "fieldSelector": _NOT_ENDED}
         return await self.api.list(_any_in(namespace, {"apiVersion": "v1", "kind": "Pod"}), selectors, deadline)
@@ -490,46 +473,46 @@ class KubernetesDelivery(LoggingConfigurable):
         """Metadata of this hub's objects of these kinds, each with its kind; `namespace` as in `pods`.
 
         Raises:
-            KubernetesError: the API server can't say.
+            KubernetesError: a request failed.
         """
         found = []
         for kind in kinds:
             what = {"apiVersion": kind["apiVersion"], "kind": kind["kind"]}
             selectors = {"labelSelector": marks.hub_selector(self.hub)}
-            some = await self.api.list(_any_in(namespace, what), selectors, deadline)
-            found += [{**what, "metadata": one["metadata"]} for one in some]
+            listed = await self.api.list(_any_in(namespace, what), selectors, deadline)
+            found += [{**what, "metadata": each["metadata"]} for each in listed]
         return found
 
     @_in_own_loop
-    async def delete(self, there: Object, deadline: Deadline) -> None:
-        """Delete just this object, whoever has its name by now; its pod may take its time. Raises KubernetesError."""
-        await self.api.delete(there, there["metadata"]["uid"], deadline)
+    async def delete(self, found: Object, deadline: Deadline) -> None:
+        """Delete exactly this object, by its uid; a pod has its usual grace period. Raises KubernetesError."""
+        await self.api.delete(found, found["metadata"]["uid"], deadline)
 
     async def is_complete(self, start: Start, record: AnyRecord, deadline: Deadline) -> bool:
-        """Whether all is there that a start must own by its record. Raises KubernetesError."""
+        """Whether all objects exist that a start must own according to its record. Raises KubernetesError."""
         bare = isinstance(record, ServerRecord) and not wants_secret(record)
         routes = self._route_objects(start, Pod("", ""), self.facility.routes(start.server, record))
-        return await self._are_there(
+        return await self._all_exist(
             routes if bare else [manifests.reference("Secret", start), *routes], start, deadline
         )
 
     @_in_own_loop
-    async def _are_there(self, objects: Iterable[Object], start: Start, deadline: Deadline) -> bool:
-        return all(await asyncio.gather(*(self._is_there(one, start, deadline) for one in objects)))
+    async def _all_exist(self, objects: Iterable[Object], start: Start, deadline: Deadline) -> bool:
+        return all(await asyncio.gather(*(self._exists(each, start, deadline) for each in objects)))
 
-    async def _is_there(self, one: Object, start: Start, deadline: Deadline) -> bool:
-        """Whether an object is there, as this start's."""
-        there = await self.api.get(one, deadline, metadata_only=True)
-        return there is not None and marks.start_id_of(there) == start.start_id
+    async def _exists(self, thing: Object, start: Start, deadline: Deadline) -> bool:
+        """Whether an object exists and is this start's."""
+        found = await self.api.get(thing, deadline, metadata_only=True)
+        return found is not None and marks.start_id_of(found) == start.start_id
 
     @_in_own_loop
     async def _remove(self, objects: Iterable[Object], start: Start, deadline: Deadline) -> None:
         """Remove those of the objects that are this start's."""
 
-        async def remove(one: Object) -> None:
-            there = await self.api.get(one, deadline, metadata_only=True)
-            if there is not None and marks.start_id_of(there) == start.start_id:
-                await self.api.delete(one, there["metadata"]["uid"], deadline, grace_seconds=0)
+        async def remove(thing: Object) -> None:
+            found = await self.api.get(thing, deadline, metadata_only=True)
+            if found is not None and marks.start_id_of(found) == start.start_id:
+                await self.api.delete(thing, found["metadata"]["uid"], deadline, grace_seconds=0)
 
         await asyncio.gather(*map(remove, objects))
 
@@ -537,20 +520,17 @@ class KubernetesDelivery(LoggingConfigurable):
 async def _each(
     objects: Sequence[Object], do: Callable[[Object], Coroutine[Any, Any, Any]]
 ) -> dict[str, KubernetesError]:
-    """Do something with all objects at the same time, and with each whatever becomes of the others.
+    """Call `do` with all objects at the same time. Returns kind -> error of the calls that failed."""
 
-    Returns the kind of each with which it failed -> why.
-    """
-
-    async def tried(one: Object) -> KubernetesError | None:
+    async def attempt(thing: Object) -> KubernetesError | None:
         try:
-            await do(one)
+            await do(thing)
         except KubernetesError as error:
             return error
         return None
 
-    answers = await asyncio.gather(*map(tried, objects))
-    return {one["kind"]: error for one, error in zip(objects, answers, strict=True) if error is not None}
+    errors = await asyncio.gather(*map(attempt, objects))
+    return {thing["kind"]: error for thing, error in zip(objects, errors, strict=True) if error is not None}
 
 
 def _any_in(namespace: str, kind: Object) -> Object:
@@ -568,6 +548,13 @@ def own_namespace() -> str:
     return text.strip()
 
 
+def servers_namespace(config: Any, spawner_class: type) -> str:
+    """The namespace of all servers; "" if each user has one."""
+    if value_of(config, spawner_class, "enable_user_namespaces"):
+        return ""
+    return value_of(config, spawner_class, "namespace") or own_namespace()
+
+
 def wants_secret(record: ServerRecord) -> bool:
-    """Whether a server gets a Secret: also an empty one, where a credential may still come that could not be minted."""
+    """Whether a server gets a Secret. It is empty at first if no credential could be minted at the start."""
     return bool(record.names or record.missing)

@@ -1,12 +1,12 @@
-"""What no server is any more: pods, found after a hub's start and then every minute, and removed; and on demand all.
+"""Finds and removes leftovers: pods without a living server. At the hub's start, then every minute, and on demand.
 
-What can leave one: a hub that was killed half way through a start; an API server that was away when a failed start was
-to be undone or a server to be stopped; a creation that came through after everybody had given it up. A pod owns all
-else that its server has in Kubernetes, so nothing else has to be looked for.
+A pod is left over when a hub is killed in the middle of a start; when the API server is away while a failed start is
+undone or a server is stopped; or when a creation succeeds after the hub has given it up. The pod owns all other objects
+of its server, so only pods are looked for.
 
-What is removed unasked must be certain. A server that JupyterHub's database doesn't know is left alone: it may be
-another hub's, or the database is a new one; somebody must look at it, and says so by `casa-hub gc`. That also removes
-what Kubernetes' garbage collector was told to leave (``kubectl delete pod --cascade=orphan``).
+Only certain leftovers are removed without being asked. A pod whose server the database doesn't know stays: it may be
+another hub's, or the database is new. The operator decides with `casa-hub gc`, which also removes objects whose pod was
+deleted without them (``kubectl delete pod --cascade=orphan``).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
     from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 
-#: Seconds between two looks; and between one that failed, or something that was left behind, and the next.
+#: Seconds between two looks; and until the next one after a look that failed, or a pod that may be left.
 _PERIOD, _SOON = 60.0, 5.0
-#: Seconds for one look.
-_LOOK = 60.0
-#: Seconds that JupyterHub's first look at a server waits for ours.
-_FIRST = 5.0
+#: Seconds that one look may take.
+_LOOK_TIMEOUT = 60.0
+#: Seconds that JupyterHub's first poll of a server waits for the first look.
+_FIRST_LOOK_TIMEOUT = 5.0
 
 _POD: Object = {"apiVersion": "v1", "kind": "Pod"}
 
-#: User and server.
-Whose = tuple[str, str]
+#: Names of user and server.
+Owner = tuple[str, str]
 
 
 class Leftovers:
@@ -54,144 +54,145 @@ class Leftovers:
         database: Session,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
     ) -> None:
-        """`namespace`: the servers'; "": many. Made before any server is looked at."""
+        """`namespace` of the servers; "" if each user has one. Made before JupyterHub polls any server."""
         self._delivery = delivery
         self._namespace = namespace
         self._servers = _Servers(database)
         self._log = log
-        #: Servers that an earlier hub has not finished starting; looked at once.
+        #: Servers whose start the previous hub process did not finish; empty after the first look that succeeds.
         self._interrupted = self._servers.interrupted()
-        #: Start ids of this hub, as long as they may be mistaken for interrupted ones.
-        self._here: set[str] = set()
-        #: Servers whose pods may be left, whether the database knows them or not.
-        self._owed: set[Whose] = set()
-        #: Where to look: a profile or a hook may have sent a server elsewhere. "" is everywhere.
+        #: Ids of starts of this hub process while `_interrupted` is not empty; never removed as interrupted.
+        self._own_starts: set[str] = set()
+        #: Servers that may have left a pod, whether the database knows them or not.
+        self._suspects: set[Owner] = set()
+        #: Namespaces to look in; "" is all. A profile or a hook may have put a server into another namespace.
         self._namespaces = {namespace}
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
 
     def begins(self, start: Start) -> None:
-        """This hub is about to create a pod."""
+        """Note that this hub is about to create a pod."""
         if self._interrupted:
-            self._here.add(start.start_id)
+            self._own_starts.add(start.start_id)
 
-    def owe(self, start: Start) -> None:
-        """A pod of this server may be left: look soon."""
-        self._owed.add((start.server.username, start.server.name))
+    def suspect(self, start: Start) -> None:
+        """Look soon: this server may have left a pod."""
+        self._suspects.add((start.server.username, start.server.name))
         self._namespaces.add(start.namespace)
         self._wake.set()
 
     async def first_look(self) -> None:
-        """Wait until there was one: a pod that is about to be removed is no server that runs."""
+        """Wait for the first look, so that a pod that it removes is not taken for a running server."""
         try:
-            async with asyncio.timeout(_FIRST):
+            async with asyncio.timeout(_FIRST_LOOK_TIMEOUT):
                 await self._looked.wait()
         except TimeoutError:
             self._looked.set()  # nobody else waits
 
     async def watch(self) -> None:
-        """Look again and again."""
+        """Look for leftovers until cancelled."""
         failures = 0
         while True:
-            # A request of a hub that was killed may still be on its way when this one looks first.
+            # A request of the previous hub process may still be on its way at the first look.
             done = _SOON if self._interrupted else _PERIOD
             pause = min(_SOON * 2**failures, _PERIOD)
             try:
                 await self._look()
                 pause, failures = done, 0
             except KubernetesError as error:
-                self._log.warning("Pods that an earlier hub may have left, or a stop that failed, stay: %s", error)
+                self._log.warning("Could not remove pods that an earlier hub may have left; retrying: %s", error)
                 failures += 1
-            except Exception:  # noqa: BLE001 - the database's, say: the next look may do better
-                self._log.exception("Pods that an earlier hub may have left, or a stop that failed, stay")
+            except Exception:  # noqa: BLE001 - the database's, say: the next look may succeed
+                self._log.exception("Could not remove pods that an earlier hub may have left; retrying")
                 failures += 1
             self._looked.set()
             try:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
-                await asyncio.sleep(_SOON)  # what failed just now would fail again
+                await asyncio.sleep(_SOON)  # a request that has just failed would fail again
             except TimeoutError:
                 pass
             self._wake.clear()
 
     async def collect(self, *, dry_run: bool) -> list[Removal]:
-        """Remove all of this installation that has no living server, or only tell of it.
+        """Remove pods and objects of this installation without a living server. With `dry_run`, only list them.
 
         Raises:
-            KubernetesError: the API server can't say what there is; nothing was removed.
+            KubernetesError: the API server can't list them; nothing was removed.
         """
-        deadline = Deadline(_LOOK)
-        where = _where({self._namespace, *self._namespaces})
-        # The objects first: one whose pod isn't there afterwards has none any more, and is of no start under way.
+        deadline = Deadline(_LOOK_TIMEOUT)
+        namespaces = _simplified({self._namespace, *self._namespaces})
+        # Objects before pods: an object whose pod is missing from the later list has lost it. The pod of a start under
+        # way exists before its objects.
         kinds = self._delivery.kinds()
-        objects = [each for name in where for each in await self._delivery.objects(kinds, name, deadline)]
-        pods = await self._pods(where, deadline)
-        # From here to the choice without a pause, as in a look.
-        idle = {whose for whose, _ in pods} - self._servers.running()
+        objects = [each for name in namespaces for each in await self._delivery.objects(kinds, name, deadline)]
+        pods = await self._pods(namespaces, deadline)
+        # No await from here to the choice, as in `_look`.
+        idle = {owner for owner, _ in pods} - self._servers.running()
         known = self._servers.known(idle)
         in_use = self._servers.pods()
         starts = {marks.start_id_of(pod) for _, pod in pods}
         doomed = []
-        for whose, pod in pods:
-            if whose in idle and not _is_kept(pod, in_use) and marks.start_of(pod, self._delivery.hub) is not None:
-                state = "doesn't run" if whose in known else "isn't in this hub's database"
-                why = f"server {whose[1]!r} of {whose[0]} {state}"
+        for owner, pod in pods:
+            if owner in idle and not _is_spared(pod, in_use) and marks.start_of(pod, self._delivery.hub) is not None:
+                state = "doesn't run" if owner in known else "isn't in this hub's database"
+                why = f"server {owner[1]!r} of {owner[0]} {state}"
                 doomed.append(({**_POD, "metadata": pod["metadata"]}, why))
-        doomed += [(one, "its pod is gone") for one in objects if marks.start_id_of(one) not in starts]
+        doomed += [(thing, "its pod is gone") for thing in objects if marks.start_id_of(thing) not in starts]
 
-        async def remove(one: Object, why: str) -> Removal:
+        async def remove(thing: Object, why: str) -> Removal:
             async def act() -> None:
-                await self._delivery.delete(one, deadline)
+                await self._delivery.delete(thing, deadline)
 
-            return await removal(described(one), why, act, dry_run=dry_run)
+            return await removal(described(thing), why, act, dry_run=dry_run)
 
-        return [await remove(one, why) for one, why in doomed]
+        return [await remove(thing, why) for thing, why in doomed]
 
     async def _look(self) -> None:
-        deadline = Deadline(_LOOK)
-        owed = frozenset(self._owed)
+        deadline = Deadline(_LOOK_TIMEOUT)
+        suspects = frozenset(self._suspects)
         interrupted = self._interrupted
-        pods = await self._pods(_where(self._namespaces), deadline)
-        # From here to the choice without a pause: what the database says is then newer than the pods, and a pod whose
-        # server doesn't run by now is of no start that is to come.
+        pods = await self._pods(_simplified(self._namespaces), deadline)
+        # No await from here to the choice. So the database is read after the pods were listed, and a listed pod whose
+        # server doesn't run in the database can't belong to a start under way.
         in_use = self._servers.pods()
-        there = [(whose, pod) for whose, pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        present = [(owner, pod) for owner, pod in pods if "deletionTimestamp" not in pod["metadata"]]
         running = self._servers.running()
-        idle = {whose for whose, _ in there} - running
-        # A user who was renamed may run a pod that bears the name of another user by now.
-        runs = {marks.start_id_of(pod) for _, pod in there if _is_kept(pod, in_use)}
-        left = idle & (self._servers.known(idle) | owed)
+        idle = {owner for owner, _ in present} - running
+        # A renamed user may run a pod whose annotations name somebody who has the old name now.
+        spared = {marks.start_id_of(pod) for _, pod in present if _is_spared(pod, in_use)}
+        left = idle & (self._servers.known(idle) | suspects)
         doubtful = self._interrupted - left
         starts = [
-            (whose, marks.start_of(pod, self._delivery.hub), pod) for whose, pod in there if whose in left | doubtful
+            (owner, marks.start_of(pod, self._delivery.hub), pod) for owner, pod in present if owner in left | doubtful
         ]
-        half = [(start, pod) for whose, start, pod in starts if start and whose in doubtful]
+        half = [(start, pod) for owner, start, pod in starts if start and owner in doubtful]
         errors = [
             *[
                 await self._remove(start, pod, deadline)
-                for whose, start, pod in starts
-                if start and whose in left and start.start_id not in runs
+                for owner, start, pod in starts
+                if start and owner in left and start.start_id not in spared
             ],
             *[
                 await self._remove_if_half(start, pod, deadline)
                 for start, pod in half
-                if start.start_id not in self._here
+                if start.start_id not in self._own_starts
             ],
         ]
-        for error in filter(None, errors):  # each had its try
+        for error in filter(None, errors):  # only now: all removals were tried
             raise error
-        self._owed -= owed - running
+        self._suspects -= suspects - running
         self._interrupted = frozenset()
-        self._here.clear()
+        self._own_starts.clear()
         if not interrupted:
-            # To go through a whole cluster every minute is too much for its API server, and where something goes wrong
-            # from now on is known.
+            # Listing a whole cluster every minute is too much for its API server. From now on, `suspect` names the
+            # namespaces of failed starts and stops.
             self._namespaces.discard("")
 
-    async def _pods(self, namespaces: Iterable[str], deadline: Deadline) -> list[tuple[Whose, Object]]:
-        """This hub's pods, each with whose it is."""
+    async def _pods(self, namespaces: Iterable[str], deadline: Deadline) -> list[tuple[Owner, Object]]:
+        """This hub's pods, each with its owner."""
         found = [pod for name in namespaces for pod in await self._delivery.pods(name, deadline)]
-        return [(marks.whose(pod), pod) for pod in found]
+        return [(marks.owner_of(pod), pod) for pod in found]
 
     async def _remove_if_half(self, start: Start, pod: Object, deadline: Deadline) -> KubernetesError | None:
         try:
@@ -203,7 +204,7 @@ class Leftovers:
 
     async def _remove(self, start: Start, pod: Object, deadline: Deadline) -> KubernetesError | None:
         name = pod["metadata"]["name"]
-        self._log.warning("Removing pod %s/%s, left behind by a failed stop or start", start.namespace, name)
+        self._log.warning("Removing pod %s/%s, left by a start or stop that failed", start.namespace, name)
         try:
             await self._delivery.take_down(start, name, deadline)
         except KubernetesError as error:
@@ -211,51 +212,51 @@ class Leftovers:
         return None
 
 
-def _where(namespaces: Collection[str]) -> list[str]:
-    """Each of the namespaces; only "" (all) if that is among them."""
+def _simplified(namespaces: Collection[str]) -> list[str]:
+    """The namespaces; only "" (all) if it is among them."""
     return [""] if "" in namespaces else sorted(namespaces)
 
 
-def _is_kept(pod: Object, in_use: Collection[tuple[str, str]]) -> bool:
-    """Whether a pod is about to go, or runs (`in_use`) for a user whom its annotations may know by an older name."""
+def _is_spared(pod: Object, in_use: Collection[tuple[str, str]]) -> bool:
+    """Whether a pod is being deleted, or is `in_use`, perhaps by a user who had another name when it started."""
     meta = pod["metadata"]
     return "deletionTimestamp" in meta or (meta["namespace"], meta["name"]) in in_use
 
 
 class _Servers:
-    """What JupyterHub's database says of servers; columns only, for thousands of rows cost it milliseconds."""
+    """Looks up servers in JupyterHub's database. Reads columns, not objects, for speed with thousands of rows."""
 
     def __init__(self, database: Session) -> None:
         self._database = database
 
-    def running(self) -> frozenset[Whose]:
-        """Those that run, start or stop."""
+    def running(self) -> frozenset[Owner]:
+        """Servers that run, start or stop."""
         return self._those(orm.Spawner.server_id.is_not(None))
 
-    def interrupted(self) -> frozenset[Whose]:
-        """Of those, the ones whose start has not come to an address yet."""
+    def interrupted(self) -> frozenset[Owner]:
+        """Servers whose start has no address yet."""
         return self._those(orm.Spawner.server.has(orm.Server.ip == ""))
 
-    def known(self, servers: Iterable[Whose]) -> frozenset[Whose]:
-        """Which of the servers there are at all."""
+    def known(self, servers: Iterable[Owner]) -> frozenset[Owner]:
+        """All servers in the database of the users of `servers`."""
         names = {username for username, _ in servers}
         return self._those(orm.User.name.in_(names)) if names else frozenset()
 
     def pods(self) -> frozenset[tuple[str, str]]:
-        """Namespace and name of the pod of each that runs, as KubeSpawner noted them: its user may be renamed since."""
+        """Namespace and name of each running server's pod, as saved by KubeSpawner; right for renamed users, too."""
         mended(self._database)
         query = self._database.query(orm.Spawner.state).filter(orm.Spawner.server_id.is_not(None))
         return frozenset(
             (state["namespace"], state["pod_name"]) for (state,) in query if state and "namespace" in state
         )
 
-    def _those(self, condition: Any) -> frozenset[Whose]:
+    def _those(self, condition: Any) -> frozenset[Owner]:
         mended(self._database)
         try:
-            # The session is the hub's: what others have half changed there isn't written because we ask.
+            # Other code of the hub may be in the middle of a change in the same session: don't flush it.
             with self._database.no_autoflush:
                 query = self._database.query(orm.User.name, orm.Spawner.name).join(orm.Spawner.user).filter(condition)
                 return frozenset((username, name) for username, name in query)
         except SQLAlchemyError:
-            roll_back(self._database)  # or else nobody could use it any more
+            roll_back(self._database)  # otherwise the session stays unusable
             raise

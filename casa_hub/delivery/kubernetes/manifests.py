@@ -1,13 +1,14 @@
-"""What is applied to Kubernetes for a server: pure functions from a start to JSON objects.
+"""The Kubernetes objects of a server: pure functions from a start to JSON objects.
 
-A start is one life of a server's pod. Its objects are named after it, so that no two starts ever share one: what is
-late for the one before (its pod's garbage collection, its stop) finds nothing of the next. Kubernetes before 1.33
-deletes dependants of a vanished owner by uid alone: an object handed on to a new pod could go with the old one.
+A start is one life of a server's pod. Its objects are named after it, so that two starts never share an object, and
+late work for the earlier start (garbage collection, a stop) can't hit the next one. Kubernetes before 1.33 deletes
+dependants of a vanished owner by uid alone: an object handed on to a new pod could be deleted with the old one.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,25 +22,25 @@ from casa_hub.record import ServerRecord
 
 Object = dict[str, Any]
 
-#: Who manages the fields of our objects (server-side apply), and the value of ``app.kubernetes.io/managed-by``.
+#: The field manager of our objects (server-side apply), and the value of ``app.kubernetes.io/managed-by``.
 MANAGER = "casa-hub"
 
-#: The one label that a Service or a policy selects its pod by. Its value is random and only in the hub's hands, unlike
-#: a name: no pod that a user can start somehow answers for another's.
+#: The only label by which a Service or a policy selects its pod. Unlike a name, its value is random and known to the
+#: hub only, so a pod that a user manages to start can't receive another server's traffic.
 START_ID = "casa-hub/start-id"
-#: Which hub an object is of: `Facility.hub_id` (or its hash, where that is no label value), and the hub's namespace.
+#: The hub of an object: `Facility.hub_id` (its hash, if it isn't a valid label value), and the hub's namespace.
 HUB, HUB_NAMESPACE = "casa-hub/hub", "casa-hub/hub-namespace"
-#: Which installation of a hub made it, whatever it is called: what is removed unasked must be certain to be ours.
+#: The installation that made an object, whatever its hub id: only its own leftovers may be removed without being asked.
 INSTANCE = "casa-hub/instance"
-#: Annotations: `Server.identity`, and what a restarted hub must know (`casa_hub.record` as JSON).
+#: Annotations: `Server.identity`, and the record for a restarted hub (`casa_hub.record` as JSON).
 SERVER, RECORD = "casa-hub/server", "casa-hub/record"
 
-#: Bytes of all values of a Secret together (Kubernetes, ``MaxSecretSize``).
+#: Largest size of all values of a Secret together, in bytes (Kubernetes, ``MaxSecretSize``).
 MAX_SECRET_SIZE = 1024 * 1024
-#: What the Secret is to the API server: anything but `kubernetes.io/...` is free to choose and can't be changed later.
+#: The type of our Secrets: free to choose apart from `kubernetes.io/...`, but fixed once a Secret exists.
 SECRET_TYPE = "casa-hub/credentials"  # noqa: S105
 
-#: The kinds that we ask for, by the plural that the API has for each in a path.
+#: Kind -> its plural in the paths of the API.
 PLURALS = {
     "Pod": "pods",
     "Secret": "secrets",
@@ -50,39 +51,44 @@ PLURALS = {
 }
 
 
+def instance_of(cookie_secret: bytes) -> str:
+    """The value of the label `INSTANCE`: a hash of the hub's cookie secret, which only the hub has."""
+    return hashlib.sha256(b"casa_hub instance " + cookie_secret).hexdigest()[:12]
+
+
 @dataclass(frozen=True, slots=True)
 class HubMark:
-    """What the objects of one hub's servers tell of that hub."""
+    """What marks the objects of one hub's servers."""
 
-    #: The hub's own.
+    #: Namespace of the hub itself.
     namespace: str
     #: `Facility.hub_id`.
     hub_id: str = ""
-    #: A hash of something that the hub alone has and keeps (its cookie secret); "" if nothing is looked for by it.
+    #: See `instance_of`; "" before the hub begins to look for leftovers.
     instance: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start of a server in Kubernetes: what all its objects have in common."""
+    """One start of a server in Kubernetes: the properties that all its objects share."""
 
     server: Server
     #: 32 hexadecimal digits.
     start_id: str
-    #: Where the pod and its objects are.
+    #: Of the pod and its objects.
     namespace: str
     hub: HubMark
-    #: The operator's, for all objects of this hub (KubeSpawner's ``common_labels``).
+    #: The operator's labels for all objects of this hub (KubeSpawner's ``common_labels``).
     common_labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Name of its Secret, Service and route."""
+        """Name of the start's Secret, Service and route."""
         return self.server.object_name(self.start_id)
 
     @property
     def labels(self) -> dict[str, str]:
-        """Labels of everything of this start, the pod included, which else keeps KubeSpawner's."""
+        """Labels of all objects of this start. The pod has them beside KubeSpawner's."""
         return {
             **self.common_labels,
             HUB: self.server.hub_label,
@@ -99,33 +105,33 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """The pod that owns a start's objects, as the API server knows it."""
+    """The pod that owns a start's objects."""
 
     name: str
     uid: str
-    #: Unix time of its creation; 0 if there is none yet.
+    #: Unix time of its creation; 0 before that.
     created: int = 0
 
     @classmethod
-    def of(cls, described: Object) -> Pod:
-        """The pod that an answer of the API server describes."""
+    def from_object(cls, described: Object) -> Pod:
+        """The pod in an answer of the API server."""
         meta = described["metadata"]
         return cls(meta["name"], meta["uid"], int(datetime.fromisoformat(meta["creationTimestamp"]).timestamp()))
 
 
 def path(described: Object) -> str:
-    """Where an object of ours is in the API: ``/api/v1/namespaces/NAMESPACE/secrets/NAME``.
+    """Path of an object in the API: ``/api/v1/namespaces/NAMESPACE/secrets/NAME``.
 
-    Without a namespace: of a list that goes through all of them.
+    If the namespace is empty, the path is that of a list of all namespaces.
     """
     version, meta = described["apiVersion"], described["metadata"]
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-    where = f"/namespaces/{meta['namespace']}" if meta["namespace"] else ""
-    return f"{root}{where}/{PLURALS[described['kind']]}/{meta['name']}"
+    namespace = f"/namespaces/{meta['namespace']}" if meta["namespace"] else ""
+    return f"{root}{namespace}/{PLURALS[described['kind']]}/{meta['name']}"
 
 
 def metadata(start: Start, pod: Pod, component: str, *, name: str = "") -> Object:
-    """Metadata of an object that lives as long as `pod`; `component`: what it is to the facility."""
+    """Metadata of an object that lives as long as `pod`; `component` is its part in the facility."""
     return {
         "name": name or start.name,
         "namespace": start.namespace,
@@ -144,7 +150,7 @@ def metadata(start: Start, pod: Pod, component: str, *, name: str = "") -> Objec
                 "name": pod.name,
                 "uid": pod.uid,
                 "controller": True,
-                # OKD refuses true to who may not update a pod's finalizers.
+                # OKD allows true only to clients that may update a pod's finalizers.
                 "blockOwnerDeletion": False,
             }
         ],
@@ -152,16 +158,16 @@ def metadata(start: Start, pod: Pod, component: str, *, name: str = "") -> Objec
 
 
 def reference(kind: str, start: Start, name: str | None = None) -> Object:
-    """A core object of the start, by name only (default: that of the start's own objects)."""
+    """A core object of the start without contents. Default name: that of the start's own objects."""
     metadata = {"name": start.name if name is None else name, "namespace": start.namespace}
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
 
 
 def secret(start: Start, pod: Pod, files: Mapping[str, bytes], record: ServerRecord | None = None) -> Object:
-    """The Secret with a server's files; without a record, one that is only to be looked for or removed.
+    """The Secret with a server's files. Without a record it only serves to look the Secret up or to remove it.
 
     Raises:
-        DeliveryError: they are too large for one.
+        DeliveryError: the files are too large for a Secret.
     """
     check_size(start, files)
     described = metadata(start, pod, "credentials")
@@ -178,7 +184,7 @@ def secret(start: Start, pod: Pod, files: Mapping[str, bytes], record: ServerRec
 
 
 def service(start: Start, pod: Pod, routes: Iterable[Route]) -> Object:
-    """The Service that leads to this start's pod, with a port for each purpose."""
+    """The Service of this start's pod, with a port for each purpose of its routes."""
     ports = {route.purpose: route.port for route in routes}
     return {
         "apiVersion": "v1",
@@ -201,10 +207,10 @@ def record_text(record: ServerRecord) -> str:
 
 
 def renewal(start: Start, files: Mapping[str, bytes], record: ServerRecord, before: str) -> list[Object]:
-    """JSON Patch (RFC 6902) that gives this start's Secret new contents of `files` and leaves the others.
+    """JSON Patch (RFC 6902) that replaces `files` in this start's Secret and leaves the other files.
 
-    The tests in front make it fail (422) on an object that isn't this start's, and on one whose record is not the text
-    `before`: a request that was given up, but is still on its way, never brings back an older state.
+    Its tests make it fail (422) if the Secret is another start's, or if its record is not the text `before`. So a
+    request that was given up, but is still on its way, never brings back an older state.
     """
     check_size(start, files)
     return [
@@ -219,15 +225,15 @@ def renewal(start: Start, files: Mapping[str, bytes], record: ServerRecord, befo
 
 
 def key(path: str) -> str:
-    """The key of a Secret for a file: "/" isn't allowed there, and ".." is in no path (`bad_path`)."""
+    """The key of a file in a Secret. A key may not contain "/", and no path contains ".." (`bad_path`)."""
     return path.replace("/", "..")
 
 
 def check_size(start: Start, files: Mapping[str, bytes]) -> None:
-    """Refuse what the API server would refuse, but say which file it is.
+    """Refuse files that are too large for a Secret, and name the largest; the API server would name none.
 
     Raises:
-        DeliveryError: the files are too large for a Secret.
+        DeliveryError: the files are too large.
     """
     size = sum(map(len, files.values()))
     if size > MAX_SECRET_SIZE:
@@ -236,7 +242,7 @@ def check_size(start: Start, files: Mapping[str, bytes]) -> None:
             f"Secret {start.namespace}/{start.name}",
             f"the files have {size} bytes, and a Secret holds {MAX_SECRET_SIZE}; the largest is {largest} with "
             f"{len(files[largest])}",
-            "The credential that brings it must deliver less.",
+            "The credential with that file must deliver less.",
         )
 
 

@@ -1,8 +1,8 @@
-"""What is changed in a server's pod: files, environment, labels, annotations. Pure.
+"""Pure: adds files, environment, labels and annotations to a server's pod.
 
-The pod is KubeSpawner's, and an operator's ``modify_pod_hook`` may have been at it: below the pod's own spec, any part
-may be a model of the client or the same as a dict (``extra_containers`` are models with dicts inside), and may be
-shared with other servers' pods. So containers are replaced by changed copies, and lists by new ones.
+KubeSpawner makes the pod, and an operator's ``modify_pod_hook`` may have changed it. Below the pod's own spec, each
+part may be a model of the client or a dict (``extra_containers`` are models with dicts inside), and other servers' pods
+may share it. So containers are replaced by changed copies, and lists by new lists.
 """
 
 from __future__ import annotations
@@ -36,39 +36,39 @@ from kubernetes_asyncio.client.models import (
 from casa_hub.delivery.kubernetes.manifests import key
 from casa_hub.errors import DeliveryError
 
-#: Name of the sidecar, and of the volume with the files. Names that begin with ``casa-hub-`` are ours in a pod.
+#: Name of the sidecar, and of the volume with the files. Names in a pod that begin with ``casa-hub-`` are ours.
 FILES = "casa-hub-files"
-#: The volume with the Secret itself, where a sidecar copies it.
+#: Name of the volume with the Secret itself, from which the sidecar copies.
 SECRET = "casa-hub-secret"  # noqa: S105
 
-#: Where the sidecar has the two volumes.
+#: Mount paths of the two volumes in the sidecar.
 _SOURCE, _TARGET = "/casa-hub/secret", "/casa-hub/files"
-#: Two sets of the largest Secret (1 MiB), in pages of 4 KiB; it counts against the memory limit of the sidecar.
+#: Room for two sets of the largest Secret (1 MiB), in pages of 4 KiB. It counts towards the sidecar's memory limit.
 _SIZE = "8Mi"
 
-#: Enough for a shell: it takes 5 MiB, and less than a thousandth of a core. But a lower limit on CPU delays the server,
-#: for a container's start needs more: 0.1 s with 200m, 0.5 s with 100m. A pod whose other containers have limits equal
-#: to their requests is "Guaranteed" to Kubernetes only if these are equal too.
+#: The shell takes 5 MiB and less than a thousandth of a core. But its start needs more CPU, so a lower limit delays the
+#: server: by 0.1 s with 200m, by 0.5 s with 100m. A pod has the QoS class "Guaranteed" only if requests equal limits
+#: here, too.
 RESOURCES: Mapping[str, Any] = {
     "requests": {"cpu": "1m", "memory": "8Mi"},
     "limits": {"cpu": "500m", "memory": "32Mi"},
 }
 
-#: The uid that images which start as root take on where no NB_UID is set (Jupyter's docker-stacks).
+#: The uid that Jupyter's docker-stacks, which start as root, change to if NB_UID is not set.
 _NB_UID = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Outfit:
-    """What the pod of a start is given."""
+    """What is added to the pod of a start."""
 
-    #: Name of the Secret with its files; empty if it gets none.
+    #: Name of the Secret with the files; "" if the pod gets none.
     secret: str
-    #: The files that are known now. A plain mount shows these only, also later.
+    #: Files of the Secret at the start. A plain mount never shows other files.
     paths: Sequence[str]
     #: `Facility.secrets_path`.
     directory: PurePosixPath
-    #: Depends on the server and not on the start, so what an earlier patch put there can stay.
+    #: The same for each start of a server, so variables of an earlier patch can stay.
     environment: Mapping[str, str]
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
@@ -76,25 +76,24 @@ class Outfit:
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """The container that keeps a copy of the Secret which belongs to the server's user."""
+    """The container that copies the Secret's files, so that they belong to the server's user."""
 
-    #: Empty: the notebook container's own. It needs no more than a POSIX shell with cat, mkdir, ln, mv, rm and sleep.
+    #: Needs a POSIX shell with cat, mkdir, ln, mv, rm and sleep. "": the notebook container's image.
     image: str = ""
-    #: The uid that the files belong to; None: see `_uid`.
+    #: The owner of the files; None: see `_uid`.
     uid: int | None = None
     resources: Mapping[str, Any] = field(default_factory=lambda: RESOURCES)
 
 
 def patch(pod: V1Pod, outfit: Outfit, sidecar: Sidecar | None) -> None:
-    """Give `pod` its files by a sidecar, or by a plain mount of the Secret where `sidecar` is None.
+    """Add the outfit to `pod`. Files come by a sidecar, or by a plain mount of the Secret if `sidecar` is None.
 
-    Files and environment reach every container and the operator's own native sidecars, but no ordinary init container:
-    those may run privileged and from images that have nothing to do with the user. What a container has already stays;
-    of two values of an environment variable, its own. Patched again, for the same start or the next, a pod is as if
-    patched once.
+    All containers and the operator's native sidecars get files and environment. Ordinary init containers do not: they
+    may run privileged, from images that have nothing to do with the user. A container's own mounts and variables win
+    over ours. Patching a pod again, for the same start or the next, changes nothing more.
 
     Raises:
-        DeliveryError: a container has something else where the files go; the pod is unchanged then.
+        DeliveryError: a container mounts something else at our path. The pod is unchanged then.
     """
     spec = pod.spec
     mounts = _mounts(outfit.directory) if outfit.secret else []
@@ -108,15 +107,15 @@ def patch(pod: V1Pod, outfit: Outfit, sidecar: Sidecar | None) -> None:
     volumes = [volume for volume in spec.volumes or [] if _get(volume, "name") not in (FILES, SECRET)]
     if outfit.secret and sidecar:
         memory = V1EmptyDirVolumeSource(medium="Memory", size_limit=_SIZE)
-        # Files of a Secret volume are root's, whoever reads them; of all containers, only the sidecar sees these.
+        # Files of a Secret volume belong to root, so all may read them. Only the sidecar mounts this volume.
         secret = V1SecretVolumeSource(secret_name=outfit.secret, default_mode=0o444)
         volumes += [V1Volume(name=FILES, empty_dir=memory), V1Volume(name=SECRET, secret=secret)]
-        # First: what the operator's init containers wait for or do may need it, and nothing is gained by being later.
+        # First, because the operator's init containers may need the files.
         init = [_container(pod, sidecar), *init]
     elif outfit.secret:
         items = [V1KeyToPath(key=key(path), path=path) for path in outfit.paths]
-        # They stay root's. With fsGroup, kubelet gives them to that group and lets it read (0440); without, only a
-        # mode for everybody in the pod lets a user read them at all.
+        # The files stay root's. With fsGroup, kubelet lets that group read them (0440). Without it, the user can only
+        # read files that everybody in the pod can read.
         mode = 0o444 if _get(spec.security_context, "fs_group") is None else 0o400
         secret = V1SecretVolumeSource(secret_name=outfit.secret, items=items, default_mode=mode)
         volumes.append(V1Volume(name=FILES, secret=secret))
@@ -132,11 +131,11 @@ def _mounts(directory: PurePosixPath) -> list[V1VolumeMount]:
 
 
 def _check_mounts(pod: V1Pod, container: Any, mounts: Iterable[V1VolumeMount]) -> None:
-    """Two mounts at one path are refused by Kubernetes; one below a read-only one fails on the node."""
+    """Kubernetes refuses two mounts at one path, and a mount below a read-only mount fails on the node."""
     ours = [PurePosixPath(mount.mount_path) for mount in mounts]
     for mount in _get(container, "volume_mounts") or []:
         path = PurePosixPath(_get(mount, "mount_path"))
-        if _get(mount, "name") != FILES and any(path.is_relative_to(one) for one in ours):
+        if _get(mount, "name") != FILES and any(path.is_relative_to(our_path) for our_path in ours):
             raise DeliveryError(
                 f"container {_get(container, 'name')} of pod {pod.metadata.name}",
                 f"it mounts {_get(mount, 'name')} at {path}, where the secret files go",
@@ -147,19 +146,19 @@ def _check_mounts(pod: V1Pod, container: Any, mounts: Iterable[V1VolumeMount]) -
 def _equip(container: Any, mounts: Iterable[V1VolumeMount], environment: Mapping[str, str]) -> Any:
     own = _get(container, "env") or []
     names = {_get(variable, "name") for variable in own}
-    # In front, so that the container's own can refer to them. "$$" is Kubernetes' way to write a "$".
-    more = [V1EnvVar(name, value.replace("$", "$$")) for name, value in environment.items() if name not in names]
+    # In front, so that the container's own variables can refer to ours. Kubernetes writes "$" as "$$".
+    ours = [V1EnvVar(name, value.replace("$", "$$")) for name, value in environment.items() if name not in names]
     others = [mount for mount in _get(container, "volume_mounts") or [] if _get(mount, "name") != FILES]
-    return _changed(container, env=[*more, *own], volume_mounts=[*others, *mounts])
+    return _changed(container, env=[*ours, *own], volume_mounts=[*others, *mounts])
 
 
 def _container(pod: V1Pod, sidecar: Sidecar) -> V1Container:
     """The sidecar.
 
-    Kubelet goes on to the next container when this one's postStart hook is done and it has looked at the pod again.
-    From the pod's creation to ready, medians of 12 on one node (2 cores): 0.57 s with a plain mount, 0.77 s with
-    this sidecar, 2.07 s with a startup probe instead of the hook. Kubelets before 1.36 look once a second only: 0.98 s,
-    2.00 s and 2.98 s. Deleted, the pod is gone after the same time, 1.0-1.1 s.
+    Kubelet starts the next container when this one's postStart hook is done and it has looked at the pod again. Time
+    from the pod's creation to ready, medians of 12 on one node (2 cores): 0.57 s with a plain mount, 0.77 s with this
+    sidecar, 2.07 s with a startup probe instead of the hook. Kubelets before 1.36 look only once a second: 0.98 s,
+    2.00 s and 2.98 s. A deletion takes the same time with all three, 1.0-1.1 s.
     """
     notebook = _notebook(pod)
     own_image = not sidecar.image
@@ -168,7 +167,7 @@ def _container(pod: V1Pod, sidecar: Sidecar) -> V1Container:
         image=sidecar.image or _get(notebook, "image"),
         image_pull_policy=_get(notebook, "image_pull_policy") if own_image else None,
         restart_policy="Always",
-        # The image's own may be a home that only the image's user may enter; the notebook has a volume there.
+        # The image's own may be a home that only the image's user may enter.
         working_dir="/",
         command=["sh", "-c", _script().replace("$", "$$"), FILES, _SOURCE, _TARGET],
         lifecycle=V1Lifecycle(
@@ -179,7 +178,7 @@ def _container(pod: V1Pod, sidecar: Sidecar) -> V1Container:
             )
         ),
         resources=V1ResourceRequirements(**sidecar.resources),
-        # What Pod Security's "restricted" and OKD's restricted-v2 ask for, whatever the pod's own context says.
+        # As Pod Security's "restricted" and OKD's restricted-v2 demand, whatever the pod's own context says.
         security_context=V1SecurityContext(
             run_as_user=_uid(pod, sidecar),
             run_as_non_root=True,
@@ -197,11 +196,11 @@ def _container(pod: V1Pod, sidecar: Sidecar) -> V1Container:
 
 
 def _uid(pod: V1Pod, sidecar: Sidecar) -> int | None:
-    """Whose the files are: the setting, else who the notebook container runs as.
+    """The owner of the files: the setting, else the user of the notebook container.
 
-    Where that is root, as in images that begin as root and go on as NB_UID: that variable's value, else 1000. Where
-    nothing says it, None: the image's user, or what OKD gives the namespace, is the same for both containers then. (If
-    that is root, or a name and no number, kubelet refuses to start the sidecar: only the setting helps.)
+    If that is root, as for images that start as root and change to NB_UID: the value of NB_UID, else 1000. None if the
+    pod sets no user: both containers then run as the image's user, or as the one that OKD gives to the namespace. (If
+    the image's user is root or a name without a number, kubelet refuses to start the sidecar; only the setting helps.)
     """
     if sidecar.uid is not None:
         return sidecar.uid
@@ -217,9 +216,9 @@ def _uid(pod: V1Pod, sidecar: Sidecar) -> int | None:
 
 
 def _notebook(pod: V1Pod) -> Any:
-    """The container with the server: KubeSpawner calls it so, and puts it first."""
+    """The container with the server: KubeSpawner names it ``notebook`` and puts it first."""
     containers = pod.spec.containers
-    return next((one for one in containers if _get(one, "name") == "notebook"), containers[0])
+    return next((each for each in containers if _get(each, "name") == "notebook"), containers[0])
 
 
 def _restarts(container: Any) -> bool:
@@ -228,12 +227,12 @@ def _restarts(container: Any) -> bool:
 
 
 def _get(part: Any, attribute: str) -> Any:
-    """An attribute of a model, or of a dict in JSON's spelling; None of what isn't there."""
+    """An attribute of a model, or the key of a dict in JSON's spelling; None if it is missing."""
     return part.get(_json(attribute)) if isinstance(part, Mapping) else getattr(part, attribute, None)
 
 
 def _changed(part: Any, **attributes: Any) -> Any:
-    """A copy with other attributes."""
+    """A copy with changed attributes."""
     if isinstance(part, Mapping):
         return {**part, **{_json(name): value for name, value in attributes.items()}}
     changed = copy.copy(part)
@@ -249,6 +248,6 @@ def _json(attribute: str) -> str:
 
 @cache
 def _script() -> str:
-    """``sidecar.sh`` without its comments: each running pod carries it, also in the hub's memory."""
+    """``sidecar.sh`` without its comments, because the hub keeps it in memory for each running pod."""
     text = files("casa_hub.delivery.kubernetes").joinpath("sidecar.sh").read_text()
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))

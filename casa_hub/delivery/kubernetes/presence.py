@@ -1,4 +1,4 @@
-"""Which of the servers' objects there are: one list of each kind for all servers, however many ask."""
+"""Finds out which objects of servers exist. One list of each kind serves all servers that ask."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from casa_hub.delivery.kubernetes.api import KubernetesError
 if TYPE_CHECKING:
     from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 
-#: Seconds for which a list counts: of one namespace, and of all together, which costs the API server of a large cluster
-#: more.
-_ONE, _ALL = 20.0, 600.0
-#: Seconds for all the lists of one look.
-_LOOK = 60.0
+#: Seconds for which a list is used: of one namespace, and of all namespaces, which costs the API server of a large
+#: cluster more.
+_ONE_NAMESPACE, _ALL_NAMESPACES = 20.0, 600.0
+#: Seconds that all lists of one look may take.
+_LOOK_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a look has found."""
+    """The result of a look."""
 
     #: Kinds that could be listed.
     kinds: frozenset[str]
@@ -34,13 +34,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    #: Monotonic.
+    #: Monotonic time.
     began: float
     seen: asyncio.Task[Seen]
 
 
 class Presence:
-    """Lives on the hub's event loop."""
+    """For the hub's event loop."""
 
     def __init__(
         self,
@@ -48,46 +48,46 @@ class Presence:
         namespace: str,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
     ) -> None:
-        """`namespace`: the servers'; "": many."""
+        """`namespace` of the servers; "" if each user has one."""
         self._delivery = delivery
         self._namespace = namespace
         self._log = log
-        #: Kinds that could not be listed last time, of which the log knows.
-        self._unseen: set[str] = set()
+        #: Kinds that could not be listed last time; each was logged once.
+        self._unlisted: set[str] = set()
         self._looks: dict[str, _Look] = {}
 
     async def of(self, namespace: str, since: float) -> Seen | None:
-        """The objects in a namespace; None if the last look began before `since` (monotonic), and counts still."""
-        where, counts = (namespace, _ONE) if self._namespace else ("", _ALL)
+        """The objects in a namespace. None if the look that is still in use began before `since` (monotonic)."""
+        where, max_age = (namespace, _ONE_NAMESPACE) if self._namespace else ("", _ALL_NAMESPACES)
         look = self._looks.get(where)
-        if look is None or time.monotonic() - look.began >= counts:
+        if look is None or time.monotonic() - look.began >= max_age:
             look = self._looks[where] = _Look(time.monotonic(), asyncio.create_task(self._list(where)))
             look.seen.add_done_callback(lambda task: self._forget(where, task))
         if look.began < since:
             return None
-        # Shielded: others wait for it, too.
+        # Shielded, because other servers wait for the same look.
         return await asyncio.shield(look.seen)
 
     async def _list(self, namespace: str) -> Seen:
-        deadline = Deadline(_LOOK)
+        deadline = Deadline(_LOOK_TIMEOUT)
         kinds, objects = set(), set()
         for each in self._delivery.kinds():
             kind = each["kind"]
             try:
                 found = await self._delivery.objects([each], namespace, deadline)
             except KubernetesError as error:
-                # A kind that isn't installed, a right that the hub hasn't; the other kinds are looked for all the same.
-                if kind not in self._unseen:
-                    self._log.warning("What is deleted by hand doesn't come back while this lasts: %s", error)
-                self._unseen.add(kind)
+                # The kind isn't installed, or the hub lacks the right to list it. The other kinds are still listed.
+                if kind not in self._unlisted:
+                    self._log.warning("Objects that somebody deletes don't come back for now: %s", error)
+                self._unlisted.add(kind)
                 continue
-            self._unseen.discard(kind)
+            self._unlisted.discard(kind)
             kinds.add(kind)
-            objects |= {(kind, one["metadata"]["name"], marks.start_id_of(one)) for one in found}
+            objects |= {(kind, thing["metadata"]["name"], marks.start_id_of(thing)) for thing in found}
         return Seen(frozenset(kinds), frozenset(objects))
 
     def _forget(self, namespace: str, task: asyncio.Task[Seen]) -> None:
-        """A look that failed is no look: the next who wants to know asks again."""
+        """Drop a look that failed, so that the next caller lists again."""
         look = self._looks.get(namespace)
         if (task.cancelled() or task.exception() is not None) and look is not None and look.seen is task:
             del self._looks[namespace]

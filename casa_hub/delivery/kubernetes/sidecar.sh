@@ -1,16 +1,16 @@
 # Keeps a private copy of a Secret volume: sh -c TEXT casa-hub-files SOURCE TARGET (absolute paths)
-# A Secret's files are root's in a volume, and HTCondor and XRootD's ztn ignore a token that isn't the user's own and
-# 0600. So this runs as the user and copies them, laid out as in casa_hub/delivery/layout.py. For any POSIX shell;
-# `mv -T` is in coreutils and busybox.
+# The files of a Secret volume belong to root, but HTCondor and XRootD's ztn ignore a token that isn't the user's own
+# with mode 0600. So this runs as the user and copies them, laid out as in casa_hub/delivery/layout.py. It runs in any
+# POSIX shell; `mv -T` is in coreutils and busybox.
 source=$1 target=$2
 umask 077
-trap 'exit 0' TERM # a container's first process gets no signal that it doesn't ask for: kubelet would wait 30 s
+trap 'exit 0' TERM # a container's first process gets only signals that it handles: else kubelet would wait 30 s
 
-# Whether $1 is kubelet's present set. It moves the link ..data first and removes the old set afterwards, so what was
-# read of a set before it was seen to be the present one is complete. Only builtins: it is asked all the time.
+# Whether $1 is kubelet's present set. Kubelet moves the link ..data first and removes the old set afterwards. So if a
+# set is still the present one after it was read, the copy is complete. Builtins only, because it is called often.
 present() { cd -P "$source/..data" && [ "$PWD" = "$1" ]; }
 
-# All sets in the target but the one in use, $used. Kubelet's names, which are kept, begin with the year.
+# Removes all sets in the target but the one in use, $used. Sets have kubelet's names, which begin with the year.
 remove_others() {
     used=$(cd -P "$target/..data" 2>/dev/null && pwd) used=${used##*/}
     for old in "$target"/..[0-9]*; do
@@ -18,9 +18,9 @@ remove_others() {
     done
 }
 
-# Every file of the set in the current directory to $1. A key has ".." where the path has "/".
+# Copies every file of the set in the current directory to $1. A key has ".." where the path has "/".
 copy() {
-    mkdir "$1" && chmod g-s "$1" || return # volumes with an fsGroup hand that bit down
+    mkdir "$1" && chmod g-s "$1" || return # a volume with an fsGroup passes that bit on to its directories
     for key in * .[!.]*; do
         [ -e "$key" ] || continue # a pattern that matches nothing
         case $key in
@@ -31,7 +31,7 @@ copy() {
     done
 }
 
-# The links to the files of the set in use, $1: what is new has something behind it by now, what is gone has not.
+# Makes links to the files of the set in use, $1, and removes links whose file is gone.
 link() {
     for entry in "$1"/* "$1"/.[!.]*; do
         name=${entry##*/}
@@ -45,16 +45,16 @@ link() {
 while :; do
     if ! present "$set" && cd -P "$source/..data"; then
         set=$PWD new=${PWD##*/} rounds=0
-        remove_others # readers may still be at the set in use; others are older, or what a run that was killed left
+        remove_others # but the set in use, which may still be read; others are older, or left by a killed run
         if [ "$used" != "$new" ]; then
-            copy "$target/$new" || ! present "$set" || exit 1 # no room, say: kubelet shows it, and starts this again
+            copy "$target/$new" || ! present "$set" || exit 1 # e.g. no space: kubelet shows it, and starts this again
             present "$set" || continue
             rm -f "$target/..new" && ln -s "$new" "$target/..new" && mv -T "$target/..new" "$target/..data" || exit
         fi
-        link "$target/$new" && : >"$target/..ready" || exit # which the container's postStart waits for
+        link "$target/$new" && : >"$target/..ready" || exit # the container's postStart waits for ..ready
         echo "$new is in place"
     fi
-    sleep 2 & # kubelet itself looks about once a minute; a process a second from each server would be felt
+    sleep 2 & # kubelet itself looks about once a minute; a process each second for each server would cost too much
     wait $!
     [ $((rounds += 1)) -ne 15 ] || remove_others
 done

@@ -2,12 +2,12 @@
 
 ::
 
-    <directory>/.lock                   held by the hub while it runs
+    <directory>/.lock                   locked by the hub while it runs
     <directory>/<slug>/xcache_token ... the secrets, laid out by `casa_hub.delivery.layout`
-    <directory>/<slug>/state.json       whose it is and what a restarted hub must know; no secret
-    <directory>/<slug>/process          which process the server is, written by itself
+    <directory>/<slug>/state.json       the server and what a restarted hub must know of it; no secret
+    <directory>/<slug>/process          the server's process, which writes this file itself
 
-Directories of servers appear and vanish as a whole, by renaming: one that is there is complete.
+Directories of servers appear and vanish as a whole, by renaming, so an existing directory is complete.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ from casa_hub.processes import Process, signature, signed_in
 from casa_hub.record import AnyRecord, ServerRecord, Unreadable, parse
 from casa_hub.tasks import Background
 
-#: Seconds that a replaced set of files stays for readers who are just opening it.
+#: Seconds that a replaced set of files stays for readers that are just opening it.
 _GRACE = 1.0
-#: Seconds for which a directory may be on its way to its place, or be removed: some milliseconds, really.
+#: Seconds after which a directory is no longer about to be made or removed, which takes some milliseconds.
 _UNDER_WAY = 60.0
-#: Version of ``state.json`` itself; the record in it has one of its own.
+#: Version of ``state.json``. The record in it has its own version.
 _STATE_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What one running server was given; ``state.json`` in its directory."""
+    """What one running server has: the content of ``state.json`` in its directory."""
 
     server: Server
     start_id: str
-    #: Loopback address that is the server's own.
+    #: The server's own loopback address.
     address: str
     routes: tuple[Route, ...]
     record: AnyRecord
-    #: Whether files and routes were taken away before the server's end.
+    #: Whether files and routes were removed while the server still runs.
     withdrawn: bool = False
 
     @property
@@ -78,7 +78,7 @@ class Delivered:
 
     @classmethod
     def from_json(cls, content: bytes) -> Delivered:
-        """Raises ValueError, KeyError or TypeError for what `to_json`, of an earlier version too, did not write."""
+        """Raises ValueError, KeyError or TypeError for a text that no `to_json`, of this version or before, wrote."""
         state = json.loads(content)
         if state.pop("version") != _STATE_VERSION:
             raise ValueError("another version's")
@@ -89,14 +89,14 @@ class Delivered:
 class LocalDelivery(LoggingConfigurable):
     """Secrets in directories of this machine, for servers that run as processes beside the hub.
 
-    Every verb may be repeated without harm.
+    All methods may be repeated without harm.
     """
 
     directory = Unicode(
         "casa-hub-servers",
-        help="""Directory below which each running server has one of its own with its secret files, which is gone when
-        the server stops. The hub makes it, readable by the hub's user only; it must be the hub's alone.
-        Default: `casa-hub-servers` where the hub runs.""",
+        help="""Directory of the servers' secret files. Each running server has a subdirectory, which is removed when
+        the server stops. The hub makes the directory, readable by the hub's user only; nothing else may be in it.
+        Default: `casa-hub-servers` in the hub's working directory.""",
     ).tag(config=True)
 
     network = Unicode(
@@ -121,20 +121,12 @@ class LocalDelivery(LoggingConfigurable):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.routes = RouteFiles(TraefikRoutes(parent=self))
-        #: Where the servers' directories are.
+        #: Holds the servers' directories.
         self.root = Path(self.directory).resolve()
         self._delivered: dict[str, Delivered] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._background = Background()
         self._lock_file = -1
-
-    @classmethod
-    def in_settings(cls, settings: dict[str, Any], config: Any) -> LocalDelivery:
-        """The one of the hub with these tornado settings, made when first asked for."""
-        if "casa_local_delivery" not in settings:
-            settings["casa_local_delivery"] = cls(config=config)
-        delivery: LocalDelivery = settings["casa_local_delivery"]
-        return delivery
 
     def check(self, *, routes: bool) -> list[Problem]:
         """What is wrong with the settings; `routes`: whether any credential wants some."""
@@ -145,29 +137,29 @@ class LocalDelivery(LoggingConfigurable):
         return self.root / server.slug
 
     def process_file(self, server: Server) -> Path:
-        """Where the server's process signs in (`casa_hub.processes`)."""
+        """The file in which the server's process signs in (`casa_hub.processes`)."""
         return self.path(server) / "process"
 
     def delivered(self, server: Server) -> Delivered | None:
-        """What the server has now; None for a server that has nothing."""
+        """What the server has now; None if it has nothing."""
         found = self._delivered.get(server.slug)
         return found if found is not None and found.server == server else None
 
     def of_start(self, start_id: str) -> Delivered | None:
-        """What the server of a start has, whatever its user is called by now."""
-        return next((one for one in self._delivered.values() if one.start_id == start_id), None)
+        """What the server of a start has, even if its user was renamed."""
+        return next((each for each in self._delivered.values() if each.start_id == start_id), None)
 
     def process(self, server: Server) -> Process | None:
-        """The process that the server is, if it got so far."""
+        """The server's process, if it has signed in."""
         return signed_in(self.process_file(server))
 
-    # -- at the hub's start, before its event loop has anything else to do
+    # -- at the hub's start, when the event loop has no other work
 
     def open(self) -> None:
-        """Take the directory for this hub, as long as it lives, and read what is there.
+        """Lock the directory for the life of this hub, and read what its servers have.
 
         Raises:
-            ConfigurationError: it can't be had, or isn't ours alone.
+            ConfigurationError: the directory can't be used, or holds other files.
         """
         if self._lock_file >= 0:
             return
@@ -192,31 +184,25 @@ class LocalDelivery(LoggingConfigurable):
             raise ConfigurationError(thing, problem, "Choose a directory that the hub can make or owns.") from error
         self._lock_file = lock_file
         for state in self.root.glob("[!.]*/state.json"):
-            if state.parent.is_symlink():  # the hub makes none here
+            if state.parent.is_symlink():  # not made by the hub
                 continue
-            # Unreadable: a leftover whose owner nobody knows any more; `sweep` removes it.
+            # `sweep` removes a directory whose state can't be read: nobody knows which server it belongs to.
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 self._delivered[state.parent.name] = Delivered.from_json(state.read_bytes())
-
-    def close(self) -> None:
-        """Give the directory up; what is in it stays."""
-        if self._lock_file >= 0:
-            os.close(self._lock_file)
-            self._lock_file = -1
 
     def all(self) -> list[Delivered]:
         """What all servers have."""
         return list(self._delivered.values())
 
     def sweep(self, hub_id: str, living: Collection[tuple[str, str]]) -> list[str]:
-        """Remove what a crashed hub left: all but the `living` servers' (identity, start id). Returns what was removed.
+        """Remove all but the `living` servers (identity, start id) from the directory. Returns the removed names.
 
         Raises:
             OSError: something can't be removed.
         """
-        kept = {slug: one for slug, one in self._delivered.items() if one.key in living}
+        kept = {slug: delivered for slug, delivered in self._delivered.items() if delivered.key in living}
         for slug in self._delivered.keys() - kept.keys():
-            # Also where it was started for another hub id: no other hub knows whose its routes are.
+            # `routes.sweep` leaves routes of a server that was started for another hub id.
             self.routes.retract(self._delivered[slug].server, self._delivered[slug].start_id)
         removed = []
         for entry in sorted(self.root.iterdir()):
@@ -224,49 +210,49 @@ class LocalDelivery(LoggingConfigurable):
                 layout.remove(entry)
                 removed.append(entry.name)
         self._delivered = kept
-        self.routes.sweep(hub_id, {one.key for one in kept.values()})
-        for slug, one in kept.items():
+        self.routes.sweep(hub_id, {delivered.key for delivered in kept.values()})
+        for slug, delivered in kept.items():
             layout.remove_old_sets(self.root / slug)
-            # Traefik's directory may be a new one.
-            self.routes.publish(one.server, one.start_id, one.routes, one.address)
+            # The setting of Traefik's directory may have changed.
+            self.routes.publish(delivered.server, delivered.start_id, delivered.routes, delivered.address)
         return removed
 
     # -- while it runs
 
     async def deliver(self, minted: Minted) -> None:
-        """Give a starting server its files and routes; all of it or nothing.
+        """Give a starting server all its files and routes, or nothing.
 
         Raises:
-            DeliveryError: nothing is left behind then.
+            DeliveryError: the server has nothing then.
         """
         await self._in_turn(minted.server, lambda: self._deliver(minted))
 
     async def lacks(self, server: Server, start_id: str) -> list[str]:
-        """What a running server was given and is not there any more, of `files`, `state`, `routes`.
+        """Which of `files`, `state` and `routes` a running server has lost.
 
         Raises:
-            DeliveryError: that can't be seen.
+            DeliveryError: its directory can't be read.
         """
-        one = self.delivered(server)
-        if one is None or one.start_id != start_id or one.withdrawn or isinstance(one.record, Unreadable):
+        has = self.delivered(server)
+        if has is None or has.start_id != start_id or has.withdrawn or isinstance(has.record, Unreadable):
             return []
         try:
-            return await asyncio.to_thread(self._gone, one)
+            return await asyncio.to_thread(self._gone, has)
         except OSError as error:
             raise _translated(error, self.path(server), "it can't be looked at") from error
 
     async def lost(self, server: Server) -> list[str]:
-        """Credentials of a running server of which a file is not there any more."""
-        one = self.delivered(server)
-        return [] if one is None else await asyncio.to_thread(self._lost, one)
+        """Credentials of a running server that have lost a file."""
+        has = self.delivered(server)
+        return [] if has is None else await asyncio.to_thread(self._lost, has)
 
     async def restore(self, server: Server, start_id: str, pid: int) -> None:
-        """Write again all that a running server was given beside its files; nothing to one that was withdrawn.
+        """Write state and routes of a running server again, unless its credentials were withdrawn.
 
         Args:
             server: the server.
             start_id: its start.
-            pid: its process, which signs in when it starts, and never again.
+            pid: of its process, which itself signs in only when it starts.
 
         Raises:
             DeliveryError: something could not be written.
@@ -274,54 +260,47 @@ class LocalDelivery(LoggingConfigurable):
         await self._in_turn(server, lambda: self._restore(server, start_id, pid))
 
     async def renew(self, minted: Minted) -> None:
-        """Replace files of a running server, all at once; readers see the old set or the new one.
+        """Replace files of a running server, all at once. A reader finds the whole old set or the whole new one.
 
-        Files of credentials that aren't renewed stay; those of credentials that the server has no more go. Routes that
-        `minted` brings beside those that the server has are added.
+        Files of credentials that aren't renewed stay. Files of credentials that the server no longer has are removed.
+        New routes in `minted` are added.
 
         Raises:
-            DeliveryError: the server is gone, withdrawn or another start; or nothing could be replaced.
+            DeliveryError: the server is gone, withdrawn or in another start, or no file could be replaced.
         """
         await self._in_turn(minted.server, lambda: self._renew(minted))
 
     async def withdraw(self, server: Server, start_id: str) -> None:
-        """Take files and routes away from a server that still runs; what its end needs stays until it is removed.
+        """Remove files and routes of a server that still runs. Its state, which its end needs, stays until `remove`.
 
         Raises:
-            DeliveryError: something of it is still there.
+            DeliveryError: not all could be removed.
         """
         await self._in_turn(server, lambda: self._withdraw(server, start_id))
 
     async def remove(self, server: Server, start_id: str) -> None:
-        """Take everything of this start away; what belongs to another start or server is left alone.
+        """Remove everything of this start, and nothing of another start or server.
 
         Raises:
-            DeliveryError: something could not be removed; it will be at the hub's next start.
+            DeliveryError: not all could be removed; the hub's next start removes the rest.
         """
         await self._in_turn(server, lambda: self._end(server, start_id))
 
-    async def collect(
-        self,
-        hub_id: str,
-        ended: Iterable[Delivered],
-        *,
-        dry_run: bool,
-        min_age: float = _UNDER_WAY,
-    ) -> list[Removal]:
-        """Remove what has no living server, or only tell of it; never what is under way.
+    async def collect(self, hub_id: str, ended: Iterable[Delivered], *, dry_run: bool) -> list[Removal]:
+        """Remove directories and routes without a living server. With `dry_run`, only list them.
 
         Args:
-            hub_id: of this hub; others' routes may be in the same directory.
-            ended: of `all`, those whose server JupyterHub neither has running nor starting or stopping.
-            dry_run: whether nothing is to be removed.
-            min_age: seconds after which a directory is no more one that is just being made or removed.
+            hub_id: of this hub. The route directory may hold routes of other hubs, too.
+            ended: those of `all` whose server, for JupyterHub, neither runs nor starts nor stops.
+            dry_run: whether to remove nothing.
         """
         found = []
-        for one in ended:
-            why = f"server {one.server.name!r} of {one.server.username} doesn't run"
-            act = partial(self.remove, one.server, one.start_id)
-            found.append(await removal(str(self.path(one.server)), why, act, dry_run=dry_run))
-        for path in await asyncio.to_thread(self._directories, min_age):
+        for delivered in ended:
+            server = delivered.server
+            why = f"server {server.name!r} of {server.username} doesn't run"
+            act = partial(self.remove, server, delivered.start_id)
+            found.append(await removal(str(self.path(server)), why, act, dry_run=dry_run))
+        for path in await asyncio.to_thread(self._directories):
             if path.name not in self._delivered:
                 act = partial(self._remove_stray, path)
                 found.append(await removal(str(path), "it is no server's", act, dry_run=dry_run))
@@ -331,7 +310,7 @@ class LocalDelivery(LoggingConfigurable):
         return found
 
     def _keys(self) -> set[tuple[str, str]]:
-        return {one.key for one in self.all()}
+        return {delivered.key for delivered in self.all()}
 
     async def _remove_stray(self, path: Path) -> None:
         async def remove() -> None:
@@ -352,16 +331,16 @@ class LocalDelivery(LoggingConfigurable):
         before = self._delivered.get(server.slug)
         if before is not None and before.server != server:
             raise DeliveryError(server.slug, "another server has this name", "Choose another name for the server.")
-        # Remembered before the first await, so that no other server can get the same address.
-        one = Delivered(server, minted.start_id, self._free_address(server), minted.routes, minted.record)
-        self._delivered[server.slug] = one
+        # Stored before the first await, so that no other server gets the same address.
+        new = Delivered(server, minted.start_id, self._free_address(server), minted.routes, minted.record)
+        self._delivered[server.slug] = new
         try:
-            if before is not None:  # an earlier start of the same server, whose end nobody saw
-                await asyncio.to_thread(self._take_away, before)
-            await asyncio.to_thread(self._place, one, minted.files)
+            if before is not None:  # the hub has missed the end of an earlier start
+                await asyncio.to_thread(self._remove_all, before)
+            await asyncio.to_thread(self._place, new, minted.files)
         except (OSError, ValueError, DeliveryError) as error:
-            with contextlib.suppress(OSError):  # the first error is the one to tell; `sweep` finds the rest
-                await asyncio.to_thread(self._take_away, one)
+            with contextlib.suppress(OSError):  # the first error is raised; `sweep` removes the rest
+                await asyncio.to_thread(self._remove_all, new)
             del self._delivered[server.slug]
             raise _translated(error, self.path(server), "nothing was delivered") from error
 
@@ -371,22 +350,22 @@ class LocalDelivery(LoggingConfigurable):
         if before is None or before.start_id != minted.start_id or before.withdrawn:
             raise DeliveryError(server.slug, "this start of the server is over", "There is nothing to do.")
         routes = tuple(dict.fromkeys((*before.routes, *minted.routes)))
-        one = Delivered(server, minted.start_id, before.address, routes, minted.record)
+        new = Delivered(server, minted.start_id, before.address, routes, minted.record)
         try:
-            await asyncio.to_thread(self._replace, one, minted.files)
+            await asyncio.to_thread(self._replace, new, minted.files)
         except (OSError, ValueError) as error:
             raise _translated(error, self.path(server), "the old files stay") from error
-        self._delivered[server.slug] = one
-        self._background.start(self._forget_old_sets(one), f"removal of old files of {server.slug}")
-        if routes != before.routes:  # of a credential that comes only now
+        self._delivered[server.slug] = new
+        self._background.start(self._remove_old_sets(new), f"removal of old files of {server.slug}")
+        if routes != before.routes:  # a credential that was missing at the start has come, with its routes
             await self._restore(server, minted.start_id)
 
     async def _restore(self, server: Server, start_id: str, pid: int = 0) -> None:
-        one = self.delivered(server)
-        if one is None or one.start_id != start_id or one.withdrawn:
+        has = self.delivered(server)
+        if has is None or has.start_id != start_id or has.withdrawn:
             return
         try:
-            await asyncio.to_thread(self._write_beside, one, pid)
+            await asyncio.to_thread(self._write_state, has, pid)
         except OSError as error:
             raise _translated(error, self.path(server), "not all of it could be written again") from error
 
@@ -394,34 +373,34 @@ class LocalDelivery(LoggingConfigurable):
         before = self.delivered(server)
         if before is None or before.start_id != start_id:
             return
-        one = replace(before, routes=(), withdrawn=True)
-        self._delivered[server.slug] = one  # also if it fails half way: it is not renewed any more
+        withdrawn = replace(before, routes=(), withdrawn=True)
+        self._delivered[server.slug] = withdrawn  # even if the next step fails: nothing is renewed any more
         try:
-            await asyncio.to_thread(self._take_contents, one)
+            await asyncio.to_thread(self._remove_contents, withdrawn)
         except OSError as error:
             raise _translated(error, self.path(server), "not all of it was removed") from error
 
     async def _end(self, server: Server, start_id: str) -> None:
-        one = self.delivered(server)
-        if one is None or one.start_id != start_id:
+        has = self.delivered(server)
+        if has is None or has.start_id != start_id:
             return
         try:
-            await asyncio.to_thread(self._take_away, one)
+            await asyncio.to_thread(self._remove_all, has)
             del self._delivered[server.slug]
         except OSError as error:
             raise _translated(error, self.path(server), "not all of it was removed") from error
 
-    async def _forget_old_sets(self, one: Delivered) -> None:
+    async def _remove_old_sets(self, delivered: Delivered) -> None:
         await asyncio.sleep(_GRACE)
 
-        async def forget() -> None:
-            # Else a later renewal has replaced a set just now, and does this when its own time has come.
-            if self.delivered(one.server) is one:
-                await asyncio.to_thread(layout.remove_old_sets, self.path(one.server))
+        async def remove() -> None:
+            # Otherwise a later renewal has just replaced a set, and removes it after its own grace.
+            if self.delivered(delivered.server) is delivered:
+                await asyncio.to_thread(layout.remove_old_sets, self.path(delivered.server))
 
-        await self._in_turn(one.server, forget)
+        await self._in_turn(delivered.server, remove)
 
-    # -- order: one at a time for each server, and whoever gives up waiting doesn't let the next one in too early
+    # -- order: one change at a time for each server
 
     async def _in_turn(self, server: Server, verb: Callable[[], Awaitable[None]]) -> None:
         await self._in_turn_of(server.slug, verb)
@@ -434,77 +413,78 @@ class LocalDelivery(LoggingConfigurable):
                 await verb()
 
         # Shielded: JupyterHub cancels a start that takes too long, but a thread that writes can't be cancelled. The
-        # lock is held until it is done, and the withdrawal that follows the cancelled start waits for it.
+        # lock is held until the thread is done, and the removal that follows the cancelled start waits for the lock.
         await asyncio.shield(self._background.keep(asyncio.create_task(work())))
 
     # -- blocking parts, in a thread
 
-    def _place(self, one: Delivered, files: Mapping[str, bytes]) -> None:
-        new = self.root / f".new.{secrets.token_hex(8)}"
-        new.mkdir(mode=0o700)
+    def _place(self, new: Delivered, files: Mapping[str, bytes]) -> None:
+        directory = self.root / f".new.{secrets.token_hex(8)}"
+        directory.mkdir(mode=0o700)
         try:
-            layout.replace_file(new / "state.json", one.to_json())
-            layout.write_set(new, files, datetime.now(UTC))
-            self._remove(self.path(one.server))
-            new.rename(self.path(one.server))
+            layout.replace_file(directory / "state.json", new.to_json())
+            layout.write_set(directory, files, datetime.now(UTC))
+            self._remove(self.path(new.server))
+            directory.rename(self.path(new.server))
         except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
             raise
-        self.routes.publish(one.server, one.start_id, one.routes, one.address)
+        self.routes.publish(new.server, new.start_id, new.routes, new.address)
 
-    def _replace(self, one: Delivered, files: Mapping[str, bytes]) -> None:
-        directory = self.path(one.server)
-        assert isinstance(one.record, ServerRecord)  # noqa: S101 - it has just been made
-        named = {path for entry in one.record.credentials.values() for path in entry.files}
+    def _replace(self, new: Delivered, files: Mapping[str, bytes]) -> None:
+        directory = self.path(new.server)
+        assert isinstance(new.record, ServerRecord)  # noqa: S101 - it has just been made
+        named = {path for entry in new.record.credentials.values() for path in entry.files}
         layout.make_directory(directory)  # somebody may have removed it
         kept = layout.read_set(directory) if (directory / layout.DATA).exists() else {}
-        if not one.record.unreadable:  # else nobody knows which files are those credentials'
+        if not new.record.unreadable:  # otherwise nobody knows which files belong to the unreadable entries
             kept = {path: content for path, content in kept.items() if path in named}
         layout.write_set(directory, kept | dict(files), datetime.now(UTC))
-        # Second: a state that is older than the files is harmless, one that promises more than they hold is not.
-        layout.replace_file(directory / "state.json", one.to_json())
+        # After the files: a state that is older than the files does no harm, but one that is newer promises too much.
+        layout.replace_file(directory / "state.json", new.to_json())
 
-    def _gone(self, one: Delivered) -> list[str]:
-        there = {
-            "files": not self._lost(one),
-            "state": (self.path(one.server) / "state.json").exists() and self.process(one.server) is not None,
-            "routes": self.routes.has(one.server, one.start_id, one.routes),
+    def _gone(self, has: Delivered) -> list[str]:
+        exists = {
+            "files": not self._lost(has),
+            "state": (self.path(has.server) / "state.json").exists() and self.process(has.server) is not None,
+            "routes": self.routes.has(has.server, has.start_id, has.routes),
         }
-        return [what for what, is_there in there.items() if not is_there]
+        return [what for what, found in exists.items() if not found]
 
-    def _lost(self, one: Delivered) -> list[str]:
-        """By the names that a server reads."""
-        directory = self.path(one.server)
-        known = one.record.credentials if isinstance(one.record, ServerRecord) else {}
+    def _lost(self, has: Delivered) -> list[str]:
+        """Looks for the files under the names that a server reads."""
+        directory = self.path(has.server)
+        known = has.record.credentials if isinstance(has.record, ServerRecord) else {}
         return [name for name, entry in known.items() if not all((directory / path).is_file() for path in entry.files)]
 
-    def _write_beside(self, one: Delivered, pid: int) -> None:
-        directory = self.path(one.server)
+    def _write_state(self, has: Delivered, pid: int) -> None:
+        directory = self.path(has.server)
         layout.make_directory(directory)
-        layout.replace_file(directory / "state.json", one.to_json())
-        if pid and self.process(one.server) is None:
-            layout.replace_file(self.process_file(one.server), signature(pid))
-        self.routes.publish(one.server, one.start_id, one.routes, one.address)
+        layout.replace_file(directory / "state.json", has.to_json())
+        if pid and self.process(has.server) is None:
+            layout.replace_file(self.process_file(has.server), signature(pid))
+        self.routes.publish(has.server, has.start_id, has.routes, has.address)
 
-    def _take_contents(self, one: Delivered) -> None:
-        directory = self.path(one.server)
-        self.routes.retract(one.server, one.start_id)
-        layout.replace_file(directory / "state.json", one.to_json())
+    def _remove_contents(self, withdrawn: Delivered) -> None:
+        directory = self.path(withdrawn.server)
+        self.routes.retract(withdrawn.server, withdrawn.start_id)
+        layout.replace_file(directory / "state.json", withdrawn.to_json())
         layout.write_set(directory, {}, datetime.now(UTC))
         layout.remove_old_sets(directory)
 
-    def _take_away(self, one: Delivered) -> None:
-        # First what leads to the address, which may soon be another server's; last what tells of the rest.
-        self.routes.retract(one.server, one.start_id)
-        self._remove(self.path(one.server))
+    def _remove_all(self, has: Delivered) -> None:
+        # Routes first, because another server may soon get the address. The directory last, because its state names
+        # the routes.
+        self.routes.retract(has.server, has.start_id)
+        self._remove(self.path(has.server))
 
-    def _directories(self, min_age: float) -> list[Path]:
-        """All in our directory; those with a dot, which are on their way there or gone, only if that took too long."""
-        before = time.time() - min_age
+    def _directories(self) -> list[Path]:
+        """All directories; of those that are being made or removed (with a dot), only the ones that are old enough."""
+        before = time.time() - _UNDER_WAY
         found = []
         for entry in sorted(self.root.iterdir()):
             if entry.is_symlink() or entry.is_dir():
-                with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                with contextlib.suppress(FileNotFoundError):  # somebody has just removed it
                     if not entry.name.startswith(".") or entry.lstat().st_ctime < before:
                         found.append(entry)
         return found
@@ -521,7 +501,7 @@ class LocalDelivery(LoggingConfigurable):
 
     def _free_address(self, server: Server) -> str:
         network = IPv4Network(self.network)
-        taken = {one.address for one in self._delivered.values()}
+        taken = {each.address for each in self._delivered.values()}
         size = network.num_addresses - 2  # without the first and the last, as in any network
         start = int.from_bytes(hashlib.blake2s(f"{self.root}{server.identity}".encode()).digest()[:8])
         for step in range(size):

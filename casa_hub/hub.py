@@ -1,0 +1,146 @@
+"""One hub: the object that holds all its parts, and the base class of this package's spawners."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
+
+from traitlets.config import Configurable
+
+from casa_hub.delivery.gc import Removal
+from casa_hub.errors import Problem
+from casa_hub.facility import Facility
+from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
+from casa_hub.keeper.mending import Mending
+from casa_hub.keeper.renewals import Renewals
+from casa_hub.membership.mass_loss import MassLoss
+from casa_hub.membership.member import Members
+from casa_hub.membership.recheck import Recheck
+from casa_hub.membership.revocation import Revocations
+from casa_hub.membership.rounds import Rounds
+
+#: Section of the configuration with the function that adds credentials to a spawner class. `casa_hub.hooks.install`
+#: sets it, not the operator.
+ADDED = "CasaHooks"
+
+#: Our key in JupyterHub's `tornado_settings`, which live as long as the hub, unlike a global.
+_KEY = "casa_hub"
+
+D = TypeVar("D")
+
+
+class CasaHub:
+    """All parts of one hub: its facility, its spawner class, and the background tasks.
+
+    Facility and spawner class also work without a running hub (`casa-hub check`). The background tasks exist after
+    `begin`, which `casa_hub.startup.on_hub_start` calls.
+    """
+
+    def __init__(self, app: HubApp) -> None:
+        self.app = app
+        #: Whether the hub is ready for its servers, and its background tasks run.
+        self.begun = False
+
+    @classmethod
+    def of(cls, app: HubApp) -> CasaHub:
+        """The hub of JupyterHub's application, made by the first call."""
+        if _KEY not in app.tornado_settings:
+            app.tornado_settings[_KEY] = cls(app)
+        hub: CasaHub = app.tornado_settings[_KEY]
+        return hub
+
+    @cached_property
+    def facility(self) -> Facility:
+        return Facility(self.app, config=self.app.config)
+
+    @cached_property
+    def spawner_class(self) -> type:
+        """The class of the hub's spawners: the configured one, with credentials added if `casa_hub.hooks` does so."""
+        cls: type = self.app.spawner_class
+        return self.app.config[ADDED].to_spawner_class(cls) if ADDED in self.app.config else cls
+
+    @property
+    def home(self) -> type[Home] | None:
+        """The class of the hub's spawners, if it is one of ours."""
+        return self.spawner_class if issubclass(self.spawner_class, Home) else None
+
+    @cached_property
+    def _delivery(self) -> object:
+        return None if self.home is None else self.home.make_delivery(self)
+
+    def delivery(self, kind: type[D]) -> D:
+        """The delivery of the hub's spawner class. `kind` is its type, which the caller knows by the spawner class."""
+        assert isinstance(self._delivery, kind)  # noqa: S101
+        return self._delivery
+
+    def begin(self, members: Members, recheck: Recheck | None) -> None:
+        """Make the hub ready for its first server, and start the background tasks. JupyterHub cancels them at its end.
+
+        `recheck`: None with another authenticator, which has no membership checks.
+
+        Raises:
+            ConfigurationError: what the spawner class needs can't be used.
+        """
+        # Users, some of which may exist already, make their spawners by these settings.
+        self.app.spawner_class = self.app.tornado_settings["spawner_class"] = self.spawner_class
+        if self.home is not None:
+            self.home.begin_hub(self)
+        self.renewals = Renewals(self.app, self.facility)
+        self.revocations = Revocations(self.app, members, None if recheck is None else recheck.log_ins)
+        self.mending = Mending(self.app, self.revocations.may_end, self.renewals)
+        self.mass_loss = MassLoss(self.app, members, recheck, self.revocations, self.renewals)
+        self.rounds = Rounds(self.app, members, recheck, self.revocations, self.mass_loss)
+        if recheck is not None:
+            recheck.on_verdict, recheck.on_tokens = self.mass_loss.heard, self.renewals.hand_out_token
+        self.renewals.begin()
+        if self.facility.minters:
+            self.mending.begin()
+        self.rounds.begin()
+        self.begun = True
+
+    def started(self, spawner: HubSpawner, missing: Mapping[str, str] | None = None) -> None:
+        """Note a server that has just started. `missing`: objects that could not be created -> why."""
+        self.renewals.started(spawner)
+        self.mending.started(spawner, missing or {})
+
+
+class Home:
+    """Base of this package's spawner classes: `CredentialsMixin` (a cluster) and `CasaLocalSpawner` (this machine).
+
+    Each spawner has its server as `casa_kept` (`casa_hub.keeper.kept.Kept`). Servers of other classes get no
+    credentials.
+    """
+
+    #: Classes whose configuration sections the spawner uses.
+    casa_classes: ClassVar[tuple[type[Configurable], ...]]
+
+    user: HubUser
+
+    @classmethod
+    def make_delivery(cls, hub: CasaHub) -> object:
+        """Make the delivery of the hub's servers. Called once (`CasaHub.delivery`)."""
+        raise NotImplementedError
+
+    @classmethod
+    def check_hub(cls, hub: CasaHub) -> list[Problem]:
+        """Problems of the hub's configuration for this spawner."""
+        raise NotImplementedError
+
+    @classmethod
+    def begin_hub(cls, hub: CasaHub) -> None:
+        """Take over running servers of the previous hub process, and remove what it left. Raises ConfigurationError."""
+        raise NotImplementedError
+
+    @classmethod
+    async def collect_garbage(cls, hub: CasaHub, *, dry_run: bool) -> list[Removal]:
+        """Remove everything without a living server. With `dry_run`, only list it. Raises DeliveryError."""
+        raise NotImplementedError
+
+    async def renew_credentials(self, names: Collection[str]) -> None:
+        """Mint some credentials of the running server anew and replace their files. Does nothing if it doesn't run.
+
+        For callers with newer input, such as an authenticator with a refreshed access token (`bearer`).
+        """
+        spawner: Any = self
+        await CasaHub.of(self.user.settings["app"]).renewals.bring(spawner, names)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -162,8 +162,17 @@ class Hub:
 
     def begin(self) -> None:
         """Start the hub without waiting, such as to see that it refuses its configuration."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterhub", "-f", "jupyterhub_config.py"],
+        self.process = self.popen(["-f", "jupyterhub_config.py"])
+        assert self.process.stdout is not None
+        with self._changed:
+            self._take()  # the rest of the log of the process before
+            self._output = _Output(self.process.stdout)
+        threading.Thread(target=self._read, args=(self.process, self._output), daemon=True).start()
+
+    def popen(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        """A new hub's process with these arguments; its output and errors come from `stdout`."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "jupyterhub", *arguments],
             cwd=self.directory,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -171,11 +180,6 @@ class Hub:
             stderr=subprocess.STDOUT,
             process_group=0,  # with its proxy, but without the servers, which have sessions of their own
         )
-        assert self.process.stdout is not None
-        with self._changed:
-            self._take()  # the rest of the log of the process before
-            self._output = _Output(self.process.stdout)
-        threading.Thread(target=self._read, args=(self.process, self._output), daemon=True).start()
 
     def _read(self, process: subprocess.Popen[bytes], output: _Output) -> None:
         """Read the log as soon as the hub writes it: with a full pipe the hub would wait."""

@@ -1,14 +1,17 @@
-"""Hubs of the tests: those that facilities' own tests have, too."""
+"""Hubs of the tests: those that facilities' own tests have, but for how they are started."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from casa_hub.testing import hub
 from casa_hub.testing.browser import Browser
-from casa_hub.testing.hub import LATER, Hub, free_ports
+from casa_hub.testing.hub import LATER, free_ports
+from tests.support.forked_hub import ForkedHub
 
 __all__ = ["CLIENT_SECRET", "Browser", "Hub", "all_ended", "casa_config", "free_ports", "wait_for_port"]
 
@@ -34,6 +37,13 @@ def casa_config(issuer: str, **traits: object) -> str:
         **traits,
     }
     return LATER + SERVERS + "".join(f"c.CasaOAuthenticator.{name} = {value!r}\n" for name, value in settings.items())
+
+
+class Hub(hub.Hub):
+    """A JupyterHub that needs a quarter of the processor time to start."""
+
+    def popen(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        return ForkedHub(arguments, self.directory, self.environment)
 
 
 @contextlib.contextmanager

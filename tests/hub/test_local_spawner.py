@@ -15,7 +15,7 @@ import yaml
 from casa_hub.credentials.tokens import unverified_claims
 from casa_hub.naming import Server
 from casa_hub.processes import signed_in
-from tests.support.local_hub import SECRET, LocalHub, gone
+from tests.support.local_hub import JUPYTERLAB, SECRET, LocalHub, gone
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.both_hubs
@@ -25,7 +25,7 @@ HOSTILE = "ü.. \"'`$(touch x)\n;%2e" + "x" * 150
 
 @pytest.fixture
 def hub(make_local_hub: Callable[..., LocalHub]) -> LocalHub:
-    return make_local_hub().start()
+    return make_local_hub(JUPYTERLAB).start()
 
 
 def test_a_server_has_its_credentials_and_nothing_of_the_hub(hub: LocalHub) -> None:

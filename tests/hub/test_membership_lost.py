@@ -41,8 +41,6 @@ c.JupyterHub.services.append({{"name": "operator", "api_token": "token-of-the-op
 c.JupyterHub.load_roles.append(
     {{"name": "operator", "services": ["operator"], "scopes": ["custom:casa-hub:operate", "read:metrics"]}}
 )
-# Their words are their own: an interrupted one may say what reads like the hub's.
-c.Spawner.cmd = ["sh", "-c", 'exec "$0" -m jupyterhub.tests.mocksu "$@" 2>server.log', sys.executable]
 {credentials}c.Facility.bearer_token_file = "access_token"
 c.TraefikRoutes.directory = "traefik"
 c.LocalDelivery.directory = "servers"
@@ -504,10 +502,9 @@ def test_a_hub_killed_between_a_refresh_and_its_store_costs_a_log_in_and_no_serv
 
 
 def test_a_start_that_is_under_way_ends_with_the_access(make_servers: MakeServers, idp: IdP) -> None:
-    slow = 'exec sleep 8; exec "$0" -m jupyterhub.tests.mocksu "$@"'
-    more = f"""
-c.Spawner.cmd = ["sh", "-c", {slow!r}.replace("exec sleep", "sleep"), sys.executable]
-c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0}}
+    more = """
+c.Spawner.cmd = ["sh", "-c", 'sleep 8; exec "$0" "$@"', *c.Spawner.cmd]
+c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0}
 """
     with make_servers(more, provider="wlcg-iam").running() as hub:
         user = User(hub, idp)

@@ -35,7 +35,6 @@ c.JupyterHub.allow_named_servers = True
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 50, "slow_stop_timeout": 50}}
 c.JupyterHub.services.append({{"name": "operator", "api_token": "{TOKEN}"}})
 c.JupyterHub.load_roles.append({{"name": "operator", "services": ["operator"], "scopes": ["{SCOPE}"]}})
-c.Spawner.cmd = ["sh", "-c", 'exec "$0" -m jupyterhub.tests.mocksu "$@" 2>server.log', sys.executable]
 c.Facility.credentials = ["bearer", "dask"]
 c.Facility.bearer_token_file = "access_token"
 c.Dask.secret_file = "dask.secret"

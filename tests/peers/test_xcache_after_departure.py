@@ -33,7 +33,6 @@ RECHECK, LIFE = 2.0, 18
 CONFIG = """
 c.JupyterHub.spawner_class = "casa-local"
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 40, "slow_stop_timeout": 40}}
-c.Spawner.cmd = ["sh", "-c", 'exec "$0" -m jupyterhub.tests.mocksu "$@" 2>/dev/null', sys.executable]
 c.Facility.credentials = ["xcache"]
 c.Facility.required = ["xcache"]
 c.XCache.key_file = {key!r}

@@ -7,20 +7,22 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from casa_hub.testing import hub
 from casa_hub.testing.browser import Browser
 from casa_hub.testing.hub import LATER, free_ports
 from tests.support.forked_hub import ForkedHub
 
-__all__ = ["CLIENT_SECRET", "Browser", "Hub", "all_ended", "casa_config", "free_ports", "wait_for_port"]
+__all__ = ["CLIENT_SECRET", "SMALL_SERVER", "Browser", "Hub", "all_ended", "casa_config", "free_ports", "wait_for_port"]
 
+#: As good as a notebook's server for whether one may be started and reached.
+SMALL_SERVER = str(Path(__file__).with_name("small_server.py"))
 #: Log-ins, and servers that come and go at once.
-SERVERS = """
+SERVERS = f"""
 c.JupyterHub.authenticator_class = "casa"
 c.JupyterHub.spawner_class = "simple"
-# JupyterHub's own small server: as good as a notebook's for whether one may be started and reached.
-c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.tests.mocksu"]
+c.Spawner.cmd = [sys.executable, {SMALL_SERVER!r}]
 """
 
 CLIENT_SECRET = "secret-of-the-client"

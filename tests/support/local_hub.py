@@ -1,4 +1,4 @@
-"""A real JupyterHub with the local spawner, real single-user servers, and a third party's installed credential."""
+"""A real JupyterHub with the local spawner, and a third party's installed credential."""
 
 from __future__ import annotations
 
@@ -17,15 +17,23 @@ import requests
 from casa_hub.naming import Server
 from casa_hub.processes import Process, signed_in
 from tests.support.facility_config import credentials, make_keys
-from tests.support.hub import Hub
+from tests.support.hub import SMALL_SERVER, Hub
 from tests.support.with_token import WITH_TOKEN
 
 SECRET = "SECRET-OF-THE-HUB"
 #: The example for facilities is the third party's package of the tests.
 SITE = Path(__file__).parents[2] / "examples" / "site-credential"
 
+#: Configuration for servers that users have, rather than a small one.
+JUPYTERLAB = """
+c.Spawner.cmd = ["jupyterhub-singleuser"]
+c.Spawner.args = ["--allow-root"]
+"""
 CONFIG = (
     WITH_TOKEN
+    + f"""
+c.Spawner.cmd = [sys.executable, {SMALL_SERVER!r}]
+"""
     + """
 c.JupyterHub.spawner_class = "casa-local"
 c.JupyterHub.allow_named_servers = True
@@ -34,7 +42,6 @@ c.JupyterHub.cleanup_servers = False
 c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0, "slow_stop_timeout": 50}
 c.Authenticator.allow_all = True
 c.Spawner.poll_interval = 1
-c.Spawner.args = ["--allow-root"]
 c.Spawner.start_timeout = 60
 c.Spawner.http_timeout = 60
 c.Spawner.environment = {"SITE_HOST": "the operator's", "FROM_OPERATOR": "yes"}

@@ -23,6 +23,7 @@ from casa_hub.demo.processes import Process, free_loopback_address
 from casa_hub.processes import signed_in
 from tests.support import condor_client, xrootd_client
 from tests.support.dask import TOGETHER, dask_process
+from tests.support.hub import SMALL_SERVER
 from tests.support.peers import REQUIRED
 
 NAME = MEMBER.name
@@ -31,7 +32,7 @@ _CONFIG = """
 load_subconfig("jupyterhub_config.py", path={path!r})
 c = get_config()
 c.XCache.lifetime = c.HTCondor.lifetime = {life}
-c.CasaLocalSpawner.cmd = [{python!r}, "-m", "jupyterhub.tests.mocksu"]
+c.CasaLocalSpawner.cmd = [{python!r}, {small_server!r}]
 c.CasaLocalSpawner.default_url = ""
 """
 
@@ -41,7 +42,9 @@ def short_lived(directory: Path, scratch: Path, *, life: int, config: str = "") 
     """The demo's facility with `life` seconds for macaroons and IDTOKENs, and with more of a configuration."""
     file = scratch / "jupyterhub_config.py"
     demo = Path(sys.modules[Facility.__module__].__file__ or "").parent
-    file.write_text(_CONFIG.format(path=str(demo), life=life, python=sys.executable) + config)
+    file.write_text(
+        _CONFIG.format(path=str(demo), life=life, python=sys.executable, small_server=SMALL_SERVER) + config
+    )
 
     class ShortLived(Facility):
         pass

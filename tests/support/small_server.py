@@ -1,0 +1,38 @@
+"""A server for JupyterHub to start: it is there at once, because it imports almost nothing.
+
+As ``jupyterhub.tests.mocksu`` it answers ``.../env`` with its environment, and any other path with the path.
+"""
+
+import contextlib
+import json
+import os
+import socketserver
+from urllib.parse import urlsplit
+
+
+class Answer(socketserver.StreamRequestHandler):
+    timeout = 60
+
+    def handle(self) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            if not (line := self.rfile.readline()):
+                return
+            head += line
+        path = head.split(b" ", 2)[1].split(b"?")[0].decode()
+        body = (json.dumps(dict(os.environ)) if path.endswith("/env") else path).encode()
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client that went away is none of the hub's log."""
+
+
+if __name__ == "__main__":
+    url = urlsplit(os.environ["JUPYTERHUB_SERVICE_URL"])
+    with contextlib.suppress(KeyboardInterrupt), Server((url.hostname or "", url.port or 0), Answer) as server:
+        server.serve_forever()

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -46,29 +46,40 @@ class Suite:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+def without(directory: str, names: Iterable[str]) -> list[str]:
+    """Arguments for all of a directory but these."""
+    return [directory, *(f"--ignore={directory}/{name}" for name in names)]
+
+
+def only(directory: str, names: Iterable[str]) -> list[str]:
+    return [f"{directory}/{name}" for name in names]
+
+
+#: The first half, by time, of the two directories that take longest.
+HUB_1 = ("test_deleted_by_hand.py", "test_local_spawner.py", "test_membership_lost.py", "test_refresh.py")
+KUBERNETES_HUB_1 = (
+    "test_deleted_by_hand.py",
+    "test_faults.py",
+    "test_kill.py",
+    "test_kill_while_renewing.py",
+    "test_membership_lost.py",
+)
+
 #: In the order in which they begin: the longest first, so that none runs alone at the end.
 EVERYTHING = [
-    Suite("kubernetes-hub", ["tests/kubernetes/hub"]),
-    Suite("hub", ["tests/hub"]),
-    Suite("peers", ["tests/peers"]),
+    Suite("kubernetes-hub-1", only("tests/kubernetes/hub", KUBERNETES_HUB_1)),
+    Suite("hub-1", only("tests/hub", HUB_1)),
+    Suite("hub-2", without("tests/hub", HUB_1)),
+    Suite("kubernetes-hub-2", without("tests/kubernetes/hub", KUBERNETES_HUB_1)),
     # What depends on JupyterHub, KubeSpawner or Python; servers of the facility don't know the difference.
-    Suite(
-        "jupyterhub-5-kubernetes",
-        ["-m", "both_hubs", "tests/kubernetes/hub", "tests/helm"],
-        hub5=True,
-    ),
     Suite("jupyterhub-5-hub", ["-m", "both_hubs", "tests/unit", "tests/hub"], hub5=True),
+    Suite("peers", ["tests/peers"]),
+    Suite("jupyterhub-5-kubernetes", ["-m", "both_hubs", "tests/kubernetes/hub", "tests/helm"], hub5=True),
     Suite("node", ["tests/kubernetes/node"]),
-    Suite(
-        "kubernetes",
-        ["tests/kubernetes", "tests/helm", "--ignore=tests/kubernetes/hub", "--ignore=tests/kubernetes/node"],
-    ),
+    Suite("rest", without("tests", ("checks", "demo", "helm", "hub", "kubernetes", "peers"))),
     Suite("demo", ["tests/demo"]),
     Suite("checks", ["tests/checks"]),
-    Suite(
-        "rest",
-        ["tests", *(f"--ignore=tests/{name}" for name in ("checks", "demo", "helm", "hub", "kubernetes", "peers"))],
-    ),
+    Suite("kubernetes", [*without("tests/kubernetes", ("hub", "node")), "tests/helm"]),
 ]
 IN_FULL = {"CASA_HUB_SOAK": "1"}
 SOAK = [

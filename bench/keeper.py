@@ -38,9 +38,9 @@ sys.path.insert(0, str(ROOT))  # tests.support
 from casa_hub.credentials.htcondor import scramble  # noqa: E402
 from casa_hub.errors import DeliveryError  # noqa: E402
 from casa_hub.facility import Facility  # noqa: E402
-from casa_hub.keeper import renewals as module  # noqa: E402
-from casa_hub.keeper.renewals import Renewals  # noqa: E402
 from casa_hub.naming import Server  # noqa: E402
+from casa_hub.servers import renewals as module  # noqa: E402
+from casa_hub.servers.renewals import Renewals  # noqa: E402
 from tests.support.kept import App, Kept  # noqa: E402
 
 PERIOD = 43200.0

@@ -21,7 +21,6 @@ from tornado import web
 from traitlets import Bool, Enum, Float, List, Set, TraitError, Unicode, default, validate
 
 from casa_hub import audit
-from casa_hub.configuration import without_value
 from casa_hub.database import roll_back
 from casa_hub.errors import ConfigurationError, Severity
 from casa_hub.hub import CasaHub
@@ -43,10 +42,11 @@ from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.rights import NAME_LENGTH, Rights
 from casa_hub.membership.usernames import Identities, IdentityError
 from casa_hub.startup import on_hub_start
+from casa_hub.unknown_keys import without_value
 from casa_hub.web import operations
 from casa_hub.web.backchannel import BackchannelLogoutHandler
-from casa_hub.web.handlers import CasaCallbackHandler, CasaLoginHandler
-from casa_hub.web.notices import show_notices
+from casa_hub.web.page_notices import show_notices
+from casa_hub.web.pages import CasaCallbackHandler, CasaLoginHandler
 
 _HOOK = "CasaOAuthenticator.post_auth_hook"
 

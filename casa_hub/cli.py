@@ -100,10 +100,10 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _settings(section: str | None) -> int:
     from casa_hub.authenticator import CasaOAuthenticator  # noqa: PLC0415 - JupyterHub takes a while to load
-    from casa_hub.configuration import did_you_mean  # noqa: PLC0415
     from casa_hub.local_spawner import CasaLocalSpawner  # noqa: PLC0415
     from casa_hub.spawner import CasaSpawner  # noqa: PLC0415
     from casa_hub.startup import sections  # noqa: PLC0415
+    from casa_hub.unknown_keys import did_you_mean  # noqa: PLC0415
 
     classes = {cls.__name__: cls for cls in sections(CasaOAuthenticator, CasaSpawner, CasaLocalSpawner)}
     if section is not None and section not in classes:

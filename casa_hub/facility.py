@@ -14,13 +14,13 @@ from traitlets import Enum, List, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.audit import Action, Event, tell
-from casa_hub.configuration import did_you_mean, is_set, without_value
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route, bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.jupyterhub import HubApp, HubSpawner
 from casa_hub.metrics import MINTS, OUTCOMES
 from casa_hub.naming import Server
 from casa_hub.record import EDITED_ENTRY, AnyRecord, ServerRecord, better_from, iso, next_record, outlives
+from casa_hub.unknown_keys import did_you_mean, is_set, without_value
 
 #: Entry-point group of the minters. The package of a site's own credential names its `Minter` in this group.
 GROUP = "casa_hub.credentials"

@@ -8,17 +8,17 @@ from typing import Any, ClassVar, TypeVar
 
 from traitlets.config import Configurable
 
-from casa_hub.delivery.gc import Removal
+from casa_hub.delivery.removals import Removal
 from casa_hub.errors import Problem
 from casa_hub.facility import Facility
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
-from casa_hub.keeper.mending import Mending
-from casa_hub.keeper.renewals import Renewals
 from casa_hub.membership.mass_loss import MassLoss
 from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.revocation import Revocations
 from casa_hub.membership.rounds import Rounds
+from casa_hub.servers.mending import Mending
+from casa_hub.servers.renewals import Renewals
 
 #: Section of the configuration with the function that adds credentials to a spawner class. `casa_hub.hooks.install`
 #: sets it, not the operator.
@@ -108,7 +108,7 @@ class CasaHub:
 class Home:
     """Base of this package's spawner classes: `CredentialsMixin` (a cluster) and `CasaLocalSpawner` (this machine).
 
-    Each spawner has its server as `casa_kept` (`casa_hub.keeper.kept.Kept`). Servers of other classes get no
+    Each spawner has its server as `casa_kept` (`casa_hub.servers.running.Kept`). Servers of other classes get no
     credentials.
     """
 

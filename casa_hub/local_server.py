@@ -11,9 +11,9 @@ from casa_hub.delivery.deadline import Deadline
 from casa_hub.delivery.local.delivery import Delivered, LocalDelivery
 from casa_hub.errors import DeliveryError
 from casa_hub.facility import Minted
-from casa_hub.keeper.kept import Holding
 from casa_hub.record import ServerRecord
 from casa_hub.server_credentials import ServerCredentials
+from casa_hub.servers.running import Holding
 
 if TYPE_CHECKING:
     from casa_hub.local_spawner import CasaLocalSpawner

@@ -15,11 +15,10 @@ from jupyterhub import orm
 from jupyterhub.spawner import SimpleLocalProcessSpawner
 from traitlets import Bool, Unicode, default
 
-from casa_hub.configuration import value_of
 from casa_hub.database import mended
-from casa_hub.delivery.gc import Removal
-from casa_hub.delivery.layout import make_directory
+from casa_hub.delivery.file_layout import make_directory
 from casa_hub.delivery.local.delivery import Delivered, LocalDelivery
+from casa_hub.delivery.removals import Removal
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.hub import CasaHub, Home
@@ -27,8 +26,9 @@ from casa_hub.jupyterhub import HubApp
 from casa_hub.local_server import START_ID, LocalServer
 from casa_hub.loopback import is_loopback
 from casa_hub.processes import Process, sign_in
+from casa_hub.progress import Steps
 from casa_hub.startup import on_hub_start
-from casa_hub.steps import Steps
+from casa_hub.unknown_keys import value_of
 
 
 class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
@@ -133,7 +133,7 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
         self._adopted: Process | None = None
         self._own_environment: dict[str, str] = {}
         self._steps = Steps()
-        #: The server, for renewals, mending and revocations (`casa_hub.keeper.kept.Kept`).
+        #: The server, for renewals, mending and revocations (`casa_hub.servers.running.Kept`).
         self.casa_kept = LocalServer(self)
         super().__init__(**kwargs)
 

@@ -54,7 +54,7 @@ class Hub:
             CasaError: the hub's address or token is missing or can't be used.
         """
         if config_file is not None:
-            from casa_hub.configured import configured_hub  # noqa: PLC0415 - JupyterHub takes a while to load
+            from casa_hub.hub_config import configured_hub  # noqa: PLC0415 - JupyterHub takes a while to load
 
             return cls.from_app(configured_hub(config_file))
         url, token = environment.get("JUPYTERHUB_API_URL", ""), environment.get("JUPYTERHUB_API_TOKEN", "")

@@ -13,17 +13,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import mended, roll_back
 from casa_hub.delivery.deadline import Deadline
-from casa_hub.delivery.kubernetes import manifests, marks
+from casa_hub.delivery.kubernetes import manifests, ownership
 from casa_hub.delivery.kubernetes.api import KubernetesError, described
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery, OvertakenError, wants_secret
 from casa_hub.delivery.kubernetes.manifests import Object, Pod, Start, record_text
 from casa_hub.errors import CasaError, DeliveryError
 from casa_hub.facility import Minted
 from casa_hub.jupyterhub import PodSpawner
-from casa_hub.keeper.kept import Holding
 from casa_hub.naming import Server
 from casa_hub.record import AnyRecord, ServerRecord, parse_text, under_another_name
 from casa_hub.server_credentials import ServerCredentials
+from casa_hub.servers.running import Holding
 
 #: Seconds for cleaning up when a start has failed or a server has ended.
 _CLEAN_UP = 15.0
@@ -151,7 +151,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
         if starting is None or starting.delivered is None:
             return True
         start = starting.delivered.start
-        if pod is not None and marks.start_id_of(pod) == start.start_id:
+        if pod is not None and ownership.start_id_of(pod) == start.start_id:
             starting.seen = True
         elif starting.seen:
             raise DeliveryError(
@@ -188,7 +188,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
     def running_start(self) -> str | None:
         """See `Kept`."""
         pod = self._running_pod()
-        start_id = None if pod is None or not self._is_ours(pod) else marks.start_id_of(pod)
+        start_id = None if pod is None or not self._is_ours(pod) else ownership.start_id_of(pod)
         return None if start_id and start_id == self._withdrawn else start_id
 
     def first_holding(self) -> Holding | None:
@@ -197,7 +197,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
         start = self._start_of(pod)
         if pod is None or start is None or start.start_id == self._withdrawn:
             return None
-        text = marks.record_text_of(pod, start.server) or ""
+        text = ownership.record_text_of(pod, start.server) or ""
         return self._holding(self._certain(start) or DeliveredStart(start, text))
 
     async def _renew(self, names: Collection[str], force: bool, deadline: Deadline) -> Holding | None:
@@ -223,7 +223,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
         start, pod = found
         record = self._record(start, pod)
         # `lacks` looks only for objects of this installation, so it would never find those of another one.
-        if not isinstance(record, ServerRecord) or not marks.is_by(pod, self.delivery.hub.instance):
+        if not isinstance(record, ServerRecord) or not ownership.is_by(pod, self.delivery.hub.instance):
             return None
         return await self.delivery.lacks(start, self.delivery.owned(start, Pod.from_object(pod), record), since)
 
@@ -274,7 +274,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
         known = self._known
         if known is not None and known.start.start_id == start.start_id:
             return self._believed(start, parse_text(known.text))
-        return self._believed(start, parse_text(marks.record_text_of(pod, start.server)))
+        return self._believed(start, parse_text(ownership.record_text_of(pod, start.server)))
 
     async def withdraw(self) -> None:
         """See `Kept`."""
@@ -318,7 +318,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
         # The start never had a Secret, or somebody has edited the Secret.
         self._doubt()
         bare = isinstance(first, ServerRecord) and not wants_secret(first)
-        return DeliveredStart(start, (marks.record_text_of(pod, start.server) if bare else "") or "")
+        return DeliveredStart(start, (ownership.record_text_of(pod, start.server) if bare else "") or "")
 
     def _certain(self, start: Start) -> DeliveredStart | None:
         """The record in a start's Secret; None if it isn't known for certain."""
@@ -341,12 +341,12 @@ class PodServer(ServerCredentials[DeliveredStart]):
 
     def _is_ours(self, pod: Object) -> bool:
         """Whether a pod is this server's: by its start if that is known, because the user may have been renamed."""
-        start_id = marks.start_id_of(pod)
+        start_id = ownership.start_id_of(pod)
         if not start_id and self._foreign_pod == pod["metadata"]["name"]:
             return True
         if start_id and start_id == self.start_id:
             return True
-        return marks.is_of(pod, self._named, self.delivery.hub.instance) and not self._is_anothers(start_id)
+        return ownership.is_of(pod, self._named, self.delivery.hub.instance) and not self._is_anothers(start_id)
 
     def _is_anothers(self, start_id: str) -> bool:
         """Whether a start belongs to another server, whose user had this name before."""
@@ -363,9 +363,9 @@ class PodServer(ServerCredentials[DeliveredStart]):
         """
         if pod is None or not self._is_ours(pod):
             return None
-        if self._identity is not None and marks.start_id_of(pod) == self.start_id:
+        if self._identity is not None and ownership.start_id_of(pod) == self.start_id:
             return self._start(self.start_id, self._identity, namespace=pod["metadata"].get("namespace", ""))
-        return marks.start_of(pod, self.delivery.hub, self._common_labels)
+        return ownership.start_of(pod, self.delivery.hub, self._common_labels)
 
     def _holding(self, running: DeliveredStart) -> Holding:
         return Holding(running.start.start_id, self._believed(running.start, parse_text(running.text)))
@@ -398,7 +398,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
             thing = f"Pod {self._spawner.namespace}/{self._spawner.pod_name}"
             raise DeliveryError(thing, "it is another server's, and is left alone", "The operator must look at it.")
         try:
-            start = self._start(marks.start_id_of(pod), self.server)
+            start = self._start(ownership.start_id_of(pod), self.server)
             await self.delivery.end(start, Pod.from_object(pod), grace_seconds, self._deadline())
         except KubernetesError as error:  # JupyterHub would not show it
             self._spawner.log.error("Server %s could not be stopped: %s", self.server.identity, error)  # noqa: TRY400
@@ -409,7 +409,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
         pod = self.pod()
         start = self._start_of(pod)
         if pod is not None and start is not None:
-            if not marks.has_ended(pod):  # the stop has failed
+            if not ownership.has_ended(pod):  # the stop has failed
                 self.delivery.suspect(start)
             await self.delivery.remove(start, Deadline(_CLEAN_UP))
 

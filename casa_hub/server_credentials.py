@@ -14,11 +14,11 @@ from casa_hub.delivery.deadline import Deadline
 from casa_hub.facility import Facility, Minted
 from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubSpawner
-from casa_hub.keeper.kept import Holding, check_name
 from casa_hub.naming import Server
+from casa_hub.progress import sentences_of
 from casa_hub.record import ServerRecord
+from casa_hub.servers.running import Holding, check_name
 from casa_hub.startup import on_hub_start
-from casa_hub.steps import sentences_of
 
 
 class DeliveredStart(Protocol):
@@ -33,7 +33,7 @@ D = TypeVar("D", bound=DeliveredStart)
 
 
 class ServerCredentials(ABC, Generic[D]):
-    """The server of one spawner object. While it runs, it is a `casa_hub.keeper.kept.Kept`."""
+    """The server of one spawner object. While it runs, it is a `casa_hub.servers.running.Kept`."""
 
     def __init__(self, spawner: HubSpawner) -> None:
         self._spawner = spawner

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jupyterhub.utils import maybe_future
 from kubespawner import KubeSpawner
 
-from casa_hub.delivery.gc import Removal
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
+from casa_hub.delivery.removals import Removal
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem, Severity
 from casa_hub.hub import ADDED, CasaHub, Home
 from casa_hub.pod_server import PodServer
+from casa_hub.progress import Steps, without
 from casa_hub.startup import not_the_hubs_fault, on_hub_start
-from casa_hub.steps import Steps, without
 
 _Base: Any = KubeSpawner if TYPE_CHECKING else object
 
@@ -70,7 +70,7 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
 
     @cached_property
     def casa_kept(self) -> PodServer:
-        """The server, for renewals, mending and revocations (`casa_hub.keeper.kept.Kept`)."""
+        """The server, for renewals, mending and revocations (`casa_hub.servers.running.Kept`)."""
         return PodServer(self)
 
     # -- start

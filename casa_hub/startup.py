@@ -21,7 +21,6 @@ from jupyterhub.app import JupyterHub
 from traitlets import TraitError
 from traitlets.config import Application, Configurable
 
-from casa_hub.configuration import unknown_keys
 from casa_hub.credentials.base import Minter
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import GROUP, Facility
@@ -30,6 +29,7 @@ from casa_hub.jupyterhub import HubApp
 from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.settings import Keeper
+from casa_hub.unknown_keys import unknown_keys
 
 
 def begin_with_hub() -> None:

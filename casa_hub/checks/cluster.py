@@ -17,10 +17,10 @@ from casa_hub.checks.kube import Kube, kube, message
 from casa_hub.checks.rights import Right, needed
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import NoAnswerError, clock
-from casa_hub.configuration import value_of
 from casa_hub.delivery.kubernetes.delivery import own_namespace, servers_namespace
 from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, INSTANCE, instance_of
 from casa_hub.delivery.kubernetes.routes import ROUTES
+from casa_hub.unknown_keys import value_of
 
 _API = "the Kubernetes API server"
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"

@@ -15,7 +15,7 @@ from typing import Any
 from casa_hub.checks import cluster, configuration, htcondor, hub, issuer, probe, servicex, traefik, xcache
 from casa_hub.checks.findings import Finding, Status, unseen
 from casa_hub.checks.site import Site
-from casa_hub.configured import configured_hub
+from casa_hub.hub_config import configured_hub
 from casa_hub.text import printable
 
 Look = Callable[[Site], AsyncIterator[Finding]]

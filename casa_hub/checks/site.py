@@ -10,13 +10,13 @@ from traitlets import TraitError
 
 from casa_hub.authenticator import CasaOAuthenticator
 from casa_hub.checks.findings import Finding, from_problem
-from casa_hub.configured import trait_problem
 from casa_hub.credentials.dask import Dask
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.hub import CasaHub
+from casa_hub.hub_config import trait_problem
 from casa_hub.identity.settings import advice
 from casa_hub.startup import problems
 

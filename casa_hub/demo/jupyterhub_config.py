@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from casa_hub.delivery.layout import make_directory
+from casa_hub.delivery.file_layout import make_directory
 
 c = get_config()
 load_subconfig("facility_config.py", path=str(Path(__file__).parent))

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from casa_hub.delivery.layout import replace_file
+from casa_hub.delivery.file_layout import replace_file
 from casa_hub.demo.packages import Progress, nss_wrapper, silent
 from casa_hub.demo.processes import free_loopback_address
 

@@ -18,13 +18,13 @@ from casa_hub import metrics
 from casa_hub.audit import Action, Event, tell
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.jupyterhub import HubApp
-from casa_hub.keeper.renewals import Renewals
 from casa_hub.membership.active_users import watched
 from casa_hub.membership.loss_limit import Holdback, Ruling
 from casa_hub.membership.member import Access, Member, Members, Standing
 from casa_hub.membership.policy import Refused
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.revocation import Revocations
+from casa_hub.servers.renewals import Renewals
 from casa_hub.tasks import Background
 
 #: Seconds for which a "no" waits for the others, at most; with what follows it is over in 30.

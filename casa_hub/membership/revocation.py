@@ -26,11 +26,11 @@ from casa_hub.database import mended, roll_back
 from casa_hub.errors import CasaError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
-from casa_hub.keeper.kept import Kept, kept_of
 from casa_hub.membership.log_ins import LogIns
 from casa_hub.membership.member import Member, Members, Revocation, RevocationReport
 from casa_hub.membership.tables import Entry, Ledger
 from casa_hub.record import AnyRecord, Unreadable, iso, to_block
+from casa_hub.servers.running import Kept, kept_of
 from casa_hub.tasks import Background, repeat
 
 #: Servers that are ended at the same time; all of a hub's at once would stall it and the API server.

@@ -27,17 +27,17 @@ from jupyterhub.scopes import define_custom_scopes, needs_scope
 from tornado import web
 
 from casa_hub import audit
-from casa_hub.configuration import did_you_mean
 from casa_hub.errors import CasaError
 from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubApp
-from casa_hub.keeper.kept import running, shown
-from casa_hub.keeper.survey import survey
 from casa_hub.membership.member import RevocationReport
 from casa_hub.moments import iso
 from casa_hub.naming import Server
+from casa_hub.servers.running import running, shown
+from casa_hub.servers.status import survey
 from casa_hub.startup import on_hub_start
 from casa_hub.text import printable
+from casa_hub.unknown_keys import did_you_mean
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator

@@ -20,10 +20,10 @@ from traitlets import HasTraits
 from traitlets.config import Config, Configurable
 
 from casa_hub.authenticator import CasaOAuthenticator
-from casa_hub.configuration import unknown_keys
 from casa_hub.local_spawner import CasaLocalSpawner
 from casa_hub.spawner import CasaSpawner
 from casa_hub.startup import sections
+from casa_hub.unknown_keys import unknown_keys
 from tests.docs.pages import ROOT, Block, blocks
 
 OURS = sections(CasaOAuthenticator, CasaSpawner, CasaLocalSpawner)

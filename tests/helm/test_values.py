@@ -11,9 +11,9 @@ import yaml
 from traitlets.config import Config
 
 from casa_hub.authenticator import CasaOAuthenticator
-from casa_hub.configuration import unknown_keys
 from casa_hub.spawner import CasaSpawner
 from casa_hub.startup import sections
+from casa_hub.unknown_keys import unknown_keys
 from tests.helm.conftest import FILES, VALUES
 
 #: Settings whose name speaks of a secret and whose value is none.

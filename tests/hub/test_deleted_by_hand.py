@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from casa_hub.delivery import layout
+from casa_hub.delivery import file_layout
 from tests.support.called import CALLED, call
 from tests.support.local_hub import LocalHub, gone
 from tests.support.waiting import until
@@ -20,7 +20,7 @@ MakeHub = Callable[..., LocalHub]
 PATIENCE = 120
 #: Configuration with which the hub looks more often at what servers have.
 LOOKS = """
-from casa_hub.keeper import mending
+from casa_hub.servers import mending
 mending._LOOK = 1.0
 """
 
@@ -39,7 +39,7 @@ def missing(hub: LocalHub) -> dict[str, str]:
 
 
 def files(hub: LocalHub) -> dict[str, bytes]:
-    return layout.read_set(hub.path("alice"))
+    return file_layout.read_set(hub.path("alice"))
 
 
 @pytest.mark.parametrize("what", ["a file", "all of it"])

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import requests
 
-from casa_hub.delivery.layout import read_set
+from casa_hub.delivery.file_layout import read_set
 from casa_hub.naming import Server
 from casa_hub.processes import signed_in
 from tests.support.facility_config import credentials, make_keys

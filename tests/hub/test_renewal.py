@@ -16,7 +16,7 @@ import pytest
 import requests
 from pymacaroons import Macaroon
 
-from casa_hub.delivery import layout
+from casa_hub.delivery import file_layout
 from tests.support.called import CALLED, call
 from tests.support.local_hub import LocalHub, gone
 from tests.support.waiting import until
@@ -167,7 +167,7 @@ def test_a_withdrawn_server_has_nothing_any_more_and_stops_as_ever(make_local_hu
         hub.start()
     until(lambda: hub.ready("alice") == {""}, "the server runs on")
     time.sleep(LIFE * 0.8)  # it would have been renewed by then
-    assert layout.read_set(directory) == {}
+    assert file_layout.read_set(directory) == {}
     assert "No new " not in hub.log
     process = hub.remember("alice")
     assert process is not None

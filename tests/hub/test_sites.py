@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from casa_hub.web.handlers import ATTEMPTS, LONGEST_LINK
+from casa_hub.web.pages import ATTEMPTS, LONGEST_LINK
 from tests.hub.conftest import MakeHub
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP

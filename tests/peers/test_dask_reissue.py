@@ -18,7 +18,7 @@ import pytest
 
 from casa_hub.credentials.base import Credential, Request
 from casa_hub.credentials.dask import Dask
-from casa_hub.delivery import layout
+from casa_hub.delivery import file_layout
 from casa_hub.demo.names import HostNames
 from casa_hub.demo.traefik import Traefik
 from casa_hub.errors import CredentialError
@@ -45,8 +45,8 @@ class Cluster(Site):
         """As a hub that was restarted: from its secret file and the record, into the server's directory."""
         hub = Dask(secret_file=str(self.secret), domain="localhost")
         again = hub.mint(Request(ALICE, START, datetime.now(UTC), state=self.record))
-        layout.write_set(self.running.directory, again.files, datetime.now(UTC))
-        layout.remove_old_sets(self.running.directory)
+        file_layout.write_set(self.running.directory, again.files, datetime.now(UTC))
+        file_layout.remove_old_sets(self.running.directory)
         return again
 
     def rotate(self) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from casa_hub.credentials import xcache as credential
 from casa_hub.credentials.base import Request
-from casa_hub.delivery import layout
+from casa_hub.delivery import file_layout
 from casa_hub.demo.processes import minimal_environment
 from casa_hub.demo.xrootd import XCache
 from casa_hub.naming import Server
@@ -40,7 +40,7 @@ def renewed(xcache: XCache, directory: Path) -> Iterator[Path]:
 
     def mint() -> None:
         now = datetime.now(UTC)
-        layout.write_set(directory, minter.mint(Request(Server("", "alice"), "0" * 32, now)).files, now)
+        file_layout.write_set(directory, minter.mint(Request(Server("", "alice"), "0" * 32, now)).files, now)
 
     def renew() -> None:
         while not ended.wait(EVERY):

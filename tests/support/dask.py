@@ -18,7 +18,7 @@ from traitlets.config import Config
 
 from casa_hub.credentials.base import Credential, Request
 from casa_hub.credentials.dask import Dask
-from casa_hub.delivery import layout
+from casa_hub.delivery import file_layout
 from casa_hub.delivery.local.route_files import RouteFiles
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.demo.names import HostNames
@@ -104,7 +104,7 @@ class Site:
         directory = self.directory / server.slug
         directory.mkdir()
         credential = self.mint(server)
-        layout.write_set(directory, credential.files, datetime.now(UTC))
+        file_layout.write_set(directory, credential.files, datetime.now(UTC))
         address = free_loopback_address(8786, 8788)
         self.routes.publish(server, START, self.dask.routes(server), address)
         running = Running(server, credential, directory, self.dask.routes(server)[0].host)

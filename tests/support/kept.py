@@ -16,13 +16,13 @@ from typing import Any
 
 from casa_hub.credentials.base import AccessToken, Request
 from casa_hub.facility import Facility
-from casa_hub.keeper.kept import Holding
 from casa_hub.naming import Server
 from casa_hub.record import ServerRecord, parse_text
+from casa_hub.servers.running import Holding
 
 
 class Kept:
-    """One server, as `casa_hub.keeper.kept.Kept`; a hub that was restarted knows what it held at its start only."""
+    """One server, as `casa_hub.servers.running.Kept`; a hub that was restarted knows what it held at its start only."""
 
     def __init__(
         self,

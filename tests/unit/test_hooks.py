@@ -11,14 +11,14 @@ from jupyterhub.spawner import LocalProcessSpawner
 from kubespawner import KubeSpawner
 from traitlets.config import Config
 
-from casa_hub.configuration import unknown_keys, value_of
-from casa_hub.configured import configured_hub
 from casa_hub.errors import Severity
 from casa_hub.hooks import with_credentials
 from casa_hub.hub import ADDED, CasaHub
+from casa_hub.hub_config import configured_hub
 from casa_hub.local_spawner import CasaLocalSpawner
 from casa_hub.spawner import CasaSpawner, CredentialsMixin
 from casa_hub.startup import problems, sections
+from casa_hub.unknown_keys import unknown_keys, value_of
 
 INSTALL = "import casa_hub.hooks\ncasa_hub.hooks.install(c)\n"
 CLASS = """

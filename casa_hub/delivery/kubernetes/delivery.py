@@ -20,23 +20,23 @@ from kubespawner.clients import load_config
 from traitlets import Dict, Enum, Integer, TraitError, Unicode, validate
 from traitlets.config import Config, LoggingConfigurable
 
-from casa_hub.configuration import value_of
 from casa_hub.credentials.base import Route
 from casa_hub.delivery.deadline import Deadline
-from casa_hub.delivery.gc import Removal
-from casa_hub.delivery.kubernetes import manifests, marks
+from casa_hub.delivery.kubernetes import manifests, ownership
 from casa_hub.delivery.kubernetes.api import KubernetesAPI, KubernetesError, OwnLoop
 from casa_hub.delivery.kubernetes.leftovers import Leftovers
 from casa_hub.delivery.kubernetes.manifests import HubMark, Object, Pod, Start, instance_of
 from casa_hub.delivery.kubernetes.pod import RESOURCES, Outfit, Sidecar, patch
 from casa_hub.delivery.kubernetes.presence import Presence
 from casa_hub.delivery.kubernetes.routes import route_objects
+from casa_hub.delivery.removals import Removal
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem
 from casa_hub.facility import Facility, Minted
 from casa_hub.jupyterhub import HubApp
 from casa_hub.record import AnyRecord, ServerRecord
 from casa_hub.tasks import Background
+from casa_hub.unknown_keys import value_of
 
 #: Launches that run at the same time. With more, they slow down the API server and each other, so that each pod waits
 #: longer for its Secret, and no server is ready sooner (`bench/storm.py`).
@@ -269,7 +269,7 @@ class KubernetesDelivery(LoggingConfigurable):
             async with self._in_turn():
                 deadline = deadline or Deadline(seconds)
                 made = await self._create(body, deadline)
-                if marks.start_id_of(made) == start.start_id:
+                if ownership.start_id_of(made) == start.start_id:
                     return await self._apply(owned(Pod.from_object(made)), deadline)
             # Not in turn: it may take long, and other launches needn't wait for it.
             await self._make_room(made, body, start, deadline)
@@ -310,7 +310,7 @@ class KubernetesDelivery(LoggingConfigurable):
         """Remove the pod of an earlier start of the same server, and wait until it is gone."""
         name, uid = old["metadata"]["name"], old["metadata"]["uid"]
         thing = f"Pod {start.namespace}/{name}"
-        if not marks.is_of(old, start.server, start.hub.instance):
+        if not ownership.is_of(old, start.server, start.hub.instance):
             raise KubernetesError(
                 thing,
                 "it is another server's, or not a server of this hub",
@@ -388,9 +388,9 @@ class KubernetesDelivery(LoggingConfigurable):
     async def _record(self, start: Start, deadline: Deadline) -> tuple[bool, str | None]:
         """Whether a Secret of that name exists, and the text of its record if it is this start's."""
         found = await self.api.get(manifests.reference("Secret", start), deadline, metadata_only=True)
-        if found is None or marks.start_id_of(found) != start.start_id:
+        if found is None or ownership.start_id_of(found) != start.start_id:
             return found is not None, None
-        return True, marks.record_text_of(found, start.server)
+        return True, ownership.record_text_of(found, start.server)
 
     async def lacks(self, start: Start, objects: Sequence[Object], since: float) -> list[str] | None:
         """Kinds of the running start's `objects` that don't exist; None if that is not known yet.
@@ -465,7 +465,7 @@ class KubernetesDelivery(LoggingConfigurable):
         Raises:
             KubernetesError: the request failed.
         """
-        selectors = {"labelSelector": marks.hub_selector(self.hub), "fieldSelector": _NOT_ENDED}
+        selectors = {"labelSelector": ownership.hub_selector(self.hub), "fieldSelector": _NOT_ENDED}
         return await self.api.list(_any_in(namespace, {"apiVersion": "v1", "kind": "Pod"}), selectors, deadline)
 
     @_in_own_loop
@@ -478,7 +478,7 @@ class KubernetesDelivery(LoggingConfigurable):
         found = []
         for kind in kinds:
             what = {"apiVersion": kind["apiVersion"], "kind": kind["kind"]}
-            selectors = {"labelSelector": marks.hub_selector(self.hub)}
+            selectors = {"labelSelector": ownership.hub_selector(self.hub)}
             listed = await self.api.list(_any_in(namespace, what), selectors, deadline)
             found += [{**what, "metadata": each["metadata"]} for each in listed]
         return found
@@ -503,7 +503,7 @@ class KubernetesDelivery(LoggingConfigurable):
     async def _exists(self, thing: Object, start: Start, deadline: Deadline) -> bool:
         """Whether an object exists and is this start's."""
         found = await self.api.get(thing, deadline, metadata_only=True)
-        return found is not None and marks.start_id_of(found) == start.start_id
+        return found is not None and ownership.start_id_of(found) == start.start_id
 
     @_in_own_loop
     async def _remove(self, objects: Iterable[Object], start: Start, deadline: Deadline) -> None:
@@ -511,7 +511,7 @@ class KubernetesDelivery(LoggingConfigurable):
 
         async def remove(thing: Object) -> None:
             found = await self.api.get(thing, deadline, metadata_only=True)
-            if found is not None and marks.start_id_of(found) == start.start_id:
+            if found is not None and ownership.start_id_of(found) == start.start_id:
                 await self.api.delete(thing, found["metadata"]["uid"], deadline, grace_seconds=0)
 
         await asyncio.gather(*map(remove, objects))

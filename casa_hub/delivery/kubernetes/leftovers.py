@@ -21,10 +21,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import mended, roll_back
 from casa_hub.delivery.deadline import Deadline
-from casa_hub.delivery.gc import Removal, removal
-from casa_hub.delivery.kubernetes import marks
+from casa_hub.delivery.kubernetes import ownership
 from casa_hub.delivery.kubernetes.api import KubernetesError, described
 from casa_hub.delivery.kubernetes.manifests import Object, Start
+from casa_hub.delivery.removals import Removal, removal
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -131,14 +131,15 @@ class Leftovers:
         idle = {owner for owner, _ in pods} - self._servers.running()
         known = self._servers.known(idle)
         in_use = self._servers.pods()
-        starts = {marks.start_id_of(pod) for _, pod in pods}
+        starts = {ownership.start_id_of(pod) for _, pod in pods}
         doomed = []
         for owner, pod in pods:
-            if owner in idle and not _is_spared(pod, in_use) and marks.start_of(pod, self._delivery.hub) is not None:
+            start = ownership.start_of(pod, self._delivery.hub)
+            if owner in idle and not _is_spared(pod, in_use) and start is not None:
                 state = "doesn't run" if owner in known else "isn't in this hub's database"
                 why = f"server {owner[1]!r} of {owner[0]} {state}"
                 doomed.append(({**_POD, "metadata": pod["metadata"]}, why))
-        doomed += [(thing, "its pod is gone") for thing in objects if marks.start_id_of(thing) not in starts]
+        doomed += [(thing, "its pod is gone") for thing in objects if ownership.start_id_of(thing) not in starts]
 
         async def remove(thing: Object, why: str) -> Removal:
             async def act() -> None:
@@ -160,12 +161,11 @@ class Leftovers:
         running = self._servers.running()
         idle = {owner for owner, _ in present} - running
         # A renamed user may run a pod whose annotations name somebody who has the old name now.
-        spared = {marks.start_id_of(pod) for _, pod in present if _is_spared(pod, in_use)}
+        spared = {ownership.start_id_of(pod) for _, pod in present if _is_spared(pod, in_use)}
         left = idle & (self._servers.known(idle) | suspects)
         doubtful = self._interrupted - left
-        starts = [
-            (owner, marks.start_of(pod, self._delivery.hub), pod) for owner, pod in present if owner in left | doubtful
-        ]
+        hub = self._delivery.hub
+        starts = [(owner, ownership.start_of(pod, hub), pod) for owner, pod in present if owner in left | doubtful]
         half = [(start, pod) for owner, start, pod in starts if start and owner in doubtful]
         errors = [
             *[
@@ -192,11 +192,11 @@ class Leftovers:
     async def _pods(self, namespaces: Iterable[str], deadline: Deadline) -> list[tuple[Owner, Object]]:
         """This hub's pods, each with its owner."""
         found = [pod for name in namespaces for pod in await self._delivery.pods(name, deadline)]
-        return [(marks.owner_of(pod), pod) for pod in found]
+        return [(ownership.owner_of(pod), pod) for pod in found]
 
     async def _remove_if_half(self, start: Start, pod: Object, deadline: Deadline) -> KubernetesError | None:
         try:
-            if await self._delivery.is_complete(start, marks.record_of(pod, start.server), deadline):
+            if await self._delivery.is_complete(start, ownership.record_of(pod, start.server), deadline):
                 return None
         except KubernetesError as error:
             return error

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casa_hub.delivery.deadline import Deadline
-from casa_hub.delivery.kubernetes import marks
+from casa_hub.delivery.kubernetes import ownership
 from casa_hub.delivery.kubernetes.api import KubernetesError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Presence:
                 continue
             self._unlisted.discard(kind)
             kinds.add(kind)
-            objects |= {(kind, thing["metadata"]["name"], marks.start_id_of(thing)) for thing in found}
+            objects |= {(kind, thing["metadata"]["name"], ownership.start_id_of(thing)) for thing in found}
         return Seen(frozenset(kinds), frozenset(objects))
 
     def _forget(self, namespace: str, task: asyncio.Task[Seen]) -> None:

@@ -1,6 +1,6 @@
 # Keeps a private copy of a Secret volume: sh -c TEXT casa-hub-files SOURCE TARGET (absolute paths)
 # The files of a Secret volume belong to root, but HTCondor and XRootD's ztn ignore a token that isn't the user's own
-# with mode 0600. So this runs as the user and copies them, laid out as in casa_hub/delivery/layout.py. It runs in any
+# with mode 0600. So this runs as the user and copies them, laid out as in casa_hub/delivery/file_layout.py. It runs in any
 # POSIX shell; `mv -T` is in coreutils and busybox.
 source=$1 target=$2
 umask 077

@@ -3,7 +3,7 @@
 ::
 
     <directory>/.lock                   locked by the hub while it runs
-    <directory>/<slug>/xcache_token ... the secrets, laid out by `casa_hub.delivery.layout`
+    <directory>/<slug>/xcache_token ... the secrets, laid out by `casa_hub.delivery.file_layout`
     <directory>/<slug>/state.json       the server and what a restarted hub must know of it; no secret
     <directory>/<slug>/process          the server's process, which writes this file itself
 
@@ -34,9 +34,9 @@ from traitlets import TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.credentials.base import Route
-from casa_hub.delivery import layout
-from casa_hub.delivery.gc import Removal, removal
+from casa_hub.delivery import file_layout
 from casa_hub.delivery.local.route_files import RouteFiles
+from casa_hub.delivery.removals import Removal, removal
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, DeliveryError, Problem
 from casa_hub.facility import Minted
@@ -168,7 +168,7 @@ class LocalDelivery(LoggingConfigurable):
             strange = self.root.is_dir() and not (self.root / ".lock").exists() and any(self.root.iterdir())
             if strange:
                 raise ConfigurationError(thing, "it holds files that aren't the hub's", "Choose an empty directory.")
-            layout.make_directory(self.root)
+            file_layout.make_directory(self.root)
             self.root.chmod(0o700)
             # Not inherited by servers (PEP 446), and released by the kernel however the hub ends.
             lock_file = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -207,12 +207,12 @@ class LocalDelivery(LoggingConfigurable):
         removed = []
         for entry in sorted(self.root.iterdir()):
             if entry.name not in {*kept, ".lock"} and (entry.is_symlink() or entry.is_dir()):
-                layout.remove(entry)
+                file_layout.remove(entry)
                 removed.append(entry.name)
         self._delivered = kept
         self.routes.sweep(hub_id, {delivered.key for delivered in kept.values()})
         for slug, delivered in kept.items():
-            layout.remove_old_sets(self.root / slug)
+            file_layout.remove_old_sets(self.root / slug)
             # The setting of Traefik's directory may have changed.
             self.routes.publish(delivered.server, delivered.start_id, delivered.routes, delivered.address)
         return removed
@@ -396,7 +396,7 @@ class LocalDelivery(LoggingConfigurable):
         async def remove() -> None:
             # Otherwise a later renewal has just replaced a set, and removes it after its own grace.
             if self.delivered(delivered.server) is delivered:
-                await asyncio.to_thread(layout.remove_old_sets, self.path(delivered.server))
+                await asyncio.to_thread(file_layout.remove_old_sets, self.path(delivered.server))
 
         await self._in_turn(delivered.server, remove)
 
@@ -422,8 +422,8 @@ class LocalDelivery(LoggingConfigurable):
         directory = self.root / f".new.{secrets.token_hex(8)}"
         directory.mkdir(mode=0o700)
         try:
-            layout.replace_file(directory / "state.json", new.to_json())
-            layout.write_set(directory, files, datetime.now(UTC))
+            file_layout.replace_file(directory / "state.json", new.to_json())
+            file_layout.write_set(directory, files, datetime.now(UTC))
             self._remove(self.path(new.server))
             directory.rename(self.path(new.server))
         except BaseException:
@@ -435,13 +435,13 @@ class LocalDelivery(LoggingConfigurable):
         directory = self.path(new.server)
         assert isinstance(new.record, ServerRecord)  # noqa: S101 - it has just been made
         named = {path for entry in new.record.credentials.values() for path in entry.files}
-        layout.make_directory(directory)  # somebody may have removed it
-        kept = layout.read_set(directory) if (directory / layout.DATA).exists() else {}
+        file_layout.make_directory(directory)  # somebody may have removed it
+        kept = file_layout.read_set(directory) if (directory / file_layout.DATA).exists() else {}
         if not new.record.unreadable:  # otherwise nobody knows which files belong to the unreadable entries
             kept = {path: content for path, content in kept.items() if path in named}
-        layout.write_set(directory, kept | dict(files), datetime.now(UTC))
+        file_layout.write_set(directory, kept | dict(files), datetime.now(UTC))
         # After the files: a state that is older than the files does no harm, but one that is newer promises too much.
-        layout.replace_file(directory / "state.json", new.to_json())
+        file_layout.replace_file(directory / "state.json", new.to_json())
 
     def _gone(self, has: Delivered) -> list[str]:
         exists = {
@@ -459,18 +459,18 @@ class LocalDelivery(LoggingConfigurable):
 
     def _write_state(self, has: Delivered, pid: int) -> None:
         directory = self.path(has.server)
-        layout.make_directory(directory)
-        layout.replace_file(directory / "state.json", has.to_json())
+        file_layout.make_directory(directory)
+        file_layout.replace_file(directory / "state.json", has.to_json())
         if pid and self.process(has.server) is None:
-            layout.replace_file(self.process_file(has.server), signature(pid))
+            file_layout.replace_file(self.process_file(has.server), signature(pid))
         self.routes.publish(has.server, has.start_id, has.routes, has.address)
 
     def _remove_contents(self, withdrawn: Delivered) -> None:
         directory = self.path(withdrawn.server)
         self.routes.retract(withdrawn.server, withdrawn.start_id)
-        layout.replace_file(directory / "state.json", withdrawn.to_json())
-        layout.write_set(directory, {}, datetime.now(UTC))
-        layout.remove_old_sets(directory)
+        file_layout.replace_file(directory / "state.json", withdrawn.to_json())
+        file_layout.write_set(directory, {}, datetime.now(UTC))
+        file_layout.remove_old_sets(directory)
 
     def _remove_all(self, has: Delivered) -> None:
         # Routes first, because another server may soon get the address. The directory last, because its state names
@@ -495,7 +495,7 @@ class LocalDelivery(LoggingConfigurable):
             directory.rename(old)
         except FileNotFoundError:
             return
-        layout.remove(old)
+        file_layout.remove(old)
 
     # -- addresses
 

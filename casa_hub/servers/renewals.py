@@ -20,11 +20,11 @@ from typing import TypeVar
 
 from casa_hub.facility import Facility
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
-from casa_hub.keeper import schedule
-from casa_hub.keeper.kept import Holding, Kept, kept_of, reason_of, running
 from casa_hub.metrics import LIFE_LEFT, OVERDUE, UNKEPT
 from casa_hub.moments import iso, when
 from casa_hub.record import EDITED, EDITED_ENTRY, WITHOUT_US, CredentialRecord, ServerRecord, Unreadable
+from casa_hub.servers import renewal_schedule
+from casa_hub.servers.running import Holding, Kept, kept_of, reason_of, running
 from casa_hub.tasks import Background, repeat
 
 #: Servers that are renewed at the same time.
@@ -120,7 +120,7 @@ class _Credential:
         if self.at is None:
             return False
         if self.state is _State.HELD and not self.failures and self.expires is not None:
-            return schedule.along(self.issued, self.expires, self.at) <= now
+            return renewal_schedule.along(self.issued, self.expires, self.at) <= now
         return self.at <= now
 
     def life_left(self, now: float) -> float:
@@ -403,7 +403,7 @@ class Renewals:
                 server.credentials[name] = self._held(server, name, entry, before.get(name))
         for name, why in missing.items():
             if name not in server.credentials:
-                at = None if self._comes_by_itself(name) else schedule.again(None, now, 1)
+                at = None if self._comes_by_itself(name) else renewal_schedule.again(None, now, 1)
                 server.credentials[name] = _Credential(_State.MISSING, now, None, at, failures=1, why=why)
         for name, broken in record.unreadable.items():
             known = before.get(name)
@@ -414,7 +414,7 @@ class Renewals:
             server.credentials[name] = known
         for name, moment in (later or {}).items():
             one = server.credentials[name]
-            again = max(moment.timestamp(), schedule.again(one.expires, now, 1))
+            again = max(moment.timestamp(), renewal_schedule.again(one.expires, now, 1))
             one.at = again if self._facility.minters[name].renewal == "time" else None
             one.state = _State.HELD
 
@@ -430,7 +430,7 @@ class Renewals:
         issued, expires, at = entry.issued_at.timestamp(), _seconds(entry.expires_at), None
         minter = self._facility.minters.get(name)
         if minter is not None and minter.renewal == "time" and expires is not None:
-            at = schedule.due(issued, expires, schedule.jitter(server.identity, server.start_id))
+            at = renewal_schedule.due(issued, expires, renewal_schedule.jitter(server.identity, server.start_id))
         return _Credential(_State.HELD, issued, expires, at, entry.order)
 
     def _plan(self, server: _Server) -> None:
@@ -530,7 +530,7 @@ class Renewals:
             news = one.failures == 0 or (is_missing and why != one.why)  # the start has told its first reason
             one.failures, one.why, one.force = one.failures + 1, why, one.force or force
             waits = refused and (name not in self._facility.minters or self._comes_by_itself(name))
-            one.at = None if waits else schedule.again(one.expires, now, one.failures)
+            one.at = None if waits else renewal_schedule.again(one.expires, now, one.failures)
             if news:
                 until = "" if one.expires is None else f", which is valid until {when(one.expires)}"
                 keeps = "it runs without" if is_missing else f"it keeps the one it has{until}"
@@ -539,7 +539,12 @@ class Renewals:
 
     def _warn_if_late(self, server: _Server, name: str, one: _Credential, now: float) -> None:
         """Log once that a credential is about to expire without a new one."""
-        if one.warned or one.at is None or one.expires is None or not schedule.is_late(one.issued, one.expires, now):
+        if (
+            one.warned
+            or one.at is None
+            or one.expires is None
+            or not renewal_schedule.is_late(one.issued, one.expires, now)
+        ):
             return
         if not one.failures and now < one.at + _LOOK:  # its time has not come, or has just come
             return

@@ -25,7 +25,7 @@ NAMES = GroupSource("groups", GroupSyntax.NAMES)
 ENTITLEMENTS = GroupSource("groups", GroupSyntax.ENTITLEMENTS, "urn:geant:example.org", "login.example.org")
 SOURCES = [pytest.param(source, id=source.syntax) for source in (PATHS, NAMES, ENTITLEMENTS)]
 
-EXAMPLES = sorted((Path(__file__).parent / "claims").glob("*.json"))
+EXAMPLES = sorted((Path(__file__).parents[1] / "claims").glob("*.json"))
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

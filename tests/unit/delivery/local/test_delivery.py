@@ -18,7 +18,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from casa_hub.credentials.base import Route
-from casa_hub.delivery import layout
+from casa_hub.delivery import file_layout
 from casa_hub.delivery.local import delivery as local
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.errors import ConfigurationError, DeliveryError
@@ -69,7 +69,7 @@ async def test_a_server_gets_files_an_address_a_route_and_a_host_name(delivery: 
     await delivery.deliver(minted(ALICE))
     directory = tmp_path / "servers" / "alice"
     assert delivery.path(ALICE) == directory
-    assert layout.read_set(directory) == {"token": b"secret", "d/token": b"secret"}
+    assert file_layout.read_set(directory) == {"token": b"secret", "d/token": b"secret"}
     assert stat.S_IMODE((tmp_path / "servers").stat().st_mode) == 0o700
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert stat.S_IMODE((directory / "state.json").stat().st_mode) == 0o600
@@ -93,7 +93,7 @@ async def test_the_withdrawal_of_an_earlier_start_does_not_touch_the_present_one
     await delivery.deliver(minted(ALICE, "1"))
     await delivery.deliver(minted(ALICE, "2", {"new": b""}))
     await delivery.remove(ALICE, "1")
-    assert layout.read_set(delivery.path(ALICE)) == {"new": b""}
+    assert file_layout.read_set(delivery.path(ALICE)) == {"new": b""}
 
 
 async def test_another_server_under_the_same_slug_is_not_touched(delivery: LocalDelivery, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ async def test_another_server_under_the_same_slug_is_not_touched(delivery: Local
     with pytest.raises(DeliveryError):
         await delivery.renew(minted(impostor, "1"))
     await delivery.remove(impostor, "1")
-    assert layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
+    assert file_layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
     assert (tmp_path / "traefik" / "alice.yml").read_text() == before
 
 
@@ -128,7 +128,7 @@ async def test_an_error_says_no_secret(delivery: LocalDelivery) -> None:
 async def test_renewal_replaces_what_is_renewed_and_keeps_the_rest(delivery: LocalDelivery) -> None:
     await delivery.deliver(minted(ALICE, files={"a": b"1", "b": b"1", "c": b"1"}))
     await delivery.renew(minted(ALICE, files={"a": b"2", "d": b"2"}, another=["b"]))
-    assert layout.read_set(delivery.path(ALICE)) == {"a": b"2", "b": b"1", "d": b"2"}
+    assert file_layout.read_set(delivery.path(ALICE)) == {"a": b"2", "b": b"1", "d": b"2"}
     state = json.loads((delivery.path(ALICE) / "state.json").read_text())
     entries = state["record"]["credentials"]
     assert {name: entry["files"] for name, entry in entries.items()} == {"ours": ["a", "d"], "another": ["b"]}
@@ -140,7 +140,7 @@ async def test_a_renewal_keeps_files_of_a_credential_whose_entry_was_edited(deli
     again = minted(ALICE, files={"a": b"2"})
     edited = UnreadableCredential({"files": 1}, (Replaced({}, None),))
     await delivery.renew(replace(again, record=replace(again.record, unreadable={"another": edited})))
-    assert layout.read_set(delivery.path(ALICE)) == {"a": b"2", "b": b"1"}
+    assert file_layout.read_set(delivery.path(ALICE)) == {"a": b"2", "b": b"1"}
 
 
 async def test_renewal_for_a_start_that_is_over_is_refused(delivery: LocalDelivery) -> None:
@@ -149,7 +149,7 @@ async def test_renewal_for_a_start_that_is_over_is_refused(delivery: LocalDelive
     await delivery.deliver(minted(ALICE, "2"))
     with pytest.raises(DeliveryError, match="over"):
         await delivery.renew(minted(ALICE, "1", {"a": b"1"}))
-    assert layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
+    assert file_layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
 
 
 async def test_an_emptied_server_has_nothing_but_what_its_end_needs(
@@ -158,7 +158,7 @@ async def test_an_emptied_server_has_nothing_but_what_its_end_needs(
     await delivery.deliver(minted(ALICE))
     delivery.process_file(ALICE).write_text("signed in")
     await delivery.withdraw(ALICE, "another start")
-    assert layout.read_set(delivery.path(ALICE))
+    assert file_layout.read_set(delivery.path(ALICE))
     for _ in range(2):
         await delivery.withdraw(ALICE, "1")
         left = [path.name for path in delivery.path(ALICE).rglob("*") if path.is_file()]
@@ -199,7 +199,7 @@ async def test_a_server_with_another_versions_record_is_kept(
     assert again.sweep("", {(ALICE.identity, "1")}) == []
     one = again.delivered(ALICE)
     assert one is not None
-    assert layout.read_set(again.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
+    assert file_layout.read_set(again.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
     if version == 1:
         assert one.record.to_document()["credentials"] == {"ours": {**entry, "order": 0, "earlier": []}}
     else:
@@ -218,7 +218,7 @@ async def test_old_sets_are_removed_a_while_after_they_were_replaced(
     await delivery.renew(minted(ALICE))
     await asyncio.gather(*delivery._background.tasks)
     assert not old.exists()
-    assert layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
+    assert file_layout.read_set(delivery.path(ALICE)) == {"token": b"secret", "d/token": b"secret"}
 
 
 async def test_a_set_that_was_replaced_just_now_stays_whatever_was_replaced_before(
@@ -320,7 +320,7 @@ async def test_links_are_removed_and_never_followed(config: Config, delivery: Lo
     assert again.all() == []
     assert again.sweep("", {(ALICE.identity, "1")}) == [".old.0", "alice", "dangling", "odd"]
     assert [path.name for path in root.iterdir()] == [".lock"]
-    assert layout.read_set(elsewhere) == {"token": b"secret", "d/token": b"secret"}
+    assert file_layout.read_set(elsewhere) == {"token": b"secret", "d/token": b"secret"}
     end_hub_of(again)
 
 

@@ -16,8 +16,8 @@ from jupyterhub.app import JupyterHub
 from traitlets import TraitError
 from traitlets.config.loader import Config, JSONFileConfigLoader, PyFileConfigLoader
 
-from casa_hub.configuration import without_value
 from casa_hub.errors import ConfigurationError, Problem, Severity
+from casa_hub.unknown_keys import without_value
 
 
 def configured_hub(path: Path) -> Any:

@@ -23,7 +23,7 @@ from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.verdicts import of_token_answer
 from tests.support.kubernetes.hub import CHART_RULES, granted_by
 
-ROLE = Path(__file__).parents[2] / "helm-values" / "role.yaml"
+ROLE = Path(__file__).parents[3] / "helm-values" / "role.yaml"
 CALLBACK = "https://hub.example.org/hub/oauth_callback"
 
 

@@ -8,9 +8,9 @@ from traitlets import Bool, Int, Unicode
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import DeferredConfigString
 
-from casa_hub.configuration import did_you_mean, is_set, unknown_keys, value_of
 from casa_hub.facility import Facility as RealFacility
 from casa_hub.local_spawner import CasaLocalSpawner
+from casa_hub.unknown_keys import did_you_mean, is_set, unknown_keys, value_of
 
 pytestmark = pytest.mark.both_hubs
 

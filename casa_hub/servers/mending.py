@@ -1,7 +1,7 @@
 """The task that mends running servers: it brings back objects that failed at the start or that somebody deleted.
 
 It looks at all servers regularly, and a server that lacks something gets it at once. A failure is tried again like a
-renewal (`casa_hub.keeper.schedule.again`). Credentials that could not be minted are left to `renewals`.
+renewal (`casa_hub.servers.renewal_schedule.again`). Credentials that could not be minted are left to `renewals`.
 
 A server whose owner's access is being ended gets nothing. After the hub's start, no server does until it is known whose
 access the previous hub process has begun to end.
@@ -18,10 +18,10 @@ from typing import Any
 
 from casa_hub.errors import CasaError
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
-from casa_hub.keeper import schedule
-from casa_hub.keeper.kept import Kept, kept_of, reason_of, running
-from casa_hub.keeper.renewals import Missing, Renewals
 from casa_hub.metrics import MISSING
+from casa_hub.servers import renewal_schedule
+from casa_hub.servers.renewals import Missing, Renewals
+from casa_hub.servers.running import Kept, kept_of, reason_of, running
 from casa_hub.tasks import Background, repeat
 
 #: Seconds between two looks at all servers.
@@ -80,7 +80,7 @@ class Mending:
         server = self._notice(spawner.user, spawner, kept, kept.running_start)
         if missing:
             server.lacks, server.failures = dict(missing), 1
-            server.at = schedule.again(None, time.monotonic(), 1)
+            server.at = renewal_schedule.again(None, time.monotonic(), 1)
             self._wake.set()
 
     def missing(self) -> list[Missing]:
@@ -181,7 +181,7 @@ class Mending:
             server.lacks, server.failures = {}, 0
             return
         if server.spawner.pending:  # it still starts, or already stops
-            server.at = schedule.again(None, time.monotonic(), 1)
+            server.at = renewal_schedule.again(None, time.monotonic(), 1)
             return
         asked, before = dict(server.lacks), kept.first_holding()
         failed = await self._bring_back(server)
@@ -195,7 +195,7 @@ class Mending:
             self._renewals.started(server.spawner)
         server.lacks = dict(failed)
         server.failures = server.failures + 1 if failed else 0
-        server.at = schedule.again(None, time.monotonic(), max(server.failures, 1))
+        server.at = renewal_schedule.again(None, time.monotonic(), max(server.failures, 1))
         if server.failures == 1:
             for what, why in failed.items():
                 self._app.log.warning("%s lacks %s, which is tried again: %s", kept.server.identity, what, why)

@@ -10,10 +10,10 @@ import pytest
 from traitlets.config import Config
 
 from casa_hub.credentials.base import Route
-from casa_hub.delivery import layout
-from casa_hub.delivery.gc import Removal, removal
+from casa_hub.delivery import file_layout
 from casa_hub.delivery.local import delivery as module
 from casa_hub.delivery.local.delivery import LocalDelivery
+from casa_hub.delivery.removals import Removal, removal
 from casa_hub.errors import DeliveryError
 from casa_hub.facility import Minted
 from casa_hub.naming import Server
@@ -67,18 +67,18 @@ async def test_what_a_failed_withdrawal_left_is_removed(
 ) -> None:
     monkeypatch.setattr(module, "_UNDER_WAY", -1)  # else what has failed may still be under way
     await delivery.deliver(minted())
-    remove = layout.remove
+    remove = file_layout.remove
 
     def failing(path: Path) -> None:
         raise OSError(16, "Device or resource busy", str(path))
 
-    monkeypatch.setattr(layout, "remove", failing)
+    monkeypatch.setattr(file_layout, "remove", failing)
     with pytest.raises(DeliveryError):
         await delivery.remove(ADA, START)
     found = await delivery.collect("", delivery.all(), dry_run=False)
     assert len(found) == 2
     assert all(one.error == "Device or resource busy" for one in found[1:])
-    monkeypatch.setattr(layout, "remove", remove)
+    monkeypatch.setattr(file_layout, "remove", remove)
     found = await delivery.collect("", delivery.all(), dry_run=False)
     assert not any(one.error for one in found)
     assert [path.name for path in delivery.root.iterdir()] == [".lock"]

@@ -13,10 +13,10 @@ from traitlets.config import Config
 
 from casa_hub.errors import DeliveryError
 from casa_hub.facility import Facility
-from casa_hub.keeper import mending as module
-from casa_hub.keeper.mending import Mending
-from casa_hub.keeper.renewals import Renewals
 from casa_hub.naming import Server
+from casa_hub.servers import mending as module
+from casa_hub.servers.mending import Mending
+from casa_hub.servers.renewals import Renewals
 from tests.support.jumping import JumpingLoop
 from tests.support.kept import App, Kept, Spawner
 from tests.support.waiting import until_async

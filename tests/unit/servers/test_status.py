@@ -14,8 +14,8 @@ from traitlets.config import Config
 from casa_hub.credentials.dask import parse_secrets
 from casa_hub.errors import DeliveryError
 from casa_hub.facility import Facility
-from casa_hub.keeper.survey import survey
 from casa_hub.naming import Server
+from casa_hub.servers.status import survey
 from tests.support.kept import App, Kept, User
 
 

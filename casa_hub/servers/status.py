@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from casa_hub.errors import DeliveryError
 from casa_hub.facility import Facility
 from casa_hub.jupyterhub import HubApp
-from casa_hub.keeper.kept import Kept, running, shown
 from casa_hub.record import WITHOUT_US, AnyRecord, Unreadable
+from casa_hub.servers.running import Kept, running, shown
 
 #: Servers whose newest record is read at the same time: each may be a request to Kubernetes.
 _AT_ONCE = 10

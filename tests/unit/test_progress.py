@@ -13,7 +13,7 @@ from casa_hub.credentials.base import Credential
 from casa_hub.facility import Minted
 from casa_hub.local_spawner import listens_here_only
 from casa_hub.naming import Server
-from casa_hub.steps import Steps, sentences_of
+from casa_hub.progress import Steps, sentences_of
 
 NOW = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
 

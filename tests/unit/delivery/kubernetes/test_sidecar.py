@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 from kubespawner.objects import make_pod
 
+from casa_hub.delivery.file_layout import read_set
 from casa_hub.delivery.kubernetes.manifests import key
 from casa_hub.delivery.kubernetes.pod import Outfit, Sidecar, patch
-from casa_hub.delivery.layout import read_set
 from casa_hub.demo.packages import unpack
 from tests.support.peers import require
 

@@ -22,11 +22,11 @@ from casa_hub import facility as facility_module
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Renewal, Request
 from casa_hub.errors import CredentialError, DeliveryError
 from casa_hub.facility import Facility
-from casa_hub.keeper import renewals as module
-from casa_hub.keeper import schedule
-from casa_hub.keeper.kept import Holding
-from casa_hub.keeper.renewals import Renewals
 from casa_hub.naming import Server
+from casa_hub.servers import renewal_schedule
+from casa_hub.servers import renewals as module
+from casa_hub.servers.renewals import Renewals
+from casa_hub.servers.running import Holding
 from tests.support.jumping import JumpingLoop
 from tests.support.kept import App, Kept, Spawner
 from tests.support.waiting import until_async
@@ -147,7 +147,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
             monotonic=lambda: asyncio.get_running_loop().time(), strftime=time.strftime, gmtime=time.gmtime
         ),
     )
-    monkeypatch.setattr(schedule, "_SHORTEST", 0.02)
+    monkeypatch.setattr(renewal_schedule, "_SHORTEST", 0.02)
     monkeypatch.setattr(module, "_FIRST_LOOKS", 0.05)
     monkeypatch.setattr(module, "_PACE", 0.001)
 

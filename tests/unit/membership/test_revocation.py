@@ -21,9 +21,10 @@ from traitlets.config import Config
 from casa_hub.audit import Action
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.facility import Minted
+from casa_hub.hub import CasaHub
 from casa_hub.identity.verdicts import Verdict
-from casa_hub.keeper.kept import Holding
 from casa_hub.local_server import LocalServer
+from casa_hub.local_spawner import CasaLocalSpawner
 from casa_hub.membership import revocation as module
 from casa_hub.membership.member import Members, Standing
 from casa_hub.membership.revocation import Revocations
@@ -31,6 +32,7 @@ from casa_hub.membership.settings import Keeper
 from casa_hub.membership.tables import Entry
 from casa_hub.naming import Server
 from casa_hub.record import CredentialRecord, ServerRecord
+from casa_hub.servers.running import Holding
 
 
 class Kept:
@@ -188,11 +190,12 @@ async def test_an_edited_record_hides_nothing_from_the_audit(
     document = json.loads(state.read_text())
     document["record"] |= edit
     state.write_text(json.dumps(document))
-    again = LocalDelivery(config=config)
+    app = SimpleNamespace(config=config, tornado_settings={}, spawner_class=CasaLocalSpawner)
+    again = CasaHub.of(app).delivery(LocalDelivery)  # type: ignore[arg-type]
     again.open()
     told: list[Any] = []
     monkeypatch.setattr(module, "tell", lambda _, event: told.append(event))
-    kept = LocalServer(SimpleNamespace(delivery=again))
+    kept = LocalServer(SimpleNamespace(user=SimpleNamespace(settings={"app": app})))
     [one] = again.all()
     kept.adopt(one)
     user, revocations = hub(kept)

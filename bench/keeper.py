@@ -41,7 +41,7 @@ from casa_hub.facility import Facility  # noqa: E402
 from casa_hub.naming import Server  # noqa: E402
 from casa_hub.servers import renewals as module  # noqa: E402
 from casa_hub.servers.renewals import Renewals  # noqa: E402
-from tests.support.kept import App, Kept  # noqa: E402
+from tests.support.running_server import App, RunningServer  # noqa: E402
 
 PERIOD = 43200.0
 #: Of a life, after which a credential is renewed.
@@ -135,16 +135,16 @@ def fault(faulty: float) -> None:
         )
 
 
-def is_renewed(kept: Kept) -> bool:
-    return kept.text is not kept.at_start
+def is_renewed(running: RunningServer) -> bool:
+    return running.text is not running.at_start
 
 
 async def measure(servers: int, faulty: float, directory: Path) -> Measured:
     minting, app, clock = facility(directory), App(), Clock()
-    homes = [Kept(minting, Server("", f"user-{n}"), f"{n:032x}", clock=clock) for n in range(servers)]
-    for kept in homes:
-        kept.takes = 0.005
-        app.add(kept)
+    homes = [RunningServer(minting, Server("", f"user-{n}"), f"{n:032x}", clock=clock) for n in range(servers)]
+    for running in homes:
+        running.takes = 0.005
+        app.add(running)
     keeper = Renewals(app, minting, clock)
 
     tracemalloc.start()
@@ -162,8 +162,8 @@ async def measure(servers: int, faulty: float, directory: Path) -> Measured:
             await keeper._look_around()  # noqa: SLF001
         look = (time.thread_time() - begun) / looks
 
-        for kept in homes:
-            kept.fault = lambda: fault(faulty)
+        for running in homes:
+            running.fault = lambda: fault(faulty)
         clock.ahead += DUE * 1.1 * PERIOD
         keeper.begin()
         begun, since = time.thread_time(), time.monotonic()
@@ -171,7 +171,7 @@ async def measure(servers: int, faulty: float, directory: Path) -> Measured:
             await asyncio.sleep(2)
             clock.ahead += 300  # what failed is tried again after ten minutes at most
         cpu, seconds = time.thread_time() - begun, time.monotonic() - since
-    tries = sum(len(kept.asked) for kept in homes)
+    tries = sum(len(running.asked) for running in homes)
     return Measured(look, cpu / servers, tries, seconds, turns.longest, traced, before)
 
 

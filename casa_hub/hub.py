@@ -108,8 +108,8 @@ class CasaHub:
 class Home:
     """Base of this package's spawner classes: `CredentialsMixin` (a cluster) and `CasaLocalSpawner` (this machine).
 
-    Each spawner has its server as `casa_kept` (`casa_hub.servers.running.Kept`). Servers of other classes get no
-    credentials.
+    Each spawner has its server as `casa_server` (`casa_hub.servers.running.RunningServer`). Servers of other classes
+    get no credentials.
     """
 
     #: Classes whose configuration sections the spawner uses.

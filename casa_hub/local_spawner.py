@@ -61,8 +61,9 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
 
     @default("home_dir")
     def _safe_home_dir(self) -> str:
-        template = self.home_dir_template or str(self.casa_kept.delivery.root.parent / "casa-hub-homes" / "{username}")
-        return str(Path(template.format(username=self.casa_kept.facility.server(self.user.name).slug)).resolve())
+        server = self.casa_server
+        template = self.home_dir_template or str(server.delivery.root.parent / "casa-hub-homes" / "{username}")
+        return str(Path(template.format(username=server.facility.server(self.user.name).slug)).resolve())
 
     # -- the hub's start
 
@@ -115,7 +116,7 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
         known = _Known(app)
         # Starts that JupyterHub may not have saved yet.
         spawners = (spawner for user in app.users.values() for spawner in user.spawners.values())
-        starts = {spawner.casa_kept.start_id for spawner in spawners if isinstance(spawner, cls)}
+        starts = {spawner.casa_server.start_id for spawner in spawners if isinstance(spawner, cls)}
         ended = [
             left
             for left in delivery.all()
@@ -133,32 +134,32 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
         self._adopted: Process | None = None
         self._own_environment: dict[str, str] = {}
         self._steps = Steps()
-        #: The server, for renewals, mending and revocations (`casa_hub.servers.running.Kept`).
-        self.casa_kept = LocalServer(self)
+        #: The server, for renewals, mending and revocations (`casa_hub.servers.running.RunningServer`).
+        self.casa_server = LocalServer(self)
         super().__init__(**kwargs)
 
     async def start(self) -> tuple[str, int]:
         """Mint and deliver credentials, then start the process. If any of it fails, all is removed again."""
-        kept = self.casa_kept
-        for number, sentence in enumerate(await kept.mint()):
+        running = self.casa_server
+        for number, sentence in enumerate(await running.mint()):
             self._steps.say(min(10 + 5 * number, 40), sentence)
         self._adopted = None
         try:
-            self.ip, self._own_environment = await kept.deliver()
+            self.ip, self._own_environment = await running.deliver()
             self._steps.say(50, "Credentials delivered")
             await asyncio.to_thread(make_directory, Path(self.home_dir))
             address: tuple[str, int] = await super().start()
         except BaseException:
-            await asyncio.shield(kept.remove())
+            await asyncio.shield(running.remove())
             raise
         finally:
-            kept.starting = False
+            running.starting = False
         self._steps.say(60, "Server process started; waiting for its answer")
-        kept.hub.started(self)
+        running.hub.started(self)
         return address
 
     def make_preexec_fn(self, name: str) -> Callable[[], None]:  # noqa: ARG002
-        home, process_file = self.home_dir, os.fsencode(self.casa_kept.delivery.process_file(self.casa_kept.server))
+        home, process_file = self.home_dir, os.fsencode(self.casa_server.delivery.process_file(self.casa_server.server))
 
         def enter() -> None:
             # An error here fails the start. In the base class, the server would run in the hub's directory.
@@ -182,36 +183,36 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
         try:
             await super().stop(now)
         finally:
-            await asyncio.shield(self.casa_kept.remove())
+            await asyncio.shield(self.casa_server.remove())
 
     async def poll(self) -> int | None:
         """As in the base class, but remove the credentials of a server that is found dead."""
         status: int | None = await super().poll()
         # JupyterHub doesn't call `stop` for a server that ended by itself.
-        if status is not None and not self.casa_kept.starting:
-            await self.casa_kept.remove()
+        if status is not None and not self.casa_server.starting:
+            await self.casa_server.remove()
         return status
 
     # -- after a restart of the hub
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = super().get_state()
-        return state | ({START_ID: self.casa_kept.start_id} if self.casa_kept.start_id else {})
+        return state | ({START_ID: self.casa_server.start_id} if self.casa_server.start_id else {})
 
     def load_state(self, state: dict[str, Any]) -> None:
         """As in the base class, and adopt the server that the previous hub process started."""
         super().load_state(state)
         on_hub_start(self.user.settings["app"])
         left = self._left_behind(state)
-        self._adopted = self.casa_kept.delivery.process(left.server) if left is not None else None
+        self._adopted = self.casa_server.delivery.process(left.server) if left is not None else None
         self.pid = self._adopted.pid if self._adopted is not None else 0
         if left is not None:
-            self.casa_kept.adopt(left)
+            self.casa_server.adopt(left)
             self.ip = left.address
 
     def _left_behind(self, state: dict[str, Any]) -> Delivered | None:
         """What the previous hub process delivered to this spawner's server, even if its user was renamed since."""
-        delivery = self.casa_kept.delivery
+        delivery = self.casa_server.delivery
         saved = delivery.of_start(state.get(START_ID, ""))
         if saved is not None:
             return saved

@@ -186,13 +186,13 @@ class PodServer(ServerCredentials[DeliveredStart]):
 
     @property
     def running_start(self) -> str | None:
-        """See `Kept`."""
+        """See `RunningServer`."""
         pod = self._running_pod()
         start_id = None if pod is None or not self._is_ours(pod) else ownership.start_id_of(pod)
         return None if start_id and start_id == self._withdrawn else start_id
 
     def first_holding(self) -> Holding | None:
-        """See `Kept`. The pod's annotation has the record of the start."""
+        """See `RunningServer`. The pod's annotation has the record of the start."""
         pod = self._running_pod()
         start = self._start_of(pod)
         if pod is None or start is None or start.start_id == self._withdrawn:
@@ -216,7 +216,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
         self._known = DeliveredStart(running.start, text)
 
     async def lacks(self, since: float) -> Collection[str] | None:
-        """See `Kept`."""
+        """See `RunningServer`."""
         found = self._standing()
         if found is None:
             return None
@@ -228,7 +228,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
         return await self.delivery.lacks(start, self.delivery.owned(start, Pod.from_object(pod), record), since)
 
     async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
-        """See `Kept`."""
+        """See `RunningServer`."""
         async with self._renewing:
             found = self._standing()
             record = None if found is None else self._record(*found)
@@ -277,7 +277,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
         return self._believed(start, parse_text(ownership.record_text_of(pod, start.server)))
 
     async def withdraw(self) -> None:
-        """See `Kept`."""
+        """See `RunningServer`."""
         await self._spawner._start_watching_pods()  # noqa: SLF001 - see _running
         start = self._start_of(self.pod())
         if start is None:
@@ -352,7 +352,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
         """Whether a start belongs to another server, whose user had this name before."""
         users = list(dict.values(self._spawner.user.settings["app"].users or {}))
         spawners = [spawner for user in users for spawner in list(user.spawners.values())]
-        others = (spawner.casa_kept for spawner in spawners if spawner is not self._spawner and spawner.active)
+        others = (spawner.casa_server for spawner in spawners if spawner is not self._spawner and spawner.active)
         return bool(start_id) and any(other.start_id == start_id for other in others)
 
     def _start_of(self, pod: Object | None) -> Start | None:

@@ -33,7 +33,7 @@ D = TypeVar("D", bound=DeliveredStart)
 
 
 class ServerCredentials(ABC, Generic[D]):
-    """The server of one spawner object. While it runs, it is a `casa_hub.servers.running.Kept`."""
+    """The server of one spawner object. While it runs, it is a `casa_hub.servers.running.RunningServer`."""
 
     def __init__(self, spawner: HubSpawner) -> None:
         self._spawner = spawner
@@ -85,13 +85,13 @@ class ServerCredentials(ABC, Generic[D]):
     # -- while it runs
 
     async def holding(self) -> Holding | None:
-        """See `Kept`."""
+        """See `RunningServer`."""
         async with self._renewing:
             running = await self._running(self._deadline())
             return None if running is None else self._holding(running)
 
     async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
-        """See `Kept`."""
+        """See `RunningServer`."""
         async with self._renewing:  # each renewal starts from the record of the one before
             return await self._renew(names, force, self._deadline())
 
@@ -112,7 +112,7 @@ class ServerCredentials(ABC, Generic[D]):
 
     @abstractmethod
     async def _running(self, deadline: Deadline) -> D | None:
-        """The running start with what it has now; None as for `Kept.holding`. Raises DeliveryError."""
+        """The running start with what it has now; None as for `RunningServer.holding`. Raises DeliveryError."""
 
     @abstractmethod
     def _holding(self, running: D) -> Holding:

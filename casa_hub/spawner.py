@@ -69,8 +69,8 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
         return list(dict.fromkeys(super().section_names()))
 
     @cached_property
-    def casa_kept(self) -> PodServer:
-        """The server, for renewals, mending and revocations (`casa_hub.servers.running.Kept`)."""
+    def casa_server(self) -> PodServer:
+        """The server, for renewals, mending and revocations (`casa_hub.servers.running.RunningServer`)."""
         return PodServer(self)
 
     # -- start
@@ -81,14 +81,14 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
         The authenticator's `pre_spawn_start` has already checked the membership.
         """
         try:
-            for number, sentence in enumerate(await self.casa_kept.mint()):
+            for number, sentence in enumerate(await self.casa_server.mint()):
                 self._steps.say(min(5 + 3 * number, 20), sentence)
             url: str = await super()._start()
         except BaseException as error:
-            await asyncio.shield(self.casa_kept.take_down())
+            await asyncio.shield(self.casa_server.take_down())
             not_the_hubs_fault(error, self.user.settings["app"])
             raise
-        self.casa_kept.started()
+        self.casa_server.started()
         return url
 
     async def _make_create_pod_request(self, pod: Any, request_timeout: float) -> bool:  # noqa: ARG002
@@ -97,11 +97,11 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
         They need the pod's uid, which the answer has. `after_pod_created_hook` is called 0.2 s later or more.
         """
         await asyncio.sleep(0)  # as in `mint`: KubeSpawner may have just made a hundred pods
-        self.casa_kept.dress(pod)
-        missing = await self.casa_kept.launch(self.api.api_client.sanitize_for_serialization(pod))
+        self.casa_server.dress(pod)
+        missing = await self.casa_server.launch(self.api.api_client.sanitize_for_serialization(pod))
         self._steps.say(25, "Pod created, with what it needs")
         for kind, error in missing.items():
-            self.log.warning("No %s for %s: %s", kind, self.casa_kept.server.identity, error)
+            self.log.warning("No %s for %s: %s", kind, self.casa_server.server.identity, error)
             self._steps.say(26, without(f"{kind}, so Dask can't be reached from outside", error))
         return True
 
@@ -121,28 +121,28 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
 
     def get_state(self) -> dict[str, Any]:
         state: dict[str, Any] = super().get_state()
-        return state | self.casa_kept.state
+        return state | self.casa_server.state
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
         on_hub_start(self.user.settings["app"])  # with another authenticator, nobody else would before the next start
-        self.casa_kept.load_state(state)
+        self.casa_server.load_state(state)
 
     def clear_state(self) -> None:
         super().clear_state()
-        self.casa_kept.clear_state()
+        self.casa_server.clear_state()
 
     # -- while it runs
 
     def is_pod_running(self, pod: Any) -> bool:
         """As in the base class, but False for the pod of an earlier start, which a late watch may still show."""
-        return self.casa_kept.may_run(pod) and bool(super().is_pod_running(pod))
+        return self.casa_server.may_run(pod) and bool(super().is_pod_running(pod))
 
     async def poll(self) -> int | None:
         """As in the base class, but a pod of another server with the same name doesn't count."""
-        await self.casa_kept.delivery.first_look()
+        await self.casa_server.delivery.first_look()
         status: int | None = await super().poll()
-        return 1 if status is None and not self.casa_kept.has_pod() else status
+        return 1 if status is None and not self.casa_server.has_pod() else status
 
     # -- the end
 
@@ -157,12 +157,12 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
 
         Transient failures are tried again, as for all our requests.
         """
-        await self.casa_kept.end(grace_seconds)
+        await self.casa_server.end(grace_seconds)
         return True
 
     async def run_post_stop_hook(self) -> None:
         """As in the base class, and remove the secrets of a pod that stays after its end (`delete_stopped_pods`)."""
-        await self.casa_kept.remove()
+        await self.casa_server.remove()
         await maybe_future(super().run_post_stop_hook())
 
 

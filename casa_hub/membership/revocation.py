@@ -30,7 +30,7 @@ from casa_hub.membership.log_ins import LogIns
 from casa_hub.membership.member import Member, Members, Revocation, RevocationReport
 from casa_hub.membership.tables import Entry, Ledger
 from casa_hub.record import AnyRecord, Unreadable, iso, to_block
-from casa_hub.servers.running import Kept, kept_of
+from casa_hub.servers.running import RunningServer, running_server
 from casa_hub.tasks import Background, repeat
 
 #: Servers that are ended at the same time; all of a hub's at once would stall it and the API server.
@@ -243,26 +243,26 @@ class Revocations:
             spawner = user.spawners.get(name)
             if spawner is None or not spawner.active:
                 return
-            kept = kept_of(spawner)
+            running = running_server(spawner)
             problem: Exception | None = None
             while True:
                 if self._is_let_in_since(revocation, user, spawner):
                     return
                 # Also before a pending start is over, and again after it.
-                if kept is not None:
-                    await self._tell_what_it_holds(revocation, user, name, kept)
+                if running is not None:
+                    await self._audit_revoked(revocation, user, name, running)
                     try:
-                        await kept.withdraw()
+                        await running.withdraw()
                     except Exception as error:  # noqa: BLE001 - whatever it is, it is stopped all the same
                         problem = error
                 if not spawner.pending:
                     break
-                await self._not_pending(spawner, kept)
+                await self._not_pending(spawner, running)
             if spawner.active:
                 await self._stop(revocation, user, name, spawner)
             revocation.stopped.add(name)
-        if problem is not None and kept is not None:
-            await kept.withdraw()
+        if problem is not None and running is not None:
+            await running.withdraw()
 
     def _is_let_in_since(self, revocation: Revocation, user: HubUser, spawner: HubSpawner) -> bool:
         """Whether a new log-in has started it, after the one that was to be ended had ended by itself."""
@@ -271,12 +271,12 @@ class Revocations:
             return False
         return bool(getattr(spawner, "casa_log_in", None) == now.session_id)
 
-    async def _not_pending(self, spawner: HubSpawner, kept: Any) -> None:
+    async def _not_pending(self, spawner: HubSpawner, running: Any) -> None:
         """Wait until a start or stop is over, or it is only now known what a start was given."""
-        before = None if kept is None else kept.running_start
+        before = None if running is None else running.running_start
         while spawner.pending:
             await asyncio.sleep(_LOOK)  # nobody has an event of it
-            if kept is not None and kept.running_start not in (None, before):
+            if running is not None and running.running_start not in (None, before):
                 return
 
     async def _stop(self, revocation: Revocation, user: HubUser, name: str, spawner: HubSpawner) -> None:
@@ -301,21 +301,21 @@ class Revocations:
             if spawner._stop_future.done():  # noqa: SLF001
                 spawner._stop_future, spawner._stop_pending = None, False  # noqa: SLF001
 
-    async def _tell_what_it_holds(self, revocation: Revocation, user: HubUser, name: str, kept: Kept) -> None:
+    async def _audit_revoked(self, revocation: Revocation, user: HubUser, name: str, running: RunningServer) -> None:
         """What others must block if it was copied: told before it is withdrawn and nobody knows it any more."""
         if name in revocation.told:
             return
         unseen = ""
         try:
             async with asyncio.timeout(_READ):
-                holding = await kept.holding()
+                holding = await running.holding()
         except (CasaError, TimeoutError) as error:
             # The end doesn't wait for that: what was minted is in the audit as well, since then.
             log.error("What server %r of %s held is not known: %s", name, user.name, _text(error))  # noqa: TRY400
             if name in revocation.told_in_part:
                 return
             holding, unseen = None, "what it held last can't be read"
-        at_start = kept.first_holding()
+        at_start = running.first_holding()
         if at_start is not None and (holding is None or _tells_less(holding.record, at_start.record)):
             holding = at_start
         if holding is None:
@@ -343,7 +343,7 @@ class Revocations:
                 credential=one.credential,
                 identifiers=one.identifiers,
                 expires_at=iso(one.expires_at),
-                started_as=kept.server.username if kept.server.username != user.name else "",
+                started_as=running.server.username if running.server.username != user.name else "",
                 reason=f"{reason} (This may not be all of it: {one.problem}.)" if one.problem else reason,
                 by=revocation.entry.requested_by,
             )

@@ -21,7 +21,7 @@ from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.metrics import MISSING
 from casa_hub.servers import renewal_schedule
 from casa_hub.servers.renewals import Missing, Renewals
-from casa_hub.servers.running import Kept, kept_of, reason_of, running
+from casa_hub.servers.running import RunningServer, reason_of, running_server, running_servers
 from casa_hub.tasks import Background, repeat
 
 #: Seconds between two looks at all servers.
@@ -39,7 +39,7 @@ class _Server:
     """One start of a server."""
 
     spawner: HubSpawner
-    kept: Kept
+    running: RunningServer
     user: HubUser
     start_id: str
     #: From this time on it must have all its objects; monotonic.
@@ -74,10 +74,10 @@ class Mending:
 
     def started(self, spawner: HubSpawner, missing: Mapping[str, str]) -> None:
         """Note a server that has just started, and what it is `missing` -> why."""
-        kept = kept_of(spawner)
-        if kept is None or kept.running_start is None:
+        running = running_server(spawner)
+        if running is None or running.running_start is None:
             return
-        server = self._notice(spawner.user, spawner, kept, kept.running_start)
+        server = self._notice(spawner.user, spawner, running, running.running_start)
         if missing:
             server.lacks, server.failures = dict(missing), 1
             server.at = renewal_schedule.again(None, time.monotonic(), 1)
@@ -86,7 +86,7 @@ class Mending:
     def missing(self) -> list[Missing]:
         """All that running servers lack, credentials included, for the operator."""
         failed = [server for server in self._servers.values() if server.failures]
-        things = [Missing(each.kept.server.identity, what, why) for each in failed for what, why in each.lacks.items()]
+        things = [Missing(of.running.server.identity, what, why) for of in failed for what, why in of.lacks.items()]
         return things + self._renewals.missing()
 
     # -- the task
@@ -117,14 +117,14 @@ class Mending:
 
     async def _look_around(self) -> None:
         seen = set()
-        for number, (user, spawner, kept) in enumerate(list(running(self._app)), 1):
-            start_id = None if kept is None else kept.running_start
-            if kept is None or not start_id or self._ends(user, spawner.name):
+        for number, (user, spawner, running) in enumerate(list(running_servers(self._app)), 1):
+            start_id = None if running is None else running.running_start
+            if running is None or not start_id or self._ends(user, spawner.name):
                 continue
             seen.add(spawner)
             server = self._servers.get(spawner)
             if server is None or server.start_id != start_id:
-                server = self._notice(user, spawner, kept, start_id)
+                server = self._notice(user, spawner, running, start_id)
             if not server.lacks and not server.busy:
                 await self._look(server)
             if number % _IN_ONE_TURN == 0:
@@ -137,13 +137,13 @@ class Mending:
 
     async def _look(self, server: _Server) -> None:
         try:
-            lacks = await server.kept.lacks(server.since)
+            lacks = await server.running.lacks(server.since)
         except CasaError as error:
             self._cannot_say(server, str(error))
             return
         except Exception:  # a third party's minter, which is asked for its routes; the other servers must be looked at
             if server.spawner not in self._unseen:
-                self._app.log.exception("Could not look for what %s lacks", server.kept.server.identity)
+                self._app.log.exception("Could not look for what %s lacks", server.running.server.identity)
             self._cannot_say(server, "an error of the hub")
             return
         self._unseen.discard(server.spawner)
@@ -152,11 +152,11 @@ class Mending:
 
     def _cannot_say(self, server: _Server, why: str) -> None:
         if server.spawner not in self._unseen:
-            self._app.log.warning("It is unknown what %s lacks: %s", server.kept.server.identity, why)
+            self._app.log.warning("It is unknown what %s lacks: %s", server.running.server.identity, why)
         self._unseen.add(server.spawner)
 
-    def _notice(self, user: HubUser, spawner: HubSpawner, kept: Kept, start_id: str) -> _Server:
-        server = self._servers[spawner] = _Server(spawner, kept, user, start_id, time.monotonic(), {})
+    def _notice(self, user: HubUser, spawner: HubSpawner, running: RunningServer, start_id: str) -> _Server:
+        server = self._servers[spawner] = _Server(spawner, running, user, start_id, time.monotonic(), {})
         return server
 
     def _mend_what_is_due(self) -> None:
@@ -164,7 +164,7 @@ class Mending:
         for server in self._servers.values():
             if server.lacks and not server.busy and server.at <= now:
                 server.busy = True
-                self._background.start(self._mend(server), f"mending of {server.kept.server.identity}")
+                self._background.start(self._mend(server), f"mending of {server.running.server.identity}")
 
     async def _mend(self, server: _Server) -> None:
         try:
@@ -176,36 +176,36 @@ class Mending:
             self._wake.set()
 
     async def _mend_in_turn(self, server: _Server) -> None:
-        kept = server.kept
-        if kept.running_start != server.start_id or self._ends(server.user, server.spawner.name):
+        running = server.running
+        if running.running_start != server.start_id or self._ends(server.user, server.spawner.name):
             server.lacks, server.failures = {}, 0
             return
         if server.spawner.pending:  # it still starts, or already stops
             server.at = renewal_schedule.again(None, time.monotonic(), 1)
             return
-        asked, before = dict(server.lacks), kept.first_holding()
+        asked, before = dict(server.lacks), running.first_holding()
         failed = await self._bring_back(server)
-        if kept.running_start != server.start_id:  # it has stopped since, or its credentials were withdrawn
+        if running.running_start != server.start_id:  # it has stopped since, or its credentials were withdrawn
             server.lacks, server.failures = {}, 0
             return
         for what in sorted(asked.keys() - failed.keys()):
-            self._app.log.warning("%s has %s again, which was missing: %s", kept.server.identity, what, asked[what])
+            self._app.log.warning("%s has %s again, which was missing: %s", running.server.identity, what, asked[what])
             server.since = time.monotonic()
-        if kept.first_holding() != before:  # it got new credentials, which expire at other times
+        if running.first_holding() != before:  # it got new credentials, which expire at other times
             self._renewals.started(server.spawner)
         server.lacks = dict(failed)
         server.failures = server.failures + 1 if failed else 0
         server.at = renewal_schedule.again(None, time.monotonic(), max(server.failures, 1))
         if server.failures == 1:
             for what, why in failed.items():
-                self._app.log.warning("%s lacks %s, which is tried again: %s", kept.server.identity, what, why)
+                self._app.log.warning("%s lacks %s, which is tried again: %s", running.server.identity, what, why)
 
     async def _bring_back(self, server: _Server) -> Mapping[str, str]:
         """Bring back all that the server lacks. Returns what still is missing -> why."""
         try:
-            return await server.kept.bring_back(server.lacks.keys())
+            return await server.running.bring_back(server.lacks.keys())
         except Exception as error:  # noqa: BLE001 - a third party's or the hub's database's is as good a reason to retry
-            work = f"Bringing back what {server.kept.server.identity} lacks"
+            work = f"Bringing back what {server.running.server.identity} lacks"
             return dict.fromkeys(server.lacks, reason_of(error, self._app, work))
 
     def _show(self) -> None:

@@ -24,7 +24,7 @@ from casa_hub.metrics import LIFE_LEFT, OVERDUE, UNKEPT
 from casa_hub.moments import iso, when
 from casa_hub.record import EDITED, EDITED_ENTRY, WITHOUT_US, CredentialRecord, ServerRecord, Unreadable
 from casa_hub.servers import renewal_schedule
-from casa_hub.servers.running import Holding, Kept, kept_of, reason_of, running
+from casa_hub.servers.running import Holding, RunningServer, reason_of, running_server, running_servers
 from casa_hub.tasks import Background, repeat
 
 #: Servers that are renewed at the same time.
@@ -135,7 +135,7 @@ class _Server:
     """One start of a server."""
 
     spawner: HubSpawner
-    kept: Kept
+    running: RunningServer
     identity: str
     start_id: str
     credentials: dict[str, _Credential] = field(default_factory=dict)
@@ -176,17 +176,17 @@ class Renewals:
 
     def started(self, spawner: HubSpawner) -> None:
         """Take note of a server that has just started."""
-        kept = kept_of(spawner)
-        if self._facility.minters and kept is not None and kept.running_start is not None:
-            self._notice(spawner, kept)
+        running = running_server(spawner)
+        if self._facility.minters and running is not None and running.running_start is not None:
+            self._notice(spawner, running)
 
     async def bring(self, spawner: HubSpawner, names: Collection[str]) -> None:
         """Renew these credentials of a running server now, because what they are made of is new: its user's token.
 
         Failures are logged and tried again. Nothing happens if the server doesn't run.
         """
-        kept = kept_of(spawner)
-        server = None if kept is None else self._known(spawner, kept)
+        running = running_server(spawner)
+        server = None if running is None else self._known(spawner, running)
         if server is not None and not server.unkept:
             await self._renew(server, [name for name in names if name in self._facility.minters], force=True)
 
@@ -210,28 +210,30 @@ class Renewals:
         renewed: list[str] = []
         servers = iter(
             [
-                (spawner, kept)
-                for user, spawner, kept in running(self._app)
-                if kept is not None and (usernames is None or user.name in usernames)
+                (spawner, running)
+                for user, spawner, running in running_servers(self._app)
+                if running is not None and (usernames is None or user.name in usernames)
             ]
         )
 
         async def work() -> None:
-            for spawner, kept in servers:  # all workers take from the same iterator
+            for spawner, running in servers:  # all workers take from the same iterator
                 async with self._room:
-                    failed = await self._renew_one_now(spawner, kept, names)
+                    failed = await self._renew_one_now(spawner, running, names)
                 if failed:
-                    report.failed[kept.server.identity] = "; ".join(f"{name}: {why}" for name, why in failed.items())
+                    report.failed[running.server.identity] = "; ".join(f"{name}: {why}" for name, why in failed.items())
                 elif failed is not None:
-                    renewed.append(kept.server.identity)
+                    renewed.append(running.server.identity)
                 await asyncio.sleep(0)
 
         await asyncio.gather(*(work() for _ in range(_AT_ONCE)))
         return Report(tuple(renewed), report.failed)
 
-    async def _renew_one_now(self, spawner: HubSpawner, kept: Kept, names: Collection[str]) -> Mapping[str, str] | None:
+    async def _renew_one_now(
+        self, spawner: HubSpawner, running: RunningServer, names: Collection[str]
+    ) -> Mapping[str, str] | None:
         """Name of a credential -> why it was not renewed; None if the server doesn't run."""
-        server = self._known(spawner, kept)
+        server = self._known(spawner, running)
         if server is None:
             return {"all": "it can't be seen now, or is about to end"}
         unknown = {name: "this hub has no such credential" for name in names if name not in self._facility.minters}
@@ -297,10 +299,10 @@ class Renewals:
 
     async def _look_around(self) -> None:
         seen = set()
-        async for _, spawner, kept in _in_turns(running(self._app)):
+        async for _, spawner, running in _in_turns(running_servers(self._app)):
             seen.add(spawner)
-            if kept is not None:
-                self._known(spawner, kept)
+            if running is not None:
+                self._known(spawner, running)
         for spawner in list(self._servers):
             if spawner not in seen and not spawner.pending:
                 del self._servers[spawner]
@@ -344,21 +346,21 @@ class Renewals:
 
     # -- one server
 
-    def _known(self, spawner: HubSpawner, kept: Kept) -> _Server | None:
+    def _known(self, spawner: HubSpawner, running: RunningServer) -> _Server | None:
         """The start of a server that runs; None if it isn't known now which one runs."""
-        start_id = kept.running_start
+        start_id = running.running_start
         if start_id is None or not self._facility.minters:
             return None
         known = self._servers.get(spawner)
         if known is not None and known.start_id == start_id:
             return known
-        return self._notice(spawner, kept, ours=False)
+        return self._notice(spawner, running, ours=False)
 
-    def _notice(self, spawner: HubSpawner, kept: Kept, *, ours: bool = True) -> _Server:
+    def _notice(self, spawner: HubSpawner, running: RunningServer, *, ours: bool = True) -> _Server:
         """Take note of another start of a server; `ours`: whether this hub process started it."""
-        holding = kept.first_holding()
-        start_id = holding.start_id if holding is not None else kept.running_start or ""
-        server = self._servers[spawner] = _Server(spawner, kept, kept.server.identity, start_id)
+        holding = running.first_holding()
+        start_id = holding.start_id if holding is not None else running.running_start or ""
+        server = self._servers[spawner] = _Server(spawner, running, running.server.identity, start_id)
         if holding is None:
             self._cannot_keep(server, holding)
             return server
@@ -448,7 +450,7 @@ class Renewals:
             # After a restart of the hub, only what the server had at its start is known so far.
             if server.look is not None:
                 server.look = self._clock() + _LOOK  # if it fails
-            holding = await server.kept.holding()
+            holding = await server.running.holding()
             server.look = None
             if holding is None or holding.start_id != server.start_id or isinstance(holding.record, Unreadable):
                 self._end(server, holding)
@@ -473,7 +475,7 @@ class Renewals:
         """Renew some of a server's credentials. Returns what failed -> why; None if the server doesn't run any more."""
         refused = False
         try:
-            holding = await server.kept.renew(names, force=force)
+            holding = await server.running.renew(names, force=force)
             if holding is None or isinstance(holding.record, Unreadable):
                 self._end(server, holding)
                 return None
@@ -491,7 +493,7 @@ class Renewals:
         If it runs all the same, its record was taken away or is unreadable (`holding`), and the log says so.
         """
         server.credentials = {}
-        if not server.spawner.pending and server.kept.running_start == server.start_id:
+        if not server.spawner.pending and server.running.running_start == server.start_id:
             self._cannot_keep(server, holding)
 
     # -- failures
@@ -511,7 +513,7 @@ class Renewals:
             refused: whether a minter refused to mint, so that what comes with a user's token can only wait for the
                 next token; else the delivery failed.
         """
-        if failed and server.kept.running_start != server.start_id:  # because it is stopping
+        if failed and server.running.running_start != server.start_id:  # because it is stopping
             self._end(server)
             return
         now = self._clock()

@@ -26,8 +26,8 @@ class Holding:
     later: Mapping[str, datetime] = field(default_factory=dict)
 
 
-class Kept(Protocol):
-    """The protocol of a spawner's attribute ``casa_kept``."""
+class RunningServer(Protocol):
+    """The protocol of a spawner's attribute ``casa_server``."""
 
     @property
     def server(self) -> Server:
@@ -98,10 +98,10 @@ class Kept(Protocol):
         """
 
 
-def kept_of(spawner: HubSpawner) -> Kept | None:
+def running_server(spawner: HubSpawner) -> RunningServer | None:
     """The server of a spawner; None if the spawner isn't of this package."""
-    kept: Kept | None = getattr(spawner, "casa_kept", None)
-    return kept
+    running: RunningServer | None = getattr(spawner, "casa_server", None)
+    return running
 
 
 def check_name(app: HubApp, spawner: HubSpawner, server: Server) -> None:
@@ -115,10 +115,10 @@ def check_name(app: HubApp, spawner: HubSpawner, server: Server) -> None:
     """
     for user in list(dict.values(app.users or {})):
         for other in list(user.spawners.values()):
-            kept = kept_of(other)
-            if other is spawner or kept is None or not other.active:
+            running = running_server(other)
+            if other is spawner or running is None or not other.active:
                 continue
-            if (kept.server.username, kept.server.name) == (server.username, server.name):
+            if (running.server.username, running.server.name) == (server.username, server.name):
                 problem = f"a server that was started under this name still runs; its user is now called {user.name}"
                 raise DeliveryError(f"server {shown(server.username, server.name)}", problem, "Stop that server first.")
 
@@ -143,7 +143,7 @@ def shown(username: str, name: str, started_as: str = "") -> str:
     return f"{called} (started as {started_as})" if started_as not in {"", username} else called
 
 
-def running(app: HubApp) -> Iterator[tuple[HubUser, HubSpawner, Kept | None]]:
+def running_servers(app: HubApp) -> Iterator[tuple[HubUser, HubSpawner, RunningServer | None]]:
     """User, spawner and server of each running server; None as server if the spawner isn't of this package.
 
     Without a query: each running server has its spawner in JupyterHub's memory.
@@ -152,4 +152,4 @@ def running(app: HubApp) -> Iterator[tuple[HubUser, HubSpawner, Kept | None]]:
     for user in list(dict.values(app.users or {})):
         for spawner in list(user.spawners.values()):
             if spawner.ready:
-                yield user, spawner, kept_of(spawner)
+                yield user, spawner, running_server(spawner)

@@ -10,7 +10,7 @@ from casa_hub.errors import DeliveryError
 from casa_hub.facility import Facility
 from casa_hub.jupyterhub import HubApp
 from casa_hub.record import WITHOUT_US, AnyRecord, Unreadable
-from casa_hub.servers.running import Kept, running, shown
+from casa_hub.servers.running import RunningServer, running_servers, shown
 
 #: Servers whose newest record is read at the same time: each may be a request to Kubernetes.
 _AT_ONCE = 10
@@ -35,13 +35,13 @@ async def survey(app: HubApp, facility: Facility) -> Survey:
     result = Survey()
     room = asyncio.Semaphore(_AT_ONCE)
 
-    async def look(server: str, kept: Kept) -> None:
+    async def look(server: str, running: RunningServer) -> None:
         # A server keeps the Dask secret of its start, which is known without a request, unless Dask was missing then.
-        holding = kept.first_holding()
+        holding = running.first_holding()
         if holding is None or _may_say_more(holding.record, facility):
             try:
                 async with room:
-                    holding = await kept.holding()
+                    holding = await running.holding()
             except DeliveryError as error:
                 result.unsure[server] = str(error)
                 return
@@ -53,14 +53,14 @@ async def survey(app: HubApp, facility: Facility) -> Survey:
             result.dask_secrets[dask.state["secret"]] += 1
 
     looks = []
-    for user, spawner, kept in running(app):
-        server = shown(user.name, spawner.name, kept.server.username if kept is not None else "")
-        if kept is None or kept.running_start == "":
+    for user, spawner, running in running_servers(app):
+        server = shown(user.name, spawner.name, running.server.username if running is not None else "")
+        if running is None or running.running_start == "":
             result.unkept[server] = WITHOUT_US
-        elif kept.running_start is None:
+        elif running.running_start is None:
             result.unsure[server] = _UNSEEN
         else:
-            looks.append(look(server, kept))
+            looks.append(look(server, running))
     await asyncio.gather(*looks)
     return result
 

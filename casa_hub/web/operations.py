@@ -33,7 +33,7 @@ from casa_hub.jupyterhub import HubApp
 from casa_hub.membership.member import RevocationReport
 from casa_hub.moments import iso
 from casa_hub.naming import Server
-from casa_hub.servers.running import running, shown
+from casa_hub.servers.running import running_servers, shown
 from casa_hub.servers.status import survey
 from casa_hub.startup import on_hub_start
 from casa_hub.text import printable
@@ -112,9 +112,9 @@ class _Operation(APIHandler):  # type: ignore[misc]
 def _shown(app: HubApp) -> Callable[[str], str]:
     """A function that shows a server (`Server.identity`) to people, by its user's present name."""
     known = {
-        kept.server.identity: shown(user.name, spawner.name, kept.server.username)
-        for user, spawner, kept in running(app)
-        if kept is not None
+        running.server.identity: shown(user.name, spawner.name, running.server.username)
+        for user, spawner, running in running_servers(app)
+        if running is not None
     }
 
     def show(identity: str) -> str:

@@ -37,7 +37,7 @@ async def main() -> dict[str, Any]:
 
 def settings(app: JupyterHub, spawner: Any) -> dict[str, dict[str, Any]]:
     """Of each section in the configuration, the values that a real object has."""
-    facility, delivery = spawner.casa_kept.facility, spawner.casa_kept.delivery
+    facility, delivery = spawner.casa_server.facility, spawner.casa_server.delivery
     objects = [app, app.authenticator, spawner, facility, delivery, TraefikRoutes(parent=delivery)]
     objects += facility.minters.values()
     found: dict[str, dict[str, Any]] = {}
@@ -62,11 +62,11 @@ def plain(value: Any) -> Any:
 
 async def pod(spawner: Any) -> Any:
     """As `CasaSpawner` makes it: credentials, KubeSpawner's pod, and our parts of it."""
-    await spawner.casa_kept.mint()
+    await spawner.casa_server.mint()
     made = await spawner.get_pod_manifest()
     if spawner.modify_pod_hook:
         made = await spawner.modify_pod_hook(spawner, made)
-    spawner.casa_kept.dress(made)
+    spawner.casa_server.dress(made)
     async with ApiClient() as client:
         return client.sanitize_for_serialization(made)
 

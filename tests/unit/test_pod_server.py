@@ -91,11 +91,11 @@ async def test_a_server_has_its_credentials_from_the_start_to_the_end(hub: Memor
     told = hub.told(spawner)
     assert any("valid until" in sentence for sentence in told), told
     assert told[-1] == "Pod created, with what it needs"
-    assert spawner.casa_kept.running_start == pod["metadata"]["labels"][START_ID]
-    assert spawner.get_state()["casa_start_id"] == spawner.casa_kept.running_start
+    assert spawner.casa_server.running_start == pod["metadata"]["labels"][START_ID]
+    assert spawner.get_state()["casa_start_id"] == spawner.casa_server.running_start
     await spawner.user.stop()
     assert hub.api.there == {}
-    assert spawner.casa_kept.running_start is None
+    assert spawner.casa_server.running_start is None
     if hasattr(spawner, "calls"):
         start = ["pre_spawn", "_start", "modify_pod", "_make_create_pod_request", "after_pod_created"]
         assert spawner.calls == [*start, "post_stop"]
@@ -117,17 +117,17 @@ async def test_what_a_start_could_not_have_is_told_and_brought_later(hub: Memory
     spawner = await hub.start("ada")
     assert any(sentence.startswith("Starting without Service") for sentence in hub.told(spawner))
     assert hub.api.kinds() == ["IngressRouteTCP", "Secret"]
-    assert await spawner.casa_kept.bring_back(["Service"]) == {}
+    assert await spawner.casa_server.bring_back(["Service"]) == {}
     assert hub.api.kinds() == ALL
 
 
 async def test_a_renewal_replaces_files_and_record(hub: MemoryHub) -> None:
     spawner = await hub.start("ada")
     before = hub.api.one("Secret")["data"]["xcache_token"]
-    holding = await spawner.casa_kept.renew(["xcache"], force=True)
+    holding = await spawner.casa_server.renew(["xcache"], force=True)
     assert hub.api.one("Secret")["data"]["xcache_token"] != before
     assert holding.record.order == 1 == record(hub.api.one("Secret"))["order"]
-    assert (await spawner.casa_kept.holding()).record == holding.record
+    assert (await spawner.casa_server.holding()).record == holding.record
 
 
 async def test_after_an_answer_that_got_lost_a_renewal_looks_at_what_there_is(hub: MemoryHub) -> None:
@@ -138,10 +138,10 @@ async def test_after_an_answer_that_got_lost_a_renewal_looks_at_what_there_is(hu
 
     hub.api.before["patch", "Secret"] = lost
     with pytest.raises(CasaError):
-        await spawner.casa_kept.renew(["xcache"], force=True)
+        await spawner.casa_server.renew(["xcache"], force=True)
     hub.api.before.clear()
     hub.api.asked.clear()
-    assert (await spawner.casa_kept.renew(["xcache"], force=True)).record.order == 1
+    assert (await spawner.casa_server.renew(["xcache"], force=True)).record.order == 1
     assert hub.api.asked == [("get", "Secret"), ("patch", "Secret")]
 
 
@@ -149,45 +149,45 @@ async def test_a_secret_that_was_deleted_is_made_anew_with_other_credentials(hub
     spawner = await hub.start("ada")
     before = hub.api.one("Secret")["data"]["xcache_token"]
     hub.api.remove("Secret")
-    assert await spawner.casa_kept.lacks(float("-inf")) == ["Secret"]
-    assert await spawner.casa_kept.bring_back(["Secret"]) == {}
+    assert await spawner.casa_server.lacks(float("-inf")) == ["Secret"]
+    assert await spawner.casa_server.bring_back(["Secret"]) == {}
     assert hub.api.one("Secret")["data"]["xcache_token"] != before
-    assert (await spawner.casa_kept.holding()).record.credentials.keys() == {"xcache", "dask"}
+    assert (await spawner.casa_server.holding()).record.credentials.keys() == {"xcache", "dask"}
 
 
 async def test_what_was_withdrawn_is_not_brought_back_also_by_the_next_hub(made: MemoryHub) -> None:
     async with made.running():
         spawner = await made.start("ada")
-        await spawner.casa_kept.withdraw()
+        await spawner.casa_server.withdraw()
         assert made.api.kinds() == []
-        assert spawner.casa_kept.first_holding() is None
-        assert await spawner.casa_kept.renew(["xcache"], force=True) is None
-        assert await spawner.casa_kept.lacks(float("-inf")) is None
+        assert spawner.casa_server.first_holding() is None
+        assert await spawner.casa_server.renew(["xcache"], force=True) is None
+        assert await spawner.casa_server.lacks(float("-inf")) is None
     async with made.running():
         spawner = made.spawner("ada")
-        assert spawner.casa_kept.running_start is None
-        assert await spawner.casa_kept.bring_back(["Secret", "Service"]) == {}
+        assert spawner.casa_server.running_start is None
+        assert await spawner.casa_server.bring_back(["Secret", "Service"]) == {}
         assert made.api.kinds() == []
 
 
 async def test_a_restarted_hub_goes_on_with_what_runs(made: MemoryHub) -> None:
     async with made.running():
         spawner = await made.start("ada")
-        first = spawner.casa_kept.first_holding()
+        first = spawner.casa_server.first_holding()
     async with made.running():
         spawner = made.spawner("ada")
-        assert spawner.casa_kept.first_holding() == first
-        assert (await spawner.casa_kept.renew(["xcache"], force=True)).record.order == 1
+        assert spawner.casa_server.first_holding() == first
+        assert (await spawner.casa_server.renew(["xcache"], force=True)).record.order == 1
 
 
 async def test_a_renamed_users_server_keeps_its_credentials_and_its_name(hub: MemoryHub) -> None:
     spawner = await hub.start("ada")
     spawner.user.name = "lovelace"
     hub.app.db.commit()
-    assert spawner.casa_kept.server.username == "ada"
-    assert (await spawner.casa_kept.renew(["xcache"], force=True)).record.order == 1
+    assert spawner.casa_server.server.username == "ada"
+    assert (await spawner.casa_server.renew(["xcache"], force=True)).record.order == 1
     with pytest.raises(CasaError, match="its user is now called lovelace"):
-        await hub.spawner("ada").casa_kept.mint()
+        await hub.spawner("ada").casa_server.mint()
     assert hub.api.kinds() == ALL
 
 
@@ -196,8 +196,8 @@ async def test_another_servers_pod_under_this_name_is_left_alone(hub: MemoryHub)
     pod = hub.api.one("Pod")
     pod["metadata"]["annotations"][SERVER] = json.dumps(["", "bob", ""])
     pod["metadata"]["labels"] |= {START_ID: "b" * 32, "casa-hub/instance": "another"}
-    assert not spawner.casa_kept.has_pod()
+    assert not spawner.casa_server.has_pod()
     assert await spawner.poll() == 1
     with pytest.raises(CasaError, match="it is another server's"):
-        await spawner.casa_kept.end(1)
+        await spawner.casa_server.end(1)
     assert hub.api.one("Pod") is pod

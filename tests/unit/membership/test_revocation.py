@@ -35,7 +35,7 @@ from casa_hub.record import CredentialRecord, ServerRecord
 from casa_hub.servers.running import Holding
 
 
-class Kept:
+class RunningServer:
     """A server that holds nothing."""
 
     server = Server("", "alice")
@@ -58,19 +58,19 @@ class Kept:
             raise self.fails
 
 
-def server(kept: Kept | LocalServer) -> Any:
-    return SimpleNamespace(casa_kept=kept, pending=None, active=True, orm_spawner=SimpleNamespace(started=None))
+def server(running: RunningServer | LocalServer) -> Any:
+    return SimpleNamespace(casa_server=running, pending=None, active=True, orm_spawner=SimpleNamespace(started=None))
 
 
 class User:
     """As much of JupyterHub's as revocations need; its server stops when it `may`."""
 
-    def __init__(self, db: Any, kept: Kept | LocalServer) -> None:
+    def __init__(self, db: Any, running: RunningServer | LocalServer) -> None:
         self.orm_user = orm.User(name="alice")
         db.add(self.orm_user)
         db.commit()
         self.id, self.name = self.orm_user.id, "alice"
-        self.spawners = {"": server(kept)}
+        self.spawners = {"": server(running)}
         self.may, self.stopped = asyncio.Event(), asyncio.Event()
         self.may.set()
 
@@ -143,16 +143,16 @@ async def is_done(revocations: Revocations, username: str) -> None:
     assert [entry.username for entry in revocations._ledger.all(0)] == [username]
 
 
-def hub(kept: Kept | LocalServer) -> tuple[User, Revocations]:
+def hub(running: RunningServer | LocalServer) -> tuple[User, Revocations]:
     db = orm.new_session_factory("sqlite:///:memory:")()
-    user = User(db, kept)
+    user = User(db, running)
     app = SimpleNamespace(db=db, users=Users({user.id: user}), tornado_settings={}, proxy=Proxy())
     return user, Revocations(app, Members(Keeper()), None)
 
 
 async def test_a_server_is_stopped_though_its_files_can_t_be_removed() -> None:
     """Whatever the reason is: it isn't always one that this package foresaw."""
-    user, revocations = hub(Kept(OSError("stale file handle")))
+    user, revocations = hub(RunningServer(OSError("stale file handle")))
     revoked = await revocations.end(user, "out", why="no")
     assert revoked.servers == ("",)
     assert not user.spawners[""].active
@@ -195,10 +195,10 @@ async def test_an_edited_record_hides_nothing_from_the_audit(
     again.open()
     told: list[Any] = []
     monkeypatch.setattr(module, "tell", lambda _, event: told.append(event))
-    kept = LocalServer(SimpleNamespace(user=SimpleNamespace(settings={"app": app})))
+    running = LocalServer(SimpleNamespace(user=SimpleNamespace(settings={"app": app})))
     [one] = again.all()
-    kept.adopt(one)
-    user, revocations = hub(kept)
+    running.adopt(one)
+    user, revocations = hub(running)
     assert (await revocations.end(user, "out", why="no")).still == ()
     assert {one.credential: one.identifiers for one in told if one.action is Action.REVOKED} == expected
     os.close(again._lock_file)
@@ -209,12 +209,12 @@ async def test_a_server_of_a_new_log_in_is_not_taken_for_one_whose_stop_was_slow
 ) -> None:
     monkeypatch.setattr(module, "_STEP", 0.05)
     monkeypatch.setattr(module, "_AGAIN", 0.05)
-    user, revocations = hub(Kept())
+    user, revocations = hub(RunningServer())
     user.may.clear()
     assert (await revocations.end(user, "out", why="no")).still == ("server '': it takes longer than expected",)
     user.may.set()
     await user.stopped.wait()
-    new = Kept()
+    new = RunningServer()
     user.spawners[""] = server(new)
     while revocations._members["alice"].ending(""):  # noqa: ASYNC110 - nobody has an event of it
         await asyncio.sleep(0)
@@ -227,7 +227,7 @@ async def test_a_server_of_a_new_log_in_is_not_taken_for_one_that_could_not_be_s
 ) -> None:
     """The API server was away; meanwhile the old one ended by itself, and its user was let in again."""
     monkeypatch.setattr(module, "_AGAIN", 0.05)
-    user, revocations = hub(Kept())
+    user, revocations = hub(RunningServer())
     revocations = restarted(revocations, alice="log-in-1")
 
     async def away(name: str) -> None:
@@ -236,7 +236,7 @@ async def test_a_server_of_a_new_log_in_is_not_taken_for_one_that_could_not_be_s
     monkeypatch.setattr(user, "stop", away)
     user.spawners[""].casa_log_in = "log-in-1"
     assert (await revocations.end(user, "out", why="operator")).still
-    new = Kept()
+    new = RunningServer()
     user.spawners[""] = server(new)
     user.spawners[""].casa_log_in = "log-in-2"
     log_ins(revocations)["alice"] = "log-in-2"
@@ -249,15 +249,15 @@ async def test_a_server_of_a_new_log_in_is_not_taken_for_one_that_could_not_be_s
 async def test_what_a_start_under_way_is_given_is_taken_as_soon_as_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not when the start is over: an image that is pulled takes minutes."""
     monkeypatch.setattr(module, "_LOOK", 0.001)
-    kept = Kept()
-    user, revocations = hub(kept)
+    running = RunningServer()
+    user, revocations = hub(running)
     user.spawners[""].pending = "spawn"
     ending = asyncio.create_task(revocations.end(user, "out", why="no"))
     async with asyncio.timeout(10):
-        while kept.withdrawn < 1:  # noqa: ASYNC110 - nobody has an event of it
+        while running.withdrawn < 1:  # noqa: ASYNC110 - nobody has an event of it
             await asyncio.sleep(0)
-        kept.running_start = "0" * 32
-        while kept.withdrawn < 2:  # noqa: ASYNC110
+        running.running_start = "0" * 32
+        while running.withdrawn < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert user.spawners[""].pending
         user.spawners[""].pending = None
@@ -266,7 +266,7 @@ async def test_what_a_start_under_way_is_given_is_taken_as_soon_as_it_is_known(m
 
 async def test_another_name_saves_nobody() -> None:
     """An administrator may rename a user while a start of theirs holds up the end."""
-    user, revocations = hub(Kept())
+    user, revocations = hub(RunningServer())
     user.may.clear()
     ending = asyncio.create_task(revocations.end(user, "out", why="no"))
     await asyncio.sleep(0)
@@ -287,7 +287,7 @@ def with_token(user: User, revocations: Revocations) -> Any:
 
 async def test_an_end_that_can_t_begin_leaves_nothing_half_done_in_the_hub_s_session() -> None:
     """The next commit, whosever it is, would delete the tokens of somebody whose servers go on."""
-    user, revocations = hub(Kept())
+    user, revocations = hub(RunningServer())
     db = with_token(user, revocations)
     with pytest.raises(UnicodeEncodeError):
         await revocations.end(user, "out", why="half a character: \udce9")
@@ -299,7 +299,7 @@ async def test_an_end_that_can_t_begin_leaves_nothing_half_done_in_the_hub_s_ses
 
 async def test_what_others_say_keeps_no_access_from_ending() -> None:
     """PostgreSQL refuses NUL, no database takes half a character, and columns have a length."""
-    user, revocations = hub(Kept())
+    user, revocations = hub(RunningServer())
     await revocations.end(user, "half \udce9, nothing \0.", why="operator", by=f"service {'s' * 255}")
     (entry,) = revocations._ledger.all(0)
     assert (entry.reason, entry.requested_by) == ("half , nothing .", f"service {'s' * 247}")
@@ -307,12 +307,12 @@ async def test_what_others_say_keeps_no_access_from_ending() -> None:
 
 async def test_a_hub_that_is_killed_ends_the_access_of_whom_an_administrator_has_renamed_meanwhile() -> None:
     """The name may be somebody else's by then, whose access goes on."""
-    user, revocations = hub(Kept())
+    user, revocations = hub(RunningServer())
     revocations._ledger.open()
     revocations._ledger.note(Entry("alice", "log-in-1", "out", "no", "", 1.7e9))
     revocations._app.db.commit()
     user.name = user.orm_user.name = "alicia"
-    other = User(revocations._app.db, Kept())
+    other = User(revocations._app.db, RunningServer())
     revocations._app.users[other.id] = other
 
     later = restarted(revocations, alicia="log-in-1", alice="log-in-2")
@@ -325,7 +325,7 @@ async def test_a_hub_that_is_killed_ends_the_access_of_whom_an_administrator_has
 
 
 async def test_who_has_logged_in_anew_under_the_same_name_loses_what_ran_before() -> None:
-    user, revocations = hub(Kept())
+    user, revocations = hub(RunningServer())
     revocations._ledger.open()
     revocations._ledger.note(Entry("alice", "log-in-1", "out", "no", "", time.time()))
     revocations._app.db.commit()
@@ -338,7 +338,7 @@ async def test_who_has_logged_in_anew_under_the_same_name_loses_what_ran_before(
 
 async def test_no_request_of_a_user_s_keeps_an_end_from_beginning() -> None:
     """As JupyterHub makes a token whose note has half a character: from then on the hub's session refuses all."""
-    user, revocations = hub(Kept())
+    user, revocations = hub(RunningServer())
     db = with_token(user, revocations)
     db.add(orm.APIToken(user=user.orm_user, client_id="jupyterhub", note="\ud800", hashed="y", prefix="y"))
     with pytest.raises(UnicodeEncodeError):

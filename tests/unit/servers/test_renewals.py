@@ -28,7 +28,7 @@ from casa_hub.servers import renewals as module
 from casa_hub.servers.renewals import Renewals
 from casa_hub.servers.running import Holding
 from tests.support.jumping import JumpingLoop
-from tests.support.kept import App, Kept, Spawner
+from tests.support.running_server import App, RunningServer, Spawner
 from tests.support.waiting import until_async
 
 LIFE = 0.6
@@ -116,9 +116,9 @@ class Hub:
         self.app = App()
         self.renewals = Renewals(self.app, self.facility, clock)
 
-    def add(self, user: str = "ada", token: AccessToken | None = None) -> tuple[Spawner, Kept]:
-        kept = Kept(self.facility, Server("", user), f"{len(self.app.users):032x}", token, clock)
-        return self.app.add(kept), kept
+    def add(self, user: str = "ada", token: AccessToken | None = None) -> tuple[Spawner, RunningServer]:
+        running = RunningServer(self.facility, Server("", user), f"{len(self.app.users):032x}", token, clock)
+        return self.app.add(running), running
 
     def restart(self) -> None:
         for task in self.renewals._background.tasks:
@@ -164,16 +164,16 @@ def make() -> Callable[..., Hub]:
     return hub
 
 
-def order(kept: Kept) -> int:
-    return int(kept.record["order"])
+def order(running: RunningServer) -> int:
+    return int(running.record["order"])
 
 
-def is_of_order(kept: Kept, number: int) -> bool:
-    return order(kept) == number
+def is_of_order(running: RunningServer, number: int) -> bool:
+    return order(running) == number
 
 
-def expires(kept: Kept, name: str = "pass") -> datetime:
-    return datetime.fromisoformat(kept.record["credentials"][name]["expires_at"])
+def expires(running: RunningServer, name: str = "pass") -> datetime:
+    return datetime.fromisoformat(running.record["credentials"][name]["expires_at"])
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
@@ -190,48 +190,48 @@ def metric(name: str, **labels: str) -> float | None:
 
 async def test_a_server_is_renewed_again_and_again_before_anything_expires(make: Callable[..., Hub]) -> None:
     hub = make("pass", "badge")
-    spawner, kept = hub.add()
+    spawner, running = hub.add()
     hub.renewals.started(spawner)
     for number in range(1, 4):
-        end = expires(kept)
-        await until_async(partial(is_of_order, kept, number))
+        end = expires(running)
+        await until_async(partial(is_of_order, running, number))
         assert now() < end
-        assert expires(kept) > end
-    assert kept.asked == [("pass", "badge")] * 3, "one change of files for both"
-    assert kept.looked == 3
+        assert expires(running) > end
+    assert running.asked == [("pass", "badge")] * 3, "one change of files for both"
+    assert running.looked == 3
 
 
 async def test_nothing_is_done_while_nothing_is_due(make: Callable[..., Hub]) -> None:
     hub = make("pass")
     hub.minter("pass").lifetime = 3600
-    spawner, kept = hub.add()
+    spawner, running = hub.add()
     hub.renewals.started(spawner)
     await asyncio.sleep(0.3)
-    assert (kept.asked, kept.looked) == ([], 0)
+    assert (running.asked, running.looked) == ([], 0)
 
 
 async def test_what_is_not_renewed_by_time_stays(make: Callable[..., Hub]) -> None:
     hub = make("pass", "certificate", "own")
-    spawner, kept = hub.add(token=AccessToken("t", now() + timedelta(seconds=LIFE)))
-    before = dict(kept.files)
+    spawner, running = hub.add(token=AccessToken("t", now() + timedelta(seconds=LIFE)))
+    before = dict(running.files)
     hub.renewals.started(spawner)
-    await until_async(lambda: order(kept) == 2)
-    assert {name for name in before if kept.files[name] != before[name]} == {"pass"}
-    assert set(kept.asked) == {("pass",)}
+    await until_async(lambda: order(running) == 2)
+    assert {name for name in before if running.files[name] != before[name]} == {"pass"}
+    assert set(running.asked) == {("pass",)}
 
 
 async def test_a_server_of_an_earlier_hub_is_found_and_asked_what_it_holds_when_something_may_be_due(
     make: Callable[..., Hub],
 ) -> None:
     hub = make("pass")
-    _, kept = hub.add()
-    await until_async(lambda: order(kept) == 1)
+    _, running = hub.add()
+    await until_async(lambda: order(running) == 1)
     hub.restart()
-    looked = kept.looked
-    await until_async(lambda: order(kept) == 2)
+    looked = running.looked
+    await until_async(lambda: order(running) == 2)
     # Once when the one of its start would have been due, which was renewed long since; once when this one is.
-    assert kept.looked - looked <= 2
-    assert kept.asked == [("pass",)] * 2
+    assert running.looked - looked <= 2
+    assert running.asked == [("pass",)] * 2
 
 
 async def test_a_server_that_has_started_anew_is_another_one(make: Callable[..., Hub]) -> None:
@@ -239,7 +239,7 @@ async def test_a_server_that_has_started_anew_is_another_one(make: Callable[...,
     spawner, first = hub.add()
     hub.renewals.started(spawner)
     await until_async(lambda: order(first) == 1)
-    spawner.casa_kept = second = Kept(hub.facility, first.server, "f" * 32, clock=clock)
+    spawner.casa_server = second = RunningServer(hub.facility, first.server, "f" * 32, clock=clock)
     first.running_start = None
     hub.renewals.started(spawner)
     await until_async(lambda: order(second) == 2)
@@ -249,18 +249,18 @@ async def test_a_server_that_has_started_anew_is_another_one(make: Callable[...,
 @pytest.mark.parametrize("end", ["stopped", "withdrawn", "gone"])
 async def test_what_has_ended_is_not_renewed(make: Callable[..., Hub], end: str) -> None:
     hub = make("pass")
-    spawner, kept = hub.add()
+    spawner, running = hub.add()
     hub.renewals.started(spawner)
-    await until_async(lambda: order(kept) == 1)
+    await until_async(lambda: order(running) == 1)
     if end == "stopped":
-        spawner.ready, kept.running_start = False, None
+        spawner.ready, running.running_start = False, None
     elif end == "withdrawn":
-        await kept.withdraw()
+        await running.withdraw()
     else:
         hub.app.users.clear()
     await asyncio.sleep(2 * LIFE)
-    assert order(kept) == 1
-    assert len(kept.asked) == 1
+    assert order(running) == 1
+    assert len(running.asked) == 1
 
 
 async def test_a_hundred_due_at_once_are_renewed_four_at_a_time(make: Callable[..., Hub]) -> None:
@@ -268,7 +268,7 @@ async def test_a_hundred_due_at_once_are_renewed_four_at_a_time(make: Callable[.
     hub.minter("pass").lifetime = 2
     busy, most = 0, 0
 
-    class Slow(Kept):
+    class Slow(RunningServer):
         async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
             nonlocal busy, most
             busy += 1
@@ -278,9 +278,9 @@ async def test_a_hundred_due_at_once_are_renewed_four_at_a_time(make: Callable[.
             return await super().renew(names, force=force)
 
     servers = [Slow(hub.facility, Server("", f"user-{number}"), f"{number:032x}", clock=clock) for number in range(100)]
-    for kept in servers:
-        hub.renewals.started(hub.app.add(kept))
-    await until_async(lambda: all(order(kept) == 1 for kept in servers))
+    for running in servers:
+        hub.renewals.started(hub.app.add(running))
+    await until_async(lambda: all(order(running) == 1 for running in servers))
     assert most == 4
 
 
@@ -291,17 +291,17 @@ async def test_what_cannot_be_minted_stays_is_tried_again_and_told_twice(
     make: Callable[..., Hub], caplog: pytest.LogCaptureFixture
 ) -> None:
     hub = make("pass", "badge")
-    spawner, kept = hub.add()
+    spawner, running = hub.add()
     hub.minter("pass").broken = True
-    before = kept.files["pass"]
+    before = running.files["pass"]
     with caplog.at_level(logging.INFO):
         hub.renewals.started(spawner)
         await until_async(lambda: metric("casa_hub_credentials_overdue", credential="pass") == 1)
         assert metric("casa_hub_credentials_overdue", credential="badge") == 0
         await until_async(lambda: [one.levelname for one in told(caplog)] == ["WARNING", "ERROR"])
-        assert kept.files["pass"] == before
+        assert running.files["pass"] == before
         hub.minter("pass").broken = False
-        await until_async(lambda: kept.files["pass"] != before)
+        await until_async(lambda: running.files["pass"] != before)
         await until_async(lambda: metric("casa_hub_credentials_overdue", credential="pass") == 0)
     warning, error, after_all = (one.getMessage() for one in told(caplog))
     assert 'No new pass for ["", "ada", ""], it keeps the one it has, which is valid until ' in warning
@@ -309,12 +309,12 @@ async def test_what_cannot_be_minted_stays_is_tried_again_and_told_twice(
     assert "expires at" in error
     assert "there is no new one: key: can't be read" in error
     assert "renewed after all" in after_all
-    assert kept.record["credentials"]["badge"]["order"] >= 1, "the other one was renewed as ever"
+    assert running.record["credentials"]["badge"]["order"] >= 1, "the other one was renewed as ever"
 
 
 async def test_a_delivery_that_fails_is_tried_again(make: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
     hub = make("pass")
-    spawner, kept = hub.add()
+    spawner, running = hub.add()
     errors = iter([DeliveryError("Secret x", "no answer", ""), RuntimeError("SECRET"), None])
 
     def fault() -> None:
@@ -322,53 +322,53 @@ async def test_a_delivery_that_fails_is_tried_again(make: Callable[..., Hub], ca
         if error is not None:
             raise error
 
-    kept.fault = fault
+    running.fault = fault
     hub.renewals.started(spawner)
-    end = expires(kept)
-    await until_async(lambda: order(kept) == 1)
+    end = expires(running)
+    await until_async(lambda: order(running) == 1)
     assert now() < end
     assert "Secret x: no answer" in caplog.text
 
 
 async def test_a_shorter_lifetime_is_no_failure(make: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
     hub = make("pass")
-    spawner, kept = hub.add()
+    spawner, running = hub.add()
     hub.minter("pass").lifetime = LIFE / 6
-    before = expires(kept)
+    before = expires(running)
     hub.renewals.started(spawner)
-    await until_async(lambda: order(kept) == 1, seconds=10)
-    assert expires(kept) > before
+    await until_async(lambda: order(running) == 1, seconds=10)
+    assert expires(running) > before
     assert told(caplog) == []
 
 
 async def test_what_never_lasts_longer_is_told(make: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
     """As a token that an operator keeps in a file, and has forgotten."""
     hub = make("pass")
-    spawner, kept = hub.add()
-    end = expires(kept)
+    spawner, running = hub.add()
+    end = expires(running)
     hub.minter("pass").end = lambda request: end  # type: ignore[method-assign]
     hub.renewals.started(spawner)
     await until_async(lambda: "there is no new one: pass: a new one would be valid until" in caplog.text)
-    assert order(kept) == 0
+    assert order(running) == 0
 
 
 async def test_a_server_of_which_nothing_is_known_is_counted_and_told_once(
     make: Callable[..., Hub], caplog: pytest.LogCaptureFixture
 ) -> None:
     hub = make("pass")
-    _, kept = hub.add()
-    kept.at_start = kept.text = kept.text.replace('"version": 2', '"version": 3')
+    _, running = hub.add()
+    running.at_start = running.text = running.text.replace('"version": 2', '"version": 3')
     await until_async(lambda: metric("casa_hub_servers_unkept") == 1)
     await asyncio.sleep(2 * LIFE)
-    assert kept.asked == []
+    assert running.asked == []
     [line] = told(caplog)
     assert (
         'No credential of the server ["", "ada", ""] is renewed: its record was written by a newer' in line.getMessage()
     )
     report = await hub.renewals.renew_now()
-    assert list(report.failed) == [kept.server.identity]
-    assert "its record was written by a newer version" in report.failed[kept.server.identity]
-    kept.running_start = None
+    assert list(report.failed) == [running.server.identity]
+    assert "its record was written by a newer version" in report.failed[running.server.identity]
+    running.running_start = None
     hub.app.users.clear()
     await until_async(lambda: metric("casa_hub_servers_unkept") == 0)
 
@@ -377,19 +377,19 @@ async def test_a_credential_whose_entry_was_edited_is_told_of_and_the_others_are
     make: Callable[..., Hub], caplog: pytest.LogCaptureFixture
 ) -> None:
     hub = make("pass", "badge")
-    _, kept = hub.add()
-    record = kept.record
+    _, running = hub.add()
+    record = running.record
     record["credentials"]["badge"]["issued_at"] = "yesterday"
-    kept.at_start = kept.text = json.dumps(record)
-    await until_async(lambda: kept.record["credentials"]["pass"]["order"] >= 2)
+    running.at_start = running.text = json.dumps(record)
+    await until_async(lambda: running.record["credentials"]["pass"]["order"] >= 2)
     [line] = told(caplog)
     assert 'badge of the server ["", "ada", ""] is not renewed: its entry' in line.getMessage()
-    assert kept.record["credentials"]["badge"] == record["credentials"]["badge"]
+    assert running.record["credentials"]["badge"] == record["credentials"]["badge"]
     assert metric("casa_hub_servers_unkept") == 0
     await until_async(lambda: metric("casa_hub_credentials_overdue", credential="badge") == 1)
-    assert [(one.credential, one.server) for one in hub.renewals.overdue()] == [("badge", kept.server.identity)]
+    assert [(one.credential, one.server) for one in hub.renewals.overdue()] == [("badge", running.server.identity)]
     report = await hub.renewals.renew_now()
-    assert "badge: " in report.failed[kept.server.identity]
+    assert "badge: " in report.failed[running.server.identity]
 
 
 async def test_a_server_whose_newest_record_can_be_read_is_renewed(
@@ -397,9 +397,9 @@ async def test_a_server_whose_newest_record_can_be_read_is_renewed(
 ) -> None:
     """The pod's annotation was edited, its Secret's wasn't."""
     hub = make("pass")
-    _, kept = hub.add()
-    kept.at_start = "{}"
-    await until_async(lambda: order(kept) >= 1)
+    _, running = hub.add()
+    running.at_start = "{}"
+    await until_async(lambda: order(running) >= 1)
     assert told(caplog) == []
 
 
@@ -426,51 +426,51 @@ def token(seconds: float = 3600) -> AccessToken:
 
 async def test_a_new_token_is_brought_though_it_lives_shorter(make: Callable[..., Hub]) -> None:
     hub = make("pass", "own")
-    spawner, kept = hub.add(token=token())
+    spawner, running = hub.add(token=token())
     hub.renewals.started(spawner)
-    kept.token = token(60)
+    running.token = token(60)
     await hub.renewals.bring(spawner, ["own", "no such"])
-    assert expires(kept, "own") == kept.token.expires_at
-    earlier = kept.record["credentials"]["own"]["earlier"]
+    assert expires(running, "own") == running.token.expires_at
+    earlier = running.record["credentials"]["own"]["earlier"]
     assert len(earlier) == 1, "the one before is still valid, and may have to be blocked"
 
 
 async def test_tokens_that_come_again_and_again_leave_nothing_behind(make: Callable[..., Hub]) -> None:
     hub = make("pass", "own")
     hub.minter("pass").lifetime = 3600
-    spawner, kept = hub.add(token=token())
+    spawner, running = hub.add(token=token())
     hub.renewals.started(spawner)
     for _ in range(20):
         await hub.renewals.bring(spawner, ["own"])
-    assert order(kept) == 20
+    assert order(running) == 20
     assert len(hub.renewals._due) == 1
 
 
 async def test_a_token_that_could_not_be_delivered_is_delivered_later(make: Callable[..., Hub]) -> None:
     hub = make("own")
-    spawner, kept = hub.add(token=token(1))
+    spawner, running = hub.add(token=token(1))
     hub.renewals.started(spawner)
-    kept.token = token()
+    running.token = token()
     errors = iter([DeliveryError("Secret x", "no answer", "")])
 
     def fault() -> None:
         for error in errors:
             raise error
 
-    kept.fault = fault
+    running.fault = fault
     await hub.renewals.bring(spawner, ["own"])
-    assert order(kept) == 0
-    await until_async(lambda: order(kept) == 1)
+    assert order(running) == 0
+    await until_async(lambda: order(running) == 1)
 
 
 async def test_without_a_token_nobody_tries_again(make: Callable[..., Hub], caplog: pytest.LogCaptureFixture) -> None:
     hub = make("own")
-    spawner, kept = hub.add(token=token(LIFE))
+    spawner, running = hub.add(token=token(LIFE))
     hub.renewals.started(spawner)
-    kept.token = None
+    running.token = None
     await hub.renewals.bring(spawner, ["own"])
     await asyncio.sleep(LIFE)
-    assert len(kept.asked) == 1
+    assert len(running.asked) == 1
     assert len(told(caplog)) == 1
 
 
@@ -492,36 +492,36 @@ async def test_a_token_that_an_earlier_hub_did_not_live_to_deliver_is_delivered(
 async def test_it_is_delivered_also_where_the_earlier_hub_has_brought_others_before(make: Callable[..., Hub]) -> None:
     """What a server held at its start, which is all that is known at first, tells of an older one."""
     hub = make("own")
-    kept = Kept(hub.facility, Server("", "ada"), "1" * 32, token(60), clock)
-    kept.token = token(120)
-    await kept.renew(["own"])
-    kept.token = token()
-    hub.app.add(kept)
-    await until_async(lambda: order(kept) == 2)
+    running = RunningServer(hub.facility, Server("", "ada"), "1" * 32, token(60), clock)
+    running.token = token(120)
+    await running.renew(["own"])
+    running.token = token()
+    hub.app.add(running)
+    await until_async(lambda: order(running) == 2)
 
 
 async def test_a_token_whose_entry_was_edited_is_not_asked_for(make: Callable[..., Hub]) -> None:
     hub = make("own")
-    _, kept = hub.add(token=token())
-    record = kept.record
+    _, running = hub.add(token=token())
+    record = running.record
     record["credentials"]["own"]["issued_at"] = "yesterday"
-    kept.at_start = kept.text = json.dumps(record)
+    running.at_start = running.text = json.dumps(record)
     await until_async(hub.renewals.overdue)
     await asyncio.sleep(60)
-    assert kept.asked == []
+    assert running.asked == []
 
 
 async def test_a_token_that_could_not_be_looked_for_and_is_the_newest_is_not_overdue(make: Callable[..., Hub]) -> None:
     hub = make("own")
-    _, kept = hub.add(token=token(10**6))
+    _, running = hub.add(token=token(10**6))
 
     def fault() -> None:
         raise DeliveryError("Secret x", "no answer", "")
 
-    kept.fault = fault
+    running.fault = fault
     await until_async(hub.renewals.overdue)
-    kept.fault = lambda: None
-    await until_async(lambda: kept.asked and not hub.renewals.overdue(), 3600)
+    running.fault = lambda: None
+    await until_async(lambda: running.asked and not hub.renewals.overdue(), 3600)
 
 
 # -- what is missing
@@ -538,51 +538,51 @@ async def test_what_could_not_be_minted_at_the_start_comes_while_the_server_runs
     hub = make("pass", "certificate")
     hub.minter("pass").lifetime = 3600
     hub.minter("certificate").broken = True
-    spawner, kept = hub.add()
+    spawner, running = hub.add()
     hub.renewals.started(spawner)
     if restarted:
         hub.restart()
         await until_async(hub.renewals.missing)
     [one] = hub.renewals.missing()
-    assert (one.server, one.what) == (kept.server.identity, "certificate")
+    assert (one.server, one.what) == (running.server.identity, "certificate")
     assert "key: can't be read. Make it readable." in one.why
     assert hub.renewals.overdue() == [], "what never came is not late"
     with caplog.at_level(logging.INFO):
-        await until_async(lambda: len(kept.asked) == 3, 60)
+        await until_async(lambda: len(running.asked) == 3, 60)
         hub.minter("certificate").broken = False
-        await until_async(lambda: "certificate" in kept.files, 60)
+        await until_async(lambda: "certificate" in running.files, 60)
         await until_async(lambda: lacking(hub) == [])
-    assert set(kept.asked) == {("certificate",)}
-    assert kept.record["missing"] == {}
+    assert set(running.asked) == {("certificate",)}
+    assert running.record["missing"] == {}
     assert "certificate of" in caplog.text
     assert "which was missing, is there now" in caplog.text
     await asyncio.sleep(60)
-    assert len(kept.asked) == 4, "it is tried again though it is there"
+    assert len(running.asked) == 4, "it is tried again though it is there"
 
 
 async def test_the_pauses_between_the_tries_for_what_is_missing_grow(make: Callable[..., Hub]) -> None:
     hub = make("pass", "badge")
     hub.minter("pass").lifetime = 10**6
     hub.minter("badge").broken = True
-    spawner, kept = hub.add()
+    spawner, running = hub.add()
     hub.renewals.started(spawner)
     await asyncio.sleep(3600)
     # 2 + 4 + 8 ... + 512 seconds are a quarter of an hour; then one in ten minutes.
-    assert 10 <= len(kept.asked) <= 16
+    assert 10 <= len(running.asked) <= 16
 
 
 async def test_another_reason_for_which_something_is_missing_is_told_once(
     make: Callable[..., Hub], caplog: pytest.LogCaptureFixture
 ) -> None:
     hub = make("own")
-    spawner, kept = hub.add()
+    spawner, running = hub.add()
     hub.renewals.started(spawner)
-    kept.token = token(10**6)
+    running.token = token(10**6)
 
     def fault() -> None:
         raise DeliveryError("Secret x", "not here", "Ask.")
 
-    kept.fault = fault
+    running.fault = fault
     await hub.renewals.bring(spawner, ["own"])
     await asyncio.sleep(600)
     [line] = [one.getMessage() for one in told(caplog)]
@@ -593,14 +593,14 @@ async def test_another_reason_for_which_something_is_missing_is_told_once(
 
 async def test_a_token_that_is_missing_comes_with_its_user_s_next_one(make: Callable[..., Hub]) -> None:
     hub = make("own")
-    spawner, kept = hub.add()
+    spawner, running = hub.add()
     hub.renewals.started(spawner)
     await asyncio.sleep(600)
-    assert kept.asked == [], "nobody but the provider can have one"
-    assert lacking(hub) == [(kept.server.identity, "own")]
-    kept.token = token()
+    assert running.asked == [], "nobody but the provider can have one"
+    assert lacking(hub) == [(running.server.identity, "own")]
+    running.token = token()
     await hub.renewals.bring(spawner, ["own"])
-    assert "own" in kept.files
+    assert "own" in running.files
     assert lacking(hub) == []
 
 
@@ -610,12 +610,12 @@ async def test_a_token_that_is_missing_comes_with_its_user_s_next_one(make: Call
 async def test_all_are_renewed_at_once_on_request(make: Callable[..., Hub]) -> None:
     hub = make("pass", "certificate", "own")
     servers = [hub.add(f"user-{number}", token() if number % 2 else None)[1] for number in range(10)]
-    before = [dict(kept.files) for kept in servers]
+    before = [dict(running.files) for running in servers]
     report = await hub.renewals.renew_now()
-    assert sorted(report.renewed) == sorted(kept.server.identity for kept in servers)
+    assert sorted(report.renewed) == sorted(running.server.identity for running in servers)
     assert report.failed == {}
-    for old, kept in zip(before, servers, strict=True):
-        assert all(kept.files[name] != old[name] for name in old)
+    for old, running in zip(before, servers, strict=True):
+        assert all(running.files[name] != old[name] for name in old)
 
 
 async def test_only_these_credentials_of_these_users_are_renewed(make: Callable[..., Hub]) -> None:
@@ -650,11 +650,11 @@ async def test_a_request_tells_what_failed_and_it_is_tried_again(make: Callable[
 
 async def test_a_hub_without_credentials_has_nothing_to_do(make: Callable[..., Hub]) -> None:
     hub = make()
-    spawner, kept = hub.add()
+    spawner, running = hub.add()
     hub.renewals.started(spawner)
     await hub.renewals.bring(spawner, ["bearer"])
     assert hub.renewals._background.tasks == set()
-    assert kept.asked == []
+    assert running.asked == []
 
 
 async def test_a_server_whose_record_was_taken_away_is_told_of(
@@ -662,9 +662,9 @@ async def test_a_server_whose_record_was_taken_away_is_told_of(
 ) -> None:
     """Its Secret was edited while it runs on: nothing of it is renewed any more."""
     hub = make("pass")
-    spawner, kept = hub.add()
+    spawner, running = hub.add()
     hub.renewals.started(spawner)
-    kept.text = "{}"
+    running.text = "{}"
     await until_async(lambda: metric("casa_hub_servers_unkept") == 1)
     assert any("its record was edited or removed" in record.getMessage() for record in told(caplog))
-    assert kept.asked == []
+    assert running.asked == []

@@ -16,7 +16,7 @@ from casa_hub.errors import DeliveryError
 from casa_hub.facility import Facility
 from casa_hub.naming import Server
 from casa_hub.servers.status import survey
-from tests.support.kept import App, Kept, User
+from tests.support.running_server import App, RunningServer, User
 
 
 @pytest.fixture
@@ -42,32 +42,32 @@ def facility(secret_file: Path) -> Facility:
     return Facility(config=config)
 
 
-def started(app: App, facility: Facility, username: str, name: str = "") -> Kept:
-    kept = Kept(facility, Server("", username, name), f"{len(app.users):032x}")
-    app.add(kept)
-    return kept
+def started(app: App, facility: Facility, username: str, name: str = "") -> RunningServer:
+    running = RunningServer(facility, Server("", username, name), f"{len(app.users):032x}")
+    app.add(running)
+    return running
 
 
 async def test_the_secrets_that_servers_were_started_with_are_counted(facility: Facility, secret_file: Path) -> None:
     app, first, second = App(), os.urandom(48), os.urandom(48)
     (old,) = write(secret_file, first)
-    kept = [started(app, facility, "ada"), started(app, facility, "bea", "second")]
+    running = [started(app, facility, "ada"), started(app, facility, "bea", "second")]
     new, _ = write(secret_file, second, first)
-    kept.append(started(app, facility, "cyd"))
-    await kept[0].renew(["dask"], force=True)
+    running.append(started(app, facility, "cyd"))
+    await running[0].renew(["dask"], force=True)
     found = await survey(app, facility)
     assert found.dask_secrets == {old: 2, new: 1}
     assert (found.unkept, found.unsure) == ({}, {})
-    assert [one.looked for one in kept] == [0, 0, 0]  # nobody had to be asked
+    assert [one.looked for one in running] == [0, 0, 0]  # nobody had to be asked
 
 
 async def test_a_secret_that_came_after_the_start_is_counted(facility: Facility, secret_file: Path) -> None:
     app = App()
     write(secret_file)
-    kept = started(app, facility, "ada")
+    running = started(app, facility, "ada")
     (secret,) = write(secret_file, os.urandom(48))
-    await kept.renew(["dask"], force=True)
-    assert "dask" not in json.loads(kept.at_start)["credentials"]
+    await running.renew(["dask"], force=True)
+    assert "dask" not in json.loads(running.at_start)["credentials"]
     assert (await survey(app, facility)).dask_secrets == {secret: 1}
 
 
@@ -79,7 +79,7 @@ async def test_servers_of_which_nothing_is_known_are_named(facility: Facility) -
     started(app, facility, "bare").running_start = ""
     going = started(app, facility, "going")
     going.running_start = None
-    app.users[0].spawners[""].casa_kept.text = json.dumps({"version": 99})
+    app.users[0].spawners[""].casa_server.text = json.dumps({"version": 99})
     edited = started(app, facility, "edited")
     edited.at_start = edited.text = "{}"
 

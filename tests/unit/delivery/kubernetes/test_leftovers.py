@@ -31,7 +31,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryHub:
 async def looked(hub: MemoryHub) -> AsyncIterator[KubernetesDelivery]:
     """The hub, when it has looked for the first time."""
     async with hub.running():
-        delivery: KubernetesDelivery = hub.spawner("nobody").casa_kept.delivery
+        delivery: KubernetesDelivery = hub.spawner("nobody").casa_server.delivery
         leftovers = delivery._leftovers
         assert leftovers is not None
         await until_async(leftovers._looked.is_set)

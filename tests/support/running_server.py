@@ -21,8 +21,8 @@ from casa_hub.record import ServerRecord, parse_text
 from casa_hub.servers.running import Holding
 
 
-class Kept:
-    """One server, as `casa_hub.servers.running.Kept`; a hub that was restarted knows what it held at its start only."""
+class RunningServer:
+    """One server, as the protocol of the same name: a hub that was restarted knows only what it held at its start."""
 
     def __init__(
         self,
@@ -107,9 +107,9 @@ class Kept:
 class Spawner:
     """As much of JupyterHub's as the Keeper looks at."""
 
-    def __init__(self, kept: Kept) -> None:
-        self.casa_kept = kept
-        self.name = kept.server.name
+    def __init__(self, running: RunningServer) -> None:
+        self.casa_server = running
+        self.name = running.server.name
         self.ready = True
         self.pending = False
         self.user: User | None = None
@@ -130,8 +130,8 @@ class App:
     users: dict[int, User] = field(default_factory=dict)
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("hub"))
 
-    def add(self, kept: Kept) -> Spawner:
-        spawner = Spawner(kept)
-        spawner.user = User(kept.server.username, {kept.server.name: spawner})
+    def add(self, running: RunningServer) -> Spawner:
+        spawner = Spawner(running)
+        spawner.user = User(running.server.username, {running.server.name: spawner})
         self.users[len(self.users)] = spawner.user
         return spawner

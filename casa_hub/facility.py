@@ -136,6 +136,10 @@ class Facility(LoggingConfigurable):
 
     # -- checks before the first start
 
+    def check(self) -> list[Problem]:
+        """All problems of the facility's settings and of each credential's. For the tests of a site's own credential."""
+        return self.check_settings() + self.check_minters()
+
     def check_minters(self) -> list[Problem]:
         """The problems of all credentials' settings and keys."""
         return [problem for name, minter in self.minters.items() for problem in self.check_minter(name, minter)]

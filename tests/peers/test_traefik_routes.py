@@ -133,7 +133,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
     finally:
         traefik.terminate()
         traefik.wait(60)
-        site.delivery.close()
 
 
 async def test_each_server_is_reached_by_its_own_name_only(site: Site) -> None:

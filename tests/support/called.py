@@ -17,9 +17,9 @@ async def obey(app, name, user):
     [found] = [one for one in app.users.values() if one.name == user]
     [spawner] = found.spawners.values()
     if name == "withdraw":
-        await spawner.casa_kept.withdraw()
+        await spawner.casa_server.withdraw()
     else:
-        await spawner.casa_kept.renew([name], force=True)
+        await spawner.casa_server.renew([name], force=True)
 
 async def follow(app):
     calls = Path("calls")

@@ -137,7 +137,7 @@ class Facility(LoggingConfigurable):
     # -- checks before the first start
 
     def check(self) -> list[Problem]:
-        """All problems of the facility's settings and of each credential's. For the tests of a site's own credential."""
+        """The problems of all settings and keys, of the facility and its credentials. For a site's own tests."""
         return self.check_settings() + self.check_minters()
 
     def check_minters(self) -> list[Problem]:

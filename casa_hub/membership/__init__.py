@@ -1,6 +1,6 @@
 """Who is a member, and what follows for somebody who is none any more.
 
-In the order in which a "no" walks:
+In the order in which to read them:
 
 - `groups`, `policy` (pure): the provider's claims -> groups -> allowed or refused;
 - `usernames`: whose name a user name is; `log_ins`: what is stored of each user's last log-in;

@@ -1,7 +1,7 @@
 """Somebody at a hub and at its identity provider, and what real providers answer when somebody is gone.
 
 The tables are those of docs/identity-providers.md. The answers are those that INDIGO IAM 1.12 and Keycloak 26.4 were
-seen to give, to the letter but for names and ids; a running Keycloak is asked in `tests/hub/test_keycloak.py`.
+seen to give, to the letter but for names and ids; a running Keycloak is asked in `tests/peers/test_keycloak.py`.
 """
 
 from __future__ import annotations

@@ -457,7 +457,7 @@ def test_what_was_replaced_is_told_of_until_it_expires() -> None:
 
 
 @pytest.mark.parametrize("lifetime", [60, 59, 20])
-def test_what_would_not_last_longer_is_not_taken_unless_anyhow(lifetime: int) -> None:
+def test_what_would_not_last_longer_is_not_taken_unless_by_force(lifetime: int) -> None:
     first = facility("xcache").mint(request())
     one = facility("xcache", XCache={"lifetime": lifetime})
     kept = one.renew(request(), ["xcache"], first.record)

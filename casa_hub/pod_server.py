@@ -114,9 +114,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
 
     def dress(self, pod: V1Pod) -> None:
         """Add to the start's pod all that it needs.
-
-        Raises:
-            DeliveryError: a container mounts something else at our path.
+        Raises DeliveryError if a container mounts something else at our path.
         """
         assert self._starting is not None  # noqa: S101 - minted before the pod is made
         minted = self._starting.minted
@@ -143,9 +141,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
 
     def may_run(self, pod: Object | None) -> bool:
         """Whether the pod that the watch shows belongs to the start under way. The watch may be late.
-
-        Raises:
-            DeliveryError: the start's pod was removed before the server was ready.
+        Raises DeliveryError if the start's pod was removed before the server was ready.
         """
         starting = self._starting
         if starting is None or starting.delivered is None:
@@ -386,10 +382,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
 
     async def end(self, grace_seconds: int) -> None:
         """Delete the server's pod, if it has one.
-
-        Raises:
-            KubernetesError: the request failed.
-            DeliveryError: the pod with this name is another server's.
+        Raises DeliveryError, also if the pod with this name is another server's.
         """
         pod = self.pod()
         if pod is None:

@@ -64,9 +64,7 @@ class Revocations:
 
     async def resume(self) -> None:
         """Go on with what an earlier hub has begun; when this one knows its users and servers. Repeated without harm.
-
-        Raises:
-            SQLAlchemyError: the hub's database can't be read or written.
+        Raises SQLAlchemyError.
         """
         self._ledger.open()
         for entry in self._ledger.all(self._members.now()):
@@ -109,9 +107,7 @@ class Revocations:
         Tokens and cookies have ended when this first waits for anything. Returns after the first try of all the rest.
         `reason`: a sentence for the audit and for the user's page. `why`: one of `metrics.WHYS`. `by`: who asked for
         it; "" for the hub itself.
-
-        Raises:
-            SQLAlchemyError: the hub's database can't be written; nothing was ended.
+        Raises SQLAlchemyError if the hub's database can't be written; nothing was ended then.
         """
         # Where somebody has asked, this waits for nothing.
         session_id = (await self._log_ins.known(user)).session_id if self._log_ins is not None else ""

@@ -198,13 +198,9 @@ class Renewals:
                 await self.bring(spawner, names)
 
     async def renew_now(self, usernames: Collection[str] | None = None, names: Collection[str] = ()) -> Report:
-        """Renew credentials now, whatever their expiry is, because their keys are other ones.
+        """Renew credentials now, whatever their expiry is, because their keys are other ones. Failures are tried again.
 
-        Failures are tried again.
-
-        Args:
-            usernames: whose servers; None for all running servers.
-            names: of the credentials; default: all.
+        `usernames`: whose servers; None for all running servers. `names`: of the credentials; none for all.
         """
         report = Report((), {})
         renewed: list[str] = []

@@ -157,9 +157,7 @@ class LocalDelivery(LoggingConfigurable):
 
     def open(self) -> None:
         """Lock the directory for the life of this hub, and read what its servers have.
-
-        Raises:
-            ConfigurationError: the directory can't be used, or holds other files.
+        Raises ConfigurationError if the directory can't be used, or holds other files.
         """
         if self._lock_file >= 0:
             return
@@ -196,9 +194,7 @@ class LocalDelivery(LoggingConfigurable):
 
     def sweep(self, hub_id: str, living: Collection[tuple[str, str]]) -> list[str]:
         """Remove all but the `living` servers (identity, start id) from the directory. Returns the removed names.
-
-        Raises:
-            OSError: something can't be removed.
+        Raises OSError.
         """
         kept = {slug: delivered for slug, delivered in self._delivered.items() if delivered.key in living}
         for slug in self._delivered.keys() - kept.keys():
@@ -220,18 +216,12 @@ class LocalDelivery(LoggingConfigurable):
     # -- while it runs
 
     async def deliver(self, minted: Minted) -> None:
-        """Give a starting server all its files and routes, or nothing.
-
-        Raises:
-            DeliveryError: the server has nothing then.
-        """
+        """Give a starting server all its files and routes. Raises DeliveryError; the server has nothing then."""
         await self._in_turn(minted.server, lambda: self._deliver(minted))
 
     async def lacks(self, server: Server, start_id: str) -> list[str]:
         """Which of `files`, `state` and `routes` a running server has lost.
-
-        Raises:
-            DeliveryError: its directory can't be read.
+        Raises DeliveryError if its directory can't be read.
         """
         has = self.delivered(server)
         if has is None or has.start_id != start_id or has.withdrawn or isinstance(has.record, Unreadable):
@@ -249,13 +239,7 @@ class LocalDelivery(LoggingConfigurable):
     async def restore(self, server: Server, start_id: str, pid: int) -> None:
         """Write state and routes of a running server again, unless its credentials were withdrawn.
 
-        Args:
-            server: the server.
-            start_id: its start.
-            pid: of its process, which itself signs in only when it starts.
-
-        Raises:
-            DeliveryError: something could not be written.
+        `pid`: of the server's process, which itself signs in only when it starts. Raises DeliveryError.
         """
         await self._in_turn(server, lambda: self._restore(server, start_id, pid))
 
@@ -264,35 +248,27 @@ class LocalDelivery(LoggingConfigurable):
 
         Files of credentials that aren't renewed stay. Files of credentials that the server no longer has are removed.
         New routes in `minted` are added.
-
-        Raises:
-            DeliveryError: the server is gone, withdrawn or in another start, or no file could be replaced.
+        Raises DeliveryError if the server is gone, withdrawn or in another start, or if no file could be replaced.
         """
         await self._in_turn(minted.server, lambda: self._renew(minted))
 
     async def withdraw(self, server: Server, start_id: str) -> None:
         """Remove files and routes of a server that still runs. Its state, which its end needs, stays until `remove`.
-
-        Raises:
-            DeliveryError: not all could be removed.
+        Raises DeliveryError if not all could be removed.
         """
         await self._in_turn(server, lambda: self._withdraw(server, start_id))
 
     async def remove(self, server: Server, start_id: str) -> None:
         """Remove everything of this start, and nothing of another start or server.
-
-        Raises:
-            DeliveryError: not all could be removed; the hub's next start removes the rest.
+        Raises DeliveryError if not all could be removed; the hub's next start removes the rest.
         """
         await self._in_turn(server, lambda: self._end(server, start_id))
 
     async def collect(self, hub_id: str, ended: Iterable[Delivered], *, dry_run: bool) -> list[Removal]:
         """Remove directories and routes without a living server. With `dry_run`, only list them.
 
-        Args:
-            hub_id: of this hub. The route directory may hold routes of other hubs, too.
-            ended: those of `all` whose server, for JupyterHub, neither runs nor starts nor stops.
-            dry_run: whether to remove nothing.
+        `ended`: those of `all` whose server, for JupyterHub, neither runs nor starts nor stops. `hub_id`: of this hub,
+        because the route directory may hold routes of other hubs, too.
         """
         found = []
         for delivered in ended:

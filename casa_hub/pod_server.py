@@ -11,7 +11,7 @@ from typing import Any
 from kubernetes_asyncio.client import V1Pod
 from sqlalchemy.exc import SQLAlchemyError
 
-from casa_hub.database import mended, roll_back
+from casa_hub.database import committed
 from casa_hub.delivery.deadline import Deadline
 from casa_hub.delivery.kubernetes import manifests, ownership
 from casa_hub.delivery.kubernetes.api import KubernetesError, described
@@ -288,13 +288,11 @@ class PodServer(ServerCredentials[DeliveredStart]):
         if self._withdrawn == start_id:
             return
         self._withdrawn = start_id
-        database, spawner = self._spawner.db, self._spawner.orm_spawner
+        spawner = self._spawner.orm_spawner
         try:
-            mended(database)
-            spawner.state = {**(spawner.state or {}), _WITHDRAWN: start_id}
-            database.commit()
+            with committed(self._spawner.db):
+                spawner.state = {**(spawner.state or {}), _WITHDRAWN: start_id}
         except SQLAlchemyError:  # the next hub process also knows it by the note of the revocation
-            roll_back(database)
             self._spawner.log.exception("Could not store that %s has no credentials any more", self.server.identity)
 
     async def _running(self, deadline: Deadline) -> DeliveredStart | None:

@@ -178,22 +178,20 @@ class PodServer(ServerCredentials[DeliveredStart]):
         # A creation that got no answer may still succeed.
         self.delivery.suspect(start)
 
-    # -- while it runs
+    # -- while it runs: what `RunningServer` says
 
     @property
     def running_start(self) -> str | None:
-        """See `RunningServer`."""
         pod = self._running_pod()
         start_id = None if pod is None or not self._is_ours(pod) else ownership.start_id_of(pod)
         return None if start_id and start_id == self._withdrawn else start_id
 
     def first_holding(self) -> Holding | None:
-        """See `RunningServer`. The pod's annotation has the record of the start."""
-        pod = self._running_pod()
-        start = self._start_of(pod)
-        if pod is None or start is None or start.start_id == self._withdrawn:
+        found = self._standing()
+        if found is None:
             return None
-        text = ownership.record_text_of(pod, start.server) or ""
+        start, pod = found
+        text = ownership.record_text_of(pod, start.server) or ""  # the record of the start
         return self._holding(self._certain(start) or DeliveredStart(start, text))
 
     async def _renew(self, names: Collection[str], force: bool, deadline: Deadline) -> Holding | None:
@@ -212,7 +210,6 @@ class PodServer(ServerCredentials[DeliveredStart]):
         self._known = DeliveredStart(running.start, text)
 
     async def lacks(self, since: float) -> Collection[str] | None:
-        """See `RunningServer`."""
         found = self._standing()
         if found is None:
             return None
@@ -224,7 +221,6 @@ class PodServer(ServerCredentials[DeliveredStart]):
         return await self.delivery.lacks(start, self.delivery.owned(start, Pod.from_object(pod), record), since)
 
     async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
-        """See `RunningServer`."""
         async with self._renewing:
             found = self._standing()
             record = None if found is None else self._record(*found)
@@ -273,7 +269,6 @@ class PodServer(ServerCredentials[DeliveredStart]):
         return self._believed(start, parse_text(ownership.record_text_of(pod, start.server)))
 
     async def withdraw(self) -> None:
-        """See `RunningServer`."""
         await self._spawner._start_watching_pods()  # noqa: SLF001 - see _running
         start = self._start_of(self.pod())
         if start is None:

@@ -21,7 +21,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -226,10 +226,8 @@ class LocalDelivery(LoggingConfigurable):
         has = self.delivered(server)
         if has is None or has.start_id != start_id or has.withdrawn or isinstance(has.record, Unreadable):
             return []
-        try:
+        with _translated(self.path(server), "it can't be looked at"):
             return await asyncio.to_thread(self._gone, has)
-        except OSError as error:
-            raise _translated(error, self.path(server), "it can't be looked at") from error
 
     async def lost(self, server: Server) -> list[str]:
         """Credentials of a running server that have lost a file."""
@@ -311,14 +309,15 @@ class LocalDelivery(LoggingConfigurable):
         new = Delivered(server, minted.start_id, self._free_address(server), minted.routes, minted.record)
         self._delivered[server.slug] = new
         try:
-            if before is not None:  # the hub has missed the end of an earlier start
-                await asyncio.to_thread(self._remove_all, before)
-            await asyncio.to_thread(self._place, new, minted.files)
-        except (OSError, ValueError, DeliveryError) as error:
+            with _translated(self.path(server), "nothing was delivered"):
+                if before is not None:  # the hub has missed the end of an earlier start
+                    await asyncio.to_thread(self._remove_all, before)
+                await asyncio.to_thread(self._place, new, minted.files)
+        except DeliveryError:
             with contextlib.suppress(OSError):  # the first error is raised; `sweep` removes the rest
                 await asyncio.to_thread(self._remove_all, new)
             del self._delivered[server.slug]
-            raise _translated(error, self.path(server), "nothing was delivered") from error
+            raise
 
     async def _renew(self, minted: Minted) -> None:
         server = minted.server
@@ -327,10 +326,8 @@ class LocalDelivery(LoggingConfigurable):
             raise DeliveryError(server.slug, "this start of the server is over", "There is nothing to do.")
         routes = tuple(dict.fromkeys((*before.routes, *minted.routes)))
         new = Delivered(server, minted.start_id, before.address, routes, minted.record)
-        try:
+        with _translated(self.path(server), "the old files stay"):
             await asyncio.to_thread(self._replace, new, minted.files)
-        except (OSError, ValueError) as error:
-            raise _translated(error, self.path(server), "the old files stay") from error
         self._delivered[server.slug] = new
         self._background.start(self._remove_old_sets(new), f"removal of old files of {server.slug}")
         if routes != before.routes:  # a credential that was missing at the start has come, with its routes
@@ -340,10 +337,8 @@ class LocalDelivery(LoggingConfigurable):
         has = self.delivered(server)
         if has is None or has.start_id != start_id or has.withdrawn:
             return
-        try:
+        with _translated(self.path(server), "not all of it could be written again"):
             await asyncio.to_thread(self._write_state, has, pid)
-        except OSError as error:
-            raise _translated(error, self.path(server), "not all of it could be written again") from error
 
     async def _withdraw(self, server: Server, start_id: str) -> None:
         before = self.delivered(server)
@@ -351,20 +346,16 @@ class LocalDelivery(LoggingConfigurable):
             return
         withdrawn = replace(before, routes=(), withdrawn=True)
         self._delivered[server.slug] = withdrawn  # even if the next step fails: nothing is renewed any more
-        try:
+        with _translated(self.path(server), "not all of it was removed"):
             await asyncio.to_thread(self._remove_contents, withdrawn)
-        except OSError as error:
-            raise _translated(error, self.path(server), "not all of it was removed") from error
 
     async def _end(self, server: Server, start_id: str) -> None:
         has = self.delivered(server)
         if has is None or has.start_id != start_id:
             return
-        try:
+        with _translated(self.path(server), "not all of it was removed"):
             await asyncio.to_thread(self._remove_all, has)
             del self._delivered[server.slug]
-        except OSError as error:
-            raise _translated(error, self.path(server), "not all of it was removed") from error
 
     async def _remove_old_sets(self, delivered: Delivered) -> None:
         await asyncio.sleep(_GRACE)
@@ -487,8 +478,11 @@ class LocalDelivery(LoggingConfigurable):
         raise DeliveryError("LocalDelivery.network", f"all {size} addresses are in use", "Choose a larger network.")
 
 
-def _translated(error: Exception, path: Path, state: str) -> DeliveryError:
-    if isinstance(error, DeliveryError):
-        return error
-    why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-    return DeliveryError(str(path), f"{state} ({why})", "Tell the operator of this hub.")
+@contextlib.contextmanager
+def _translated(path: Path, state: str) -> Iterator[None]:
+    """A context in which a failure with a server's files becomes a DeliveryError; `state`: what then is so."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+        raise DeliveryError(str(path), f"{state} ({why})", "Tell the operator of this hub.") from error

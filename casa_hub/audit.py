@@ -81,10 +81,7 @@ _WARNINGS = {Action.REVOKED, Action.REFUSED, Action.ACCESS_ENDED, Action.HELD_BA
 
 def tell(settings: Mapping[str, Any], event: Event) -> None:
     """Record an event. Never raises; blocks only for the operator's own handlers.
-
-    Args:
-        settings: the hub's tornado settings.
-        event: what happened.
+    `settings`: those of JupyterHub's tornado application.
     """
     app = settings.get("app")
     logger = _logger(app)

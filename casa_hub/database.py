@@ -8,12 +8,13 @@ Three failures leave the session unusable until it is rolled back:
   session is in a transaction nearly always, because JupyterHub reads without committing.
 
 JupyterHub rolls back only after a request has failed. So code that must not fail begins with `mended`, and calls
-`roll_back` if a statement of its own fails.
+`roll_back` if a statement of its own fails; `committed` does both.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import select
@@ -48,6 +49,18 @@ def roll_back(db: Any) -> None:
     """
     with contextlib.suppress(SQLAlchemyError):
         db.rollback()
+
+
+@contextlib.contextmanager
+def committed(db: Any) -> Iterator[None]:
+    """A context whose changes are committed at its end, all or none of them. For code that doesn't wait."""
+    mended(db)
+    try:
+        yield
+        db.commit()
+    except Exception:  # whatever it is: half of it must not wait in the hub's session for the next commit
+        roll_back(db)
+        raise
 
 
 def storable(text: str, length: int | None = None) -> str:

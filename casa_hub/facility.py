@@ -267,23 +267,16 @@ class Facility(LoggingConfigurable):
         force: bool = False,
         username: str = "",
     ) -> Minted:
-        """Mint the credentials `names` anew for a running server.
+        """Mint the credentials `names` anew for a running server with this record. Raises ConfigurationError as `mint`.
 
         `Minted.missing` has each credential that can't be minted now, or that would not be valid for longer than the
         server's present one. The server keeps its present one, whose entry in the record stays, and a required
         credential raises no error. The same goes for a credential with an unreadable entry, because nobody would know
         what the new one replaces.
 
-        Args:
-            request: of now.
-            names: names of credentials.
-            record: the server's record.
-            force: replace a credential whatever its expiry, because its key or its user's token has changed.
-            username: the user's present name, for the audit. Credentials are minted for the name with which the server
-                was started (`Request.server`).
-
-        Raises:
-            ConfigurationError: two credentials want the same file.
+        `force`: replace a credential whatever its expiry, because its key or its user's token has changed.
+        `username`: the user's present name, for the audit; credentials are minted for the name with which the server
+        was started.
         """
         states = {name: entry.state for name, entry in record.credentials.items()}
         wanted = {name: minter for name, minter in self.minters.items() if name in names}
@@ -310,14 +303,7 @@ class Facility(LoggingConfigurable):
 
         A credential that can't be minted now keeps its entry in the record, because it may still have to be blocked.
         The entry gets no files, and the record's ``missing`` names the credential, so that it is tried again.
-
-        Args:
-            request: of now.
-            record: the record of the same start.
-            username: as in `renew`.
-
-        Raises:
-            ConfigurationError: two credentials want the same file.
+        `username`: as in `renew`. Raises ConfigurationError as `mint`.
         """
         names = {*record.credentials, *record.missing} - record.unreadable.keys()
         states = {name: entry.state for name, entry in record.credentials.items()}

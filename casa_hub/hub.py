@@ -78,9 +78,7 @@ class CasaHub:
         """Make the hub ready for its first server, and start the background tasks. JupyterHub cancels them at its end.
 
         `recheck`: None with another authenticator, which has no membership checks.
-
-        Raises:
-            ConfigurationError: what the spawner class needs can't be used.
+        Raises ConfigurationError if what the spawner class needs can't be used.
         """
         # Users, some of which may exist already, make their spawners by these settings.
         self.app.spawner_class = self.app.tornado_settings["spawner_class"] = self.spawner_class

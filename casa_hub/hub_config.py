@@ -25,9 +25,7 @@ def configured_hub(path: Path) -> Any:
 
     With Zero to JupyterHub it is ``/usr/local/etc/jupyterhub/jupyterhub_config.py`` in the hub's pod. The file is
     executed, so it needs the hub's environment.
-
-    Raises:
-        ConfigurationError: the file is missing or fails, or JupyterHub refuses its content.
+    Raises ConfigurationError if the file is missing or fails, or if JupyterHub refuses its content.
     """
     app = JupyterHub(log_level="ERROR")
     config = _read(path)

@@ -54,9 +54,7 @@ class KeyFile(Generic[T]):
 
     def read(self, path: str) -> T:
         """The key in the file's present version.
-
-        Raises:
-            CredentialError: the setting is empty, or the file is missing, unreadable, empty or malformed.
+        Raises CredentialError if the setting is empty, or if the file is missing, unreadable, empty or malformed.
         """
         if not path:
             raise CredentialError(self.setting, "is not set", self._make)

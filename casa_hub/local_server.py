@@ -59,26 +59,22 @@ class LocalServer(ServerCredentials[Delivered]):
         """Take over a start of the previous hub process."""
         self.start_id, self._identity = delivered.start_id, delivered.server
 
-    # -- while it runs
+    # -- while it runs: what `RunningServer` says
 
     @property
     def running_start(self) -> str | None:
-        """See `RunningServer`."""
         running = self._delivered()
         return running.start_id if running is not None else None
 
     def first_holding(self) -> Holding | None:
-        """See `RunningServer`."""
         running = self._delivered()
         return self._holding(running) if running is not None else None
 
     async def lacks(self, since: float) -> Collection[str] | None:  # noqa: ARG002 - each call looks anew
-        """See `RunningServer`."""
         running = self._delivered()
         return None if running is None else await self.delivery.lacks(self.server, running.start_id)
 
     async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
-        """See `RunningServer`."""
         running = self._delivered()
         if running is None:
             return {}
@@ -91,7 +87,6 @@ class LocalServer(ServerCredentials[Delivered]):
         return {"files": "; ".join(f"{name}: {why}" for name, why in missing.items())} if missing else {}
 
     async def withdraw(self) -> None:
-        """See `RunningServer`."""
         if self.start_id and not self.starting:
             await self.delivery.withdraw(self.server, self.start_id)
 

@@ -84,9 +84,7 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
     @classmethod
     def begin_hub(cls, hub: CasaHub) -> None:
         """Take over running servers of the previous hub process, and remove everything else that it left.
-
-        Raises:
-            ConfigurationError: the delivery's directory can't be used.
+        Raises ConfigurationError if the delivery's directory can't be used.
         """
         app, delivery = hub.app, hub.delivery(LocalDelivery)
         app.log.warning(

@@ -37,14 +37,8 @@ def hub_form(name: str) -> str:
 
 
 def by_username(table: Mapping[str, T], setting: str) -> dict[str, T]:
-    """An operator's table with its user names in the hub's form.
-
-    Args:
-        table: user name, perhaps in the identity provider's spelling -> value.
-        setting: where the table stands, for the error.
-
-    Raises:
-        CredentialError: two entries are for the same user and differ.
+    """An operator's table with its user names in the hub's form; `setting` is where it stands.
+    Raises CredentialError if two entries are for the same user and differ.
     """
     normal: dict[str, T] = {}
     for written, value in table.items():

@@ -49,9 +49,7 @@ class Hub:
     @classmethod
     def find(cls, config_file: Path | None, environment: Mapping[str, str]) -> Hub:
         """Find the hub by its configuration file, or without one by the environment of its services.
-
-        Raises:
-            CasaError: the hub's address or token is missing or can't be used.
+        Raises CasaError if the hub's address or token is missing or can't be used.
         """
         if config_file is not None:
             from casa_hub.hub_config import configured_hub  # noqa: PLC0415 - JupyterHub takes a while to load
@@ -109,9 +107,7 @@ def _checked(token: object, name: str) -> str:
 
 def ask(hub: Hub, method: str, operation: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The hub's answer to a request. Prints a line if it takes long.
-
-    Raises:
-        CasaError: the hub can't be reached, or refuses.
+    Raises CasaError if the hub can't be reached, or refuses.
     """
     return asyncio.run(_ask_patiently(hub, method, operation, body))
 

@@ -11,7 +11,7 @@ from typing import Any
 from kubernetes_asyncio.client import V1Pod
 from sqlalchemy.exc import SQLAlchemyError
 
-from casa_hub.database import mended, roll_back
+from casa_hub.database import committed
 from casa_hub.delivery.deadline import Deadline
 from casa_hub.delivery.kubernetes import manifests, ownership
 from casa_hub.delivery.kubernetes.api import KubernetesError, described
@@ -114,9 +114,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
 
     def dress(self, pod: V1Pod) -> None:
         """Add to the start's pod all that it needs.
-
-        Raises:
-            DeliveryError: a container mounts something else at our path.
+        Raises DeliveryError if a container mounts something else at our path.
         """
         assert self._starting is not None  # noqa: S101 - minted before the pod is made
         minted = self._starting.minted
@@ -143,9 +141,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
 
     def may_run(self, pod: Object | None) -> bool:
         """Whether the pod that the watch shows belongs to the start under way. The watch may be late.
-
-        Raises:
-            DeliveryError: the start's pod was removed before the server was ready.
+        Raises DeliveryError if the start's pod was removed before the server was ready.
         """
         starting = self._starting
         if starting is None or starting.delivered is None:
@@ -182,22 +178,20 @@ class PodServer(ServerCredentials[DeliveredStart]):
         # A creation that got no answer may still succeed.
         self.delivery.suspect(start)
 
-    # -- while it runs
+    # -- while it runs: what `RunningServer` says
 
     @property
     def running_start(self) -> str | None:
-        """See `RunningServer`."""
         pod = self._running_pod()
         start_id = None if pod is None or not self._is_ours(pod) else ownership.start_id_of(pod)
         return None if start_id and start_id == self._withdrawn else start_id
 
     def first_holding(self) -> Holding | None:
-        """See `RunningServer`. The pod's annotation has the record of the start."""
-        pod = self._running_pod()
-        start = self._start_of(pod)
-        if pod is None or start is None or start.start_id == self._withdrawn:
+        found = self._standing()
+        if found is None:
             return None
-        text = ownership.record_text_of(pod, start.server) or ""
+        start, pod = found
+        text = ownership.record_text_of(pod, start.server) or ""  # the record of the start
         return self._holding(self._certain(start) or DeliveredStart(start, text))
 
     async def _renew(self, names: Collection[str], force: bool, deadline: Deadline) -> Holding | None:
@@ -216,7 +210,6 @@ class PodServer(ServerCredentials[DeliveredStart]):
         self._known = DeliveredStart(running.start, text)
 
     async def lacks(self, since: float) -> Collection[str] | None:
-        """See `RunningServer`."""
         found = self._standing()
         if found is None:
             return None
@@ -228,7 +221,6 @@ class PodServer(ServerCredentials[DeliveredStart]):
         return await self.delivery.lacks(start, self.delivery.owned(start, Pod.from_object(pod), record), since)
 
     async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
-        """See `RunningServer`."""
         async with self._renewing:
             found = self._standing()
             record = None if found is None else self._record(*found)
@@ -277,7 +269,6 @@ class PodServer(ServerCredentials[DeliveredStart]):
         return self._believed(start, parse_text(ownership.record_text_of(pod, start.server)))
 
     async def withdraw(self) -> None:
-        """See `RunningServer`."""
         await self._spawner._start_watching_pods()  # noqa: SLF001 - see _running
         start = self._start_of(self.pod())
         if start is None:
@@ -292,13 +283,11 @@ class PodServer(ServerCredentials[DeliveredStart]):
         if self._withdrawn == start_id:
             return
         self._withdrawn = start_id
-        database, spawner = self._spawner.db, self._spawner.orm_spawner
+        spawner = self._spawner.orm_spawner
         try:
-            mended(database)
-            spawner.state = {**(spawner.state or {}), _WITHDRAWN: start_id}
-            database.commit()
+            with committed(self._spawner.db):
+                spawner.state = {**(spawner.state or {}), _WITHDRAWN: start_id}
         except SQLAlchemyError:  # the next hub process also knows it by the note of the revocation
-            roll_back(database)
             self._spawner.log.exception("Could not store that %s has no credentials any more", self.server.identity)
 
     async def _running(self, deadline: Deadline) -> DeliveredStart | None:
@@ -386,10 +375,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
 
     async def end(self, grace_seconds: int) -> None:
         """Delete the server's pod, if it has one.
-
-        Raises:
-            KubernetesError: the request failed.
-            DeliveryError: the pod with this name is another server's.
+        Raises DeliveryError, also if the pod with this name is another server's.
         """
         pod = self.pod()
         if pod is None:

@@ -41,10 +41,7 @@ class Process:
 def sign_in(path: bytes) -> None:
     """Write this process's identity into a file. For a child between fork and exec, so by system calls only.
 
-    The child writes it itself, so that it can be found even if the parent dies now.
-
-    Raises:
-        OSError: the file can't be written; the child must end.
+    The child writes it itself, so that it can be found even if the parent dies now. Raises OSError; the child must end.
     """
     out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     for source in (_BOOT_ID, "/proc/self/stat"):
@@ -56,9 +53,7 @@ def sign_in(path: bytes) -> None:
 
 def signature(pid: int) -> bytes:
     """The content of `sign_in`'s file for a running process, to write the file again if it was removed.
-
-    Raises:
-        OSError: the process doesn't run.
+    Raises OSError if the process doesn't run.
     """
     return Path(_BOOT_ID).read_bytes() + Path(f"/proc/{pid}/stat").read_bytes()
 

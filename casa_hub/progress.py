@@ -30,10 +30,8 @@ class Steps:
         self._changed = asyncio.Event()
 
     async def follow(self, beside: AsyncIterator[dict[str, Any]] | None = None) -> AsyncIterator[dict[str, Any]]:
-        """All events, past and future. Never ends: JupyterHub stops listening when the start is over.
-
-        Args:
-            beside: events of another source, passed on as they come.
+        """All events, past and future, and with them those of another source (`beside`).
+        Never ends: JupyterHub stops listening when the start is over.
         """
         others: deque[dict[str, Any]] = deque()
         sent = 0
@@ -75,12 +73,9 @@ _AGAIN, _WITH_TOKEN = "It is tried again while the server runs.", "The running s
 
 
 def without(what: str, why: str, *, later: str = _AGAIN) -> str:
-    """The sentence for a server that starts without a credential or an object of Kubernetes.
+    """The sentence for a server that starts without `what`, a credential or an object of Kubernetes.
 
-    Args:
-        what: the missing thing.
-        why: the reason, as a sentence.
-        later: when the server gets it, as a sentence.
+    `why`: the reason, as a sentence. `later`: when the server gets it, as a sentence.
     """
     return f"Starting without {what}: {why} {later}"
 

@@ -202,13 +202,8 @@ def next_record(
     missing: Mapping[str, str],
     before: ServerRecord | None = None,
 ) -> ServerRecord:
-    """The record after a mint.
-
-    Args:
-        request: of the mint.
-        minted: name -> new credential.
-        missing: name of a credential that could not be minted -> why.
-        before: the record so far; None at a start.
+    """The record after a mint. `missing`: credentials that could not be minted -> why.
+    `before`: the record so far; None at a start.
     """
     present, now = before.credentials if before else {}, request.now
     order = before.order + bool(minted) if before else 0
@@ -380,12 +375,7 @@ def outlives(new: Credential, entry: CredentialRecord) -> bool:
 
 
 def better_from(new: Credential, entry: CredentialRecord) -> datetime:
-    """From when on a newly minted credential will outlive the recorded one.
-
-    Args:
-        new: a credential minted now, which doesn't outlive it.
-        entry: the recorded one.
-    """
+    """From when on a newly minted credential will outlive the recorded one, which `new` doesn't."""
     if new.expires_at is None or entry.expires_at is None:  # the recorded one doesn't expire
         return datetime.max.replace(tzinfo=UTC)
     # One second more, because some minters cut their times to whole seconds.

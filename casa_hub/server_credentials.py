@@ -82,16 +82,14 @@ class ServerCredentials(ABC, Generic[D]):
         minted = self.facility.mint(await self.facility.request_of(self._spawner, server, secrets.token_hex(16), now))
         return minted, sentences_of(self.facility, minted, now)
 
-    # -- while it runs
+    # -- while it runs: what `RunningServer` says
 
     async def holding(self) -> Holding | None:
-        """See `RunningServer`."""
         async with self._renewing:
             running = await self._running(self._deadline())
             return None if running is None else self._holding(running)
 
     async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
-        """See `RunningServer`."""
         async with self._renewing:  # each renewal starts from the record of the one before
             return await self._renew(names, force, self._deadline())
 

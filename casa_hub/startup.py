@@ -59,13 +59,9 @@ def _begin(change: Any) -> None:
 def on_hub_start(app: HubApp, classes: Iterable[type[Configurable]] = (), recheck: Recheck | None = None) -> None:
     """Check the configuration and make the hub ready for its first server; once a hub, repeated without harm.
 
-    Args:
-        app: JupyterHub's application.
-        classes: more classes of this package whose configuration sections the hub uses.
-        recheck: the membership checks of the hub's authenticator, if it is ours.
-
-    Raises:
-        ConfigurationError: no server could be started soundly; the first of the errors, all of them are logged.
+    `classes`: more classes of this package whose configuration sections the hub uses.
+    `recheck`: the membership checks of the hub's authenticator, if it is ours.
+    Raises ConfigurationError if no server could be started soundly: the first of the errors, all of which are logged.
     """
     hub = CasaHub.of(app)
     # `jupyterhub token` makes an application within another one, beside the hub that runs.
@@ -108,10 +104,6 @@ def not_the_hubs_fault(error: BaseException, app: HubApp) -> None:
     A hub exits after that many failures in a row. But five tries of one person whose name can't have a credential must
     not end the hub for all others. JupyterHub counts the failure after the spawner has raised it, so the count is
     decremented here.
-
-    Args:
-        error: why the spawn fails.
-        app: JupyterHub's application.
     """
     if isinstance(error, CasaError) and not getattr(error, "transient", False):
         # Not `app.tornado_settings`, what `user.settings` is: JupyterHub's handlers count in their own copy of it.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
+
+#: Things that `in_turns` gives in one turn of the event loop.
+_IN_ONE_TURN = 50
 
 T = TypeVar("T")
 
@@ -47,3 +50,11 @@ async def repeat(
         except Exception as error:  # noqa: BLE001 - whatever it is, the next call may do better
             on_error(error)
         await pause()
+
+
+async def in_turns(things: Iterable[T]) -> AsyncIterator[T]:
+    """All of them; other work on the event loop gets its turns in between."""
+    for number, thing in enumerate(things, 1):
+        yield thing
+        if number % _IN_ONE_TURN == 0:
+            await asyncio.sleep(0)

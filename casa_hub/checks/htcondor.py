@@ -113,13 +113,8 @@ async def _listens(collector: str) -> bool:
 
 
 async def _ping(minter: HTCondor) -> Any:
-    """Run `htcondor_ping` and return the JSON that it prints.
-
-    Returns:
-        `_MISSING` if HTCondor's client is not installed; None if the program fails.
-
-    Raises:
-        TimeoutError: it takes too long.
+    """Run `htcondor_ping` and return the JSON that it prints; None if it fails.
+    `_MISSING` if HTCondor's client is not installed. Raises TimeoutError.
     """
     key = KeyFile("HTCondor.key_file", minter.parse_key, "").read(minter.key_file).value
     now = int(time.time())

@@ -39,11 +39,7 @@ class Kube:
 
 @asynccontextmanager
 async def kube(delivery: KubernetesDelivery) -> AsyncIterator[Kube]:
-    """A client for the delivery's cluster.
-
-    Raises:
-        NoAnswerError: the configuration names no cluster.
-    """
+    """A client for the delivery's cluster. Raises NoAnswerError if the configuration names no cluster."""
     try:
         client = delivery.api.connect()  # in this loop, to which the client will belong
     except (ConfigException, OSError) as problem:

@@ -41,13 +41,9 @@ _LONGEST = 30.0
 
 
 def check(path: Path, *, local: bool = False, probing: bool = False, as_json: bool = False) -> int:
-    """Run the checks and print their findings.
+    """Run the checks and print their findings. Raises ConfigurationError if the file can't be read.
 
-    Returns:
-        The exit code. 0: sound, or warnings only; 1: an error; 2: something couldn't be looked at.
-
-    Raises:
-        ConfigurationError: the file can't be read.
+    Returns the exit code. 0: sound, or warnings only; 1: an error; 2: something couldn't be looked at.
     """
     site = Site.from_app(configured_hub(path))
     looks = {**LOCAL, **({} if local else REMOTE), **(PROBE if probing else {})}

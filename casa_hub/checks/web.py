@@ -82,9 +82,7 @@ async def resolve(name: str, port: int) -> list[str]:
 
     The look-up runs in a daemon thread, for which the program doesn't wait at its end: without an answer of the name
     server it takes half a minute.
-
-    Raises:
-        OSError: the name has no address, or there is no answer in time (TimeoutError).
+    Raises OSError if the name has no address, and TimeoutError if there is no answer in time.
     """
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[str]] = loop.create_future()

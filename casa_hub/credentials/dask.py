@@ -67,9 +67,7 @@ class Secret:
 
 def parse_secrets(content: bytes) -> tuple[Secret, ...]:
     """The secrets of a file: base64, one in each line; blank lines don't count.
-
-    Raises:
-        BadKeyError: naming the line.
+    Raises BadKeyError, which names the line.
     """
     secrets = []
     for number, line in enumerate(content.split(b"\n"), 1):
@@ -112,11 +110,7 @@ class Start:
 
     @classmethod
     def from_state(cls, request: Request) -> Start:
-        """Read back what `state` wrote.
-
-        Raises:
-            KeyError, ValueError, OverflowError, OSError: `Request.state` is malformed.
-        """
+        """Read back what `state` wrote. Raises KeyError, ValueError, OverflowError or OSError if it is malformed."""
         state = request.state
         key_type = state["key_type"]
         if key_type not in _KEY_TYPES:

@@ -302,9 +302,8 @@ class HTCondor(Minter):
 
     def local_part(self, username: str) -> str:
         """The account of a user, which stands before the @ of the subject.
-
-        Raises:
-            CredentialError: the user has no account; or it is invalid, reserved, or shared without `accounting_group`.
+        Raises CredentialError if the user has no account, or if it is invalid, reserved, or shared without
+        `accounting_group`.
         """
         self._check_choice()
         if self.subject_map:

@@ -27,9 +27,7 @@ _MAKE_TOKENS = "Write a line for each user: USER: REFRESH_TOKEN (the token of th
 
 def parse_tokens(content: bytes) -> Mapping[str, str]:
     """User name, in the hub's form (lower case) -> refresh token, from a YAML mapping.
-
-    Raises:
-        BadKeyError: with the line or the entry that is wrong.
+    Raises BadKeyError, which names the line or the entry.
     """
     try:
         tokens = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both safe

@@ -51,9 +51,7 @@ _MAKE_KEY = "Put XRootD's macaroons.secretkey there, or make one for both: opens
 
 def mint_macaroon(key: bytes, location: str, identifier: str, caveats: Iterable[str]) -> str:
     """A serialised macaroon V1 with first-party caveats. Pure.
-
-    Raises:
-        ValueError: the key is too short, or a value doesn't fit into a packet.
+    Raises ValueError if the key is too short, or if a value doesn't fit into a packet.
     """
     if len(key) < MIN_KEY_BYTES:
         raise ValueError(f"a macaroon key has at least {MIN_KEY_BYTES} bytes")
@@ -85,9 +83,7 @@ class SecretKey:
 
 def parse_secret_key(content: bytes) -> SecretKey:
     """Decode a key file as XRootD does (OpenSSL's ``BIO_f_base64``).
-
-    Raises:
-        BadKeyError: XRootD can't decode the file, or would read another key than we do.
+    Raises BadKeyError if XRootD can't decode the file, or would read another key than we do.
     """
     lines = [line.strip() for line in content.split(b"\n")]
     text = b"".join(lines)
@@ -286,9 +282,7 @@ class XCache(Minter):
 
     def path_for(self, username: str) -> str:
         """The path that this user's macaroon opens.
-
-        Raises:
-            CredentialError: `path` is malformed, or it contains the user name and that is no plain file name.
+        Raises CredentialError if `path` is malformed, or if it contains the user name and that is no plain file name.
         """
         template = self._template()
         if "{username}" not in template:

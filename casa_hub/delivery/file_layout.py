@@ -105,9 +105,7 @@ def make_directory(path: Path) -> None:
     """Make a directory with mode 0700, and missing parents with mode 0711, unless it exists already.
 
     The umask has no influence on the modes, as it has with `Path.mkdir`.
-
-    Raises:
-        OSError: it can't be made, or the path is something else than a directory.
+    Raises OSError, also if the path is something else than a directory.
     """
     for parent in reversed(path.parents):
         _make(parent, 0o711)

@@ -39,11 +39,7 @@ _EFFECTIVE_LOCALLY = frozenset({"kind", "entry_points", "directory"})
 
 
 def checked(routes: Iterable[Route]) -> list[Route]:
-    """The same routes, after a check of their hosts.
-
-    Raises:
-        DeliveryError: a host is not a DNS name, or two routes have the same host.
-    """
+    """The same routes. Raises DeliveryError if a host is not a DNS name, or if two routes have the same host."""
     by_host: dict[str, Route] = {}
     for route in routes:
         if not _HOST.match(route.host):
@@ -201,10 +197,7 @@ class TraefikRoutes(LoggingConfigurable):
 
     def check(self, *, wanted: bool, local: bool) -> list[Problem]:
         """Problems of the settings.
-
-        Args:
-            wanted: whether any credential wants routes.
-            local: whether servers run on one machine, not in Kubernetes.
+        `wanted`: whether any credential wants routes. `local`: whether servers run on one machine, not in Kubernetes.
         """
         if not wanted:
             return []

@@ -19,10 +19,8 @@ _PART = re.compile(
 def bearer_error(challenges: Sequence[str]) -> tuple[str, str]:
     """``error`` and ``error_description`` of the Bearer challenge; each "" if it is missing.
 
+    `challenges`: the values of all ``WWW-Authenticate`` headers; one value may hold several challenges.
     A header is read up to its first unreadable part.
-
-    Args:
-        challenges: the values of all ``WWW-Authenticate`` headers; one value may hold several challenges.
     """
     for challenge in challenges:
         parameters = {name: value for scheme, name, value in _parameters(challenge) if scheme == "bearer"}

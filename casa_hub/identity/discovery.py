@@ -32,9 +32,7 @@ def document_url(issuer: str) -> str:
 
 def read(document: object, *, url: str, issuer: str) -> Metadata:
     """Read and check the discovery document of an issuer (Discovery 3).
-
-    Raises:
-        OIDCError: it is another issuer's document, or this hub can't work with it.
+    Raises OIDCError if it is another issuer's, or if this hub can't work with it.
     """
     if not isinstance(document, dict):
         raise cant_say(url, "discovery didn't answer with a JSON object", "Check CasaOAuthenticator.issuer.")

@@ -217,11 +217,8 @@ class Issuer:
     async def revoke(self, refresh_token: str) -> bool:
         """Let the provider revoke a refresh token, and with it the tokens that were made of it (RFC 7009).
 
-        Returns:
-            False if the provider offers no revocation: the token is valid until it expires.
-
-        Raises:
-            OIDCError: the token may still be valid; try again.
+        False if the provider offers no revocation: then the token is valid until it expires.
+        Raises OIDCError if the token may still be valid; try again.
         """
         url = (await self.metadata()).revocation_endpoint
         if not url:

@@ -49,11 +49,7 @@ ALWAYS_ON = {
 
 
 def check_settings(authenticator: CasaOAuthenticator) -> None:
-    """Refuse settings that can't work or would let the wrong people in.
-
-    Raises:
-        ConfigurationError: with the trait and the remedy.
-    """
+    """Refuse settings that can't work or would let the wrong people in. Raises ConfigurationError."""
     section = type(authenticator).__name__
     preset = authenticator.preset
     for name in ("issuer", "client_id", "client_secret", "groups_claim"):
@@ -154,11 +150,7 @@ def _about_callback(thing: str, url: str, base_url: str) -> Iterator[Problem]:
 
 
 def refuse_superseded(cls: type[CasaOAuthenticator], config: Config) -> None:
-    """Refuse settings of the base classes that would be ignored silently.
-
-    Raises:
-        ConfigurationError: with the setting and what to do instead.
-    """
+    """Refuse settings of the base classes that would be ignored silently. Raises ConfigurationError."""
     for base in cls.__mro__:
         for name, value in config.get(base.__name__, {}).items():
             if name in SUPERSEDED:

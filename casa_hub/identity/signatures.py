@@ -56,9 +56,7 @@ class KeySet:
 
 def read_header(token: str, thing: str, algorithms: Collection[str]) -> dict[str, Any]:
     """The header of a token, with one of these algorithms and a `kid` that is text or missing.
-
-    Raises:
-        TokenError: it is not such a header.
+    Raises TokenError if it is not such a header.
     """
     # Not only PyJWT's own errors: some oddities of JSON, such as an infinite "exp", raise Python's.
     try:
@@ -87,10 +85,7 @@ def read_claims(
     """Verify a token of this issuer for this client and return its claims (Core 3.1.3.7).
 
     Signed userinfo may lack `iss` and `aud`, so they need not be in `require`; but if the token has them, they must be
-    right.
-
-    Raises:
-        TokenError: the token is forged, foreign or expired, or lacks a required claim.
+    right. Raises TokenError if the token is forged, foreign or expired, or lacks a required claim.
     """
     try:
         claims: dict[str, Any] = jwt.decode(

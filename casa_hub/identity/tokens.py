@@ -78,9 +78,7 @@ def with_claims(tokens: Tokens, claims: Mapping[str, Any], *, nonce: str | None,
     """The tokens with the claims of their ID token. Signature, issuer and audience must be verified before.
 
     `nonce`: of the log-in; None at a refresh (Core 12.2). `sub`: whose they must be; None at a log-in.
-
-    Raises:
-        TokenError: the ID token belongs to another log-in, access token or person.
+    Raises TokenError if the ID token belongs to another log-in, access token or person.
     """
     if nonce is not None and not hmac.compare_digest(_bytes(str(claims.get("nonce", ""))), _bytes(nonce)):
         raise TokenError("ID token", "its nonce is not the one of this log-in")

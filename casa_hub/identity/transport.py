@@ -68,11 +68,7 @@ class Transport:
             self._session = None
 
     def check(self, url: str, thing: str) -> None:
-        """Refuse an address that may not be asked. Allowed are https, and plain http on this machine.
-
-        Raises:
-            OIDCError: about `thing`.
-        """
+        """Raise OIDCError for an address that may not be asked. Allowed are https, and plain http on this machine."""
         scheme, host = split_url(url)
         # No browser can be sent to an address with a line's end or half a character (a lone surrogate).
         if not url.isprintable() or (not host and scheme in {"", "http", "https"}):
@@ -95,9 +91,7 @@ class Transport:
         """One request, perhaps with a form (`data`). Never follows a redirect.
 
         `limit`: most bytes of the answer. `patience`: seconds for the whole answer; default: `Client.timeout`.
-
-        Raises:
-            OIDCError: there is no answer in time, or it is longer than `limit`.
+        Raises OIDCError if there is no answer in time, or if it is longer than `limit`.
         """
         seconds = self._client.timeout if patience is None else patience
         try:

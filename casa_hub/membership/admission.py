@@ -56,9 +56,7 @@ class Admission:
 
     async def of_start(self, user: HubUser) -> Standing:
         """The membership before a spawn: a "yes" younger than `FRESH` counts.
-
-        Raises:
-            MembershipError: with what the user should do.
+        Raises MembershipError with what the user should do.
         """
         standing = await self._recheck.of(user, max_age=FRESH, for_server=True)
         member = self._members[user.name]

@@ -45,9 +45,7 @@ class MalformedClaim(CasaError):  # noqa: N818 - a claim is what it names
 @dataclass(frozen=True, slots=True)
 class GroupSource:
     """Where the groups stand, and how to read them.
-
-    Raises:
-        ConfigurationError: entitlements without namespace and authority, or these without entitlements.
+    Raises ConfigurationError for entitlements without namespace and authority, or these without entitlements.
     """
 
     #: One claim; a dot means nesting unless a claim has just this name.
@@ -84,10 +82,7 @@ def groups_of(claims: Mapping[str, object], source: GroupSource) -> frozenset[st
     """The groups that the claims put somebody in; None where the claim is missing.
 
     Roles of entitlements stay: ``/cms/uscms:role=manager`` beside ``/cms/uscms``, since a role in a group is held by a
-    member of it (AARC-G002).
-
-    Raises:
-        MalformedClaim: not a list of strings, or a string that names no group.
+    member of it (AARC-G002). Raises MalformedClaim for anything but a list of strings that name groups.
     """
     value = _find(claims, source.claim)
     if value is None:
@@ -114,9 +109,7 @@ def groups_of(claims: Mapping[str, object], source: GroupSource) -> frozenset[st
 
 def normalised(text: str, syntax: GroupSyntax) -> str:
     """A group as the operator writes it, in the spelling of `groups_of`; the end ``/*`` of a path stays.
-
-    Raises:
-        ValueError: with what keeps it from matching any group.
+    Raises ValueError with what keeps it from matching any group.
     """
     if text != text.strip():
         raise ValueError("has a space at its beginning or end")

@@ -64,9 +64,7 @@ class LogIns:
 
     async def save(self, user: HubUser, session: Session) -> None:
         """Store newer tokens of a log-in, unless there is a later log-in.
-
-        Raises:
-            SQLAlchemyError: the database didn't take it; this process knows it all the same.
+        Raises SQLAlchemyError if the database didn't take it; this process knows it all the same.
         """
         member = self.members[user.name]
         try:

@@ -25,9 +25,7 @@ _IAMS_OWN_PROFILE = "organisation_name"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """Who may come in. Group names are normalised as the claim's are: ``cms/uscms`` is ``/cms/uscms``.
-
-    Raises:
-        ConfigurationError: a group name that can't match anything.
+    Raises ConfigurationError for a group name that can't match anything.
     """
 
     source: GroupSource
@@ -96,16 +94,10 @@ def decide(
     *,
     granted_scopes: frozenset[str] | None = None,
 ) -> Allowed | Refused:
-    """Let in, or refused with the reason.
+    """Let in, or refused with the reason. Raises MalformedClaim if the group claim can't be read.
 
-    Args:
-        claims: of userinfo or the verified ID token.
-        username: JupyterHub's name, already normalised.
-        policy: the operator's.
-        granted_scopes: of the token response; None where it had no ``scope``. Makes the reason more precise.
-
-    Raises:
-        MalformedClaim: the group claim can't be read.
+    `claims`: of userinfo or the verified ID token. `username`: JupyterHub's name, already normalised.
+    `granted_scopes`: of the token response, to make the reason more precise; None where it had no ``scope``.
     """
     if policy.allowed_idps and (foreign := _foreign(claims, policy)):
         return foreign

@@ -333,13 +333,10 @@ class Recheck:
         return session
 
     async def _hear_of_account(self, session: Session) -> None:
-        """Ask userinfo where a refresh fails at the provider: it may know that the account is gone.
+        """Ask userinfo where a refresh fails at the provider. Raises OIDCError if it says that the account is gone.
 
         INDIGO IAM answers 500 to each refresh of an account that was deleted while one was under way. No other word of
         userinfo counts: the access token may hold groups of long ago.
-
-        Raises:
-            OIDCError: the provider's "no".
         """
         if session.expires_at is not None and self.members.now() >= session.expires_at:
             return

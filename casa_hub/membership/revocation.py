@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +21,7 @@ from jupyterhub import orm
 
 from casa_hub import metrics
 from casa_hub.audit import Action, Event, tell
-from casa_hub.database import mended, roll_back
+from casa_hub.database import committed, mended
 from casa_hub.errors import CasaError
 from casa_hub.identity.errors import OIDCError
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
@@ -42,6 +41,8 @@ _STEP = 30.0
 _LOOK = 0.2
 #: Seconds until the first further try, and at most.
 _AGAIN, _LATEST = 1.0, 300.0
+#: JupyterHub's own OAuth client: its tokens belong to users and servers, not to browsers.
+_NO_BROWSER = "jupyterhub"
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +65,7 @@ class Revocations:
 
     async def resume(self) -> None:
         """Go on with what an earlier hub has begun; when this one knows its users and servers. Repeated without harm.
-
-        Raises:
-            SQLAlchemyError: the hub's database can't be read or written.
+        Raises SQLAlchemyError.
         """
         self._ledger.open()
         for entry in self._ledger.all(self._members.now()):
@@ -109,9 +108,7 @@ class Revocations:
         Tokens and cookies have ended when this first waits for anything. Returns after the first try of all the rest.
         `reason`: a sentence for the audit and for the user's page. `why`: one of `metrics.WHYS`. `by`: who asked for
         it; "" for the hub itself.
-
-        Raises:
-            SQLAlchemyError: the hub's database can't be written; nothing was ended.
+        Raises SQLAlchemyError if the hub's database can't be written; nothing was ended then.
         """
         # Where somebody has asked, this waits for nothing.
         session_id = (await self._log_ins.known(user)).session_id if self._log_ins is not None else ""
@@ -134,30 +131,14 @@ class Revocations:
 
     def _begin(self, user: HubUser, entry: Entry) -> Revocation:
         self._ledger.open()
-        tokens = self._end_tokens(user, lambda: self._ledger.note(entry))
+        with committed(self._app.db):
+            tokens = end_tokens(self._app.db, user)
+            self._ledger.note(entry)
         log.warning("The access of %s ends: %s", user.name, entry.reason)
         servers = {name for name, spawner in user.spawners.items() if spawner.active}
         revocation = Revocation(entry, user, user.id, servers, tokens=tokens)
         self._start(revocation)
         return revocation
-
-    def _end_tokens(self, user: HubUser, note: Callable[[], None] = lambda: None) -> int:
-        """Tokens, codes and cookies, together with `note`. Returns how many tokens there were."""
-        tokens = 0
-        mended(self._app.db)
-        try:
-            for token in list(user.api_tokens):
-                self._app.db.delete(token)
-                tokens += 1
-            for code in self._app.db.query(orm.OAuthCode).filter_by(user_id=user.id):
-                self._app.db.delete(code)
-            user.orm_user.cookie_id = orm.new_token()
-            note()
-            self._app.db.commit()
-        except Exception:  # whatever it is: half of it must not wait in the hub's session for the next commit
-            roll_back(self._app.db)
-            raise
-        return tokens
 
     def _start(self, revocation: Revocation) -> None:
         name = revocation.entry.username
@@ -378,13 +359,29 @@ class Revocations:
             revocation.refresh_token = ""
         if user is not None and last and await log_ins.forget(user, revocation.entry.session_id):
             # What a request has made that was let in before the first commit, and waited for the provider.
-            revocation.tokens += self._end_tokens(user)
+            with committed(self._app.db):
+                late = end_tokens(self._app.db, user)
+            revocation.tokens += late
         return ""
 
     # -- the hub
 
     def _user(self, username: str) -> Any:
         return self._app.users.get(username)
+
+
+def end_tokens(db: Any, user: HubUser, *, browsers_only: bool = False) -> int:
+    """End a user's cookies, OAuth codes and tokens, or of the tokens only those of browsers. The caller commits.
+    Returns how many tokens there were.
+    """
+    user.orm_user.cookie_id = orm.new_token()
+    tokens = db.query(orm.APIToken).filter_by(user_id=user.id)
+    if browsers_only:
+        tokens = tokens.filter(orm.APIToken.client_id != _NO_BROWSER)
+    ended = tokens.all()
+    for each in [*ended, *db.query(orm.OAuthCode).filter_by(user_id=user.id)]:
+        db.delete(each)
+    return len(ended)
 
 
 async def _has_log_in(log_ins: LogIns, user: HubUser, session_id: str) -> bool:

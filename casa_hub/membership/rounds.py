@@ -230,7 +230,6 @@ class Rounds:
         try:
             change()
         except SQLAlchemyError as error:
-            roll_back(self._app.db)
             log.error("Could not store which users have no log-in (%s)", type(error).__name__)  # noqa: TRY400
 
     def _is_silent(self, member: Member, standing: Standing, now: float) -> bool:

@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 
-from casa_hub.database import mended, storable
+from casa_hub.database import committed, mended, storable
 
 #: Characters of JupyterHub's longest names, and of who asked for the end of an access.
 _LENGTH = 255
@@ -108,10 +108,9 @@ class HubTable:
             self._there = True
 
     def _write(self, *statements: Any) -> None:
-        mended(self._db)
-        for statement in statements:
-            self._db.execute(statement)
-        self._db.commit()
+        with committed(self._db):
+            for statement in statements:
+                self._db.execute(statement)
 
 
 class Ledger(HubTable):

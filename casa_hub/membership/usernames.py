@@ -41,9 +41,8 @@ class Identities(HubTable):
 
     def _find(self, username: str) -> Any:
         """The row of exactly this name; None if there is none.
-
-        Raises:
-            AlikeError: the database takes another name for it (a collation without case or accents, of MariaDB say).
+        Raises AlikeError if the database takes another name for it (a collation without case or accents, of MariaDB
+        say).
         """
         columns = (bindings.c.username, bindings.c.issuer, bindings.c.sub)
         row = self._db.execute(select(*columns).where(bindings.c.username == username)).first()
@@ -90,9 +89,7 @@ class Identities(HubTable):
         """Let the first subject of a name in and nobody else; a name without one is bound to this subject.
 
         `log_in`: whether somebody logs in. Nothing else binds a name that was taken from its owner.
-
-        Raises:
-            IdentityError: the name is bound to somebody else, or the table can't be read.
+        Raises IdentityError if the name is bound to somebody else, or if the table can't be read.
         """
         if len(issuer) > SUB_LENGTH or len(sub) > SUB_LENGTH:
             # SQLite would take it, and PostgreSQL refuse it each time.

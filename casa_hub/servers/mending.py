@@ -22,14 +22,12 @@ from casa_hub.metrics import MISSING
 from casa_hub.servers import renewal_schedule
 from casa_hub.servers.renewals import Missing, Renewals
 from casa_hub.servers.running import RunningServer, reason_of, running_server, running_servers
-from casa_hub.tasks import Background, repeat
+from casa_hub.tasks import Background, in_turns, repeat
 
 #: Seconds between two looks at all servers.
 _LOOK = 30.0
 #: Servers that are mended at the same time.
 _AT_ONCE = 4
-#: Servers that are looked at in one turn of the hub's loop.
-_IN_ONE_TURN = 50
 #: The reason that the operator reads for a lost object, until a try to bring it back fails.
 _GONE = "it was removed while the server ran"
 
@@ -117,7 +115,7 @@ class Mending:
 
     async def _look_around(self) -> None:
         seen = set()
-        for number, (user, spawner, running) in enumerate(list(running_servers(self._app)), 1):
+        async for user, spawner, running in in_turns(running_servers(self._app)):
             start_id = None if running is None else running.running_start
             if running is None or not start_id or self._ends(user, spawner.name):
                 continue
@@ -127,8 +125,6 @@ class Mending:
                 server = self._notice(user, spawner, running, start_id)
             if not server.lacks and not server.busy:
                 await self._look(server)
-            if number % _IN_ONE_TURN == 0:
-                await asyncio.sleep(0)
         for spawner in list(self._servers):
             if spawner not in seen and not spawner.pending:
                 del self._servers[spawner]

@@ -12,11 +12,10 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, auto
-from typing import TypeVar
 
 from casa_hub.facility import Facility
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
@@ -25,7 +24,7 @@ from casa_hub.moments import iso, when
 from casa_hub.record import EDITED, EDITED_ENTRY, WITHOUT_US, CredentialRecord, ServerRecord, Unreadable
 from casa_hub.servers import renewal_schedule
 from casa_hub.servers.running import Holding, RunningServer, reason_of, running_server, running_servers
-from casa_hub.tasks import Background, repeat
+from casa_hub.tasks import Background, in_turns, repeat
 
 #: Servers that are renewed at the same time.
 _AT_ONCE = 4
@@ -33,10 +32,6 @@ _AT_ONCE = 4
 _PACE = 0.02
 #: Seconds between two looks for running servers, later and in a hub's first minute, when JupyterHub finds its servers.
 _LOOK, _FIRST_LOOKS, _FIRST_MINUTE = 10.0, 1.0, 60.0
-#: Servers, or credentials, that are looked at in one turn of the hub's event loop.
-_IN_ONE_TURN = 50
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -198,16 +193,12 @@ class Renewals:
                 await self.bring(spawner, names)
 
     async def renew_now(self, usernames: Collection[str] | None = None, names: Collection[str] = ()) -> Report:
-        """Renew credentials now, whatever their expiry is, because their keys are other ones.
+        """Renew credentials now, whatever their expiry is, because their keys are other ones. Failures are tried again.
 
-        Failures are tried again.
-
-        Args:
-            usernames: whose servers; None for all running servers.
-            names: of the credentials; default: all.
+        `usernames`: whose servers; None for all running servers. `names`: of the credentials; none for all.
         """
-        report = Report((), {})
         renewed: list[str] = []
+        failures: dict[str, str] = {}
         servers = iter(
             [
                 (spawner, running)
@@ -221,13 +212,13 @@ class Renewals:
                 async with self._room:
                     failed = await self._renew_one_now(spawner, running, names)
                 if failed:
-                    report.failed[running.server.identity] = "; ".join(f"{name}: {why}" for name, why in failed.items())
+                    failures[running.server.identity] = "; ".join(f"{name}: {why}" for name, why in failed.items())
                 elif failed is not None:
                     renewed.append(running.server.identity)
                 await asyncio.sleep(0)
 
         await asyncio.gather(*(work() for _ in range(_AT_ONCE)))
-        return Report(tuple(renewed), report.failed)
+        return Report(tuple(renewed), failures)
 
     async def _renew_one_now(
         self, spawner: HubSpawner, running: RunningServer, names: Collection[str]
@@ -299,7 +290,7 @@ class Renewals:
 
     async def _look_around(self) -> None:
         seen = set()
-        async for _, spawner, running in _in_turns(running_servers(self._app)):
+        async for _, spawner, running in in_turns(running_servers(self._app)):
             seen.add(spawner)
             if running is not None:
                 self._known(spawner, running)
@@ -313,7 +304,7 @@ class Renewals:
         now = self._clock()
         overdue: dict[str, int] = {}
         life_left: dict[str, float] = {}
-        async for server, name, one in _in_turns(self._credentials()):
+        async for server, name, one in in_turns(self._credentials()):
             self._warn_if_late(server, name, one, now)
             if one.state is not _State.MISSING:
                 overdue[name] = overdue.get(name, 0) + one.overdue
@@ -504,14 +495,10 @@ class Renewals:
     def _failed(
         self, server: _Server, failed: Mapping[str, str], *, force: bool = False, refused: bool = False
     ) -> None:
-        """Plan another try of what failed, and log it.
+        """Plan another try of what `failed` (name of a credential -> why), and log it.
 
-        Args:
-            server: whose credentials they are.
-            failed: name of a credential -> why it was not renewed.
-            force: see `_Credential.force`.
-            refused: whether a minter refused to mint, so that what comes with a user's token can only wait for the
-                next token; else the delivery failed.
+        `refused`: whether a minter refused to mint, so that what comes with a user's token can only wait for the next
+        token; else the delivery failed.
         """
         if failed and server.running.running_start != server.start_id:  # because it is stopping
             self._end(server)
@@ -554,14 +541,6 @@ class Renewals:
         why = one.why or "its turn hasn't come yet"
         until = when(one.expires)
         self._app.log.error("%s of %s expires at %s, and there is no new one: %s", name, server.identity, until, why)
-
-
-async def _in_turns(things: Iterator[T]) -> AsyncIterator[T]:
-    """All of them; others on the event loop get their turns in between."""
-    for number, thing in enumerate(things, 1):
-        yield thing
-        if number % _IN_ONE_TURN == 0:
-            await asyncio.sleep(0)
 
 
 def _seconds(moment: datetime | None) -> float | None:

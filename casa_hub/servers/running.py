@@ -52,9 +52,7 @@ class RunningServer(Protocol):
 
     async def holding(self) -> Holding | None:
         """What the server holds; None as for `first_holding`.
-
-        Raises:
-            DeliveryError: the record of the running server can't be read now.
+        Raises DeliveryError if the server's record can't be read now.
         """
 
     async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
@@ -63,38 +61,28 @@ class RunningServer(Protocol):
         A credential keeps its file if it can't be minted, or if the new one would not be valid for longer (but see
         `force`: its key or its user's token has changed). The result has the renewed credentials, which are those of
         the highest `order`, and in `failed` the others. If the record can't be read, it is returned as it is, and
-        nothing is renewed.
-
-        Raises:
-            DeliveryError: the renewal failed, as far as is known.
+        nothing is renewed. Raises DeliveryError if the renewal failed, as far as is known.
         """
 
     async def lacks(self, since: float) -> Collection[str] | None:
         """What the server lacks although its record promises it: a `Secret`, `files`, `routes` ...; no credentials.
 
         All should have existed from `since` (`time.monotonic`) on. None if it isn't known yet, if the server doesn't
-        run, or if its credentials were withdrawn.
-
-        Raises:
-            DeliveryError: it can't be found out now.
+        run, or if its credentials were withdrawn. Raises DeliveryError if it can't be found out now.
         """
 
     async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
         """Make `things` (of `lacks`) anew, credentials included. Returns those still missing -> why, for people.
 
         Does nothing if the credentials were withdrawn or the server no longer runs.
-
-        Raises:
-            CasaError: nothing was brought back, as far as is known.
+        Raises CasaError if nothing was brought back, as far as is known.
         """
 
     async def withdraw(self) -> None:
         """Remove files and routes of the server at once, while it still runs. May be repeated.
 
         From then on it is neither renewed nor mended; it can be stopped as usual.
-
-        Raises:
-            DeliveryError: not all could be removed.
+        Raises DeliveryError if not all could be removed.
         """
 
 
@@ -108,10 +96,7 @@ def check_name(app: HubApp, spawner: HubSpawner, server: Server) -> None:
     """Check that no other server runs under this server's name, after which its files, hosts and pod are named.
 
     If an administrator renames a user, a running server keeps the old name. Somebody who then gets the old name can't
-    start a server of that name until the other one has stopped.
-
-    Raises:
-        DeliveryError: another user's server runs under this name.
+    start a server of that name until the other one has stopped. Raises DeliveryError then.
     """
     for user in list(dict.values(app.users or {})):
         for other in list(user.spawners.values()):
@@ -124,13 +109,7 @@ def check_name(app: HubApp, spawner: HubSpawner, server: Server) -> None:
 
 
 def reason_of(error: Exception, app: HubApp, work: str) -> str:
-    """Why some work on a running server failed, for people; the log gets the traceback of an unexpected error.
-
-    Args:
-        error: what the work raised.
-        app: the hub.
-        work: what failed, for the log.
-    """
+    """Why some `work` on a running server failed, for people; the log gets the traceback of an unexpected error."""
     if isinstance(error, CasaError):
         return str(error)
     app.log.error("%s failed", work, exc_info=error)

@@ -199,9 +199,7 @@ class FacilityHub(Hub):
 
     def assert_no_secret_in_log(self, given_out: set[str]) -> None:
         """Fail if a secret is in the hub's log, which is at level DEBUG.
-
-        Args:
-            given_out: secrets of the identity provider (`IdP.secrets`). Files that `given` read are added to them.
+        `given_out`: secrets of the identity provider (`IdP.secrets`). Files that `given` read are added to them.
         """
         wanted, log = given_out | self._seen | {self.client_secret, self.api_token}, self.log
         # The message doesn't show the secret: it would be in the log of the tests then.

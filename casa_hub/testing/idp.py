@@ -40,6 +40,31 @@ class IdP:
 
     def __init__(self) -> None:
         self.app = oidc_provider_mock.app(access_token_max_age=timedelta(seconds=3600))
+        #: Path or grant type -> event for which its requests wait, to show time-outs and races.
+        self.hold: dict[str, threading.Event] = {}
+        #: Set when a held request has arrived.
+        self.arrived = threading.Event()
+        #: Forms of the requests that are or were held.
+        self.held: list[dict[str, str]] = []
+        #: Refresh tokens that were revoked (RFC 7009).
+        self.revoked: list[str] = []
+        self.authorization_requests: list[dict[str, str]] = []
+        self.token_requests: list[dict[str, str]] = []
+        self.token_answers: list[dict[str, Any]] = []
+        self._asked_scope = ""
+        self._challenges: dict[str, str] = {}
+        self._aliases: dict[str, str] = {}
+        self._snapshots: dict[str, dict[str, Any]] = {}
+        self._owners: dict[str, str] = {}
+        self._server: werkzeug.serving.BaseWSGIServer | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Reset the behaviour; tokens and users stay."""
+        for event in self.hold.values():
+            event.set()
+        self.hold.clear()
+        self.arrived.clear()
         self.requests: Counter[str] = Counter()
         #: Path -> (status, body as JSON value or text) or a WSGI application, instead of the provider's own answer.
         self.answers: dict[str, Any] = {}
@@ -48,8 +73,6 @@ class IdP:
         #: Subject -> the same, for refreshes of this subject; and answers of userinfo for this subject.
         self.refresh_answers: dict[str, tuple[int, Any]] = {}
         self.userinfo_answers: dict[str, Any] = {}
-        #: Refresh tokens that were revoked (RFC 7009).
-        self.revoked: list[str] = []
         #: Path of token endpoint, userinfo, discovery or key set -> function that changes the answer.
         self.change: dict[str, Change] = {}
         #: Whether a refresh token can be used only once.
@@ -59,37 +82,8 @@ class IdP:
         self.refresh_life: float | None = None
         #: Whether userinfo shows the claims of the time when the access token was made.
         self.frozen = False
-        #: Path or grant type -> event for which its requests wait, to show time-outs and races.
-        self.hold: dict[str, threading.Event] = {}
-        #: Set when a held request has arrived.
-        self.arrived = threading.Event()
-        #: Forms of the requests that are or were held.
-        self.held: list[dict[str, str]] = []
         #: Number of codes that were redeemed with a wrong or missing PKCE verifier.
         self.pkce_failures = 0
-        self._challenges: dict[str, str] = {}
-        self._aliases: dict[str, str] = {}
-        self._snapshots: dict[str, dict[str, Any]] = {}
-        self._owners: dict[str, str] = {}
-        self._server: werkzeug.serving.BaseWSGIServer | None = None
-        self.authorization_requests: list[dict[str, str]] = []
-        self.token_requests: list[dict[str, str]] = []
-        self.token_answers: list[dict[str, Any]] = []
-        self._asked_scope = ""
-
-    def reset(self) -> None:
-        """Reset the behaviour; tokens and users stay."""
-        for event in self.hold.values():
-            event.set()
-        self.answers.clear()
-        self.change.clear()
-        self.hold.clear()
-        self.requests.clear()
-        self.refresh_answers.clear()
-        self.userinfo_answers.clear()
-        self.arrived.clear()
-        self.refresh_answer, self.rotate, self.frozen, self.pkce_failures = None, False, False, 0
-        self.refresh_life = None
 
     @contextlib.contextmanager
     def holding(self, what: str) -> Iterator[threading.Event]:

@@ -26,6 +26,7 @@ from casa_hub.identity.logout import LoggedOut, LogoutTokens
 from casa_hub.identity.session import Session
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.jupyterhub import HubUser
+from casa_hub.membership.revocation import end_tokens
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
@@ -35,9 +36,6 @@ BODY_LIMIT = 16 * 1024
 
 #: With this scope, a refresh token outlives the log-out (OpenID Connect Core, 11).
 _OFFLINE = "offline_access"
-
-#: JupyterHub's own OAuth client: its tokens belong to users and servers, not to browsers.
-_NO_BROWSER = "jupyterhub"
 
 
 @web.stream_request_body
@@ -120,16 +118,7 @@ class BackchannelLogoutHandler(APIHandler):  # type: ignore[misc]
         return found
 
     async def _end(self, user: HubUser, said: LoggedOut) -> None:
-        name, tokens = user.name, 0
-        user.orm_user.cookie_id = orm.new_token()
-        browsers = self.db.query(orm.APIToken).filter(
-            orm.APIToken.user_id == user.id, orm.APIToken.client_id != _NO_BROWSER
-        )
-        for token in browsers:
-            self.db.delete(token)
-            tokens += 1
-        for code in self.db.query(orm.OAuthCode).filter_by(user_id=user.id):
-            self.db.delete(code)
+        name, tokens = user.name, end_tokens(self.db, user, browsers_only=True)
         self.db.commit()
         dropped = await self._drop_refresh_token(user, said)
         also = "; its refresh token is dropped" if dropped else ""

@@ -167,11 +167,7 @@ class KubernetesDelivery(LoggingConfigurable):
             self._leftovers.suspect(start)
 
     async def collect_garbage(self, *, dry_run: bool) -> list[Removal]:
-        """Remove pods and objects without a living server. See `Leftovers.collect`.
-
-        Raises:
-            KubernetesError: nothing was removed.
-        """
+        """Remove pods and objects without a living server, as `Leftovers.collect`."""
         return [] if self._leftovers is None else await self._leftovers.collect(dry_run=dry_run)
 
     async def first_look(self) -> None:
@@ -185,9 +181,7 @@ class KubernetesDelivery(LoggingConfigurable):
 
     def dress(self, pod: V1Pod, start: Start, minted: Minted) -> None:
         """Add to a pod that is about to be created all that its start needs. Repeating it changes nothing more.
-
-        Raises:
-            DeliveryError: a container mounts something else at our path.
+        Raises DeliveryError if a container mounts something else at our path.
         """
         if self._leftovers is not None:
             self._leftovers.begins(start)
@@ -212,9 +206,7 @@ class KubernetesDelivery(LoggingConfigurable):
         self, start: Start, pod: Pod, record: ServerRecord, files: Mapping[str, bytes] | None = None
     ) -> list[Object]:
         """All objects that the record says the start's pod should own. The pod waits for the Secret only: it is first.
-
-        Raises:
-            DeliveryError: a host name can't be routed, or the files are too large for a Secret.
+        Raises DeliveryError if a host name can't be routed, or if the files are too large for a Secret.
         """
         return self._owned(start, pod, record, self.facility.routes(start.server, record), files or {})
 
@@ -372,11 +364,7 @@ class KubernetesDelivery(LoggingConfigurable):
     @_in_own_loop
     async def record(self, start: Start, deadline: Deadline, *, there: bool = False) -> str | None:
         """The text of a start's newest record, from its Secret's annotation; None if it has none.
-
-        `there`: whether the start must have a Secret.
-
-        Raises:
-            KubernetesError: the request failed, or the start has no Secret although it must.
+        Raises KubernetesError, also if the start must have a Secret (`there`) and has none.
         """
         found, text = await self._record(start, deadline)
         if there and not found:
@@ -424,9 +412,7 @@ class KubernetesDelivery(LoggingConfigurable):
 
     async def withdraw(self, start: Start, deadline: Deadline) -> None:
         """Remove the objects of a pod that still runs. Its network policy stays, because it keeps others out.
-
-        Raises:
-            KubernetesError: an object could not be removed.
+        Raises KubernetesError.
         """
         await self._remove([each for each in self._all(start) if each["kind"] != "NetworkPolicy"], start, deadline)
 
@@ -434,11 +420,7 @@ class KubernetesDelivery(LoggingConfigurable):
 
     @_in_own_loop
     async def end(self, start: Start, pod: Pod, grace_seconds: int, deadline: Deadline) -> None:
-        """Delete a server's pod, but not another pod that has its name by now.
-
-        Raises:
-            KubernetesError: the request failed.
-        """
+        """Delete a server's pod, but not another pod that has its name by now. Raises KubernetesError."""
         await self.api.delete(manifests.reference("Pod", start, pod.name), pod.uid, deadline, grace_seconds)
 
     async def remove(self, start: Start, deadline: Deadline) -> None:
@@ -449,31 +431,21 @@ class KubernetesDelivery(LoggingConfigurable):
             self.log.error("An object of an ended server stays until its pod is deleted: %s", error)  # noqa: TRY400
 
     async def take_down(self, start: Start, pod_name: str, deadline: Deadline) -> None:
-        """Remove this start's pod if it exists, and with it all objects that it owns.
-
-        Raises:
-            KubernetesError: the pod could not be removed.
-        """
+        """Remove this start's pod if it exists, and with it all objects that it owns. Raises KubernetesError."""
         await self._remove([manifests.reference("Pod", start, pod_name)], start, deadline)
 
     # -- all servers of this hub
 
     @_in_own_loop
     async def pods(self, namespace: str, deadline: Deadline) -> list[Object]:
-        """Metadata of this hub's pods in a namespace ("": in all) that have not ended.
-
-        Raises:
-            KubernetesError: the request failed.
-        """
+        """Metadata of this hub's pods in a namespace ("": in all) that have not ended. Raises KubernetesError."""
         selectors = {"labelSelector": ownership.hub_selector(self.hub), "fieldSelector": _NOT_ENDED}
         return await self.api.list(_any_in(namespace, {"apiVersion": "v1", "kind": "Pod"}), selectors, deadline)
 
     @_in_own_loop
     async def objects(self, kinds: Iterable[Object], namespace: str, deadline: Deadline) -> list[Object]:
         """Metadata of this hub's objects of these kinds, each with its kind; `namespace` as in `pods`.
-
-        Raises:
-            KubernetesError: a request failed.
+        Raises KubernetesError.
         """
         found = []
         for kind in kinds:

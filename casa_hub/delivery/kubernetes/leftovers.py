@@ -116,9 +116,7 @@ class Leftovers:
 
     async def collect(self, *, dry_run: bool) -> list[Removal]:
         """Remove pods and objects of this installation without a living server. With `dry_run`, only list them.
-
-        Raises:
-            KubernetesError: the API server can't list them; nothing was removed.
+        Raises KubernetesError if the API server can't list them; nothing was removed then.
         """
         deadline = Deadline(_LOOK_TIMEOUT)
         namespaces = _simplified({self._namespace, *self._namespaces})

@@ -165,9 +165,7 @@ def reference(kind: str, start: Start, name: str | None = None) -> Object:
 
 def secret(start: Start, pod: Pod, files: Mapping[str, bytes], record: ServerRecord | None = None) -> Object:
     """The Secret with a server's files. Without a record it only serves to look the Secret up or to remove it.
-
-    Raises:
-        DeliveryError: the files are too large for a Secret.
+    Raises DeliveryError if the files are too large.
     """
     check_size(start, files)
     described = metadata(start, pod, "credentials")
@@ -231,9 +229,7 @@ def key(path: str) -> str:
 
 def check_size(start: Start, files: Mapping[str, bytes]) -> None:
     """Refuse files that are too large for a Secret, and name the largest; the API server would name none.
-
-    Raises:
-        DeliveryError: the files are too large.
+    Raises DeliveryError.
     """
     size = sum(map(len, files.values()))
     if size > MAX_SECRET_SIZE:

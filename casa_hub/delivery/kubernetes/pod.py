@@ -91,9 +91,7 @@ def patch(pod: V1Pod, outfit: Outfit, sidecar: Sidecar | None) -> None:
     All containers and the operator's native sidecars get files and environment. Ordinary init containers do not: they
     may run privileged, from images that have nothing to do with the user. A container's own mounts and variables win
     over ours. Patching a pod again, for the same start or the next, changes nothing more.
-
-    Raises:
-        DeliveryError: a container mounts something else at our path. The pod is unchanged then.
+    Raises DeliveryError if a container mounts something else at our path; the pod is unchanged then.
     """
     spec = pod.spec
     mounts = _mounts(outfit.directory) if outfit.secret else []

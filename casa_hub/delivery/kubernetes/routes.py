@@ -36,9 +36,7 @@ _NOTEBOOK_PORT = "notebook-port"
 
 def route_objects(settings: TraefikRoutes, start: Start, pod: Pod, routes: Iterable[Route]) -> list[Object]:
     """The route objects and the network policy, according to the settings. The Service is `manifests.service`.
-
-    Raises:
-        DeliveryError: a host is not a DNS name, or two routes have the same host.
+    Raises DeliveryError as `traefik.checked`.
     """
     ordered = checked(routes)
     if not ordered:

@@ -21,7 +21,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -157,9 +157,7 @@ class LocalDelivery(LoggingConfigurable):
 
     def open(self) -> None:
         """Lock the directory for the life of this hub, and read what its servers have.
-
-        Raises:
-            ConfigurationError: the directory can't be used, or holds other files.
+        Raises ConfigurationError if the directory can't be used, or holds other files.
         """
         if self._lock_file >= 0:
             return
@@ -196,9 +194,7 @@ class LocalDelivery(LoggingConfigurable):
 
     def sweep(self, hub_id: str, living: Collection[tuple[str, str]]) -> list[str]:
         """Remove all but the `living` servers (identity, start id) from the directory. Returns the removed names.
-
-        Raises:
-            OSError: something can't be removed.
+        Raises OSError.
         """
         kept = {slug: delivered for slug, delivered in self._delivered.items() if delivered.key in living}
         for slug in self._delivered.keys() - kept.keys():
@@ -220,26 +216,18 @@ class LocalDelivery(LoggingConfigurable):
     # -- while it runs
 
     async def deliver(self, minted: Minted) -> None:
-        """Give a starting server all its files and routes, or nothing.
-
-        Raises:
-            DeliveryError: the server has nothing then.
-        """
+        """Give a starting server all its files and routes. Raises DeliveryError; the server has nothing then."""
         await self._in_turn(minted.server, lambda: self._deliver(minted))
 
     async def lacks(self, server: Server, start_id: str) -> list[str]:
         """Which of `files`, `state` and `routes` a running server has lost.
-
-        Raises:
-            DeliveryError: its directory can't be read.
+        Raises DeliveryError if its directory can't be read.
         """
         has = self.delivered(server)
         if has is None or has.start_id != start_id or has.withdrawn or isinstance(has.record, Unreadable):
             return []
-        try:
+        with _translated(self.path(server), "it can't be looked at"):
             return await asyncio.to_thread(self._gone, has)
-        except OSError as error:
-            raise _translated(error, self.path(server), "it can't be looked at") from error
 
     async def lost(self, server: Server) -> list[str]:
         """Credentials of a running server that have lost a file."""
@@ -249,13 +237,7 @@ class LocalDelivery(LoggingConfigurable):
     async def restore(self, server: Server, start_id: str, pid: int) -> None:
         """Write state and routes of a running server again, unless its credentials were withdrawn.
 
-        Args:
-            server: the server.
-            start_id: its start.
-            pid: of its process, which itself signs in only when it starts.
-
-        Raises:
-            DeliveryError: something could not be written.
+        `pid`: of the server's process, which itself signs in only when it starts. Raises DeliveryError.
         """
         await self._in_turn(server, lambda: self._restore(server, start_id, pid))
 
@@ -264,35 +246,27 @@ class LocalDelivery(LoggingConfigurable):
 
         Files of credentials that aren't renewed stay. Files of credentials that the server no longer has are removed.
         New routes in `minted` are added.
-
-        Raises:
-            DeliveryError: the server is gone, withdrawn or in another start, or no file could be replaced.
+        Raises DeliveryError if the server is gone, withdrawn or in another start, or if no file could be replaced.
         """
         await self._in_turn(minted.server, lambda: self._renew(minted))
 
     async def withdraw(self, server: Server, start_id: str) -> None:
         """Remove files and routes of a server that still runs. Its state, which its end needs, stays until `remove`.
-
-        Raises:
-            DeliveryError: not all could be removed.
+        Raises DeliveryError if not all could be removed.
         """
         await self._in_turn(server, lambda: self._withdraw(server, start_id))
 
     async def remove(self, server: Server, start_id: str) -> None:
         """Remove everything of this start, and nothing of another start or server.
-
-        Raises:
-            DeliveryError: not all could be removed; the hub's next start removes the rest.
+        Raises DeliveryError if not all could be removed; the hub's next start removes the rest.
         """
         await self._in_turn(server, lambda: self._end(server, start_id))
 
     async def collect(self, hub_id: str, ended: Iterable[Delivered], *, dry_run: bool) -> list[Removal]:
         """Remove directories and routes without a living server. With `dry_run`, only list them.
 
-        Args:
-            hub_id: of this hub. The route directory may hold routes of other hubs, too.
-            ended: those of `all` whose server, for JupyterHub, neither runs nor starts nor stops.
-            dry_run: whether to remove nothing.
+        `ended`: those of `all` whose server, for JupyterHub, neither runs nor starts nor stops. `hub_id`: of this hub,
+        because the route directory may hold routes of other hubs, too.
         """
         found = []
         for delivered in ended:
@@ -335,14 +309,15 @@ class LocalDelivery(LoggingConfigurable):
         new = Delivered(server, minted.start_id, self._free_address(server), minted.routes, minted.record)
         self._delivered[server.slug] = new
         try:
-            if before is not None:  # the hub has missed the end of an earlier start
-                await asyncio.to_thread(self._remove_all, before)
-            await asyncio.to_thread(self._place, new, minted.files)
-        except (OSError, ValueError, DeliveryError) as error:
+            with _translated(self.path(server), "nothing was delivered"):
+                if before is not None:  # the hub has missed the end of an earlier start
+                    await asyncio.to_thread(self._remove_all, before)
+                await asyncio.to_thread(self._place, new, minted.files)
+        except DeliveryError:
             with contextlib.suppress(OSError):  # the first error is raised; `sweep` removes the rest
                 await asyncio.to_thread(self._remove_all, new)
             del self._delivered[server.slug]
-            raise _translated(error, self.path(server), "nothing was delivered") from error
+            raise
 
     async def _renew(self, minted: Minted) -> None:
         server = minted.server
@@ -351,10 +326,8 @@ class LocalDelivery(LoggingConfigurable):
             raise DeliveryError(server.slug, "this start of the server is over", "There is nothing to do.")
         routes = tuple(dict.fromkeys((*before.routes, *minted.routes)))
         new = Delivered(server, minted.start_id, before.address, routes, minted.record)
-        try:
+        with _translated(self.path(server), "the old files stay"):
             await asyncio.to_thread(self._replace, new, minted.files)
-        except (OSError, ValueError) as error:
-            raise _translated(error, self.path(server), "the old files stay") from error
         self._delivered[server.slug] = new
         self._background.start(self._remove_old_sets(new), f"removal of old files of {server.slug}")
         if routes != before.routes:  # a credential that was missing at the start has come, with its routes
@@ -364,10 +337,8 @@ class LocalDelivery(LoggingConfigurable):
         has = self.delivered(server)
         if has is None or has.start_id != start_id or has.withdrawn:
             return
-        try:
+        with _translated(self.path(server), "not all of it could be written again"):
             await asyncio.to_thread(self._write_state, has, pid)
-        except OSError as error:
-            raise _translated(error, self.path(server), "not all of it could be written again") from error
 
     async def _withdraw(self, server: Server, start_id: str) -> None:
         before = self.delivered(server)
@@ -375,20 +346,16 @@ class LocalDelivery(LoggingConfigurable):
             return
         withdrawn = replace(before, routes=(), withdrawn=True)
         self._delivered[server.slug] = withdrawn  # even if the next step fails: nothing is renewed any more
-        try:
+        with _translated(self.path(server), "not all of it was removed"):
             await asyncio.to_thread(self._remove_contents, withdrawn)
-        except OSError as error:
-            raise _translated(error, self.path(server), "not all of it was removed") from error
 
     async def _end(self, server: Server, start_id: str) -> None:
         has = self.delivered(server)
         if has is None or has.start_id != start_id:
             return
-        try:
+        with _translated(self.path(server), "not all of it was removed"):
             await asyncio.to_thread(self._remove_all, has)
             del self._delivered[server.slug]
-        except OSError as error:
-            raise _translated(error, self.path(server), "not all of it was removed") from error
 
     async def _remove_old_sets(self, delivered: Delivered) -> None:
         await asyncio.sleep(_GRACE)
@@ -511,8 +478,11 @@ class LocalDelivery(LoggingConfigurable):
         raise DeliveryError("LocalDelivery.network", f"all {size} addresses are in use", "Choose a larger network.")
 
 
-def _translated(error: Exception, path: Path, state: str) -> DeliveryError:
-    if isinstance(error, DeliveryError):
-        return error
-    why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-    return DeliveryError(str(path), f"{state} ({why})", "Tell the operator of this hub.")
+@contextlib.contextmanager
+def _translated(path: Path, state: str) -> Iterator[None]:
+    """A context in which a failure with a server's files becomes a DeliveryError; `state`: what then is so."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+        raise DeliveryError(str(path), f"{state} ({why})", "Tell the operator of this hub.") from error

@@ -22,9 +22,7 @@ _MARK = "# casa_hub: "
 
 def document(settings: TraefikRoutes, routes: Iterable[Route], address: str) -> dict[str, Any]:
     """Traefik's dynamic configuration (``tcp``) for the routes of one server to its IPv4 address.
-
-    Raises:
-        DeliveryError: a host is not a DNS name, or two routes have the same host.
+    Raises as `checked`.
     """
     routers: dict[str, Any] = {}
     services: dict[str, Any] = {}
@@ -59,10 +57,7 @@ class RouteFiles:
 
     def publish(self, server: Server, start_id: str, routes: Sequence[Route], address: str) -> None:
         """Write the server's file with these routes. Blocks for a few file operations.
-
-        Raises:
-            DeliveryError: the file belongs to another server, or a host can't have a route.
-            OSError: the directory can't be written.
+        Raises OSError, or DeliveryError if the file belongs to another server or a host can't have a route.
         """
         if not self._in_use or not routes:
             return
@@ -90,15 +85,10 @@ class RouteFiles:
     def left(
         self, hub_id: str, living: Callable[[], Collection[tuple[str, str]]]
     ) -> list[tuple[Path, tuple[str, str]]]:
-        """Files of this hub's servers that don't live any more, each with its owner.
+        """Files of this hub's servers that don't live any more, each with its owner. Raises OSError.
 
-        Args:
-            hub_id: of this hub.
-            living: gives (identity, start id) of all living servers. Called after the directory was read: a server that
-                starts meanwhile must count as living.
-
-        Raises:
-            OSError: the directory can't be read.
+        `living` gives (identity, start id) of all living servers. It is called after the directory was read: a server
+        that starts meanwhile must count as living.
         """
         found = [(path, _owner(path)) for path in self._directory.glob("*.yml")] if self._in_use else []
         keys = living()
@@ -125,9 +115,7 @@ class RouteFiles:
 
 def _owner(path: Path) -> tuple[str, str] | None:
     """(identity, start id) in the file's first line; None if the file isn't ours.
-
-    Raises:
-        OSError: the file may be ours, but can't be read.
+    Raises OSError if the file may be ours, but can't be read.
     """
     # Our files are plain files. A link may lead anywhere, and opening a named pipe would block.
     if path.is_symlink() or not path.is_file():

@@ -27,7 +27,7 @@ from casa_hub.local_server import LocalServer
 from casa_hub.local_spawner import CasaLocalSpawner
 from casa_hub.membership import revocation as module
 from casa_hub.membership.member import Members, Standing
-from casa_hub.membership.revocation import Revocations
+from casa_hub.membership.revocation import Revocations, end_tokens
 from casa_hub.membership.settings import Keeper
 from casa_hub.membership.tables import Entry
 from casa_hub.naming import Server
@@ -295,6 +295,19 @@ async def test_an_end_that_can_t_begin_leaves_nothing_half_done_in_the_hub_s_ses
     assert db.query(orm.APIToken).count() == 1
     assert (await revocations.end(user, "out", why="operator")).tokens == 1
     assert db.query(orm.APIToken).count() == 0
+
+
+def test_a_log_out_in_browsers_ends_no_token_of_the_user_s_own() -> None:
+    user, revocations = hub(RunningServer())
+    db = with_token(user, revocations)
+    db.add(orm.OAuthClient(identifier="jupyterhub-user-alice"))
+    db.add(orm.APIToken(user=user.orm_user, client_id="jupyterhub-user-alice", hashed="y", prefix="y"))
+    db.commit()
+    cookie = user.orm_user.cookie_id
+    assert end_tokens(db, user, browsers_only=True) == 1
+    db.commit()
+    assert [token.client_id for token in db.query(orm.APIToken)] == ["jupyterhub"]
+    assert user.orm_user.cookie_id != cookie
 
 
 async def test_what_others_say_keeps_no_access_from_ending() -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from traitlets.config import Configurable
 
 from casa_hub.delivery.removals import Removal
-from casa_hub.errors import Problem
+from casa_hub.errors import ConfigurationError, Problem
 from casa_hub.facility import Facility
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.membership.mass_loss import MassLoss
@@ -70,8 +70,14 @@ class CasaHub:
         return None if self.home is None else self.home.make_delivery(self)
 
     def delivery(self, kind: type[D]) -> D:
-        """The delivery of the hub's spawner class. `kind` is its type, which the caller knows by the spawner class."""
-        assert isinstance(self._delivery, kind)  # noqa: S101
+        """The delivery of the hub's spawner class. `kind` is its type, which the caller knows by the spawner class.
+
+        Raises:
+            ConfigurationError: the hub's spawner class has no such delivery.
+        """
+        if not isinstance(self._delivery, kind):  # a spawner of ours in another project's wrapper
+            problem = f"{self.spawner_class.__name__} is not a spawner of casa_hub, but makes one"
+            raise ConfigurationError("JupyterHub.spawner_class", problem, "Set the spawner of casa_hub itself.")
         return self._delivery
 
     def begin(self, members: Members, recheck: Recheck | None) -> None:

@@ -66,7 +66,7 @@ class LocalServer(ServerCredentials[Delivered]):
         running = self._delivered()
         return running.start_id if running is not None else None
 
-    def first_holding(self) -> Holding | None:
+    def known_holding(self) -> Holding | None:
         running = self._delivered()
         return self._holding(running) if running is not None else None
 

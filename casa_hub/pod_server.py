@@ -186,8 +186,8 @@ class PodServer(ServerCredentials[DeliveredStart]):
         start_id = None if pod is None or not self._is_ours(pod) else ownership.start_id_of(pod)
         return None if start_id and start_id == self._withdrawn else start_id
 
-    def first_holding(self) -> Holding | None:
-        found = self._standing()
+    def known_holding(self) -> Holding | None:
+        found = self._live_start()
         if found is None:
             return None
         start, pod = found
@@ -210,7 +210,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
         self._known = DeliveredStart(running.start, text)
 
     async def lacks(self, since: float) -> Collection[str] | None:
-        found = self._standing()
+        found = self._live_start()
         if found is None:
             return None
         start, pod = found
@@ -222,7 +222,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
 
     async def bring_back(self, things: Collection[str]) -> Mapping[str, str]:
         async with self._renewing:
-            found = self._standing()
+            found = self._live_start()
             record = None if found is None else self._record(*found)
             if found is None or not isinstance(record, ServerRecord):
                 return {}
@@ -255,7 +255,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
                     await self.delivery.withdraw(start, self._deadline())
             return {kind: str(error) for kind, error in failed.items()}
 
-    def _standing(self) -> tuple[Start, Object] | None:
+    def _live_start(self) -> tuple[Start, Object] | None:
         """The running start and its pod; None if the credentials were withdrawn, or the pod isn't this server's."""
         pod = self._running_pod()
         start = self._start_of(pod)
@@ -293,7 +293,7 @@ class PodServer(ServerCredentials[DeliveredStart]):
     async def _running(self, deadline: Deadline) -> DeliveredStart | None:
         """The running start and its record, also if an earlier hub process has started it."""
         await self._spawner._start_watching_pods()  # noqa: SLF001 - as KubeSpawner does before it reads the reflector
-        found = self._standing()
+        found = self._live_start()
         if found is None:
             return None
         start, pod = found

@@ -1,11 +1,11 @@
 """Between a "no" of the identity provider and what can't be undone: the shell around `loss_limit`.
 
 A sign-in that was taken back is weighed as a "no" is: a provider that has lost its sessions takes back everybody's at
-once. What is said here of a "no" holds for it, but that access goes on for `Keeper.revoked_grace`.
+once. What is said here of a "no" holds for it, except that access goes on for `Keeper.revoked_grace`.
 
-A "no" refuses pages, API and spawns at once. Before servers are stopped and tokens deleted, all the others whose word
-is older are asked, as fast as a provider and the hub's database can take it; if too many are out as well, all of them
-are held back: that is treated as "can't say" until they say "yes" again, the grace ends, or the operator confirms it.
+A "no" refuses pages, API and spawns at once. Before servers are stopped and tokens deleted, everybody with an older
+verdict is asked, as fast as a provider and the hub's database can take it. If too many are out as well, all of them are
+held back: that is treated as "can't say" until they say "yes" again, the grace ends, or the operator confirms it.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class MassLoss:
         self._holdback = Holdback(members, members.settings.recheck_interval)
         self._weighing: asyncio.Task[None] | None = None
         self._background = Background()
-        #: Whether the operator was told that this is so for everybody.
-        self._unheard_alarm = False
+        #: Whether the log has said that the provider refuses this hub itself.
+        self._client_refused_alarm = False
 
     def heard(self, member: Member) -> None:
         """Weigh a verdict; `Recheck.on_verdict`."""
@@ -208,7 +208,7 @@ class MassLoss:
         for name in names:
             tell(self._app.tornado_settings, Event(Action.HELD_BACK, name, reason=self._members[name].reason))
             user = self._app.users.get(name)
-            if user is not None:  # what came with the "no" was not handed out
+            if user is not None:  # the new tokens that came with the "no" were not handed out
                 self._background.start(self._renewals.hand_out_token(user), f"token of {name}, who is held back")
         level = logging.CRITICAL if first else logging.WARNING
         log.log(
@@ -230,10 +230,10 @@ class MassLoss:
             log.warning("The identity provider speaks with this hub again")
         # A scope policy of the provider can keep the groups of a single person from the hub.
         single = isinstance(standing.decision, Refused) and standing.decision.claim_withheld == "scope"
-        if not standing.our_fault or (single and len(refused) == 1) or self._unheard_alarm:
-            self._unheard_alarm = self._unheard_alarm and bool(refused)
+        if not standing.our_fault or (single and len(refused) == 1) or self._client_refused_alarm:
+            self._client_refused_alarm = self._client_refused_alarm and bool(refused)
             return
-        self._unheard_alarm = True
+        self._client_refused_alarm = True
         log.critical(
             "%s Until that is mended nobody's membership can be confirmed, and access ends %g s after each one's "
             "last confirmation.",

@@ -41,7 +41,7 @@ class Standing:
     session_id: str = ""
     #: What membership said, where it came so far.
     decision: Allowed | Refused | None = None
-    #: A "yes" that nobody was asked for: the provider can't be, and the log-in isn't too old.
+    #: A "yes" that only has the log-in behind it: the provider can't be asked, and the log-in isn't too old.
     aged: bool = False
     #: A "can't say" that is about this hub's registration at the provider.
     our_fault: bool = False
@@ -59,7 +59,7 @@ class Standing:
     warn_at: float = math.inf
 
 
-#: Before anybody was asked.
+#: Before the provider was asked.
 UNASKED = Standing(Verdict.CANT_SAY, -math.inf, "nobody asked yet", 0.0)
 
 
@@ -210,7 +210,7 @@ class Members:
         return member
 
     def get(self, username: str) -> Member | None:
-        """The record of whoever has this name, if there is one: somebody who is refused needs none."""
+        """The record of this name, or None; unlike `[]`, makes none."""
         return self._members.get(username)
 
     def __iter__(self) -> Iterator[Member]:

@@ -30,7 +30,7 @@ from casa_hub.membership.member import Inquiry, Member, Standing
 from casa_hub.membership.policy import Allowed, Refused
 from casa_hub.membership.usernames import Identities, IdentityError, UnknownOwnerError
 
-#: Seconds that a verdict other than "yes" counts without asking again, and a "yes" before a spawn.
+#: Seconds for which a verdict counts without asking again: any but "yes"; before a spawn "yes", too.
 FRESH = 30.0
 #: Seconds after which a new "yes" is written to the hub's database, at the latest; less where the grace is short.
 LAST_YES_SAVED = 600.0
@@ -86,7 +86,7 @@ class Recheck:
         self._learn(self.members[username], _with_end(standing, session))
 
     async def refused(self, user: HubUser, reason: str, decision: Refused | None = None) -> None:
-        """A refused log-in is a "no" for the same person's earlier ones, which may have no way to be asked about."""
+        """A refused log-in is a "no" for the person's earlier log-ins, too: the provider may offer no way to ask."""
         member = self.members[user.name]
         async with member.saving:
             session = await self.log_ins.stored(user)
@@ -117,9 +117,9 @@ class Recheck:
         Args:
             user: JupyterHub's user.
             max_age: seconds that a "yes" counts without asking again; another verdict counts for `FRESH` at most.
-            patience: seconds since the asking began that one waits for its end; then "can't say" is returned, while
-                the asking goes on for the benefit of the next. It holds while the last "yes" still counts in an
-                outage; without that, and with None, one waits as long as the requests may take.
+            patience: seconds to wait for an answer, counted from when the asking began; then "can't say" is returned,
+                and the asking goes on. Only while the last "yes" is within `outage_grace`; otherwise, or with None,
+                wait for the answer.
             for_server: whether a server is given the access token, so that a "yes" doesn't count without asking again
                 when the token should be replaced.
         """
@@ -147,7 +147,7 @@ class Recheck:
         # has a reason to doubt it.
         if known.verdict is Verdict.LOG_IN_AGAIN and not known.unheard:
             return known.at > -math.inf
-        # One of the future is of a clock that was put back since, and may be of long ago.
+        # A verdict from the future was dated before the clock was put back; it may be old.
         return 0 <= self.members.now() - known.at < (max_age if known.verdict is Verdict.YES else min(FRESH, max_age))
 
     def _inquire(self, user: HubUser, known: Standing) -> Inquiry:
@@ -173,8 +173,8 @@ class Recheck:
                 return newer  # or tried to, and was refused
             silence = standing.aged or standing.verdict in (Verdict.CANT_SAY, Verdict.LOG_IN_AGAIN)
             if newer.verdict is Verdict.NO and silence:
-                # An explicit word on this person isn't taken back by silence: a disabled account's session ends, too,
-                # and the provider's log-out takes the refresh token with which one could ask.
+                # Silence takes back no explicit "no": the refresh token of a disabled account is dead as well, so
+                # nobody could ask.
                 standing = replace(newer, at=self.members.now())
             self._learn(member, standing)
             if isinstance(standing.decision, Allowed):
@@ -347,7 +347,7 @@ class Recheck:
                 raise
 
     async def _note_revoked(self, inquiry: Inquiry, session: Session) -> float:
-        """Since when the refresh token is taken back, epoch seconds; stored, for a restart must not begin it anew."""
+        """Since when the refresh token is taken back, epoch seconds; stored, since a restart begins no new grace."""
         now = self.members.now()
         before = inquiry.before.revoked_at if inquiry.before.session_id == session.id else 0.0
         since = min(session.revoked_at or before or now, now)  # a clock that was put back gives no more time

@@ -37,7 +37,7 @@ _AT_ONCE = 20
 #: Seconds that one try of a step may take: to read what a server holds, and all else.
 _READ = 5.0
 _STEP = 30.0
-#: Seconds between two looks whether a pending start or stop is over: JupyterHub tells it nobody.
+#: Seconds between two looks whether a pending start or stop is over: JupyterHub has no event for it.
 _LOOK = 0.2
 #: Seconds until the first further try, and at most.
 _AGAIN, _LATEST = 1.0, 300.0
@@ -80,7 +80,7 @@ class Revocations:
                 continue
             log.warning("Going on with the end of the access of %s: %s", entry.username, entry.reason)
             began = datetime.fromtimestamp(entry.began, UTC).replace(tzinfo=None)
-            # One that was started since then was so by leave of a new log-in.
+            # A server started since then was allowed by a newer log-in.
             servers = {
                 name
                 for name, spawner in user.spawners.items()
@@ -110,7 +110,7 @@ class Revocations:
         it; "" for the hub itself.
         Raises SQLAlchemyError if the hub's database can't be written; nothing was ended then.
         """
-        # Where somebody has asked, this waits for nothing.
+        # No wait if this log-in was asked about before.
         session_id = (await self._log_ins.known(user)).session_id if self._log_ins is not None else ""
         revocation = self._members[user.name].revocation
         if revocation is None or revocation.entry.session_id != session_id:
@@ -184,7 +184,7 @@ class Revocations:
     async def _try(self, revocation: Revocation) -> tuple[str, ...]:
         """One try of all that is left. Returns what still is, as sentences."""
         mended(self._app.db)  # the try before may have failed for the database
-        # Not by the name, which somebody else may have by now; nor by the number, which databases give again.
+        # The same object: somebody else may have the name by now, and databases reuse the id.
         there = self._app.users.get(revocation.user_id)
         user = revocation.user if there is revocation.user else None
         if user is not None:
@@ -268,7 +268,7 @@ class Revocations:
                 await self._app.proxy.delete_user(user, name)
             finally:
                 await user.stop(name)
-            # Also when nobody waits for it any more: what has this name next was started by leave of a new log-in.
+            # Also if nobody waits any more: the next server of this name belongs to a newer log-in.
             revocation.servers.discard(name)
             revocation.stopped.add(name)
 
@@ -296,7 +296,7 @@ class Revocations:
             if name in revocation.told_in_part:
                 return
             holding, unseen = None, "what it held last can't be read"
-        at_start = running.first_holding()
+        at_start = running.known_holding()
         if at_start is not None and (holding is None or _tells_less(holding.record, at_start.record)):
             holding = at_start
         if holding is None:

@@ -29,7 +29,7 @@ _LOOK = 30.0
 #: Servers that are mended at the same time.
 _AT_ONCE = 4
 #: The reason that the operator reads for a lost object, until a try to bring it back fails.
-_GONE = "it was removed while the server ran"
+_GONE = "it does not exist"
 
 
 @dataclass(slots=True, eq=False)
@@ -179,7 +179,7 @@ class Mending:
         if server.spawner.pending:  # it still starts, or already stops
             server.at = renewal_schedule.again(None, time.monotonic(), 1)
             return
-        asked, before = dict(server.lacks), running.first_holding()
+        asked, before = dict(server.lacks), running.known_holding()
         failed = await self._bring_back(server)
         if running.running_start != server.start_id:  # it has stopped since, or its credentials were withdrawn
             server.lacks, server.failures = {}, 0
@@ -187,7 +187,7 @@ class Mending:
         for what in sorted(asked.keys() - failed.keys()):
             self._app.log.warning("%s has %s again, which was missing: %s", running.server.identity, what, asked[what])
             server.since = time.monotonic()
-        if running.first_holding() != before:  # it got new credentials, which expire at other times
+        if running.known_holding() != before:  # it got new credentials, which expire at other times
             self._renewals.started(server.spawner)
         server.lacks = dict(failed)
         server.failures = server.failures + 1 if failed else 0

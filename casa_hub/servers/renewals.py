@@ -223,7 +223,7 @@ class Renewals:
     async def _renew_one_now(
         self, spawner: HubSpawner, running: RunningServer, names: Collection[str]
     ) -> Mapping[str, str] | None:
-        """Name of a credential -> why it was not renewed; None if the server doesn't run."""
+        """Name of a credential, or ``all`` -> why it was not renewed; None if the server has stopped."""
         server = self._known(spawner, running)
         if server is None:
             return {"all": "it can't be seen now, or is about to end"}
@@ -235,7 +235,7 @@ class Renewals:
             return {"all": f"{server.unkept}. {_RESTART}"}
         if failed is None:
             return None
-        # When all credentials are asked for, those that the server lacks may well fail again.
+        # Asked for all: what the server already lacked is not this renewal's failure.
         asked = names or [name for name, one in server.credentials.items() if one.state is not _State.MISSING]
         return unknown | {name: why for name, why in failed.items() if name in asked}
 
@@ -271,7 +271,7 @@ class Renewals:
             if now >= look:
                 look = now + (_LOOK if now > begun + _FIRST_MINUTE else _FIRST_LOOKS)
                 await self._look_around()
-            await self._begin_next()
+            await self._begin_due(until=look)
             return False  # as long as the hub runs
 
         async def pause() -> None:
@@ -284,7 +284,7 @@ class Renewals:
             self._wake.clear()
 
         def failed(error: Exception) -> None:
-            self._app.log.error("Looking for credentials that are due failed", exc_info=error)
+            self._app.log.error("Could not look for credentials that are due; retrying", exc_info=error)
 
         await repeat(turn, pause, failed)
 
@@ -321,9 +321,9 @@ class Renewals:
             LIFE_LEFT.labels(name).set(part)
         UNKEPT.set(sum(bool(server.unkept) for server in self._servers.values()))
 
-    async def _begin_next(self) -> None:
-        """Begin with all servers that are due, as far as there is room."""
-        while self._due and not self._room.locked() and self._due[0][0] <= self._clock():
+    async def _begin_due(self, until: float) -> None:
+        """Begin with all servers that are due, as far as there is room, until it is time (monotonic) to look around."""
+        while self._due and self._due[0][0] <= self._clock() and not self._room.locked() and time.monotonic() < until:
             when, _, server = heapq.heappop(self._due)
             if server.at != when or self._servers.get(server.spawner) is not server:
                 continue
@@ -349,7 +349,7 @@ class Renewals:
 
     def _notice(self, spawner: HubSpawner, running: RunningServer, *, ours: bool = True) -> _Server:
         """Take note of another start of a server; `ours`: whether this hub process started it."""
-        holding = running.first_holding()
+        holding = running.known_holding()
         start_id = holding.start_id if holding is not None else running.running_start or ""
         server = self._servers[spawner] = _Server(spawner, running, running.server.identity, start_id)
         if holding is None:
@@ -507,7 +507,7 @@ class Renewals:
         for name, why in failed.items():
             one = server.credentials.get(name)
             if one is None:
-                if refused:  # its start didn't ask for one
+                if refused:  # its start did not ask for this credential
                     continue
                 one = server.credentials[name] = _Credential(_State.MISSING, now, None, None)
             if one.state is _State.UNREADABLE:
@@ -516,7 +516,7 @@ class Renewals:
                 one.state, one.at, one.failures, one.why = _State.HELD, None, 0, ""
                 continue
             is_missing = one.state is _State.MISSING
-            news = one.failures == 0 or (is_missing and why != one.why)  # the start has told its first reason
+            news = one.failures == 0 or (is_missing and why != one.why)  # the start has logged its reason
             one.failures, one.why, one.force = one.failures + 1, why, one.force or force
             waits = refused and (name not in self._facility.minters or self._comes_by_itself(name))
             one.at = None if waits else renewal_schedule.again(one.expires, now, one.failures)

@@ -43,7 +43,7 @@ class RunningServer(Protocol):
         None if it isn't known now, or if the credentials were withdrawn.
         """
 
-    def first_holding(self) -> Holding | None:
+    def known_holding(self) -> Holding | None:
         """What the server holds by the newest record that this process knows. Without I/O.
 
         Another hub may have renewed since, so its expiry times are lower bounds. None if the server doesn't run, if it
@@ -51,7 +51,7 @@ class RunningServer(Protocol):
         """
 
     async def holding(self) -> Holding | None:
-        """What the server holds; None as for `first_holding`.
+        """What the server holds; None as for `known_holding`.
         Raises DeliveryError if the server's record can't be read now.
         """
 
@@ -59,9 +59,10 @@ class RunningServer(Protocol):
         """Mint some credentials of the server anew and replace their files, all at once. None as for `holding`.
 
         A credential keeps its file if it can't be minted, or if the new one would not be valid for longer (but see
-        `force`: its key or its user's token has changed). The result has the renewed credentials, which are those of
-        the highest `order`, and in `failed` the others. If the record can't be read, it is returned as it is, and
-        nothing is renewed. Raises DeliveryError if the renewal failed, as far as is known.
+        `force`: its key or its user's token has changed). The result has the server's newest record, in which the
+        renewed credentials have the highest `order`, and in `failed` the credentials that were not renewed. An
+        unreadable record is returned as it is; nothing is renewed then. Raises DeliveryError if the renewal failed, as
+        far as is known.
         """
 
     async def lacks(self, since: float) -> Collection[str] | None:

@@ -37,7 +37,7 @@ async def survey(app: HubApp, facility: Facility) -> Survey:
 
     async def look(server: str, running: RunningServer) -> None:
         # A server keeps the Dask secret of its start, which is known without a request, unless Dask was missing then.
-        holding = running.first_holding()
+        holding = running.known_holding()
         if holding is None or _may_say_more(holding.record, facility):
             try:
                 async with room:

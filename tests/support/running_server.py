@@ -63,7 +63,7 @@ class RunningServer:
         record: dict[str, Any] = json.loads(self.text)
         return record
 
-    def first_holding(self) -> Holding | None:
+    def known_holding(self) -> Holding | None:
         return self._holding(self.at_start)
 
     async def holding(self) -> Holding | None:

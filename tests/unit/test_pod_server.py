@@ -160,7 +160,7 @@ async def test_what_was_withdrawn_is_not_brought_back_also_by_the_next_hub(made:
         spawner = await made.start("ada")
         await spawner.casa_server.withdraw()
         assert made.api.kinds() == []
-        assert spawner.casa_server.first_holding() is None
+        assert spawner.casa_server.known_holding() is None
         assert await spawner.casa_server.renew(["xcache"], force=True) is None
         assert await spawner.casa_server.lacks(float("-inf")) is None
     async with made.running():
@@ -173,10 +173,10 @@ async def test_what_was_withdrawn_is_not_brought_back_also_by_the_next_hub(made:
 async def test_a_restarted_hub_goes_on_with_what_runs(made: MemoryHub) -> None:
     async with made.running():
         spawner = await made.start("ada")
-        first = spawner.casa_server.first_holding()
+        first = spawner.casa_server.known_holding()
     async with made.running():
         spawner = made.spawner("ada")
-        assert spawner.casa_server.first_holding() == first
+        assert spawner.casa_server.known_holding() == first
         assert (await spawner.casa_server.renew(["xcache"], force=True)).record.order == 1
 
 

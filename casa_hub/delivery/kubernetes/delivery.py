@@ -41,7 +41,7 @@ from casa_hub.unknown_keys import value_of
 #: Launches that run at the same time. With more, they slow down the API server and each other, so that each pod waits
 #: longer for its Secret, and no server is ready sooner (`bench/storm.py`).
 _AT_ONCE = 3
-#: Seconds after which a launch no longer counts: then the API server is far away or slow, and the processor is free.
+#: Seconds after which a launch frees its place, though unfinished: it waits for the API server, not for the processor.
 _PACE = 0.1
 #: Seconds between two looks at a pod that is being deleted.
 _LOOK_AGAIN = 0.1

@@ -87,13 +87,13 @@ class Leftovers:
             async with asyncio.timeout(_FIRST_LOOK_TIMEOUT):
                 await self._looked.wait()
         except TimeoutError:
-            self._looked.set()  # nobody else waits
+            self._looked.set()  # later polls don't wait again
 
     async def watch(self) -> None:
         """Look for leftovers until cancelled."""
         failures = 0
         while True:
-            # A request of the previous hub process may still be on its way at the first look.
+            # Look again soon: a request of the previous hub process may arrive after the first look.
             done = _SOON if self._interrupted else _PERIOD
             pause = min(_SOON * 2**failures, _PERIOD)
             try:

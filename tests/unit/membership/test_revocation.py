@@ -45,7 +45,7 @@ class RunningServer:
         self.withdrawn = 0
         self.running_start: str | None = None
 
-    def first_holding(self) -> Holding | None:
+    def known_holding(self) -> Holding | None:
         return None
 
     async def holding(self) -> Holding | None:

@@ -71,6 +71,8 @@ class LogIns:
             async with member.saving:
                 stored = await self.stored(user)
                 if stored is not None and stored.id == session.id:
+                    if not stored.refresh_token:  # a log-out at the provider has dropped it during a refresh
+                        session = replace(session, refresh_token="")
                     # A site may have changed its own part since this session was read.
                     await user.save_auth_state(replace(session, others=stored.others).to_auth_state())
                 else:

@@ -93,9 +93,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = uv("venv", "--quiet", "--python", sys.executable, str(directory / "venv"), cwd=directory)
     assert done.returncode == 0, done.stderr
     python = directory / "venv" / "bin" / "python"
-    wanted = f"casa_hub @ {wheel.as_uri()}"
+    wanted = f"casa_hub[kubernetes] @ {wheel.as_uri()}"
     done = uv("pip", "install", "--quiet", "--python", str(python), wanted, cwd=directory)
     assert done.returncode == 0, done.stderr
+    assert "does not have an extra" not in done.stderr
     return python.parent
 
 

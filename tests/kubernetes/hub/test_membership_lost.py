@@ -136,9 +136,13 @@ class User(Person):
         events = [json.loads(line) for line in lines]
         return [event for event in events if event["username"] == self.name and event["action"] == action]
 
+    def told(self) -> str:
+        """For a failure: what has ended, and the end of the hub's log."""
+        return f"{self.effects()}\n{self.hub.log[-20000:]}"
+
     def has_left(self) -> None:
         """All is over, and was told."""
-        until(self.all_ended, f"the end of {self.name}'s access")
+        until(self.all_ended, f"the end of {self.name}'s access", more=self.told)
         until(lambda: self.audit("access-ended"), "the audit's last word")
         assert self.access() == (False, False)
         assert {event["credential"] for event in self.audit("revoked")} >= {"xcache", "htcondor", "dask"}
@@ -231,13 +235,14 @@ def test_a_hub_killed_in_the_middle_of_a_departure_goes_on_with_it(
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_renamed_user_who_loses_the_group_loses_pod_secret_and_routes(site: Faulty, idp: IdP, restart: bool) -> None:
     """An administrator has renamed the user while the server ran: everything of it still bears the old name."""
+    idp.rotate = False  # a hub that ends between a refresh and its store loses a rotated token: that is another test's
     user = person(site, idp).starts()
     assert site.hub.api("PATCH", f"/users/{user.name}", json={"name": f"{user.name}-new"}).status_code == 200
     if restart:
         site.hub.stop()
         site.hub.start()
     user.is_in_groups()
-    until(lambda: not user.mine(site.list("pods")), "its pod is gone", PROMISED)
+    until(lambda: not user.mine(site.list("pods")), "its pod is gone", PROMISED, more=user.told)
     until(lambda: not any(user.mine(found) for found in site.ours().values()), "its objects are gone")
     old, user.name = user.name, f"{user.name}-new"
     until(lambda: user.audit("access-ended"), "the audit's last word")
@@ -252,6 +257,7 @@ def test_a_record_that_cannot_be_read_hides_nothing_from_the_audit(
     site: Faulty, idp: IdP, plane: Api, found: str
 ) -> None:
     """Somebody has changed a server's objects, or the hub was downgraded; then its user loses the group."""
+    idp.rotate = False  # as above: the hub is stopped
     user = person(site, idp).starts()
     pod = site.pod(user.name)
     site.hub.stop()

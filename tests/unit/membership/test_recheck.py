@@ -240,6 +240,21 @@ async def test_who_ends_an_access_waits_for_the_refresh_that_is_under_way() -> N
     await world.members["alice"].settled()  # nobody asks
 
 
+async def test_a_refresh_under_way_brings_back_no_token_that_a_log_out_has_dropped() -> None:
+    """A provider's log-out came during a refresh, whose new token was stored again: the next check found it dead, and
+    servers that should have counted by their age ended as if the sign-in had been taken back.
+    """
+    world = World()
+    world.gate = asyncio.Event()
+    asking = asyncio.create_task(world.ask())
+    await asyncio.sleep(0.01)
+    assert world.user.session is not None
+    world.user.state = replace(world.user.session, refresh_token="").to_auth_state()
+    world.gate.set()
+    await asking
+    assert world.user.session.refresh_token == ""
+
+
 async def test_a_refused_log_in_ends_a_log_in_that_counts_by_its_age_also_after_a_restart() -> None:
     world = World(refresh_token="")
     assert (await world.ask()).aged

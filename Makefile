@@ -82,7 +82,7 @@ docs: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(VENV)/bin/python bench/bench.py
-	$(VENV)/bin/python bench/keeper.py
+	$(VENV)/bin/python bench/renewals.py
 	$(VENV)/bin/python bench/storm.py
 	$(VENV)/bin/python bench/node.py
 

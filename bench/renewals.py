@@ -1,6 +1,6 @@
 """What it costs a hub to keep the credentials of a thousand servers fresh.
 
-    python bench/keeper.py [--servers 1000] [--faulty 0.2]
+    python bench/renewals.py [--servers 1000] [--faulty 0.2]
 
 Servers are objects, not processes: their macaroons, IDTOKENs and Dask certificates are minted for real, and delivered
 to a variable. A part of the deliveries fails, some for a reason that nobody thought of; all take a few milliseconds.
@@ -145,12 +145,12 @@ async def measure(servers: int, faulty: float, directory: Path) -> Measured:
     for running in homes:
         running.takes = 0.005
         app.add(running)
-    keeper = Renewals(app, minting, clock)
+    renewals = Renewals(app, minting, clock)
 
     tracemalloc.start()
     gc.collect()
     traced, before = tracemalloc.get_traced_memory()[0], resident()
-    await keeper._look_around()  # noqa: SLF001 - what is measured
+    await renewals._look_around()  # noqa: SLF001 - what is measured
     gc.collect()
     traced, before = tracemalloc.get_traced_memory()[0] - traced, resident() - before
     tracemalloc.stop()
@@ -159,13 +159,13 @@ async def measure(servers: int, faulty: float, directory: Path) -> Measured:
     with Turns() as turns:
         begun = time.thread_time()
         for _ in range(looks):
-            await keeper._look_around()  # noqa: SLF001
+            await renewals._look_around()  # noqa: SLF001
         look = (time.thread_time() - begun) / looks
 
         for running in homes:
             running.fault = lambda: fault(faulty)
         clock.ahead += DUE * 1.1 * PERIOD
-        keeper.begin()
+        renewals.begin()
         begun, since = time.thread_time(), time.monotonic()
         while not all(map(is_renewed, homes)):
             await asyncio.sleep(2)

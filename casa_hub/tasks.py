@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
@@ -50,6 +51,14 @@ async def repeat(
         except Exception as error:  # noqa: BLE001 - whatever it is, the next call may do better
             on_error(error)
         await pause()
+
+
+async def woken(wake: asyncio.Event, seconds: float) -> None:
+    """Wait until `wake` is set, but no longer than that, and clear it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await wake.wait()
+    wake.clear()
 
 
 async def in_turns(things: Iterable[T]) -> AsyncIterator[T]:

@@ -10,7 +10,6 @@ access the previous hub process has begun to end.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from casa_hub.metrics import MISSING
 from casa_hub.servers import renewal_schedule
 from casa_hub.servers.renewals import Missing, Renewals
 from casa_hub.servers.running import RunningServer, reason_of, running_server, running_servers
-from casa_hub.tasks import Background, in_turns, repeat
+from casa_hub.tasks import Background, in_turns, repeat, woken
 
 #: Seconds between two looks at all servers.
 _LOOK = 30.0
@@ -103,10 +102,7 @@ class Mending:
         async def pause() -> None:
             waiting = [server.at for server in self._servers.values() if server.lacks and not server.busy]
             pause = min([look, *waiting]) - time.monotonic()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(pause, 0.1)):
-                    await self._wake.wait()
-            self._wake.clear()
+            await woken(self._wake, max(pause, 0.1))
 
         def failed(error: Exception) -> None:
             self._app.log.error("Could not look for what running servers lack; retrying", exc_info=error)

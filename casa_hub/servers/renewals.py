@@ -24,7 +24,7 @@ from casa_hub.moments import iso, when
 from casa_hub.record import EDITED, EDITED_ENTRY, WITHOUT_US, CredentialRecord, ServerRecord, Unreadable
 from casa_hub.servers import renewal_schedule
 from casa_hub.servers.running import Holding, RunningServer, reason_of, running_server, running_servers
-from casa_hub.tasks import Background, in_turns, repeat
+from casa_hub.tasks import Background, in_turns, repeat, woken
 
 #: Servers that are renewed at the same time.
 _AT_ONCE = 4
@@ -278,10 +278,7 @@ class Renewals:
             pause = look - time.monotonic()
             if self._due and not self._room.locked():
                 pause = min(pause, self._due[0][0] - self._clock())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(pause, _PACE)):
-                    await self._wake.wait()
-            self._wake.clear()
+            await woken(self._wake, max(pause, _PACE))
 
         def failed(error: Exception) -> None:
             self._app.log.error("Could not look for credentials that are due; retrying", exc_info=error)

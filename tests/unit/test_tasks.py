@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 
 import pytest
 
-from casa_hub.tasks import Background, repeat
+from casa_hub.tasks import Background, repeat, woken
 
 
 async def test_a_task_that_nobody_awaits_is_kept_until_it_is_done() -> None:
@@ -54,3 +55,15 @@ async def test_what_is_repeated_goes_on_after_an_error_until_it_is_done() -> Non
 
     await repeat(call, pause, lambda error: seen.append(str(error)))
     assert seen == ["pause", "once", "pause", "pause"]
+
+
+async def test_a_wait_ends_when_it_is_woken_or_its_time_is_over() -> None:
+    wake = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.call_soon(wake.set)
+    async with asyncio.timeout(60):
+        await woken(wake, math.inf)
+    assert not wake.is_set()
+    begin = loop.time()
+    await woken(wake, 0.05)
+    assert loop.time() - begin >= 0.04

@@ -260,11 +260,16 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         )
         self.log_ins = LogIns(self.members, self.provider_side, self.technical_users - self.blocked_users)
         self.rights = Rights(self.policy)
-        if hasattr(self.parent, "tornado_settings"):  # a hub, which has its database by now and serves nobody yet
+        if self._hub is not None:  # which has its database by now and serves nobody yet
             for problem in advice(self, self.parent.base_url):
                 self.log.log(logging.ERROR if problem.severity is Severity.ERROR else logging.WARNING, "%s", problem)
             on_hub_start(self.parent, recheck=self.recheck)
             show_notices(self.parent, self.admission.notice)
+
+    @property
+    def _hub(self) -> CasaHub | None:
+        """The hub; None for an authenticator that no hub has made, or that is inside another one."""
+        return CasaHub.of(self.parent) if hasattr(self.parent, "tornado_settings") else None
 
     @cached_property
     def recheck(self) -> Recheck:
@@ -506,8 +511,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         other servers running.
         """
         super().delete_user(user)
-        hub = CasaHub.of(self.parent)
-        if not hub.begun:
+        hub = self._hub
+        if hub is None or not hub.begun:
             return
         reason = "An administrator has removed the user from this hub."
         await hub.revocations.end(user, reason, why="deleted", by="an administrator of the hub")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,3 +173,10 @@ def test_a_block_beside_ways_in_without_groups_is_a_warning(caplog: pytest.LogCa
     caplog.clear()
     configured(blocked_groups=["/cms/suspended"], allow_all=True, required_groups=["/cms"])
     assert "required_groups" not in caplog.text
+
+
+async def test_an_authenticator_without_a_hub_forgets_a_user_who_is_deleted() -> None:
+    """Nothing runs there that would have to end."""
+    authenticator = configured(allowed_users={"alice", "bob"})
+    await authenticator.delete_user(SimpleNamespace(name="alice", active=False))  # type: ignore[arg-type]
+    assert authenticator.allowed_users == {"bob"}

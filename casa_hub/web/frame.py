@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from http import HTTPStatus
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,8 +10,6 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader
 from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.handlers.static import CacheControlStaticFilesHandler
-from jupyterhub.user import User
-from tornado import web
 
 from casa_hub import __version__
 from casa_hub.jupyterhub import HubUser
@@ -30,10 +27,13 @@ class Pages(BaseHandler):  # type: ignore[misc]
         self.finish(await _with_ours(self.settings["jinja2_env"]).get_template(template).render_async(**names))
 
     def person(self) -> HubUser:
-        """The user whose browser asks. Raises HTTPError for API tokens: these pages are for people."""
-        user: HubUser | None = self.current_user
-        if user is None or not isinstance(user, User) or getattr(self, "_token_authenticated", False):
-            raise web.HTTPError(HTTPStatus.FORBIDDEN, "This page is for browsers. With a token, use the API.")
+        """The user whose browser asks, for `web.authenticated` methods. JupyterHub takes no token for pages.
+
+        Raises HTTPError if a program of another page asks: without domains of their own (`JupyterHub.subdomain_host`),
+        servers have the hub's origin, and a visitor of a shared server would let it read this page.
+        """
+        self.check_xsrf_cookie()  # JupyterHub itself only does so for API requests and for what changes something
+        user: HubUser = self.current_user
         return user
 
 

@@ -19,6 +19,7 @@ class Bearer(Minter):
     name: ClassVar[str] = "bearer"
     title: ClassVar[str] = "Access token"
     renewal: ClassVar[Renewal] = "token"
+    shortens: ClassVar[bool] = False
 
     def mint(self, request: Request) -> Credential:
         token = request.token

@@ -36,7 +36,7 @@ from casa_hub.jupyterhub import HubApp, HubUser
 from casa_hub.membership.admission import Admission, MembershipError
 from casa_hub.membership.groups import GroupSource
 from casa_hub.membership.log_ins import LogIns
-from casa_hub.membership.member import Members
+from casa_hub.membership.member import Members, Standing
 from casa_hub.membership.policy import Allowed, Policy, Refused, RefusedError, decide
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.rights import NAME_LENGTH, Rights
@@ -493,11 +493,18 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     async def pre_spawn_start(self, user: HubUser, spawner: Any) -> None:
         """Check the membership before every start, whoever asks for it and whatever the spawner is."""
         super().pre_spawn_start(user, spawner)
+        # For revocations: they don't end a server that a newer log-in has started.
+        spawner.casa_log_in = (await self.admit(user, server=spawner.name)).session_id
+
+    async def admit(self, user: HubUser, *, server: str | None = None) -> Standing:
+        """Check the membership for a start, or for what somebody takes outside of servers (`server`: None).
+
+        Raises tornado.web.HTTPError: 403 with what the user should do; the audit is told.
+        """
         try:
-            # For revocations: they don't end a server that a newer log-in has started.
-            spawner.casa_log_in = (await self.admission.of_start(user)).session_id
+            return await self.admission.of_start(user)
         except MembershipError as error:
-            event = audit.Event(audit.Action.REFUSED, user.name, server=spawner.name, reason=error.problem)
+            event = audit.Event(audit.Action.REFUSED, user.name, server=server, reason=error.problem)
             audit.tell(user.settings, event)
             # JupyterHub doesn't count an HTTP error as a failure of the hub, and shows its text in the API (also 5.x).
             refusal: Any = web.HTTPError(HTTPStatus.FORBIDDEN, "%s", error.jupyterhub_message)

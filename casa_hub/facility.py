@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint, entry_points
@@ -16,7 +16,7 @@ from traitlets.config import LoggingConfigurable
 from casa_hub.audit import Action, Event, tell
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route, bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
-from casa_hub.jupyterhub import HubApp, HubSpawner
+from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.metrics import MINTS, OUTCOMES
 from casa_hub.naming import Server
 from casa_hub.outside import HandedOut, Outside
@@ -122,6 +122,7 @@ class Facility(LoggingConfigurable):
         self._app = app
         #: What people hold outside of their servers.
         self.outside = Outside()
+        self._files_outside: dict[str, tuple[str, ...]] = {}
         #: The minters in use, by name, in the order of `credentials`.
         self.minters: dict[str, Minter] = {}
         self._load_problems: list[Problem] = []
@@ -138,11 +139,17 @@ class Facility(LoggingConfigurable):
 
         `server`: the identity of that start, which stays the same when the user is renamed.
         """
+        return await self.request_for(spawner.user, spawner.authenticator, server, start_id, now)
+
+    async def request_for(
+        self, user: HubUser, authenticator: Any, server: Server, start_id: str, now: datetime
+    ) -> Request:
+        """As `request_of`, for a user who may have no server."""
         # Only our authenticator has access tokens. A technical user has none: a stored one belongs to a person who had
         # the name before.
-        technical = spawner.user.name in getattr(spawner.authenticator, "technical_users", ())
-        get_token = getattr(spawner.authenticator, "access_token", None)
-        token: AccessToken | None = await get_token(spawner.user) if get_token is not None and not technical else None
+        technical = user.name in getattr(authenticator, "technical_users", ())
+        get_token = getattr(authenticator, "access_token", None)
+        token: AccessToken | None = await get_token(user) if get_token is not None and not technical else None
         return Request(server, start_id, now, token, technical=technical)
 
     # -- checks before the first start
@@ -202,8 +209,7 @@ class Facility(LoggingConfigurable):
 
         A failure is ignored: `Minter.check` reports it, or it concerns only the user name of this trial.
         """
-        token = AccessToken("trial", None)
-        request = Request(self.server("check"), start_id="0" * 32, now=datetime.now(UTC), token=token)
+        request = self._trial()
         owner: dict[str, str] = {}
         problems = []
         for name, minter in self.minters.items():
@@ -216,6 +222,11 @@ class Facility(LoggingConfigurable):
                     problems.append(_clash(path, owner[path], name))
                 owner.setdefault(path, name)
         return problems
+
+    def _trial(self) -> Request:
+        """Of nobody, to see what a minter makes."""
+        token = AccessToken("trial", None)
+        return Request(self.server("check"), start_id="0" * 32, now=datetime.now(UTC), token=token)
 
     def _load(self, name: str, available: Mapping[str, Sequence[EntryPoint]]) -> None:
         def problem(text: str, remedy: str) -> None:
@@ -385,6 +396,15 @@ class Facility(LoggingConfigurable):
             return None
         return min(own, self.laptop_lifetime) if isinstance(own, int) else self.laptop_lifetime
 
+    def files_outside(self, name: str) -> tuple[str, ...]:
+        """Paths of the files of `mint_outside`; empty as long as they aren't known."""
+        if name not in self._files_outside:
+            try:
+                self._files_outside[name] = tuple(sorted(self.minters[name].mint_outside(self._trial()).files))
+            except Exception:  # noqa: BLE001 - it concerns the user name of this trial, or is told by `Minter.check`
+                return ()
+        return self._files_outside[name]
+
     def routes(self, server: Server, record: AnyRecord | None = None) -> list[Route]:
         """The routes to a server with the credentials of `record`; with all credentials if no record can be read."""
         names = record.names if isinstance(record, ServerRecord) else self.minters.keys()
@@ -408,13 +428,22 @@ class Facility(LoggingConfigurable):
         All variables of a missing credential are left out. A client without any setting says so or does without; a
         client with half of its settings fails later, in a place that says nothing of the cause.
         """
+        return self._environment(minted.server, minted.credentials, minted.files, directory)
+
+    def environment_outside(self, server: Server, new: Credential) -> dict[str, str]:
+        """Environment of a client with a credential of `mint_outside`. Paths begin with ``{directory}``."""
+        return self._environment(server, [new.name], new.files, PurePosixPath("{directory}"))
+
+    def _environment(
+        self, server: Server, names: Iterable[str], files: Collection[str], directory: PurePosixPath
+    ) -> dict[str, str]:
         environment: dict[str, str] = {}
-        for name in minted.credentials:
+        for name in names:
             try:
-                environment |= self.minters[name].environment(minted.server, directory)
+                environment |= self.minters[name].environment(server, directory)
             except Exception as error:  # noqa: BLE001 - a third party's
                 self.log.error("%s", _broken(name, "environment", error))  # noqa: TRY400 - see _broken
-        if self.bearer_token_file in minted.files:
+        if self.bearer_token_file in files:
             environment["BEARER_TOKEN_FILE"] = str(directory / self.bearer_token_file)
         return environment
 
@@ -529,6 +558,11 @@ def _broken(name: str, what: str, error: Exception) -> Problem:
 def _clash(path: str, first: str, second: str) -> Problem:
     problem = f"{first} and {second} both write the file {path}"
     return Problem(Severity.ERROR, "Facility.credentials", problem, "Remove one of them.")
+
+
+def installed() -> list[str]:
+    """Names of all installed credentials, enabled or not."""
+    return sorted(_available())
 
 
 def _available() -> dict[str, list[EntryPoint]]:

@@ -159,6 +159,7 @@ class CredentialHandler(_CredentialsAPI):
         new = handed.credential
         self.write(
             {
+                "user": user.name,
                 "name": name,
                 "title": handed.title,
                 "issued_at": iso(new.issued_at),

@@ -33,12 +33,16 @@ from casa_hub.demo.processes import minimal_environment
 from casa_hub.testing.hub import Hub
 from tests.support.peers import require
 
-PACKAGES = ("chromium", "fonts-dejavu-core")
+PACKAGES = ("chromium", "fonts-dejavu-core", "fonts-dejavu-mono")
 AXE = "4.14.1"
 #: Chromium's fonts are those of its packages: a page looks the same on every machine.
 FONTS = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
-<fontconfig><dir>{fonts}</dir><cachedir>{cache}</cachedir></fontconfig>
+<fontconfig>
+  <dir>{fonts}</dir>
+  <cachedir>{cache}</cachedir>
+  <alias><family>monospace</family><prefer><family>DejaVu Sans Mono</family></prefer></alias>
+</fontconfig>
 """
 #: Pictures, as `NAME-SCHEME-DEVICE.png`.
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots" / f"jupyterhub-{jupyterhub.version_info[0]}"
@@ -57,7 +61,7 @@ expect.set_options(timeout=PATIENCE)
 
 
 def programs(progress: Progress = silent) -> Programs:
-    """Chromium and a font, unpacked once.
+    """Chromium and its fonts, unpacked once.
 
     Raises:
         Unavailable: see `unpack`.
@@ -160,7 +164,7 @@ class Tab:
     def consent(self, sub: str) -> None:
         """Log in as this subject at the mock provider, whose page is shown."""
         self.page.get_by_placeholder("sub").fill(sub)
-        self.page.get_by_role("button", name="Authorize").click()
+        self.page.get_by_role("button", name="Authorize", exact=True).click()
         self.page.wait_for_url(f"{self.hub.url}/**")
 
     def judge(self, name: str) -> None:
@@ -176,12 +180,13 @@ class Tab:
             for device, size in DEVICES.items():
                 self.page.set_viewport_size(size)  # type: ignore[arg-type]
                 self.page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}-{device}.png", full_page=True)
-                for fault in (*serious_faults(self.page), *self._too_wide()):
+                for fault in (*serious_faults(self.page), *self.too_wide()):
                     found.setdefault(fault, []).append(f"{scheme} {device}")
         self.page.set_viewport_size(DEVICES["desktop"])  # type: ignore[arg-type]
         assert not found, "\n".join(f"{fault}\n    in {', '.join(where)}" for fault, where in found.items())
 
-    def _too_wide(self) -> list[str]:
+    def too_wide(self) -> list[str]:
+        """A text if one must scroll to the side."""
         wide, there = self.page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
         return [f"the page is {wide} wide, the window {there}"] if wide > there else []
 

@@ -44,6 +44,9 @@ CLIENT_REFUSED = Gauge(
 )
 ACCESS_ENDED = Counter("casa_hub_access_ended", "Users whose access was ended", ["why"])
 LEAVING = Gauge("casa_hub_access_ending", "Users whose access is being ended, but is not yet in all parts")
+LEFTOVERS = Gauge(
+    "casa_hub_leftovers", "Pods of this hub without a living server that it may not, or could not remove by itself"
+)
 #: A time and no age, as Prometheus wants it: an age would stand still until the file is read again.
 KEY_MODIFIED = Gauge(
     "casa_hub_key_modified_timestamp_seconds",

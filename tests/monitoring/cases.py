@@ -195,6 +195,7 @@ CASES = [
         },
         quiet=(8,),
     ),
+    Case("CasaHubLeftovers", "", {one("casa_hub_leftovers"): "0x5 2x90"}, quiet=(5, 60), fires=(67,)),
     # The clock of these tests begins at 0.
     Case(
         "CasaHubKeyOld",

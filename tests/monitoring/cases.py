@@ -55,12 +55,38 @@ CASES = [
     ),
     Case(
         "CasaHubDown",
-        "the hub was restarted in another pod",
+        "one of two hubs of the same job doesn't answer",
         {
-            one("casa_hub_servers_unkept", pod="hub-a", instance="hub-a"): "0x10 stale",
-            one("casa_hub_servers_unkept", pod="hub-b", instance="hub-b"): "_x13 0x60",
+            one("casa_hub_servers_unkept"): "0x60",
+            one("casa_hub_servers_unkept", instance="hub-2"): "0x10 stale",
+            one("up"): "1x60",
+            one("up", instance="hub-2"): "1x10 0x60",
+        },
+        quiet=(15,),
+        fires=(17,),
+    ),
+    Case(
+        "CasaHubDown",
+        "the hub was restarted in another pod, with another version of the chart",
+        {
+            one("casa_hub_servers_unkept", pod="hub-a", instance="hub-a", chart="4.3"): "0x10 stale",
+            one("casa_hub_servers_unkept", pod="hub-b", instance="hub-b", chart="4.4"): "_x13 0x60",
+            one("up", pod="hub-a", instance="hub-a", chart="4.3"): "1x10 0 stale",
+            one("up", pod="hub-b", instance="hub-b", chart="4.4"): "_x12 0 1x60",
         },
         quiet=(10, 13, 17, 40),
+    ),
+    Case(
+        "CasaHubDown",
+        "something of the same job that is no hub doesn't answer",
+        {one("casa_hub_servers_unkept"): "0x60", one("up"): "1x60", one("up", instance="other"): "0x60"},
+        quiet=(17,),
+    ),
+    Case(
+        "CasaHubDown",
+        "it is told once",
+        {one("casa_hub_servers_unkept"): "0x10 stale", one("up"): "1x10 0x60"},
+        fires=(17, 40),
     ),
     Case(
         "CasaHubNobodyCanLogIn",

@@ -25,7 +25,7 @@ from tests.support.waiting import first_true, until
 pytestmark = pytest.mark.both_hubs
 
 #: Labels that Prometheus adds.
-FROM_PROMETHEUS = {"instance", "job", "namespace", "pod"}
+FROM_PROMETHEUS = {"chart", "instance", "job", "namespace", "pod"}
 #: Of JupyterHub's series, labels and selectors that one major doesn't know -> that major, and why they are there.
 UNKNOWN_LABELS = {
     ("jupyterhub_server_spawn_duration_seconds_count", "reason"): (5, "JupyterHub 6 says why it refused a start"),

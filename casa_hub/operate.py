@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from casa_hub.errors import CasaError, ConfigurationError
-from casa_hub.moments import when
+from casa_hub.status_words import ALL_WELL, dask_secrets, to_look_at
 from casa_hub.text import printable
 
 #: The same as in `casa_hub.web.operations`; an import of that would load JupyterHub's handlers.
@@ -218,30 +216,9 @@ def confirm(hub: Hub, _: argparse.Namespace) -> int:
 
 def status(hub: Hub, _: argparse.Namespace) -> int:
     answer = ask(hub, "GET", "status")
-    for held in answer["held_back"]:
-        _say(f"Held back since {_when(held['since'])}: {held['user']}: {held['reason']}")
-    if answer["held_back"]:
-        _say("If these are true, end their access: casa-hub confirm")
-    refused = Counter(user["reason"] for user in answer["client_refused"])
-    for reason, count in sorted(refused.items()):
-        _say(f"The membership of {count} users can't be checked: {reason}")
-    for overdue in answer["overdue"]:
-        until = f", which is valid until {_when(overdue['until'])}" if overdue["until"] else ""
-        _say(f"Not renewed: {overdue['credential']} of {overdue['server']}{until}: {overdue['why']}")
-    missing = answer.get("missing", [])  # hubs of earlier versions don't have the field
-    for thing in missing:
-        _say(f"Missing, and tried again: {thing['what']} of {thing['server']}: {thing['why']}")
-    for server, why in sorted(answer["unkept"].items()):
-        _say(f"Not renewed: all credentials of {server}: {why}. Restart the server to mend it.")
-    for server, why in sorted(answer["unsure"].items()):
-        _say(f"Unknown: the credentials of {server} can't be read now: {why}")
-    for secret, count in sorted(answer["dask_secrets"].items()):
-        _say(f"Dask secret {secret}: in use by {count} servers.")
-    found = bool(missing) or any(
-        answer[name] for name in ("held_back", "client_refused", "overdue", "unkept", "unsure")
-    )
-    if not found:
-        _say("All is well.")
+    found = to_look_at(answer)
+    for line in [*found, *dask_secrets(answer), *([] if found else [ALL_WELL])]:
+        _say(line)
     return 1 if found else 0
 
 
@@ -253,11 +230,6 @@ def gc(hub: Hub, options: argparse.Namespace) -> int:
     if not found:
         _say("Nothing is left behind.")
     return 1 if any(options.dry_run or leftover["error"] for leftover in found) else 0
-
-
-def _when(moment: str) -> str:
-    """A time of the API in the form for people."""
-    return when(datetime.fromisoformat(moment))
 
 
 def _say(line: str) -> None:

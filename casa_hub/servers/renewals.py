@@ -72,6 +72,19 @@ class Missing:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What this process knows of a credential of a running server. Without I/O."""
+
+    credential: str
+    #: Epoch seconds; None if it doesn't expire.
+    expires: float | None
+    #: Whether the server should have it and has not.
+    missing: bool
+    #: Why it is missing or could not be renewed; "" if it could.
+    why: str
+
+
 class _State(Enum):
     """What a server has of a credential."""
 
@@ -253,6 +266,16 @@ class Renewals:
             Missing(server.identity, name, one.why)
             for server, name, one in self._credentials()
             if one.state is _State.MISSING
+        ]
+
+    def known(self, spawner: HubSpawner) -> list[Known]:
+        """What is known of the credentials of a running server, for the operator."""
+        server = self._servers.get(spawner)
+        if server is None:
+            return []
+        return [
+            Known(name, one.expires, one.state is _State.MISSING, one.why)
+            for name, one in sorted(server.credentials.items())
         ]
 
     def _credentials(self) -> Iterator[tuple[_Server, str, _Credential]]:

@@ -43,7 +43,7 @@ from casa_hub.membership.rights import NAME_LENGTH, Rights
 from casa_hub.membership.usernames import Identities, IdentityError
 from casa_hub.startup import on_hub_start
 from casa_hub.unknown_keys import without_value
-from casa_hub.web import operations
+from casa_hub.web import credentials_page, frame, operations
 from casa_hub.web.backchannel import BackchannelLogoutHandler
 from casa_hub.web.page_notices import show_notices
 from casa_hub.web.pages import CasaCallbackHandler, CasaLoginHandler
@@ -335,6 +335,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             *super().get_handlers(app),
             (r"/backchannel-logout", BackchannelLogoutHandler, {"tokens": logout_tokens}),
             *operations.handlers,
+            *frame.handlers,
+            *credentials_page.handlers,
         ]
 
     # -- log in ----------------------------------------------------------------------------------------------------

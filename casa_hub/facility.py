@@ -122,6 +122,11 @@ class Facility(LoggingConfigurable):
         """The identity of a server of this hub."""
         return Server(self.hub_id, username, name)
 
+    @property
+    def bearer_credential(self) -> str | None:
+        """Name of the credential whose file the variable ``BEARER_TOKEN_FILE`` of servers names."""
+        return _BEARER_SOURCE.get(self.bearer_token_file)
+
     async def request_of(self, spawner: HubSpawner, server: Server, start_id: str, now: datetime) -> Request:
         """What minters may use for a start of the spawner's server, the user's own token included.
 

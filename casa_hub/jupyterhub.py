@@ -69,6 +69,9 @@ class HubUser(Protocol):
 
     async def stop(self, server_name: str = "") -> None: ...
 
+    def server_url(self, server_name: str = "") -> str:
+        """Path of a server, with the hub's base URL."""
+
     def sync_groups(self, group_names: Collection[str]) -> None: ...
 
 

@@ -118,6 +118,10 @@ class Minter(LoggingConfigurable):
     name: ClassVar[str]
     #: For people, at the start of a sentence: "XCache macaroon".
     title: ClassVar[str]
+    #: What it is for, for people, after "to": "read the facility's data through XCache". "" if the title says it.
+    purpose: ClassVar[str] = ""
+    #: Programs that find it by themselves, for people: "HTCondor's commands and Python bindings". "" if none does.
+    found_by: ClassVar[str] = ""
     #: When a running server gets a new one. `time`: before the present one expires. `token`: it is made of the user's
     #: access token, so when there is a new token. `request`: only when an operator asks for it, because a new one would
     #: not be valid for longer.

@@ -18,6 +18,7 @@ class Bearer(Minter):
 
     name: ClassVar[str] = "bearer"
     title: ClassVar[str] = "Access token"
+    purpose: ClassVar[str] = "act as you at services that know your identity provider"
     renewal: ClassVar[Renewal] = "token"
 
     def mint(self, request: Request) -> Credential:

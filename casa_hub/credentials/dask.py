@@ -236,6 +236,8 @@ class Dask(Minter):
 
     name: ClassVar[str] = "dask"
     title: ClassVar[str] = "Dask certificates"
+    purpose: ClassVar[str] = "connect scheduler, workers and clients of this server's Dask cluster"
+    found_by: ClassVar[str] = "the image's Dask cluster and its workers"
     #: All certificates of a start end with its CA; new ones would only be read by new processes.
     renewal: ClassVar[Renewal] = "request"
 

@@ -57,6 +57,8 @@ class ServiceX(Minter):
 
     name: ClassVar[str] = "servicex"
     title: ClassVar[str] = "ServiceX configuration"
+    purpose: ClassVar[str] = "ask ServiceX for columns of data"
+    found_by: ClassVar[str] = "the ServiceX client"
 
     endpoint = Unicode(
         "",

@@ -43,7 +43,7 @@ from casa_hub.membership.rights import NAME_LENGTH, Rights
 from casa_hub.membership.usernames import Identities, IdentityError
 from casa_hub.startup import on_hub_start
 from casa_hub.unknown_keys import without_value
-from casa_hub.web import credentials_page, frame, operations
+from casa_hub.web import admin, credentials_page, frame, operations
 from casa_hub.web.backchannel import BackchannelLogoutHandler
 from casa_hub.web.page_notices import show_notices
 from casa_hub.web.pages import CasaCallbackHandler, CasaLoginHandler
@@ -337,6 +337,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             *operations.handlers,
             *frame.handlers,
             *credentials_page.handlers,
+            *admin.handlers,
         ]
 
     # -- log in ----------------------------------------------------------------------------------------------------

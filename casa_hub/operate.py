@@ -19,7 +19,16 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from casa_hub.errors import CasaError, ConfigurationError
-from casa_hub.status_words import ALL_WELL, dask_secrets, to_look_at
+from casa_hub.operator_words import (
+    ALL_WELL,
+    CAN_COME_BACK,
+    confirmed,
+    dask_secrets,
+    departed,
+    namesakes,
+    renewed,
+    to_look_at,
+)
 from casa_hub.text import printable
 
 #: The same as in `casa_hub.web.operations`; an import of that would load JupyterHub's handlers.
@@ -171,54 +180,39 @@ def _refused(hub: Hub, operation: str, status: int, answer: object) -> CasaError
 def revoke(hub: Hub, options: argparse.Namespace) -> int:
     body = {"user": options.user} | ({"reason": options.reason} if options.reason else {})
     answer = ask(hub, "POST", "revoke", body)
-    code = _departed(answer)
-    if answer["also"]:
-        _say(f"The same person has other user names here, which keep their access: {', '.join(answer['also'])}")
-    _say("A user who is still a member can log in again. To prevent that: CasaOAuthenticator.blocked_users.")
-    return code
+    _say(*departed(answer), *namesakes(answer), CAN_COME_BACK)
+    return 1 if answer["still"] else 0
 
 
 def rebind(hub: Hub, options: argparse.Namespace) -> int:
     answer = ask(hub, "POST", "rebind", {"user": options.user})
-    code = _departed(answer)
+    _say(*departed(answer))
     if answer["rebound"]:
         _say(f"The name {answer['user']} belongs to the next person who logs in with it. Home and jobs are unchanged.")
     elif not answer["still"]:
         _say(f"The name {answer['user']} was bound to nobody.")
     else:
         _say(f"The name {answer['user']} is still bound to its owner. Try again in a minute.")
-    return code
-
-
-def _departed(answer: Mapping[str, Any]) -> int:
-    servers = [f"server {name}" if name else "the default server" for name in answer["servers"]]
-    stopped = ", ".join(servers) or "nothing"
-    _say(f"{answer['user']}: access ended; stopped: {stopped}; tokens deleted: {answer['tokens']}.")
-    for sentence in answer["still"]:
-        _say(f"Not yet: {sentence}")
     return 1 if answer["still"] else 0
 
 
 def renew(hub: Hub, options: argparse.Namespace) -> int:
     body = ({"users": options.user} if options.user else {}) | {"credentials": options.credential or []}
     answer = ask(hub, "POST", "renew", body)
-    _say(f"Renewed: {len(answer['renewed'])} servers.")
-    for server, why in sorted(answer["failed"].items()):
-        _say(f"{server}: {why}")
+    _say(*renewed(answer))
     return 1 if answer["failed"] else 0
 
 
-def confirm(hub: Hub, _: argparse.Namespace) -> int:
-    confirmed = ask(hub, "POST", "confirm", {})["confirmed"]
-    _say(f"Access ends: {', '.join(confirmed)}." if confirmed else "Nothing is held back.")
+def confirm(hub: Hub, options: argparse.Namespace) -> int:
+    body = {"users": options.user} if options.user else {}
+    _say(confirmed(ask(hub, "POST", "confirm", body)))
     return 0
 
 
 def status(hub: Hub, _: argparse.Namespace) -> int:
     answer = ask(hub, "GET", "status")
     found = to_look_at(answer)
-    for line in [*found, *dask_secrets(answer), *([] if found else [ALL_WELL])]:
-        _say(line)
+    _say(*found, *dask_secrets(answer), *([] if found else [ALL_WELL]))
     return 1 if found else 0
 
 
@@ -232,8 +226,9 @@ def gc(hub: Hub, options: argparse.Namespace) -> int:
     return 1 if any(options.dry_run or leftover["error"] for leftover in found) else 0
 
 
-def _say(line: str) -> None:
-    print(printable(line))
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(printable(line))
 
 
 COMMANDS: dict[str, Callable[[Hub, argparse.Namespace], int]] = {
@@ -276,7 +271,8 @@ def add_commands(commands: Any) -> None:
         "End all access of a user name and give the name to the next identity that logs in with it.",
     )
     command.add_argument("user")
-    add("confirm", "end the access of users whose lost membership is held back")
+    command = add("confirm", "end the access of users whose lost membership is held back")
+    command.add_argument("user", nargs="*", help="only of these users")
     add("status", "show what an operator should look at")
     command = add(
         "gc", "remove what has no living server", "Remove pods, Secrets, routes and files without a living server."

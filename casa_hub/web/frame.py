@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader
+from jinja2 import ChoiceLoader, Environment, PackageLoader, Template
 from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.handlers.static import CacheControlStaticFilesHandler
 from jupyterhub.user import User
@@ -17,6 +19,9 @@ from tornado import web
 from casa_hub import __version__
 from casa_hub.jupyterhub import HubUser
 from casa_hub.moments import iso, when
+
+#: Seconds of one turn of the event loop, about, that making a page takes.
+_TURN = 0.002
 
 
 class Pages(BaseHandler):  # type: ignore[misc]
@@ -27,7 +32,7 @@ class Pages(BaseHandler):  # type: ignore[misc]
         names = {**self.template_namespace, "xsrf_token": self.xsrf_token.decode("ascii")}
         names |= {"casa_static": f"{self.hub.base_url}casa/static/", "casa_version": __version__, **namespace}
         self.set_status(status)
-        self.finish(await _with_ours(self.settings["jinja2_env"]).get_template(template).render_async(**names))
+        self.finish(await _rendered(_with_ours(self.settings["jinja2_env"]).get_template(template), names))
 
     def person(self) -> HubUser:
         """The user whose browser asks. Raises HTTPError for API tokens: these pages are for people."""
@@ -35,6 +40,18 @@ class Pages(BaseHandler):  # type: ignore[misc]
         if user is None or not isinstance(user, User) or getattr(self, "_token_authenticated", False):
             raise web.HTTPError(HTTPStatus.FORBIDDEN, "This page is for browsers. With a token, use the API.")
         return user
+
+
+async def _rendered(template: Template, names: dict[str, Any]) -> str:
+    """The page as text; other work on the event loop gets its turns in between, since a page may have many rows."""
+    pieces = []
+    began = time.perf_counter()
+    async for piece in template.generate_async(**names):
+        pieces.append(piece)
+        if time.perf_counter() - began > _TURN:
+            await asyncio.sleep(0)
+            began = time.perf_counter()
+    return "".join(pieces)
 
 
 @cache

@@ -1,6 +1,6 @@
-"""Pure: what `casa-hub status` and the page for administrators say of a hub, in the same words.
+"""Pure: what the operator's commands and the page for administrators say, in the same words.
 
-Both make the sentences from the hub's answer to ``GET /hub/api/casa-hub/status`` (`casa_hub.web.operations`).
+Both make the sentences from the answers of the operators' API (`casa_hub.web.operations`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ALL_WELL = "All is well."
 
 
 def to_look_at(answer: Mapping[str, Any]) -> list[str]:
-    """A sentence for each thing that an operator should look at; empty if all is well."""
+    """A sentence for each thing that an operator should look at, by the status; empty if all is well."""
     return [*_memberships(answer), *_servers(answer)]
 
 
@@ -49,6 +49,35 @@ def _servers(answer: Mapping[str, Any]) -> Iterator[str]:
         yield f"Not renewed: all credentials of {server}: {why}. Restart the server to mend it."
     for server, why in sorted(answer["unsure"].items()):
         yield f"Unknown: the credentials of {server} can't be read now: {why}"
+
+
+def departed(answer: Mapping[str, Any]) -> list[str]:
+    """What has become of the end of somebody's access."""
+    servers = [f"server {name}" if name else "the default server" for name in answer["servers"]]
+    stopped = ", ".join(servers) or "nothing"
+    told = f"{answer['user']}: access ended; stopped: {stopped}; tokens deleted: {answer['tokens']}."
+    return [told, *(f"Not yet: {sentence}" for sentence in answer["still"])]
+
+
+def namesakes(answer: Mapping[str, Any]) -> list[str]:
+    """Who else is the same person."""
+    if not answer["also"]:
+        return []
+    return [f"The same person has other user names here, which keep their access: {', '.join(answer['also'])}"]
+
+
+CAN_COME_BACK = "A user who is still a member can log in again. To prevent that: CasaOAuthenticator.blocked_users."
+
+
+def renewed(answer: Mapping[str, Any]) -> list[str]:
+    """What has become of a renewal."""
+    failed = [f"{server}: {why}" for server, why in sorted(answer["failed"].items())]
+    return [f"Renewed: {len(answer['renewed'])} servers.", *failed]
+
+
+def confirmed(answer: Mapping[str, Any]) -> str:
+    """Whose access ends, of those who were held back."""
+    return f"Access ends: {', '.join(answer['confirmed'])}." if answer["confirmed"] else "Nothing is held back."
 
 
 def _when(moment: str) -> str:

@@ -29,7 +29,7 @@ from casa_hub.keys import changed_at
 from casa_hub.membership.member import Members
 from casa_hub.servers.running import running_servers, shown
 from casa_hub.startup import on_hub_start
-from casa_hub.tasks import Background, in_turns
+from casa_hub.tasks import Background, Turns, in_turns
 from casa_hub.web import admin_view, operations
 from casa_hub.web.frame import Pages
 
@@ -65,18 +65,25 @@ class AdminHandler(Pages):
     async def get(self) -> None:
         self.person()
         self.set_header("Cache-Control", "no-store")
+        turns, casa = Turns(), self.casa
         search = self.get_argument("search", "")[:100]
+        await turns.give()
         names, page = self._people(search, self.get_argument("page", "1"))
-        status = await operations.status(self.casa, ask=False)
+        await turns.give()
+        status = await operations.status(casa, ask=False)
         found = operator_words.to_look_at(status)
-        credentials = await self._credentials(set(names))
-        held = [one for one in self.casa.mass_loss.held() if search.lower() in one.username]
+        await turns.give()
+        held = [one for one in casa.mass_loss.held() if search.lower() in one.username]
+        people = [self._person(name) async for name in in_turns(names)]
+        contact = self.authenticator.provider_side.contact
+        provider = admin_view.ProviderView(self.authenticator.preset.title, self.authenticator.issuer, contact)
+        async for member in in_turns(self.members):
+            provider.add(member)
         await self.show(
             HTTPStatus.OK,
             "casa_admin.html",
             may_operate=self._may_operate,
             operate_scope=OPERATE,
-            now=time.time(),
             search=search,
             page=page,
             rows=admin_view.ROWS,
@@ -85,17 +92,12 @@ class AdminHandler(Pages):
             all_well="" if found else operator_words.ALL_WELL,
             dask_secrets=operator_words.dask_secrets(status),
             held=held,
-            people=[await self._person(name) async for name in in_turns(names)],
-            credentials=credentials,
-            provider=admin_view.provider(
-                self.authenticator.preset.title,
-                self.authenticator.issuer,
-                self.authenticator.provider_side.contact,
-                self.members,
-            ),
+            people=people,
+            credentials=await self._credentials(set(names)),
+            provider=provider,
             keys=await self._keys(),
-            events=[admin_view.event(data) for data in last_events(self.casa.app)],
-            routine_events=[admin_view.event(data) for data in last_events(self.casa.app, routine=True)],
+            events=[admin_view.event(data) for data in last_events(casa.app)],
+            routine_events=[admin_view.event(data) for data in last_events(casa.app, routine=True)],
         )
 
     @web.authenticated
@@ -147,7 +149,7 @@ class AdminHandler(Pages):
         found = people.order_by(orm.User.name).offset(page.first).limit(admin_view.ROWS)
         return [name for (name,) in found], page
 
-    async def _person(self, name: str) -> admin_view.PersonView:
+    def _person(self, name: str) -> admin_view.PersonView:
         member = self.members.get(name)
         return admin_view.person(name, member, None if member is None else self.members.outcome(member))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -124,21 +124,6 @@ class Credentials:
             self.of.setdefault(username, []).append(server)
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderView:
-    """The identity provider, as the hub hears of it."""
-
-    title: str
-    issuer: str
-    answered_at: float | None
-    silent_since: float | None
-    why: str
-    #: Users about whom it refuses to speak with this hub.
-    refused: int
-    #: Verdict, in words -> users of whom it is the last one.
-    verdicts: Mapping[str, int]
-
-
 #: Verdicts in words, in the order of the page.
 _VERDICTS = {
     Verdict.YES: "members",
@@ -148,23 +133,27 @@ _VERDICTS = {
 }
 
 
-def provider(title: str, issuer: str, contact: Contact, members: Iterable[Member]) -> ProviderView:
-    """The provider's state."""
-    verdicts: Counter[Verdict] = Counter()
-    refused = 0
-    for member in members:
-        refused += member.client_refused
+@dataclass(slots=True)
+class ProviderView:
+    """The identity provider, as the hub hears of it."""
+
+    title: str
+    issuer: str
+    contact: Contact
+    #: Users about whom it refuses to speak with this hub.
+    refused: int = 0
+    _last: Counter[Verdict] = field(default_factory=Counter)
+
+    def add(self, member: Member) -> None:
+        """Count what it says of one user."""
+        self.refused += member.client_refused
         if member.standing is not None and member.standing.at > -math.inf:
-            verdicts[member.standing.verdict] += 1
-    return ProviderView(
-        title,
-        issuer,
-        contact.answered_at,
-        contact.silent_since,
-        contact.why,
-        refused,
-        {words: verdicts[verdict] for verdict, words in _VERDICTS.items() if verdicts[verdict]},
-    )
+            self._last[member.standing.verdict] += 1
+
+    @property
+    def verdicts(self) -> Mapping[str, int]:
+        """Verdict, in words -> users of whom it is the last one."""
+        return {words: self._last[verdict] for verdict, words in _VERDICTS.items() if self._last[verdict]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from casa_hub.errors import CredentialError, Problem, Severity
@@ -117,6 +118,14 @@ class KeyFile(Generic[T]):
         return CredentialError(
             thing, f"can't be read: {getattr(error, 'strerror', None) or error}", "Name a file that the hub can read."
         )
+
+
+def changed_at(path: str) -> float | None:
+    """When a key file was changed last, epoch seconds, and so how old its key is; None if it can't be seen."""
+    try:
+        return Path(path).stat().st_mtime
+    except (OSError, ValueError):  # ValueError: no file can have this path
+        return None
 
 
 def _version(status: os.stat_result) -> _Version:

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from casa_hub.errors import CredentialError, Severity
-from casa_hub.keys import BadKeyError, KeyFile
+from casa_hub.keys import BadKeyError, KeyFile, changed_at
 from tests.support.minting import assert_tells_nothing, write
 
 SECRET = b"correct horse battery staple"
@@ -202,3 +202,11 @@ def test_nothing_shows_the_key(key: KeyFile[bytes], tmp_path: Path) -> None:
     key.read(path)
     for thing in (key, *key.check(path)):
         assert_tells_nothing(thing, SECRET)
+
+
+def test_a_key_is_as_old_as_its_file_and_a_file_that_can_t_be_seen_has_no_age(tmp_path: Path) -> None:
+    path = write(tmp_path / "key", SECRET)
+    os.utime(path, (1.7e9, 1.7e9))
+    assert changed_at(path) == 1.7e9
+    assert changed_at(str(tmp_path / "none")) is None
+    assert changed_at("\0") is None

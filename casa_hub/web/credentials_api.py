@@ -72,7 +72,9 @@ def offered(facility: Facility, scopes: Collection[str]) -> dict[str, bool]:
     return {name: scope in scopes for name in facility.minters if (scope := scope_of(name))}
 
 
-class _CredentialsAPI(APIHandler):  # type: ignore[misc]
+class CredentialsAPI(APIHandler):  # type: ignore[misc]
+    """Base of what people and their tokens ask for."""
+
     authenticator: CasaOAuthenticator
 
     @property
@@ -120,7 +122,7 @@ class _CredentialsAPI(APIHandler):  # type: ignore[misc]
             super().write_error(status_code, **kwargs)
 
 
-class CredentialsHandler(_CredentialsAPI):
+class CredentialsHandler(CredentialsAPI):
     """What there is, and what the asker may have."""
 
     async def get(self) -> None:
@@ -142,7 +144,7 @@ class CredentialsHandler(_CredentialsAPI):
         self.write({"user": user.name, "credentials": found})
 
 
-class CredentialHandler(_CredentialsAPI):
+class CredentialHandler(CredentialsAPI):
     """``{"lifetime": SECONDS, "server": NAME}``, both optional: mint one credential for the asker."""
 
     async def post(self, name: str) -> None:

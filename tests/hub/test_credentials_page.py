@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import html
+import io
+import json
 import re
+import zipfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import requests
+from cryptography import x509
 
+from casa_hub.naming import Server
 from tests.hub.conftest import MakeHub
 from tests.support.facility_config import credentials, make_key, make_keys
 from tests.support.hub import Browser, Hub
@@ -150,6 +156,67 @@ def test_renew_now_renews_that_server_only_and_not_twice_at_once(hub: Hub, make_
     assert now["other"] != first["other"]
     assert now[""] == first[""]
     assert "doesn't run any more" in text_of(renew(person.browser, "no such server").text)
+
+
+def download(browser: Browser, server: str = "", **data: str) -> requests.Response:
+    data = {"server": server, "_xsrf": form_token(browser)} | data
+    return browser.post(browser.hub.url + "/hub/casa/bundle", data=data, timeout=60)
+
+
+def files_of(answer: requests.Response) -> dict[str, bytes]:
+    assert answer.status_code == requests.codes.ok, answer.text
+    assert answer.headers["Content-Type"] == "application/zip"
+    assert answer.headers["Cache-Control"] == "no-store"
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_one_click_downloads_the_bundle_of_a_server(hub: Hub, make_person: MakePerson) -> None:
+    person = make_person()
+    assert person.browser.spawn().status_code == requests.codes.created
+    found = files_of(download(person.browser))
+    assert set(found) == {"ca.pem", "usercert.pem", "connect.py", "README.txt"}
+    assert f"tls://{person.name}.dask.example.org:8786" in found["connect.py"].decode()
+    authority = x509.load_pem_x509_certificate(found["ca.pem"])
+    certificate = x509.load_pem_x509_certificate(found["usercert.pem"])
+    certificate.verify_directly_issued_by(authority)
+    until = certificate.not_valid_after_utc
+    assert until - datetime.now(UTC) < timedelta(hours=1)
+    assert f"{until:%Y-%m-%d %H:%M} UTC" in found["README.txt"].decode()
+    events = [json.loads(line) for line in re.findall(r"casa-hub audit: (.*)", hub.log)]
+    assert [
+        (event["action"], event["credential"]) for event in events if event.get("by") == f"page of {person.name}"
+    ] == [("minted", "dask")]
+    private = b"".join(found["usercert.pem"].partition(b"-----BEGIN PRIVATE KEY-----")[1:])
+    assert private.decode() not in hub.log
+
+
+def test_a_bundle_is_for_the_owner_of_a_running_server(hub: Hub, make_person: MakePerson) -> None:
+    alice, bob = make_person(), make_person()
+    for person in (alice, bob):
+        assert person.browser.spawn().status_code == requests.codes.created
+    assert download(alice.browser, "no such server").status_code == requests.codes.conflict
+    forged = download(alice.browser, _xsrf=form_token(bob.browser))
+    assert forged.status_code == requests.codes.forbidden
+    headers = {"Authorization": f"token {alice.token}"}
+    assert requests.post(hub.url + "/hub/casa/bundle", headers=headers, timeout=60).status_code == 403
+
+
+def test_a_token_with_the_scope_has_the_bundle_in_a_terminal(hub: Hub, make_person: MakePerson) -> None:
+    person = make_person()
+    with_scope, without = (
+        hub.api("POST", f"/users/{person.name}/tokens", token=person.token, json={"scopes": [scope]}).json()["token"]
+        for scope in ("custom:casa-hub:credential:dask", "custom:casa-hub:credential:xcache")
+    )
+    assert hub.api("POST", "/casa/bundle", token=with_scope).status_code == requests.codes.conflict  # nothing runs
+    for name in ("", "other"):
+        assert person.browser.spawn(name).status_code == requests.codes.created
+    assert files_of(hub.api("POST", "/casa/bundle", token=with_scope))["ca.pem"] != b""
+    other = files_of(hub.api("POST", "/casa/bundle/other", token=with_scope))
+    assert f"tls://{Server('', person.name, 'other').slug}.dask.example.org:8786" in other["connect.py"].decode()
+    refused = hub.api("POST", "/casa/bundle", token=without)
+    assert refused.status_code == requests.codes.forbidden
+    assert "custom:casa-hub:credential:dask" in refused.json()["message"]
 
 
 def test_markup_in_names_is_shown_as_text(make_person: MakePerson) -> None:

@@ -44,7 +44,7 @@ from casa_hub.membership.rights import NAME_LENGTH, Rights
 from casa_hub.membership.usernames import Identities, IdentityError
 from casa_hub.startup import on_hub_start
 from casa_hub.unknown_keys import without_value
-from casa_hub.web import bundle_download, credentials_api, credentials_page, frame, laptop, operations
+from casa_hub.web import admin, bundle_download, credentials_api, credentials_page, frame, laptop, operations
 from casa_hub.web.backchannel import BackchannelLogoutHandler
 from casa_hub.web.loopback_log_in import Codes
 from casa_hub.web.page_notices import show_notices
@@ -352,6 +352,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             *bundle_download.handlers,
             *credentials_api.handlers,
             *laptop.handlers(Codes(time.monotonic)),
+            *admin.handlers,
         ]
 
     # -- log in ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A site's own credential is a subclass of `Minter`, named in the entry-point group ``casa_hub.credentials``:
 
 - `name`, `title` and `mint` must be there;
-- `renewal`, `check`, `environment` and `routes` where the defaults don't fit;
+- `renewal`, `key_files`, `check`, `environment` and `routes` where the defaults don't fit;
 - settings are traits (``.tag(config=True)``).
 
 Nothing else needs to be touched. A minter never knows whether its files go to a directory of this machine or into a
@@ -138,6 +138,11 @@ class Minter(LoggingConfigurable):
     #: Whether `Request.longest` is heeded. False for what somebody else has issued, such as the user's own token: it
     #: lives as long as it lives.
     shortens: ClassVar[bool] = True
+
+    @property
+    def key_files(self) -> Mapping[str, str]:
+        """Setting -> path of each key file in use, so that the page for administrators says how old the key is."""
+        return _NOTHING
 
     def check(self) -> Sequence[Problem]:
         """Problems of settings and key files, to be found before a user meets them. Must not raise."""

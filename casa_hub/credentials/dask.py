@@ -337,6 +337,10 @@ class Dask(Minter):
             raise TraitError(f"Dask.cluster_label is {value!a}, must be letters, digits, blanks and _.()@+-.")
         return value
 
+    @property
+    def key_files(self) -> Mapping[str, str]:
+        return {"Dask.secret_file": self.secret_file}
+
     def check(self) -> Sequence[Problem]:
         problems = self._secrets.check(self.secret_file)
         try:

@@ -218,6 +218,10 @@ class HTCondor(Minter):
             raise TraitError(f"HTCondor.scopes {what}. Users need READ and WRITE.")
         return list(dict.fromkeys(value))
 
+    @property
+    def key_files(self) -> Mapping[str, str]:
+        return {"HTCondor.key_file": self.key_file}
+
     def check(self) -> Sequence[Problem]:
         problems = self._key.check(self.key_file)
 

@@ -96,6 +96,10 @@ class ServiceX(Minter):
         super().__init__(**kwargs)
         self._tokens = KeyFile("ServiceX.tokens_file", parse_tokens, _MAKE_TOKENS)
 
+    @property
+    def key_files(self) -> Mapping[str, str]:
+        return {"ServiceX.tokens_file": self.tokens_file} if self.tokens_file else {}
+
     def check(self) -> Sequence[Problem]:
         problems: list[Problem] = []
         try:

@@ -213,6 +213,10 @@ class XCache(Minter):
             raise TraitError(f"XCache.activities {what}. Choose from {', '.join(ACTIVITIES)}.")
         return list(dict.fromkeys(value))
 
+    @property
+    def key_files(self) -> Mapping[str, str]:
+        return {"XCache.key_file": self.key_file}
+
     def check(self) -> Sequence[Problem]:
         problems = self._key.check(self.key_file)
         for probe in (self._site, self._template):

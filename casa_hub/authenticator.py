@@ -331,6 +331,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     def get_handlers(self, app: HubApp) -> list[tuple[Any, ...]]:
         """The pages of a log-in, the address for the provider's log-outs, and the operators' API."""
         logout_tokens = LogoutTokens(self.provider_side, clock=self.clock)
+        frame.compile_templates(app.tornado_settings)
         return [
             *super().get_handlers(app),
             (r"/backchannel-logout", BackchannelLogoutHandler, {"tokens": logout_tokens}),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from casa_hub.errors import CredentialError, Problem, Severity
+from casa_hub.metrics import KEY_MODIFIED
 
 T = TypeVar("T")
 
@@ -80,6 +81,7 @@ class KeyFile(Generic[T]):
             key = self._parse(content)
         except BadKeyError as bad:
             raise CredentialError(thing, bad.problem, bad.remedy) from None
+        KEY_MODIFIED.labels(self.setting).set(status.st_mtime)
         if time.time() - status.st_mtime > _SETTLED:
             self._cached = (path, _version(status), key)
         return key

@@ -17,7 +17,7 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 from urllib.parse import quote
@@ -66,6 +66,12 @@ class Request:
     state: Mapping[str, str] = field(default_factory=dict)
     #: Whether the user is one of `CasaOAuthenticator.technical_users`, who have no log-in.
     technical: bool = False
+    #: Seconds that the credential may live at most; None: as long as the minter's settings say (see `Minter.shortens`).
+    longest: int | None = None
+
+    def lifetime(self, configured: int) -> timedelta:
+        """How long the credential lives, by the minter's own setting (seconds) and `longest`."""
+        return timedelta(seconds=configured if self.longest is None else min(configured, self.longest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,12 @@ class Minter(LoggingConfigurable):
     #: access token, so when there is a new token. `request`: only when an operator asks for it, because a new one would
     #: not be valid for longer.
     renewal: ClassVar[Renewal] = "time"
+    #: Whether each credential belongs to one start of a server. Outside of servers, it is then minted by the state of
+    #: a running one.
+    of_start: ClassVar[bool] = False
+    #: Whether `Request.longest` is heeded. False for what somebody else has issued, such as the user's own token: it
+    #: lives as long as it lives.
+    shortens: ClassVar[bool] = True
 
     @property
     def key_files(self) -> Mapping[str, str]:
@@ -143,6 +155,13 @@ class Minter(LoggingConfigurable):
         Raises:
             CredentialError: with the thing that stands in the way, and the remedy.
         """
+
+    def mint_outside(self, request: Request) -> Credential:
+        """Mint one for a person's laptop or CI, not longer than `Request.longest`: what a client needs, and no more.
+
+        Otherwise as `mint`.
+        """
+        return self.mint(request)
 
     def environment(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:  # noqa: ARG002
         """Environment variables of the server: paths below `directory` and host names, never a secret."""

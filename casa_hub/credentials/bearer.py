@@ -20,6 +20,7 @@ class Bearer(Minter):
     title: ClassVar[str] = "Access token"
     purpose: ClassVar[str] = "act as you at services that know your identity provider"
     renewal: ClassVar[Renewal] = "token"
+    shortens: ClassVar[bool] = False
 
     def mint(self, request: Request) -> Credential:
         token = request.token

@@ -56,6 +56,7 @@ class ServiceX(Minter):
     """Writes the ServiceX client's ``.servicex``."""
 
     name: ClassVar[str] = "servicex"
+    shortens: ClassVar[bool] = False
     title: ClassVar[str] = "ServiceX configuration"
     purpose: ClassVar[str] = "ask ServiceX for columns of data"
     found_by: ClassVar[str] = "the ServiceX client"

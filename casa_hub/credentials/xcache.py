@@ -16,7 +16,6 @@ import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -257,7 +256,7 @@ class XCache(Minter):
         server = request.server
         if not server.username:
             raise CredentialError("user name", "is empty: XRootD refuses a macaroon with it", "Give the user a name.")
-        expires_at = (request.now + timedelta(seconds=self.lifetime)).replace(microsecond=0)
+        expires_at = (request.now + request.lifetime(self.lifetime)).replace(microsecond=0)
         path = self.path_for(server.username)
         activities = ",".join(self.activities)
         identifier = new_identifier(server)

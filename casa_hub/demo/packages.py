@@ -298,6 +298,7 @@ def _make_runnable(root: Path) -> None:
     programs: dict[str, list[str]] = {}
     directories = [root / name for name in ("usr/bin", "usr/sbin", "usr/libexec")]
     directories += root.glob("usr/lib/*/*/bin")  # programs that Debian has in several versions, such as PostgreSQL's
+    directories.append(root / "usr/lib/chromium")  # a browser, with its programs beside its data
     for directory in directories:
         for path in directory.rglob("*"):
             if path.is_file() and not path.is_symlink() and (interpreter := _interpreter(path)):

@@ -20,6 +20,7 @@ from casa_hub.membership.policy import Allowed, Refused
 from casa_hub.membership.settings import Keeper
 from casa_hub.membership.tables import Entry
 from casa_hub.moments import when
+from casa_hub.outside import HandedOut
 from casa_hub.text import sentence
 
 #: A log-in that can't be asked about counts for a time; in the last part of it, its end is told.
@@ -107,6 +108,8 @@ class Revocation:
     #: Servers whose credentials the audit knows; and those of which it knows them as far as the hub does.
     told: set[str] = field(default_factory=set)
     told_in_part: set[str] = field(default_factory=set)
+    #: Credentials outside of servers that the audit doesn't know as revoked yet.
+    outside: list[HandedOut] = field(default_factory=list)
     tokens: int = 0
     still: tuple[str, ...] = ()
     #: What is left of the log-in once the hub's user is deleted; "" if there is none, or it is ended.

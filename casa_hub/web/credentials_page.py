@@ -6,7 +6,6 @@ It shows nothing secret. *Renew now* and the laptop bundle are forms with Jupyte
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from casa_hub.web.frame import Pages
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
 
-#: Seconds between two renewals of one server that its user asks for: each costs the hub a change of its files.
+#: Seconds after which a user may renew a server again, unless something failed: each time all its files change.
 RENEW_PAUSE = 10.0
 
 #: What the page says after *Renew now*, by the outcome in its address.
@@ -85,7 +84,6 @@ class CredentialsHandler(Pages):
             casa_servers=[server_view(self.casa, user, spawner) for spawner in running(user)],
             sign_in=sign_in(self.authenticator, user),
             said=_SAID.get(self.get_argument("said", ""), ""),
-            now=time.time(),
         )
 
     @web.authenticated
@@ -100,7 +98,7 @@ class CredentialsHandler(Pages):
         if spawner is None:
             return "stopped"
         held = self.casa.renewals.held(spawner)
-        if held and time.time() - min(one.issued for one in held) < RENEW_PAUSE:
+        if held and all(not one.why and self.authenticator.members.now() - one.issued < RENEW_PAUSE for one in held):
             return "soon"
         report = await self.casa.renewals.renew_now([user.name], only=lambda one: one is spawner)
         return "failed" if report.failed else "renewed" if report.renewed else "stopped"

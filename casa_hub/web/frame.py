@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
-from http import HTTPStatus
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,14 +10,15 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, Template
 from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.handlers.static import CacheControlStaticFilesHandler
-from jupyterhub.user import User
 from markupsafe import Markup
-from tornado import web
 
 from casa_hub import __version__
 from casa_hub.jupyterhub import HubUser
 from casa_hub.moments import iso, when
 from casa_hub.tasks import Turns
+
+#: Characters of a page that are compressed in one turn of the event loop.
+_PIECE = 32_768
 
 
 class Pages(BaseHandler):  # type: ignore[misc]
@@ -29,14 +28,23 @@ class Pages(BaseHandler):  # type: ignore[misc]
         """Answer with a page of ``web/templates``."""
         names = {**self.template_namespace, "xsrf_token": self.xsrf_token.decode("ascii")}
         names |= {"casa_static": f"{self.hub.base_url}casa/static/", "casa_version": __version__, **namespace}
+        page = await _rendered(_with_ours(self.settings["jinja2_env"]).get_template(template), names)
         self.set_status(status)
-        self.finish(await _rendered(_with_ours(self.settings["jinja2_env"]).get_template(template), names))
+        turns = Turns()
+        for start in range(0, len(page) - _PIECE, _PIECE):
+            self.write(page[start : start + _PIECE])
+            self.flush()  # which compresses it
+            await turns.give()
+        self.finish(page[(len(page) - 1) // _PIECE * _PIECE :])
 
     def person(self) -> HubUser:
-        """The user whose browser asks. Raises HTTPError for API tokens: these pages are for people."""
-        user: HubUser | None = self.current_user
-        if user is None or not isinstance(user, User) or getattr(self, "_token_authenticated", False):
-            raise web.HTTPError(HTTPStatus.FORBIDDEN, "This page is for browsers. With a token, use the API.")
+        """The user whose browser asks, for `web.authenticated` methods. JupyterHub takes no token for pages.
+
+        Raises HTTPError if a program of another page asks: without domains of their own (`JupyterHub.subdomain_host`),
+        servers have the hub's origin, and a visitor of a shared server would let it read this page.
+        """
+        self.check_xsrf_cookie()  # JupyterHub itself only does so for API requests and for what changes something
+        user: HubUser = self.current_user
         return user
 
 
@@ -50,14 +58,10 @@ async def _rendered(template: Template, names: dict[str, Any]) -> str:
     return "".join(pieces)
 
 
-def compile_templates(settings: Mapping[str, Any]) -> None:
+def compile_templates(environment: Environment) -> None:
     """Compile our templates, for the hub's start: the largest takes a tenth of a second, which a page must not take."""
-    environment = settings.get("jinja2_env")
-    if environment is None:  # JupyterHub only reads its configuration
-        return
-    pages = _with_ours(environment)
     for name in PackageLoader("casa_hub", "web/templates").list_templates():
-        pages.get_template(name)
+        _with_ours(environment).get_template(name)
 
 
 @cache
@@ -66,22 +70,22 @@ def _with_ours(environment: Environment) -> Environment:
     assert environment.loader is not None  # noqa: S101 - JupyterHub gives it one
     loader = ChoiceLoader([environment.loader, PackageLoader("casa_hub", "web/templates")])
     pages = environment.overlay(loader=loader)
-    ours = {"casa_when": when, "casa_iso": iso, "casa_moment": _moment, "casa_until": _until}
-    pages.filters = {**environment.filters, **ours}
+    pages.filters = {**environment.filters, "casa_moment": _moment, "casa_until": _until}
     return pages
 
 
+#: By filters and not by macros of a template: a page may have hundreds of times, and a filter is a plain call.
 _MOMENT = Markup('<time datetime="{iso}">{when}</time>')
 _UNTIL = Markup('{moment} <span class="casa-left text-body-secondary" data-until="{seconds}"></span>')
 
 
 def _moment(seconds: float) -> Markup:
-    """As the macro `moment`, for tables with hundreds of times."""
+    """A time for people, in UTC, and for programs; in epoch seconds."""
     return _MOMENT.format(iso=iso(seconds), when=when(seconds))
 
 
 def _until(seconds: float) -> Markup:
-    """As the macro `until`."""
+    """The same, and how long it is until then, which casa.js keeps up to date."""
     return _UNTIL.format(moment=_moment(seconds), seconds=round(seconds))
 
 

@@ -233,17 +233,11 @@ class CasaCallbackHandler(_LogInPages, OAuthCallbackHandler):  # type: ignore[mi
 
     async def show_refused(self, decision: Refused) -> None:
         """The page for somebody whom the provider knows, but who may not use this hub."""
-        policy = self.authenticator.policy()
         await self.show(
             HTTPStatus.FORBIDDEN,
             "casa_refused.html",
             reason=decision.reason,
-            # Without administrators' groups: they concern nobody else.
-            asked_for=sorted(policy.allowed_groups),
-            required=sorted(policy.required_groups),
-            # None if the provider left the claim out: that doesn't mean "no groups".
-            found=None if decision.claim_missing else sorted(decision.found),
-            join_url=self.authenticator.join_url,
+            found=sorted(decision.found),
             login_url=self.authenticator.login_url(self.hub.base_url),
         )
 

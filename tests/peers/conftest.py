@@ -36,6 +36,7 @@ from casa_hub.demo.names import HostNames, facility_address
 from casa_hub.demo.traefik import DASK_PORT, DASK_WORKER_PORT, Traefik
 from casa_hub.demo.xrootd import XCache, XRootDOrigin
 from tests.support import keycloak as keycloak_peer
+from tests.support.chromium import chromium, open_tab  # noqa: F401 - fixtures
 from tests.support.keycloak import Keycloak
 from tests.support.peers import require, suites
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from casa_hub.processes import signed_in
 from tests.hub.test_membership_lost import CREDENTIALS, SERVERS, User, ended
 from tests.support import keycloak as peer
+from tests.support.chromium import OpenTab
 from tests.support.facility_config import make_keys
 from tests.support.hub import CLIENT_SECRET, Browser, Hub, casa_config
 from tests.support.keycloak import OFFLINE, ONLINE, Account, Keycloak, Realm
@@ -100,6 +102,18 @@ class Member(User):
         routes = "".join(map(Path.read_text, self.routes()))
         file = self.server / "access_token"
         return not (self.process.alive or file.exists() or self.server.name in routes)
+
+
+def test_a_member_signs_in_by_keycloak_s_form_in_a_real_browser(offline: Hub, realm: Realm, open_tab: OpenTab) -> None:
+    account = realm.add_account(MEMBERS)
+    tab = open_tab(offline)
+    tab.page.goto("/hub/login?next=/hub/home")
+    tab.page.get_by_role("button", name="Sign in with Keycloak").click()
+    tab.page.get_by_label("Username").fill(account.name)
+    tab.page.get_by_label("Password", exact=True).fill(account.password)
+    tab.page.get_by_role("button", name="Sign In").click()
+    expect(tab.page).to_have_url(f"{offline.url}/hub/home")
+    expect(tab.page.get_by_role("navigation")).to_contain_text(account.name)
 
 
 @pytest.mark.parametrize("scope", ["offline", "online"])

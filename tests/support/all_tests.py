@@ -72,12 +72,17 @@ EVERYTHING = [
     Suite("hub-2", without("tests/hub", HUB_1)),
     Suite("kubernetes-hub-2", without("tests/kubernetes/hub", KUBERNETES_HUB_1)),
     # What depends on JupyterHub, KubeSpawner or Python; servers of the facility don't know the difference.
-    Suite("jupyterhub-5-hub", ["-m", "both_hubs", "tests/unit", "tests/hub"], hub5=True),
+    Suite(
+        "jupyterhub-5-hub",
+        ["-m", "both_hubs", "tests/unit", "tests/hub", "tests/browser", "tests/monitoring"],
+        hub5=True,
+    ),
     Suite("peers", ["tests/peers"]),
     Suite("jupyterhub-5-kubernetes", ["-m", "both_hubs", "tests/kubernetes/hub", "tests/helm"], hub5=True),
     Suite("node", ["tests/kubernetes/node"]),
-    Suite("rest", without("tests", ("checks", "demo", "helm", "hub", "kubernetes", "peers"))),
+    Suite("rest", without("tests", ("browser", "checks", "demo", "helm", "hub", "kubernetes", "peers"))),
     Suite("demo", ["tests/demo"]),
+    Suite("browser", ["tests/browser"]),
     Suite("checks", ["tests/checks"]),
     Suite("kubernetes", [*without("tests/kubernetes", ("hub", "node")), "tests/helm"]),
 ]

@@ -1,7 +1,8 @@
 """The audit: who was given which credential and why it was withdrawn.
 
 Each event is a line in the hub's log, and an event of JupyterHub's event log (`jupyter_events`,
-``c.EventLogger.handlers``), which drops events unless the operator configures a handler.
+``c.EventLogger.handlers``), which drops events unless the operator configures a handler. The hub remembers the last
+ones, for the page of its administrators.
 
 Events hold the public identifiers of credentials, by which storage and batch administrators block a stolen one; never
 the credentials themselves.
@@ -12,20 +13,29 @@ from __future__ import annotations
 import json
 import logging
 import unicodedata
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+if TYPE_CHECKING:
+    from casa_hub.jupyterhub import HubApp
 
 #: Beginning of each line, after the log's own header; JSON follows.
 PREFIX = "casa-hub audit: "
 #: Name of the logger; with ``c.JupyterHub.logging_config`` it can have its own handlers and level.
 LOGGER = "casa_hub.audit"
+#: How many events a hub remembers: of credentials that were minted and renewed, and as many of all others. A hundred
+#: servers that start would else drive out what somebody should look at.
+REMEMBERED = 100
+#: Our key in JupyterHub's `tornado_settings`, which live as long as the hub, unlike a global.
+_KEY = "casa_hub_audit"
 #: Most characters of a text and most identifiers of an event: texts from outside must not fill a disk.
 _LONGEST, _MOST = 1000, 20
 
@@ -47,6 +57,10 @@ class Action(StrEnum):
     HELD_BACK = "held-back"
     #: The operator confirmed a lost membership that was held back.
     CONFIRMED = "confirmed"
+    #: The operator ignores a lost membership that is held back; access goes on for longer.
+    IGNORED = "ignored"
+    #: The operator asked for new credentials of a user's servers.
+    RENEWAL_ASKED = "renewal-asked"
     #: A user's sessions were ended by a log-out at the identity provider.
     LOGGED_OUT = "logged-out"
     #: A user name was given to another identity.
@@ -75,6 +89,8 @@ class Event:
     by: str = ""
 
 
+#: Actions that every start and every renewal brings.
+_ROUTINE = {Action.MINTED, Action.RENEWED}
 #: Actions after which somebody may have to do something; their lines are warnings.
 _WARNINGS = {Action.REVOKED, Action.REFUSED, Action.ACCESS_ENDED, Action.HELD_BACK}
 
@@ -89,9 +105,22 @@ def tell(settings: Mapping[str, Any], event: Event) -> None:
         data = fields(event, datetime.now(UTC))
         # JSON in ASCII: no character of a name can end the line and forge another one.
         logger.log(logging.WARNING if event.action in _WARNINGS else logging.INFO, "%s%s", PREFIX, json.dumps(data))
+        if app is not None:
+            _remember(app.tornado_settings, event.action, data)
         _emit(settings.get("eventlog") or getattr(app, "eventlog", None), data)
     except Exception as error:  # noqa: BLE001 - the caller must go on, because the event has already happened
         logger.error("An audit event (%s) could not be recorded: %s", event.action, type(error).__name__)  # noqa: TRY400
+
+
+def last_events(app: HubApp, *, routine: bool = False) -> list[dict[str, Any]]:
+    """The last events of a hub (`fields`), the newest first; `routine`: those of credentials minted and renewed."""
+    return list(reversed(app.tornado_settings.get(_KEY, {}).get(routine, ())))
+
+
+def _remember(settings: dict[str, Any], action: Action, data: dict[str, Any]) -> None:
+    if _KEY not in settings:
+        settings[_KEY] = {routine: deque(maxlen=REMEMBERED) for routine in (False, True)}
+    settings[_KEY][action in _ROUTINE].append(data)
 
 
 def fields(event: Event, now: datetime) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from typing import Any
 from oauthenticator.generic import GenericOAuthenticator
 from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
-from traitlets import Bool, Enum, Float, List, Set, TraitError, Unicode, default, validate
+from traitlets import Bool, Enum, Float, Int, List, Set, TraitError, Unicode, default, validate
 
 from casa_hub import audit
 from casa_hub.database import roll_back
 from casa_hub.errors import ConfigurationError, Severity
+from casa_hub.facility import installed
 from casa_hub.hub import CasaHub
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.logout import LogoutTokens
@@ -36,15 +37,16 @@ from casa_hub.jupyterhub import HubApp, HubUser
 from casa_hub.membership.admission import Admission, MembershipError
 from casa_hub.membership.groups import GroupSource
 from casa_hub.membership.log_ins import LogIns
-from casa_hub.membership.member import Members
+from casa_hub.membership.member import Members, Standing
 from casa_hub.membership.policy import Allowed, Policy, Refused, RefusedError, decide
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.rights import NAME_LENGTH, Rights
 from casa_hub.membership.usernames import Identities, IdentityError
 from casa_hub.startup import on_hub_start
 from casa_hub.unknown_keys import without_value
-from casa_hub.web import operations
+from casa_hub.web import admin, bundle_download, credentials_api, credentials_page, frame, laptop, operations
 from casa_hub.web.backchannel import BackchannelLogoutHandler
+from casa_hub.web.loopback_log_in import Codes
 from casa_hub.web.page_notices import show_notices
 from casa_hub.web.pages import CasaCallbackHandler, CasaLoginHandler
 
@@ -164,6 +166,13 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         Example: `["health-check"]`.""",
     )
 
+    laptop_token_lifetime = Int(
+        604800,
+        min=60,
+        help="""Seconds after which somebody who has logged in on a laptop (`casa-hub token`) does so again: the life
+        of the API token that the program gets. It is good for credentials only. Default: 7 days.""",
+    ).tag(config=True)
+
     join_url = Unicode(
         help="""Web page where a refused person can ask for the missing group; the refusal links to it. Only
         http(s).""",
@@ -264,6 +273,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             for problem in advice(self, self.parent.base_url):
                 self.log.log(logging.ERROR if problem.severity is Severity.ERROR else logging.WARNING, "%s", problem)
             on_hub_start(self.parent, recheck=self.recheck)
+            credentials_api.define_scopes(installed())
             show_notices(self.parent, self.admission.notice)
 
     @property
@@ -331,10 +341,18 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     def get_handlers(self, app: HubApp) -> list[tuple[Any, ...]]:
         """The pages of a log-in, the address for the provider's log-outs, and the operators' API."""
         logout_tokens = LogoutTokens(self.provider_side, clock=self.clock)
+        if self._hub is not None:
+            credentials_api.let_users(app, self._hub.facility.minters)
         return [
             *super().get_handlers(app),
             (r"/backchannel-logout", BackchannelLogoutHandler, {"tokens": logout_tokens}),
             *operations.handlers,
+            *frame.handlers,
+            *credentials_page.handlers,
+            *bundle_download.handlers,
+            *credentials_api.handlers,
+            *laptop.handlers(Codes(time.monotonic)),
+            *admin.handlers,
         ]
 
     # -- log in ----------------------------------------------------------------------------------------------------
@@ -493,11 +511,18 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     async def pre_spawn_start(self, user: HubUser, spawner: Any) -> None:
         """Check the membership before every start, whoever asks for it and whatever the spawner is."""
         super().pre_spawn_start(user, spawner)
+        # For revocations: they don't end a server that a newer log-in has started.
+        spawner.casa_log_in = (await self.admit(user, server=spawner.name)).session_id
+
+    async def admit(self, user: HubUser, *, server: str | None = None) -> Standing:
+        """Check the membership for a start, or for what somebody takes outside of servers (`server`: None).
+
+        Raises tornado.web.HTTPError: 403 with what the user should do; the audit is told.
+        """
         try:
-            # For revocations: they don't end a server that a newer log-in has started.
-            spawner.casa_log_in = (await self.admission.of_start(user)).session_id
+            return await self.admission.of_start(user)
         except MembershipError as error:
-            event = audit.Event(audit.Action.REFUSED, user.name, server=spawner.name, reason=error.problem)
+            event = audit.Event(audit.Action.REFUSED, user.name, server=server, reason=error.problem)
             audit.tell(user.settings, event)
             # JupyterHub doesn't count an HTTP error as a failure of the hub, and shows its text in the API (also 5.x).
             refusal: Any = web.HTTPError(HTTPStatus.FORBIDDEN, "%s", error.jupyterhub_message)

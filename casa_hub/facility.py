@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePosixPath
 from typing import Any
 
-from traitlets import Enum, List, TraitError, Unicode, validate
+from traitlets import Enum, Int, List, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.audit import Action, Event, tell
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route, bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
-from casa_hub.jupyterhub import HubApp, HubSpawner
+from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.metrics import MINTS, OUTCOMES
 from casa_hub.naming import Server
+from casa_hub.outside import HandedOut, Outside
 from casa_hub.record import EDITED_ENTRY, AnyRecord, ServerRecord, better_from, iso, next_record, outlives
 from casa_hub.unknown_keys import did_you_mean, is_set, without_value
 
@@ -100,6 +101,14 @@ class Facility(LoggingConfigurable):
         each server has a directory below `LocalDelivery.directory` instead.""",
     ).tag(config=True)
 
+    laptop_lifetime = Int(
+        3600,
+        min=60,
+        help="""Seconds that a credential lives at most which somebody takes to a laptop or a CI job, by the hub's API
+        or a page. One that lives shorter in a server lives shorter there, too. The user's own token (`bearer`) and what
+        ServiceX has issued live as long as their issuer says. Example: `43200`, for half a day without the hub.""",
+    ).tag(config=True)
+
     @validate("secrets_path")
     def _absolute(self, proposal: dict[str, Any]) -> str:
         path = PurePosixPath(proposal["value"])
@@ -111,6 +120,9 @@ class Facility(LoggingConfigurable):
         """`app`: the hub, for the audit; None where there is none."""
         super().__init__(**kwargs)
         self._app = app
+        #: What people hold outside of their servers.
+        self.outside = Outside()
+        self._files_outside: dict[str, tuple[str, ...]] = {}
         #: The minters in use, by name, in the order of `credentials`.
         self.minters: dict[str, Minter] = {}
         self._load_problems: list[Problem] = []
@@ -122,16 +134,27 @@ class Facility(LoggingConfigurable):
         """The identity of a server of this hub."""
         return Server(self.hub_id, username, name)
 
+    @property
+    def bearer_credential(self) -> str | None:
+        """Name of the credential whose file the variable ``BEARER_TOKEN_FILE`` of servers names."""
+        return _BEARER_SOURCE.get(self.bearer_token_file)
+
     async def request_of(self, spawner: HubSpawner, server: Server, start_id: str, now: datetime) -> Request:
         """What minters may use for a start of the spawner's server, the user's own token included.
 
         `server`: the identity of that start, which stays the same when the user is renamed.
         """
+        return await self.request_for(spawner.user, spawner.authenticator, server, start_id, now)
+
+    async def request_for(
+        self, user: HubUser, authenticator: Any, server: Server, start_id: str, now: datetime
+    ) -> Request:
+        """As `request_of`, for a user who may have no server."""
         # Only our authenticator has access tokens. A technical user has none: a stored one belongs to a person who had
         # the name before.
-        technical = spawner.user.name in getattr(spawner.authenticator, "technical_users", ())
-        get_token = getattr(spawner.authenticator, "access_token", None)
-        token: AccessToken | None = await get_token(spawner.user) if get_token is not None and not technical else None
+        technical = user.name in getattr(authenticator, "technical_users", ())
+        get_token = getattr(authenticator, "access_token", None)
+        token: AccessToken | None = await get_token(user) if get_token is not None and not technical else None
         return Request(server, start_id, now, token, technical=technical)
 
     # -- checks before the first start
@@ -191,8 +214,7 @@ class Facility(LoggingConfigurable):
 
         A failure is ignored: `Minter.check` reports it, or it concerns only the user name of this trial.
         """
-        token = AccessToken("trial", None)
-        request = Request(self.server("check"), start_id="0" * 32, now=datetime.now(UTC), token=token)
+        request = self._trial()
         owner: dict[str, str] = {}
         problems = []
         for name, minter in self.minters.items():
@@ -205,6 +227,11 @@ class Facility(LoggingConfigurable):
                     problems.append(_clash(path, owner[path], name))
                 owner.setdefault(path, name)
         return problems
+
+    def _trial(self) -> Request:
+        """Of nobody, to see what a minter makes."""
+        token = AccessToken("trial", None)
+        return Request(self.server("check"), start_id="0" * 32, now=datetime.now(UTC), token=token)
 
     def _load(self, name: str, available: Mapping[str, Sequence[EntryPoint]]) -> None:
         def problem(text: str, remedy: str) -> None:
@@ -317,6 +344,72 @@ class Facility(LoggingConfigurable):
         reasons = {**record.missing, **{name: str(error) for name, error in missing.items()}}
         return self._minted(request, credentials, missing, replace(record, credentials=lost, missing=reasons))
 
+    def mint_outside(
+        self, request: Request, name: str, record: ServerRecord | None, *, by: str = "", username: str = ""
+    ) -> Credential:
+        """Mint one credential for a laptop or CI: only the files of a client, for `laptop_lifetime` at most.
+
+        The caller has checked the membership, and nothing was awaited since. The audit is told, and `outside` notes
+        what it must tell when the user's access ends.
+
+        Args:
+            request: of the user; for a credential of a running server (`Minter.of_start`), of that start.
+            name: one of `minters`.
+            record: that of the running server; None for what belongs to no server.
+            by: who asked, for the audit: ``page of alice``, ``token of alice: laptop``.
+            username: as in `renew`.
+
+        Raises CredentialError: with what stands in the way, for people.
+        """
+        minter = self.minters.get(name)
+        if minter is None:
+            raise CredentialError(name, "this hub has no such credential", _ASK_OPERATOR)
+        if request.technical and minter.renewal == "token":
+            raise CredentialError(minter.title, "a technical user has no token of an identity provider", "")
+        states: dict[str, Mapping[str, str]] = {}
+        if minter.of_start:
+            entry = None if record is None else record.credentials.get(name)
+            if entry is None:
+                raise CredentialError(minter.title, "they are those of a running server", "Start it first.")
+            states[name] = entry.state
+        longest = min(request.longest or self.laptop_lifetime, self.laptop_lifetime)
+        now, asked = request.now, replace(request, longest=longest)
+        minted, missing = self._mint_each({name: minter}, asked, states, outside=True)
+        if name in missing:
+            raise missing[name]
+        new, _ = minted[name]
+        if minter.shortens and (new.expires_at is None or new.expires_at > now + timedelta(seconds=longest)):
+            problem = f"what was minted lives for more than the {longest} seconds that it may live outside of servers"
+            raise CredentialError(minter.title, problem, _ASK_OPERATOR)
+        handed = HandedOut(
+            credential=name,
+            server=request.server.name if minter.of_start else None,
+            start_id=request.start_id if minter.of_start else "",
+            started_as=request.server.username,
+            identifiers=new.identifiers,
+            expires_at=new.expires_at,
+        )
+        self.outside.note(username or request.server.username, handed, now)
+        self._tell(handed.event(Action.MINTED, username or request.server.username, by=by))
+        return new
+
+    def lifetime_outside(self, name: str) -> int | None:
+        """Seconds that a credential lives outside of servers, as `mint_outside` makes it; None if its issuer says."""
+        minter = self.minters[name]
+        own = getattr(minter, "lifetime", None)
+        if not minter.shortens:
+            return None
+        return min(own, self.laptop_lifetime) if isinstance(own, int) else self.laptop_lifetime
+
+    def files_outside(self, name: str) -> tuple[str, ...]:
+        """Paths of the files of `mint_outside`; empty as long as they aren't known."""
+        if name not in self._files_outside:
+            try:
+                self._files_outside[name] = tuple(sorted(self.minters[name].mint_outside(self._trial()).files))
+            except Exception:  # noqa: BLE001 - it concerns the user name of this trial, or is told by `Minter.check`
+                return ()
+        return self._files_outside[name]
+
     def routes(self, server: Server, record: AnyRecord | None = None) -> list[Route]:
         """The routes to a server with the credentials of `record`; with all credentials if no record can be read."""
         names = record.names if isinstance(record, ServerRecord) else self.minters.keys()
@@ -340,24 +433,39 @@ class Facility(LoggingConfigurable):
         All variables of a missing credential are left out. A client without any setting says so or does without; a
         client with half of its settings fails later, in a place that says nothing of the cause.
         """
+        return self._environment(minted.server, minted.credentials, minted.files, directory)
+
+    def environment_outside(self, server: Server, new: Credential) -> dict[str, str]:
+        """Environment of a client with a credential of `mint_outside`. Paths begin with ``{directory}``."""
+        return self._environment(server, [new.name], new.files, PurePosixPath("{directory}"))
+
+    def _environment(
+        self, server: Server, names: Iterable[str], files: Collection[str], directory: PurePosixPath
+    ) -> dict[str, str]:
         environment: dict[str, str] = {}
-        for name in minted.credentials:
+        for name in names:
             try:
-                environment |= self.minters[name].environment(minted.server, directory)
+                environment |= self.minters[name].environment(server, directory)
             except Exception as error:  # noqa: BLE001 - a third party's
                 self.log.error("%s", _broken(name, "environment", error))  # noqa: TRY400 - see _broken
-        if self.bearer_token_file in minted.files:
+        if self.bearer_token_file in files:
             environment["BEARER_TOKEN_FILE"] = str(directory / self.bearer_token_file)
         return environment
 
     def _mint_each(
-        self, minters: Mapping[str, Minter], request: Request, states: Mapping[str, Mapping[str, str]]
+        self,
+        minters: Mapping[str, Minter],
+        request: Request,
+        states: Mapping[str, Mapping[str, str]],
+        *,
+        outside: bool = False,
     ) -> tuple[dict[str, tuple[Credential, tuple[Route, ...]]], dict[str, CredentialError]]:
         credentials: dict[str, tuple[Credential, tuple[Route, ...]]] = {}
         missing: dict[str, CredentialError] = {}
         for name, minter in minters.items():
             try:
-                credential = minter.mint(replace(request, state=states.get(name, {})))
+                mint = minter.mint_outside if outside else minter.mint
+                credential = mint(replace(request, state=states.get(name, {})))
                 problem = _malformed(credential, request.now)
                 if problem:
                     missing[name] = CredentialError(name, problem, _ASK_OPERATOR)
@@ -393,9 +501,12 @@ class Facility(LoggingConfigurable):
                 expires_at=iso(new.expires_at),
                 reason="for a technical user, who has no log-in" if request.technical else "",
             )
-            tell({} if self._app is None else self._app.tornado_settings, event)
+            self._tell(event)
         for name in missing:
             MINTS.labels(name, "failed").inc()
+
+    def _tell(self, event: Event) -> None:
+        tell({} if self._app is None else self._app.tornado_settings, event)
 
     def _minted(
         self,
@@ -452,6 +563,11 @@ def _broken(name: str, what: str, error: Exception) -> Problem:
 def _clash(path: str, first: str, second: str) -> Problem:
     problem = f"{first} and {second} both write the file {path}"
     return Problem(Severity.ERROR, "Facility.credentials", problem, "Remove one of them.")
+
+
+def installed() -> list[str]:
+    """Names of all installed credentials, enabled or not."""
+    return sorted(_available())
 
 
 def _available() -> dict[str, list[EntryPoint]]:

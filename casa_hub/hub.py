@@ -91,7 +91,9 @@ class CasaHub:
         if self.home is not None:
             self.home.begin_hub(self)
         self.renewals = Renewals(self.app, self.facility)
-        self.revocations = Revocations(self.app, members, None if recheck is None else recheck.log_ins)
+        self.revocations = Revocations(
+            self.app, members, None if recheck is None else recheck.log_ins, self.facility.outside
+        )
         self.mending = Mending(self.app, self.revocations.may_end, self.renewals)
         self.mass_loss = MassLoss(self.app, members, recheck, self.revocations, self.renewals)
         self.rounds = Rounds(self.app, members, recheck, self.revocations, self.mass_loss)

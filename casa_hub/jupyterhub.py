@@ -69,6 +69,12 @@ class HubUser(Protocol):
 
     async def stop(self, server_name: str = "") -> None: ...
 
+    def new_api_token(self, *, note: str, expires_in: int, scopes: list[str]) -> str:
+        """Raises ValueError for a scope that the user doesn't have."""
+
+    def server_url(self, server_name: str = "") -> str:
+        """Path of a server, with the hub's base URL."""
+
     def sync_groups(self, group_names: Collection[str]) -> None: ...
 
 
@@ -132,6 +138,7 @@ class HubApp(Protocol):
     proxy: HubProxy
     authenticator: Any
     authenticator_class: type
+    load_roles: list[dict[str, Any]]
     spawner_class: type
     base_url: str
     bind_url: str

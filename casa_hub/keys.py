@@ -11,9 +11,11 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from casa_hub.errors import CredentialError, Problem, Severity
+from casa_hub.metrics import KEY_MODIFIED
 
 T = TypeVar("T")
 
@@ -79,6 +81,7 @@ class KeyFile(Generic[T]):
             key = self._parse(content)
         except BadKeyError as bad:
             raise CredentialError(thing, bad.problem, bad.remedy) from None
+        KEY_MODIFIED.labels(self.setting).set(status.st_mtime)
         if time.time() - status.st_mtime > _SETTLED:
             self._cached = (path, _version(status), key)
         return key
@@ -115,6 +118,14 @@ class KeyFile(Generic[T]):
         return CredentialError(
             thing, f"can't be read: {getattr(error, 'strerror', None) or error}", "Name a file that the hub can read."
         )
+
+
+def changed_at(path: str) -> float | None:
+    """When a key file was changed last, epoch seconds, and so how old its key is; None if it can't be seen."""
+    try:
+        return Path(path).stat().st_mtime
+    except (OSError, ValueError):  # ValueError: no file can have this path
+        return None
 
 
 def _version(status: os.stat_result) -> _Version:

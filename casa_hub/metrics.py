@@ -1,4 +1,4 @@
-"""The metrics, on JupyterHub's ``/hub/metrics``. docs/operations.md explains each and has alerts.
+"""The metrics, on JupyterHub's ``/hub/metrics``. docs/operations.md explains each; helm-values/monitoring has alerts.
 
 No label ever holds the name of a user or a server.
 """
@@ -44,6 +44,15 @@ CLIENT_REFUSED = Gauge(
 )
 ACCESS_ENDED = Counter("casa_hub_access_ended", "Users whose access was ended", ["why"])
 LEAVING = Gauge("casa_hub_access_ending", "Users whose access is being ended, but is not yet in all parts")
+LEFTOVERS = Gauge(
+    "casa_hub_leftovers", "Pods of this hub without a living server that it may not, or could not remove by itself"
+)
+#: A time and no age, as Prometheus wants it: an age would stand still until the file is read again.
+KEY_MODIFIED = Gauge(
+    "casa_hub_key_modified_timestamp_seconds",
+    "When the key file that was read last was modified, in seconds since the epoch",
+    ["setting"],
+)
 
 # Each label exists from the hub's start, otherwise Prometheus would not count the first event.
 for _why in WHYS:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,16 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from casa_hub.errors import CasaError, ConfigurationError
-from casa_hub.moments import when
+from casa_hub.operator_words import (
+    ALL_WELL,
+    CAN_COME_BACK,
+    confirmed,
+    dask_secrets,
+    departed,
+    namesakes,
+    renewed,
+    to_look_at,
+)
 from casa_hub.text import printable
 
 #: The same as in `casa_hub.web.operations`; an import of that would load JupyterHub's handlers.
@@ -173,75 +180,39 @@ def _refused(hub: Hub, operation: str, status: int, answer: object) -> CasaError
 def revoke(hub: Hub, options: argparse.Namespace) -> int:
     body = {"user": options.user} | ({"reason": options.reason} if options.reason else {})
     answer = ask(hub, "POST", "revoke", body)
-    code = _departed(answer)
-    if answer["also"]:
-        _say(f"The same person has other user names here, which keep their access: {', '.join(answer['also'])}")
-    _say("A user who is still a member can log in again. To prevent that: CasaOAuthenticator.blocked_users.")
-    return code
+    _say(*departed(answer), *namesakes(answer), CAN_COME_BACK)
+    return 1 if answer["still"] else 0
 
 
 def rebind(hub: Hub, options: argparse.Namespace) -> int:
     answer = ask(hub, "POST", "rebind", {"user": options.user})
-    code = _departed(answer)
+    _say(*departed(answer))
     if answer["rebound"]:
         _say(f"The name {answer['user']} belongs to the next person who logs in with it. Home and jobs are unchanged.")
     elif not answer["still"]:
         _say(f"The name {answer['user']} was bound to nobody.")
     else:
         _say(f"The name {answer['user']} is still bound to its owner. Try again in a minute.")
-    return code
-
-
-def _departed(answer: Mapping[str, Any]) -> int:
-    servers = [f"server {name}" if name else "the default server" for name in answer["servers"]]
-    stopped = ", ".join(servers) or "nothing"
-    _say(f"{answer['user']}: access ended; stopped: {stopped}; tokens deleted: {answer['tokens']}.")
-    for sentence in answer["still"]:
-        _say(f"Not yet: {sentence}")
     return 1 if answer["still"] else 0
 
 
 def renew(hub: Hub, options: argparse.Namespace) -> int:
     body = ({"users": options.user} if options.user else {}) | {"credentials": options.credential or []}
     answer = ask(hub, "POST", "renew", body)
-    _say(f"Renewed: {len(answer['renewed'])} servers.")
-    for server, why in sorted(answer["failed"].items()):
-        _say(f"{server}: {why}")
+    _say(*renewed(answer))
     return 1 if answer["failed"] else 0
 
 
-def confirm(hub: Hub, _: argparse.Namespace) -> int:
-    confirmed = ask(hub, "POST", "confirm", {})["confirmed"]
-    _say(f"Access ends: {', '.join(confirmed)}." if confirmed else "Nothing is held back.")
+def confirm(hub: Hub, options: argparse.Namespace) -> int:
+    body = {"users": options.user} if options.user else {}
+    _say(confirmed(ask(hub, "POST", "confirm", body)))
     return 0
 
 
 def status(hub: Hub, _: argparse.Namespace) -> int:
     answer = ask(hub, "GET", "status")
-    for held in answer["held_back"]:
-        _say(f"Held back since {_when(held['since'])}: {held['user']}: {held['reason']}")
-    if answer["held_back"]:
-        _say("If these are true, end their access: casa-hub confirm")
-    refused = Counter(user["reason"] for user in answer["client_refused"])
-    for reason, count in sorted(refused.items()):
-        _say(f"The membership of {count} users can't be checked: {reason}")
-    for overdue in answer["overdue"]:
-        until = f", which is valid until {_when(overdue['until'])}" if overdue["until"] else ""
-        _say(f"Not renewed: {overdue['credential']} of {overdue['server']}{until}: {overdue['why']}")
-    missing = answer.get("missing", [])  # hubs of earlier versions don't have the field
-    for thing in missing:
-        _say(f"Missing, and tried again: {thing['what']} of {thing['server']}: {thing['why']}")
-    for server, why in sorted(answer["unkept"].items()):
-        _say(f"Not renewed: all credentials of {server}: {why}. Restart the server to mend it.")
-    for server, why in sorted(answer["unsure"].items()):
-        _say(f"Unknown: the credentials of {server} can't be read now: {why}")
-    for secret, count in sorted(answer["dask_secrets"].items()):
-        _say(f"Dask secret {secret}: in use by {count} servers.")
-    found = bool(missing) or any(
-        answer[name] for name in ("held_back", "client_refused", "overdue", "unkept", "unsure")
-    )
-    if not found:
-        _say("All is well.")
+    found = to_look_at(answer)
+    _say(*found, *dask_secrets(answer), *([] if found else [ALL_WELL]))
     return 1 if found else 0
 
 
@@ -255,13 +226,9 @@ def gc(hub: Hub, options: argparse.Namespace) -> int:
     return 1 if any(options.dry_run or leftover["error"] for leftover in found) else 0
 
 
-def _when(moment: str) -> str:
-    """A time of the API in the form for people."""
-    return when(datetime.fromisoformat(moment))
-
-
-def _say(line: str) -> None:
-    print(printable(line))
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(printable(line))
 
 
 COMMANDS: dict[str, Callable[[Hub, argparse.Namespace], int]] = {
@@ -304,7 +271,8 @@ def add_commands(commands: Any) -> None:
         "End all access of a user name and give the name to the next identity that logs in with it.",
     )
     command.add_argument("user")
-    add("confirm", "end the access of users whose lost membership is held back")
+    command = add("confirm", "end the access of users whose lost membership is held back")
+    command.add_argument("user", nargs="*", help="only of these users")
     add("status", "show what an operator should look at")
     command = add(
         "gc", "remove what has no living server", "Remove pods, Secrets, routes and files without a living server."

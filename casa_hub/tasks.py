@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
-#: Things that `in_turns` gives in one turn of the event loop.
-_IN_ONE_TURN = 50
+#: Seconds, about, that work in pieces takes in one turn of the event loop.
+_TURN = 0.001
 
 T = TypeVar("T")
 
@@ -61,9 +62,22 @@ async def woken(wake: asyncio.Event, seconds: float) -> None:
     wake.clear()
 
 
-async def in_turns(things: Iterable[T]) -> AsyncIterator[T]:
-    """All of them; other work on the event loop gets its turns in between."""
-    for number, thing in enumerate(things, 1):
-        yield thing
-        if number % _IN_ONE_TURN == 0:
+class Turns:
+    """For work in pieces: other work on the event loop gets its turns in between."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    async def give(self) -> None:
+        """Let others have theirs, if this work has had its time. Call it after each piece."""
+        if time.perf_counter() - self._began >= _TURN:
             await asyncio.sleep(0)
+            self._began = time.perf_counter()
+
+
+async def in_turns(things: Iterable[T]) -> AsyncIterator[T]:
+    """All of them, as by `Turns`."""
+    turns = Turns()
+    for thing in things:
+        yield thing
+        await turns.give()

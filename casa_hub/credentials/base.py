@@ -3,7 +3,7 @@
 A site's own credential is a subclass of `Minter`, named in the entry-point group ``casa_hub.credentials``:
 
 - `name`, `title` and `mint` must be there;
-- `renewal`, `check`, `environment` and `routes` where the defaults don't fit;
+- `renewal`, `key_files`, `check`, `environment` and `routes` where the defaults don't fit;
 - settings are traits (``.tag(config=True)``).
 
 Nothing else needs to be touched. A minter never knows whether its files go to a directory of this machine or into a
@@ -17,7 +17,7 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 from urllib.parse import quote
@@ -66,6 +66,12 @@ class Request:
     state: Mapping[str, str] = field(default_factory=dict)
     #: Whether the user is one of `CasaOAuthenticator.technical_users`, who have no log-in.
     technical: bool = False
+    #: Seconds that the credential may live at most; None: as long as the minter's settings say (see `Minter.shortens`).
+    longest: int | None = None
+
+    def lifetime(self, configured: int) -> timedelta:
+        """How long the credential lives, by the minter's own setting (seconds) and `longest`."""
+        return timedelta(seconds=configured if self.longest is None else min(configured, self.longest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +124,25 @@ class Minter(LoggingConfigurable):
     name: ClassVar[str]
     #: For people, at the start of a sentence: "XCache macaroon".
     title: ClassVar[str]
+    #: What it is for, for people, after "to": "read the facility's data through XCache". "" if the title says it.
+    purpose: ClassVar[str] = ""
+    #: Programs that find it by themselves, for people: "HTCondor's commands and Python bindings". "" if none does.
+    found_by: ClassVar[str] = ""
     #: When a running server gets a new one. `time`: before the present one expires. `token`: it is made of the user's
     #: access token, so when there is a new token. `request`: only when an operator asks for it, because a new one would
     #: not be valid for longer.
     renewal: ClassVar[Renewal] = "time"
+    #: Whether each credential belongs to one start of a server. Outside of servers, it is then minted by the state of
+    #: a running one.
+    of_start: ClassVar[bool] = False
+    #: Whether `Request.longest` is heeded. False for what somebody else has issued, such as the user's own token: it
+    #: lives as long as it lives.
+    shortens: ClassVar[bool] = True
+
+    @property
+    def key_files(self) -> Mapping[str, str]:
+        """Setting -> path of each key file in use, so that the page for administrators says how old the key is."""
+        return _NOTHING
 
     def check(self) -> Sequence[Problem]:
         """Problems of settings and key files, to be found before a user meets them. Must not raise."""
@@ -134,6 +155,13 @@ class Minter(LoggingConfigurable):
         Raises:
             CredentialError: with the thing that stands in the way, and the remedy.
         """
+
+    def mint_outside(self, request: Request) -> Credential:
+        """Mint one for a person's laptop or CI, not longer than `Request.longest`: what a client needs, and no more.
+
+        Otherwise as `mint`.
+        """
+        return self.mint(request)
 
     def environment(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:  # noqa: ARG002
         """Environment variables of the server: paths below `directory` and host names, never a secret."""

@@ -18,7 +18,9 @@ class Bearer(Minter):
 
     name: ClassVar[str] = "bearer"
     title: ClassVar[str] = "Access token"
+    purpose: ClassVar[str] = "act as you at services that know your identity provider"
     renewal: ClassVar[Renewal] = "token"
+    shortens: ClassVar[bool] = False
 
     def mint(self, request: Request) -> Credential:
         token = request.token

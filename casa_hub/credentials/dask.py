@@ -141,7 +141,7 @@ class Authority:
     def certificate(self) -> bytes:
         """The CA's own certificate, PEM. With Ed25519 each call returns the same bytes."""
         builder = (
-            self._builder(self._name, self._identifier, self._start.not_before)
+            self._builder(self._name, self._identifier, self._start.not_before, self._start.not_after)
             .public_key(self._key.public_key())
             .serial_number(int.from_bytes(self._identifier.digest[:16]) | 1)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -149,8 +149,13 @@ class Authority:
         )
         return builder.sign(self._key, self._hash).public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, common_name: str, now: datetime, serial: int, *, hosts: Sequence[str] = ()) -> bytes:
-        """A new key and its certificate, in one PEM. For clients, and for servers with the names in `hosts`, if any."""
+    def issue(
+        self, common_name: str, now: datetime, serial: int, *, hosts: Sequence[str] = (), until: datetime | None = None
+    ) -> bytes:
+        """A new key and its certificate, in one PEM. For clients, and for servers with the names in `hosts`, if any.
+
+        `until`: an end before that of the CA.
+        """
         key = _KEY_TYPES[self._start.key_type]()
         usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = (
@@ -158,6 +163,7 @@ class Authority:
                 _name(common_name),
                 x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
                 max(now - CLOCK_SKEW, self._start.not_before),
+                self._start.not_after if until is None else until,
             )
             .public_key(key.public_key())
             .serial_number(serial)
@@ -176,14 +182,14 @@ class Authority:
         )
 
     def _builder(
-        self, subject: x509.Name, identifier: x509.SubjectKeyIdentifier, not_before: datetime
+        self, subject: x509.Name, identifier: x509.SubjectKeyIdentifier, not_before: datetime, not_after: datetime
     ) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder()
             .issuer_name(self._name)
             .subject_name(subject)
             .not_valid_before(not_before)
-            .not_valid_after(self._start.not_after)
+            .not_valid_after(not_after)
             .add_extension(identifier, critical=False)
         )
 
@@ -236,8 +242,11 @@ class Dask(Minter):
 
     name: ClassVar[str] = "dask"
     title: ClassVar[str] = "Dask certificates"
+    purpose: ClassVar[str] = "connect scheduler, workers and clients of this server's Dask cluster"
+    found_by: ClassVar[str] = "the image's Dask cluster and its workers"
     #: All certificates of a start end with its CA; new ones would only be read by new processes.
     renewal: ClassVar[Renewal] = "request"
+    of_start: ClassVar[bool] = True
 
     secret_file = Unicode(
         "",
@@ -328,6 +337,10 @@ class Dask(Minter):
             raise TraitError(f"Dask.cluster_label is {value!a}, must be letters, digits, blanks and _.()@+-.")
         return value
 
+    @property
+    def key_files(self) -> Mapping[str, str]:
+        return {"Dask.secret_file": self.secret_file}
+
     def check(self) -> Sequence[Problem]:
         problems = self._secrets.check(self.secret_file)
         try:
@@ -338,10 +351,7 @@ class Dask(Minter):
 
     def mint(self, request: Request) -> Credential:
         hosts = self._hosts(request.server)
-        start, secret = self._start(request)
-        if request.now >= start.not_after:
-            raise CredentialError("Dask certificates", f"of this start expired at {when(start.not_after)}", _RESTART)
-        authority = Authority(start, secret)
+        start, authority = self._authority(request)
         slug = request.server.slug
         host_serial, user_serial = x509.random_serial_number(), x509.random_serial_number()
         return Credential(
@@ -358,6 +368,24 @@ class Dask(Minter):
             identifiers={"ca": authority.fingerprint, "host": f"{host_serial:x}", "user": f"{user_serial:x}"},
             summary=f"scheduler {hosts[0]}, worker {hosts[1]}",
             state=start.state(),
+        )
+
+    def mint_outside(self, request: Request) -> Credential:
+        """The files of a client alone, whose certificate can end before the CA: nobody outside can be the scheduler."""
+        hosts = self._hosts(request.server)
+        start, authority = self._authority(request)
+        until = min(start.not_after, request.now.replace(microsecond=0) + request.lifetime(self.lifetime))
+        serial = x509.random_serial_number()
+        return Credential(
+            name=self.name,
+            files={
+                "ca.pem": authority.certificate(),
+                "usercert.pem": authority.issue(f"{request.server.slug} client", request.now, serial, until=until),
+            },
+            issued_at=request.now,
+            expires_at=until,
+            identifiers={"ca": authority.fingerprint, "user": f"{serial:x}"},
+            summary=f"scheduler {hosts[0]}",
         )
 
     def environment(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:
@@ -388,6 +416,13 @@ class Dask(Minter):
             )
         scheduler, worker = (server.host(label, self.domain) for label in (self.scheduler_label, self.worker_label))
         return scheduler, worker
+
+    def _authority(self, request: Request) -> tuple[Start, Authority]:
+        """The CA to mint under. Raises CredentialError, also if it has expired."""
+        start, secret = self._start(request)
+        if request.now >= start.not_after:
+            raise CredentialError("Dask certificates", f"of this start expired at {when(start.not_after)}", _RESTART)
+        return start, Authority(start, secret)
 
     def _start(self, request: Request) -> tuple[Start, bytes]:
         """The CA to mint under, and its secret: at a start a new CA, at a renewal that of the present credential."""

@@ -16,7 +16,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -99,6 +98,8 @@ class HTCondor(Minter):
 
     name: ClassVar[str] = "htcondor"
     title: ClassVar[str] = "HTCondor token"
+    purpose: ClassVar[str] = "look at the batch farm and submit jobs"
+    found_by: ClassVar[str] = "HTCondor's commands and Python bindings"
 
     key_file = Unicode(
         "",
@@ -217,6 +218,10 @@ class HTCondor(Minter):
             raise TraitError(f"HTCondor.scopes {what}. Users need READ and WRITE.")
         return list(dict.fromkeys(value))
 
+    @property
+    def key_files(self) -> Mapping[str, str]:
+        return {"HTCondor.key_file": self.key_file}
+
     def check(self) -> Sequence[Problem]:
         problems = self._key.check(self.key_file)
 
@@ -252,7 +257,7 @@ class HTCondor(Minter):
         subject = f"{self.local_part(request.server.username)}@{self.uid_domain}"
         # HTCondor 23 refuses tokens whose times are not whole seconds.
         issued_at = request.now.replace(microsecond=0)
-        expires_at = issued_at + timedelta(seconds=self.lifetime)
+        expires_at = issued_at + request.lifetime(self.lifetime)
         identifier = new_identifier(request.server)
         token = mint_idtoken(
             self._key.read(self.key_file).value,

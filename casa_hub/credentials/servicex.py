@@ -56,7 +56,10 @@ class ServiceX(Minter):
     """Writes the ServiceX client's ``.servicex``."""
 
     name: ClassVar[str] = "servicex"
+    shortens: ClassVar[bool] = False
     title: ClassVar[str] = "ServiceX configuration"
+    purpose: ClassVar[str] = "ask ServiceX for columns of data"
+    found_by: ClassVar[str] = "the ServiceX client"
 
     endpoint = Unicode(
         "",
@@ -92,6 +95,10 @@ class ServiceX(Minter):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._tokens = KeyFile("ServiceX.tokens_file", parse_tokens, _MAKE_TOKENS)
+
+    @property
+    def key_files(self) -> Mapping[str, str]:
+        return {"ServiceX.tokens_file": self.tokens_file} if self.tokens_file else {}
 
     def check(self) -> Sequence[Problem]:
         problems: list[Problem] = []

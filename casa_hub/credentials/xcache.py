@@ -16,7 +16,6 @@ import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -124,6 +123,7 @@ class XCache(Minter):
 
     name: ClassVar[str] = "xcache"
     title: ClassVar[str] = "XCache macaroon"
+    purpose: ClassVar[str] = "read the facility's data through XCache"
 
     key_file = Unicode(
         "",
@@ -213,6 +213,10 @@ class XCache(Minter):
             raise TraitError(f"XCache.activities {what}. Choose from {', '.join(ACTIVITIES)}.")
         return list(dict.fromkeys(value))
 
+    @property
+    def key_files(self) -> Mapping[str, str]:
+        return {"XCache.key_file": self.key_file}
+
     def check(self) -> Sequence[Problem]:
         problems = self._key.check(self.key_file)
         for probe in (self._site, self._template):
@@ -252,7 +256,7 @@ class XCache(Minter):
         server = request.server
         if not server.username:
             raise CredentialError("user name", "is empty: XRootD refuses a macaroon with it", "Give the user a name.")
-        expires_at = (request.now + timedelta(seconds=self.lifetime)).replace(microsecond=0)
+        expires_at = (request.now + request.lifetime(self.lifetime)).replace(microsecond=0)
         path = self.path_for(server.username)
         activities = ",".join(self.activities)
         identifier = new_identifier(server)

@@ -51,6 +51,13 @@ class Browser(requests.Session):
         headers["Referer"] = self.hub + base
         return self.request(method, self.hub + path, headers=headers, timeout=TIMEOUT, **options)
 
+    def submit(self, page: str, action: str, **fields: str) -> requests.Response:
+        """Submit a form of a page, with the token against forged requests that is in it."""
+        found = re.search(r'name="_xsrf" value="([^"]+)"', self.page(page).text)
+        if found is None:
+            raise CasaError(page, "has no form", "")
+        return self.post(self.hub + action, data={"_xsrf": found[1], **fields}, timeout=TIMEOUT)
+
     def user(self) -> dict[str, Any]:
         """The hub's model of the user who is logged in."""
         answer = self.call("GET", "/hub/api/user")

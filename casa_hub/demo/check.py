@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,7 @@ import requests
 
 from casa_hub.demo.accounts import ADMINISTRATOR, DOMAIN, MEMBER, MEMBERS, RECHECK_INTERVAL, STRANGER
 from casa_hub.demo.browser import Browser, Kernel
+from casa_hub.demo.dial import REFUSED
 from casa_hub.demo.packages import Progress
 from casa_hub.errors import CasaError
 
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from casa_hub.demo.xrootd import XCache
 
 OK, FORBIDDEN = HTTPStatus.OK, HTTPStatus.FORBIDDEN
+#: Part of the facility -> the credential that comes with it.
+_OPTIONAL = {"xcache": "xcache", "pool": "htcondor"}
+_PAGE = "/hub/casa/credentials"
 
 #: Word in the name of a notebook's step -> part of the facility that the step needs; without it the step is skipped.
 NEEDS = {"XCache": "xcache", "HTCondor": "pool"}
@@ -136,33 +142,48 @@ class Checks:
                     self._step(f"inside: {name}", partial(kernel.run, source))
 
     def _from_outside(self) -> None:
-        """Connect to the scheduler from a laptop with the user's certificate, with another user's, and with none."""
+        """Connect to the scheduler from a laptop with the user's bundle, with another user's, and with none."""
         own, other = self._laptops / MEMBER.name, self._laptops / ADMINISTRATOR.name
         host = f"{MEMBER.name}.dask.{DOMAIN}"
+        self._step(f"{MEMBER.name} sees each credential in My credentials", self._see)
         for account in (MEMBER, ADMINISTRATOR):
-            self._step(f"{account.name} copies credentials to a laptop", partial(self._copy, account.name))
-        self._step("outside: the user's certificate opens the scheduler", lambda: self._dial(host, own, own))
-        self._step(
-            "outside: another server's certificate is refused", lambda: self._dial(host, own, other, refused=True)
-        )
-        self._step("outside: no certificate is refused", lambda: self._dial(host, own, None, refused=True))
+            self._step(f"{account.name} downloads the laptop bundle", partial(self._download, account.name))
+        self._step("outside: connect.py of the bundle opens the scheduler", partial(self._connect, own))
+        self._step("outside: another server's certificate is refused", lambda: self._dial(host, own, other))
+        self._step("outside: no certificate is refused", lambda: self._dial(host, own, None))
 
-    def _copy(self, name: str) -> None:
-        """Copy a user's files to the laptop, from the directory that the notebook names."""
-        laptop = self._laptops / name
+    def _see(self) -> None:
+        page = self._browser(MEMBER.name).page(_PAGE).text
+        wanted = ["dask", "bearer", *(name for part, name in _OPTIONAL.items() if getattr(self._facility, part))]
+        for credential in wanted:
+            _expect(f'data-credential="{credential}" data-state="good"' in page, f"the page doesn't show {credential}")
+
+    def _download(self, name: str) -> None:
+        """Download a user's laptop bundle by the page's button, and unpack it on the laptop."""
+        browser, laptop = self._browser(name), self._laptops / name
         laptop.mkdir(mode=0o700)
-        for file, content in json.loads(self._kernel(name).run(_SHOW)).items():
-            (laptop / file).write_text(content)
+        answer = browser.submit(_PAGE, "/hub/casa/bundle", server="")
+        _expect(answer.status_code == OK, f"the hub answered {answer.status_code}")
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as bundle:
+            bundle.extractall(laptop)
 
-    def _dial(self, host: str, ca: Path, certificate: Path | None, *, refused: bool = False) -> None:
-        program = [sys.executable, "-m", "casa_hub.demo.dial", host, str(ca / "ca.pem")]
+    def _connect(self, laptop: Path) -> None:
+        done = self._on_laptop([str(laptop / "connect.py")])
+        _expect(done.returncode == 0 and "Connected to" in done.stdout, f"it said {done.stdout}{done.stderr[-300:]}")
+
+    def _dial(self, host: str, ca: Path, certificate: Path | None) -> None:
+        """Try to connect, which must be refused."""
+        program = ["-m", "casa_hub.demo.dial", host, str(ca / "ca.pem")]
         if certificate is not None:
             program.append(str(certificate / "usercert.pem"))
+        done = self._on_laptop(program)
+        _expect(done.returncode == REFUSED, f"exit code {done.returncode}: {done.stdout}{done.stderr[-300:]}")
+
+    def _on_laptop(self, program: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a Python program that knows nothing of the facility but its names."""
         environment = {"PATH": "/usr/bin:/bin", **self._facility.names.environment}
-        done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=60, check=False)
-        _expect(
-            done.returncode == (3 if refused else 0), f"exit code {done.returncode}: {done.stdout}{done.stderr[-300:]}"
-        )
+        command = [sys.executable, *program]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     def _refusals(self) -> None:
         xcache, pool = self._facility.xcache, self._facility.pool
@@ -180,7 +201,7 @@ class Checks:
 
     def _forged(self, name: str) -> str:
         """A token of the member's with some bytes of its signature changed."""
-        token = (self._laptops / MEMBER.name / name).read_text().strip()
+        token = str(json.loads(self._kernel(MEMBER.name).run(_SHOW))[name]).strip()
         place = len(token) - 20
         return token[:place] + ("AAAA" if token[place : place + 4] != "AAAA" else "BBBB") + token[place + 4 :]
 

@@ -1,6 +1,6 @@
 """Connects to a Dask scheduler by its name, as from a user's laptop: `python -m casa_hub.demo.dial HOST CA [CERT]`.
 
-Exit code 0: connected; 3: refused by TLS; 1: anything else.
+Exit code 0: connected; `REFUSED`: refused by TLS; 1: anything else.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import sys
 
 from distributed import Client
 from distributed.security import Security
+
+#: Exit code if TLS refuses.
+REFUSED = 3
 
 
 async def dial(host: str, ca: str, certificate: str | None) -> int:
@@ -25,7 +28,7 @@ async def dial(host: str, ca: str, certificate: str | None) -> int:
         writer.close()
     except ssl.SSLError as error:
         print(f"refused: {error.reason}")
-        return 3
+        return REFUSED
     security = Security(
         require_encryption=True, tls_ca_file=ca, tls_client_cert=certificate, tls_client_key=certificate
     )

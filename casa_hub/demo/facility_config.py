@@ -54,6 +54,7 @@ c.Dask.domain = demo["dask"]["domain"]
 # The hub itself.
 c.CryptKeeper.keys = [(here / "crypt-key").read_text()]
 c.JupyterHub.bind_url = demo["url"]
+c.JupyterHub.default_url = "/hub/casa/credentials"  # where a log-in ends; without it, in the user's server
 c.JupyterHub.hub_port = demo["hub_port"]
 c.JupyterHub.db_url = "sqlite:///" + str(here / "hub.sqlite")
 c.JupyterHub.cookie_secret_file = str(here / "cookie_secret")

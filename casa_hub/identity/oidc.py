@@ -28,7 +28,7 @@ from casa_hub.identity.discovery import Metadata
 from casa_hub.identity.errors import OIDCError, TokenError, cant_say
 from casa_hub.identity.signatures import KeySet, read_claims, read_header
 from casa_hub.identity.tokens import RefreshedTokenError, Tokens, read_answer, with_claims
-from casa_hub.identity.transport import USERINFO_LIMIT, Client, Reply, Transport, split_url
+from casa_hub.identity.transport import USERINFO_LIMIT, Client, Contact, Reply, Transport, split_url
 from casa_hub.identity.verdicts import of_token_answer, of_userinfo_answer
 
 #: Seconds for which a discovery document and a key set are used without asking again.
@@ -52,7 +52,7 @@ class Issuer:
     def __init__(self, client: Client, *, clock: Callable[[], float] = time.time) -> None:
         self.client = client
         self._clock = clock
-        self._transport = Transport(client)
+        self._transport = Transport(client, clock)
         self._metadata: Metadata | None = None
         #: When the document has to be asked for again, by the clock.
         self._metadata_until = -math.inf
@@ -67,6 +67,11 @@ class Issuer:
     def known(self) -> Metadata | None:
         """The last discovery document, however old; None before the first."""
         return self._metadata
+
+    @property
+    def contact(self) -> Contact:
+        """When the issuer was last heard of."""
+        return self._transport.contact
 
     async def close(self) -> None:
         await self._transport.close()

@@ -6,14 +6,16 @@ import asyncio
 import json
 import math
 import ssl
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from casa_hub.identity.errors import cant_say
+from casa_hub.identity.errors import OIDCError, cant_say
 from casa_hub.loopback import is_loopback
 
 #: Most bytes of a discovery document, a key set or a token answer. Real ones have some 10 kB, and all bytes are parsed
@@ -55,10 +57,31 @@ class Reply(NamedTuple):
     challenges: tuple[str, ...] = ()
 
 
+@dataclass(slots=True)
+class Contact:
+    """When the provider was last heard of. Times are epoch seconds."""
+
+    #: None: not since the hub's start.
+    answered_at: float | None = None
+    #: Of the first request without an answer since then; None if it answers. An answer that says that the provider
+    #: itself has failed (status 500 and above) is none.
+    silent_since: float | None = None
+    #: Why the last request had no answer; "" if it had one.
+    why: str = ""
+
+    def heard(self, now: float) -> None:
+        self.answered_at, self.silent_since, self.why = now, None, ""
+
+    def missed(self, now: float, why: str) -> None:
+        self.silent_since, self.why = self.silent_since or now, why
+
+
 class Transport:
     """Requests of this hub to its identity provider, over connections that stay open."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, clock: Callable[[], float] = time.time) -> None:
+        self.contact = Contact()
+        self._clock = clock
         self._client = client
         self._session: aiohttp.ClientSession | None = None
 
@@ -93,6 +116,27 @@ class Transport:
         `limit`: most bytes of the answer. `patience`: seconds for the whole answer; default: `Client.timeout`.
         Raises OIDCError if there is no answer in time, or if it is longer than `limit`.
         """
+        try:
+            reply = await self._ask(method, url, headers=headers, data=data, limit=limit, patience=patience)
+        except OIDCError as error:
+            self.contact.missed(self._clock(), str(error))
+            raise
+        if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.contact.missed(self._clock(), f"{_bare(url)}: it answers with status {reply.status}")
+        else:
+            self.contact.heard(self._clock())
+        return reply
+
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None,
+        data: Mapping[str, str] | None,
+        limit: int,
+        patience: float | None,
+    ) -> Reply:
         seconds = self._client.timeout if patience is None else patience
         try:
             async with asyncio.timeout(seconds):

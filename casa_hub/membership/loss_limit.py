@@ -65,10 +65,14 @@ class Holdback:
         return True
 
     def drop(self, name: str) -> None:
-        """Forget this user's "no": the provider said "yes", or the access ended another way."""
+        """Forget this user's "no": the provider said "yes", an operator confirmed it, or the access ended another way.
+
+        It no longer counts against others.
+        """
         member = self._members.get(name)
         if member is not None:
             member.weighed_since = member.held_since = None
+            member.ignored_at = 0.0
 
     def rule(self, now: float, users: Collection[str], unheard: Collection[str] = ()) -> Ruling:
         """Decide about the new "no"s among `users`: everybody whose membership is checked.
@@ -103,9 +107,6 @@ class Holdback:
             self._members[name].held_since, self._members[name].weighed_since = now, None
         return names
 
-    def confirm(self) -> tuple[str, ...]:
-        """Let everything held back take effect; it no longer counts against others. Returns the users' names."""
-        names = tuple(self.held)
-        for name in names:
-            self._members[name].held_since = None
-        return names
+    def hold_again(self, name: str, now: float) -> None:
+        """Hold this user's "no" back without weighing it: an operator has ignored it, perhaps in an earlier hub."""
+        self._members[name].held_since = now

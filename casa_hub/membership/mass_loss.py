@@ -5,14 +5,18 @@ once. What is said here of a "no" holds for it, except that access goes on for `
 
 A "no" refuses pages, API and spawns at once. Before servers are stopped and tokens deleted, everybody with an older
 verdict is asked, as fast as a provider and the hub's database can take it. If too many are out as well, all of them are
-held back: that is treated as "can't say" until they say "yes" again, the grace ends, or the operator confirms it.
+held back: that is treated as "can't say" until they say "yes" again, the grace ends, or the operator confirms it. An
+operator who knows that it is a mistake ignores it, which prolongs the grace (`member.held_until`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub import metrics
 from casa_hub.audit import Action, Event, tell
@@ -20,10 +24,11 @@ from casa_hub.identity.verdicts import Verdict
 from casa_hub.jupyterhub import HubApp
 from casa_hub.membership.active_users import watched
 from casa_hub.membership.loss_limit import Holdback, Ruling
-from casa_hub.membership.member import Access, Member, Members, Standing
+from casa_hub.membership.member import UNASKED, Access, Member, Members, Standing, held_until
 from casa_hub.membership.policy import Refused
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.revocation import Revocations
+from casa_hub.membership.tables import Ignored
 from casa_hub.servers.renewals import Renewals
 from casa_hub.tasks import Background
 
@@ -33,6 +38,19 @@ WAIT = 20.0
 RATE = 25.0
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A "no" that is held back, for operators. Times are epoch seconds."""
+
+    username: str
+    reason: str
+    since: float
+    #: When access ends if nothing changes.
+    until: float
+    #: Whether an operator has ignored it.
+    ignored: bool
 
 
 class MassLoss:
@@ -50,6 +68,7 @@ class MassLoss:
         self._holdback = Holdback(members, members.settings.recheck_interval)
         self._weighing: asyncio.Task[None] | None = None
         self._background = Background()
+        self._ignored = Ignored(app.db)
         #: Whether the log has said that the provider refuses this hub itself.
         self._client_refused_alarm = False
 
@@ -62,7 +81,7 @@ class MassLoss:
             self._no(member, standing)
         elif standing.verdict is Verdict.YES:
             held = member.held_since is not None
-            self._holdback.drop(member.name)
+            self._drop([member])
             if held and not self._holdback.held:
                 log.warning('No "no" is held back any more')
         self._our_fault(member, standing)
@@ -72,9 +91,20 @@ class MassLoss:
         """What becomes of this user is decided elsewhere."""
         member = self._members.get(username)
         if member is not None:
-            self._holdback.drop(username)
+            self._drop([member])
             member.client_refused = False
             self._count()
+
+    def resume(self) -> None:
+        """Take over what was ignored in an earlier hub. Raises SQLAlchemyError."""
+        longest = max(self._members.settings.outage_grace, self._members.settings.membership_max_age)
+        ignored = self._ignored.all()
+        old = {name for name, since in ignored.items() if not 0 <= self._members.now() - since < longest}
+        if old:
+            self._ignored.remove(old)
+        for name, since in ignored.items():
+            if name not in old:
+                self._members[name].ignored_at = since
 
     @property
     def open_cases(self) -> set[str]:
@@ -83,23 +113,61 @@ class MassLoss:
 
     # -- for operators
 
-    def held(self) -> list[tuple[str, str, float]]:
-        """User name, reason and since when (epoch seconds) of each "no" that is held back."""
-        return [(name, self._members[name].reason, since) for name, since in sorted(self._holdback.held.items())]
+    def held(self) -> list[Held]:
+        """Each "no" that is held back."""
+        now, settings = self._members.now(), self._members.settings
+        found = []
+        for name, since in sorted(self._holdback.held.items()):
+            member = self._members[name]
+            until = held_until(member, member.standing or UNASKED, settings, now)
+            found.append(Held(name, member.reason, since, until, ignored=bool(member.ignored_at)))
+        return found
 
     def client_refused(self) -> list[tuple[str, str]]:
         """User name and reason of each about whom the provider refuses to speak with this hub."""
         return sorted((member.name, member.reason) for member in self._refused())
 
-    def confirm(self, by: str = "") -> list[str]:
-        """What is held back is true: the access of these users ends, from now on. Returns their names."""
-        names = sorted(self._holdback.confirm())
+    def confirm(self, by: str = "", chosen: Collection[str] | None = None) -> list[str]:
+        """What is held back is true: the access of these users ends, from now on. Returns their names.
+
+        `chosen`: only of these users; None for all.
+        """
+        members = [self._members[name] for name in self._holdback.held if chosen is None or name in chosen]
+        self._drop(members)
+        names = sorted(member.name for member in members)
         for name in names:
             confirmed = Event(Action.CONFIRMED, name, reason=self._members[name].reason, by=by)
             tell(self._app.tornado_settings, confirmed)
         self._depart(names, by=by, confirmed=True)
         self._count()
         return names
+
+    def ignore(self, by: str, chosen: Collection[str]) -> list[str]:
+        """What is held back of these users is a mistake: it changes nothing for another grace (`member.held_until`).
+
+        Returns their names. A restart of the hub changes nothing of it.
+        Raises SQLAlchemyError if the hub's database can't be written; nothing was ignored then.
+        """
+        names, now = sorted(name for name in self._holdback.held if name in chosen), self._members.now()
+        if names:
+            self._ignored.open()
+            self._ignored.note(names, now)
+        for name in names:
+            member = self._members[name]
+            member.ignored_at = now
+            tell(self._app.tornado_settings, Event(Action.IGNORED, name, reason=member.reason, by=by))
+        return names
+
+    def _drop(self, members: Collection[Member]) -> None:
+        """Forget what is weighed, held back or ignored of them."""
+        ignored = [member.name for member in members if member.ignored_at]
+        for member in members:
+            self._holdback.drop(member.name)
+        if ignored:
+            try:
+                self._ignored.remove(ignored)
+            except SQLAlchemyError as error:  # this process knows it; a later one would hold back until the grace's end
+                log.error("That a lost membership is ignored no more can't be stored (%s)", type(error).__name__)  # noqa: TRY400
 
     # -- weighing
 
@@ -113,7 +181,11 @@ class MassLoss:
         idle = not user.active and not user.api_tokens
         if idle and standing.revoked_at:
             return  # nothing of theirs runs, and a page asks for the log-in
-        if idle and now - standing.last_yes >= self._members.settings.outage_grace:
+        until = held_until(member, standing, self._members.settings, now)
+        if member.ignored_at and member.held_since is None and now < until:
+            self._holdback.hold_again(member.name, now)  # an earlier hub held it back, and it was ignored there
+            return
+        if idle and now >= until:
             # Somebody who left long ago opens an old page. To hold that back spares nothing, and if a whole class does
             # so on one morning, it says nothing of who is out now.
             self._depart([member.name])
@@ -128,8 +200,7 @@ class MassLoss:
         except Exception:
             # Nobody's access goes on for that: pages refuse, and the next round comes here again.
             log.exception('A "no" could not be weighed')
-            for name in self._holdback.new:
-                self._holdback.drop(name)
+            self._drop([self._members[name] for name in self._holdback.new])
         finally:
             self._weighing = None
 

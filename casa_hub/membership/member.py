@@ -20,6 +20,7 @@ from casa_hub.membership.policy import Allowed, Refused
 from casa_hub.membership.settings import Keeper
 from casa_hub.membership.tables import Entry
 from casa_hub.moments import when
+from casa_hub.outside import HandedOut
 from casa_hub.text import sentence
 
 #: A log-in that can't be asked about counts for a time; in the last part of it, its end is told.
@@ -107,6 +108,8 @@ class Revocation:
     #: Servers whose credentials the audit knows; and those of which it knows them as far as the hub does.
     told: set[str] = field(default_factory=set)
     told_in_part: set[str] = field(default_factory=set)
+    #: Credentials outside of servers that the audit doesn't know as revoked yet.
+    outside: list[HandedOut] = field(default_factory=list)
     tokens: int = 0
     still: tuple[str, ...] = ()
     #: What is left of the log-in once the hub's user is deleted; "" if there is none, or it is ended.
@@ -143,6 +146,8 @@ class Member:
     weighed_since: float | None = None
     held_since: float | None = None
     gone_at: float | None = None
+    #: When an operator said that what is held back is a mistake. A copy of the one in the log-in (`Session`).
+    ignored_at: float = 0.0
     #: Whether a "no" has taken effect whose turn to end the access hasn't come yet.
     leaves: bool = False
     #: Whether the provider refuses to speak with this hub about this person.
@@ -247,18 +252,32 @@ class Outcome:
     may_start: bool = False
 
 
+def held_until(member: Member, standing: Standing, settings: Keeper, now: float) -> float:
+    """Until when what is held back of a person changes nothing, epoch seconds.
+
+    An operator who ignores it gives another `outage_grace` from then on, as often as that is done; but not beyond
+    `membership_max_age` since the last "yes", after which nobody's membership counts unconfirmed.
+    """
+    ends_at = standing.last_yes + settings.outage_grace
+    if not member.ignored_at:
+        return ends_at
+    ignored_at = min(member.ignored_at, now)  # a clock that was put back gives no more time
+    return max(ends_at, min(ignored_at + settings.outage_grace, standing.last_yes + settings.membership_max_age))
+
+
 def outcome(member: Member, settings: Keeper, now: float, standing: Standing | None = None) -> Outcome:
     """What follows for one person; `standing`: of which verdict, for a page that didn't wait for the last one."""
     standing = standing or member.standing or UNASKED
     held_back = member.held_since is not None
+    end_of_hold = held_until(member, standing, settings, now) if held_back else 0.0
     match standing.verdict:
         case Verdict.YES:
             return _yes(standing, settings, now)
         case Verdict.LOG_IN_AGAIN:
-            return _log_in_again(standing, settings, now, held_back=held_back, noticed_at=member.noticed_at)
+            return _log_in_again(standing, settings, now, held_until=end_of_hold, noticed_at=member.noticed_at)
         case Verdict.NO if not held_back:
             return Outcome(Access.OFF, standing.at, "no")
-    ends_at = standing.last_yes + settings.outage_grace
+    ends_at = max(standing.last_yes + settings.outage_grace, end_of_hold)
     why = "no" if standing.verdict is Verdict.NO else "outage"
     if now - standing.last_yes <= settings.recheck_interval:
         text = ""  # a page that didn't want to wait
@@ -290,15 +309,14 @@ def _yes(standing: Standing, settings: Keeper, now: float) -> Outcome:
     return Outcome(Access.ON, may_start=True)
 
 
-def _log_in_again(standing: Standing, settings: Keeper, now: float, *, held_back: bool, noticed_at: float) -> Outcome:
+def _log_in_again(standing: Standing, settings: Keeper, now: float, *, held_until: float, noticed_at: float) -> Outcome:
     why = "age"
     if not standing.session_id:  # nobody knows of a log-in: there is no "yes" to count from
         ends_at = noticed_at + settings.membership_max_age if noticed_at else math.inf
     elif standing.revoked_at:
         why = "revoked"
         ends_at = min(standing.revoked_at + settings.revoked_grace, standing.last_yes + settings.membership_max_age)
-        if held_back:
-            ends_at = max(ends_at, standing.last_yes + settings.outage_grace)
+        ends_at = max(ends_at, held_until)  # 0 if it isn't held back
     else:
         ends_at = standing.last_yes + settings.membership_max_age
     text = f"Please log in again: {sentence(standing.reason)}"

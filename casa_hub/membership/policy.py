@@ -61,6 +61,8 @@ class Allowed:
     groups: frozenset[str]
     #: False takes the rights of an administrator away again.
     admin: bool
+    #: Those of the policy's groups that let the person in, as the operator wrote them; empty if a list of names did.
+    ways_in: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,10 @@ def decide(
     why = _Why(policy, stated, granted_scopes, claims)
     if refused := _barred(policy, groups, why):
         return refused
-    admin = bool(_matching(policy.admin_groups, groups)) or username in policy.admin_users
-    if admin or policy.allow_all or username in policy.allowed_users or _matching(policy.allowed_groups, groups):
-        return Allowed(groups, admin=admin)
+    as_admin, ways_in = _matching(policy.admin_groups, groups), _matching(policy.allowed_groups, groups)
+    admin = bool(as_admin) or username in policy.admin_users
+    if admin or policy.allow_all or username in policy.allowed_users or ways_in:
+        return Allowed(groups, admin=admin, ways_in=as_admin | ways_in)
     if policy.allowed_groups:
         return why.refused(
             f"This hub is for members of {_listed(policy.allowed_groups, ' or ')}.", policy.allowed_groups

@@ -28,6 +28,7 @@ from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.membership.log_ins import LogIns
 from casa_hub.membership.member import Member, Members, Revocation, RevocationReport
 from casa_hub.membership.tables import Entry, Ledger
+from casa_hub.outside import Outside
 from casa_hub.record import AnyRecord, Unreadable, iso, to_block
 from casa_hub.servers.running import RunningServer, running_server
 from casa_hub.tasks import Background, repeat
@@ -50,11 +51,12 @@ log = logging.getLogger(__name__)
 class Revocations:
     """Lives on the hub's event loop."""
 
-    def __init__(self, app: HubApp, members: Members, log_ins: LogIns | None) -> None:
-        """`log_ins`: None with an authenticator that isn't ours."""
+    def __init__(self, app: HubApp, members: Members, log_ins: LogIns | None, outside: Outside | None = None) -> None:
+        """`log_ins`: None with an authenticator that isn't ours. `outside`: what people hold outside of servers."""
         self._app = app
         self._members = members
         self._log_ins = log_ins
+        self._outside = outside or Outside()
         self._ledger = Ledger(app.db)
         #: The `Member.revocation` of all who have one.
         self._under_way: set[Revocation] = set()
@@ -136,7 +138,9 @@ class Revocations:
             self._ledger.note(entry)
         log.warning("The access of %s ends: %s", user.name, entry.reason)
         servers = {name for name, spawner in user.spawners.items() if spawner.active}
-        revocation = Revocation(entry, user, user.id, servers, tokens=tokens)
+        # In the same turn: what a newer log-in takes outside from now on is its own.
+        outside = self._outside.take(user.name, datetime.now(UTC))
+        revocation = Revocation(entry, user, user.id, servers, outside=outside, tokens=tokens)
         self._start(revocation)
         return revocation
 
@@ -183,6 +187,7 @@ class Revocations:
 
     async def _try(self, revocation: Revocation) -> tuple[str, ...]:
         """One try of all that is left. Returns what still is, as sentences."""
+        await self._audit_outside(revocation)
         mended(self._app.db)  # the try before may have failed for the database
         # The same object: somebody else may have the name by now, and databases reuse the id.
         there = self._app.users.get(revocation.user_id)
@@ -329,6 +334,17 @@ class Revocations:
                 by=revocation.entry.requested_by,
             )
             tell(self._app.tornado_settings, event)
+
+    async def _audit_outside(self, revocation: Revocation) -> None:
+        """What others must block that was taken to laptops and CI: nobody can withdraw it there."""
+        entry = revocation.entry
+        while revocation.outside:
+            held = revocation.outside.pop()
+            tell(
+                self._app.tornado_settings,
+                held.event(Action.REVOKED, entry.username, reason=entry.reason, by=entry.requested_by),
+            )
+            await asyncio.sleep(0)  # there may be a thousand
 
     # -- the log-in
 

@@ -93,6 +93,7 @@ class Rounds:
             if self._recheck is not None:
                 for name, since in self._unknown.all().items():
                     self._members[name].noticed_at = since
+                self._mass_loss.resume()
         except Exception:
             log.exception("Could not resume access removals left by the previous hub process; retrying")
             roll_back(self._app.db)
@@ -215,7 +216,7 @@ class Rounds:
         """Note that this user has no stored log-in. A clock that was put back gives no extra time."""
         if not 0 < member.noticed_at <= now:
             member.noticed_at = now
-            self._write(lambda: self._unknown.note(member.name, now))
+            self._write(lambda: self._unknown.note([member.name], now))
 
     def _forget(self, members: Iterable[Member]) -> None:
         """Drop users who have logged in, or have nothing that runs any more; in one commit."""

@@ -1,9 +1,10 @@
-"""The three tables in the hub's database that must survive a restart.
+"""The four tables in the hub's database that must survive a restart.
 
 ``casa_hub_identities``: whose name a user name is (`casa_hub.membership.usernames`). ``casa_hub_departures``: accesses
 that end, which the next hub process goes on with, and those that have ended, of which the user reads after the next
 log-in. ``casa_hub_unknown_log_ins``: for users with a running server or a token but no stored session, when the hub
-first noticed; `Keeper.membership_max_age` counts from there.
+first noticed; `Keeper.membership_max_age` counts from there. ``casa_hub_ignored``: when an operator ignored the lost
+membership of a user that is held back; `Keeper.outage_grace` counts from there.
 """
 
 from __future__ import annotations
@@ -59,12 +60,14 @@ _revocations = Table(
     Column("servers", Integer, nullable=False),
 )
 
-_unknown = Table(
-    "casa_hub_unknown_log_ins",
-    MetaData(),
-    Column("username", Unicode(_LENGTH), primary_key=True),
-    Column("since", _SECONDS, nullable=False),
-)
+
+def _times(name: str) -> Table:
+    """A table with a time, in epoch seconds, of some users."""
+    username = Column("username", Unicode(_LENGTH), primary_key=True)
+    return Table(name, MetaData(), username, Column("since", _SECONDS, nullable=False))
+
+
+_unknown, _ignored = _times("casa_hub_unknown_log_ins"), _times("casa_hub_ignored")
 
 #: Seconds for which a finished revocation is remembered.
 _REMEMBERED = 90 * 86400.0
@@ -137,19 +140,30 @@ class Ledger(HubTable):
         self._write(delete(_revocations).where(_revocations.c.username == username))
 
 
-class UnknownLogIns(HubTable):
-    """The table of unknown log-ins. Every method may raise SQLAlchemyError."""
+class _Times(HubTable):
+    """A table with a time of some users. Every method may raise SQLAlchemyError."""
+
+    def all(self) -> dict[str, float]:
+        """User name -> epoch seconds. Creates the table if it is missing."""
+        self.open()
+        return {row.username: row.since for row in self._db.execute(select(*self.table.columns))}
+
+    def note(self, usernames: Collection[str], since: float) -> None:
+        """Note the same time for all of them."""
+        rows = [{"username": name, "since": since} for name in usernames]
+        self._write(delete(self.table).where(self.table.c.username.in_(usernames)), insert(self.table).values(rows))
+
+    def remove(self, usernames: Collection[str]) -> None:
+        self._write(delete(self.table).where(self.table.c.username.in_(usernames)))
+
+
+class UnknownLogIns(_Times):
+    """When the hub first noticed the servers or tokens of a user without a stored log-in."""
 
     table = _unknown
 
-    def all(self) -> dict[str, float]:
-        """User name -> epoch seconds at which the hub first noticed. Creates the table if it is missing."""
-        self.open()
-        return {row.username: row.since for row in self._db.execute(select(*_unknown.columns))}
 
-    def note(self, username: str, since: float) -> None:
-        row = insert(_unknown).values(username=username, since=since)
-        self._write(delete(_unknown).where(_unknown.c.username == username), row)
+class Ignored(_Times):
+    """When an operator ignored the lost membership of a user that is held back."""
 
-    def remove(self, usernames: Collection[str]) -> None:
-        self._write(delete(_unknown).where(_unknown.c.username.in_(usernames)))
+    table = _ignored

@@ -72,6 +72,22 @@ class Missing:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a running server has of one credential, for people. Times are epoch seconds."""
+
+    name: str
+    issued: float
+    #: None if it doesn't expire, or if the server lacks it.
+    expires: float | None
+    #: When time brings the next one, or the next try; None if time brings none.
+    next_at: float | None
+    #: Whether the server should have it and has not.
+    missing: bool
+    #: Why the server lacks it, or why its renewal fails; "" if all is well.
+    why: str
+
+
 class _State(Enum):
     """What a server has of a credential."""
 
@@ -192,10 +208,17 @@ class Renewals:
             if names and spawner.active and not spawner.pending:
                 await self.bring(spawner, names)
 
-    async def renew_now(self, usernames: Collection[str] | None = None, names: Collection[str] = ()) -> Report:
+    async def renew_now(
+        self,
+        usernames: Collection[str] | None = None,
+        names: Collection[str] = (),
+        *,
+        only: Callable[[HubSpawner], bool] = lambda _: True,
+    ) -> Report:
         """Renew credentials now, whatever their expiry is, because their keys are other ones. Failures are tried again.
 
         `usernames`: whose servers; None for all running servers. `names`: of the credentials; none for all.
+        `only`: which of these servers.
         """
         renewed: list[str] = []
         failures: dict[str, str] = {}
@@ -203,7 +226,7 @@ class Renewals:
             [
                 (spawner, running)
                 for user, spawner, running in running_servers(self._app)
-                if running is not None and (usernames is None or user.name in usernames)
+                if running is not None and (usernames is None or user.name in usernames) and only(spawner)
             ]
         )
 
@@ -253,6 +276,19 @@ class Renewals:
             Missing(server.identity, name, one.why)
             for server, name, one in self._credentials()
             if one.state is _State.MISSING
+        ]
+
+    def unkept(self, spawner: HubSpawner) -> str:
+        """Why none of a running server's credentials can be renewed, without a full stop; "" if they can."""
+        server = self._servers.get(spawner)
+        return "" if server is None else server.unkept
+
+    def held(self, spawner: HubSpawner) -> list[Held]:
+        """What a running server has of each credential."""
+        server = self._servers.get(spawner)
+        return [
+            Held(name, one.issued, one.expires, one.at, one.state is _State.MISSING, one.why)
+            for name, one in ({} if server is None else server.credentials).items()
         ]
 
     def _credentials(self) -> Iterator[tuple[_Server, str, _Credential]]:

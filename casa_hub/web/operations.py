@@ -16,8 +16,7 @@ scope to a service, in ``jupyterhub_config.py``::
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +35,7 @@ from casa_hub.naming import Server
 from casa_hub.servers.running import running_servers, shown
 from casa_hub.servers.status import survey
 from casa_hub.startup import on_hub_start
+from casa_hub.tasks import in_turns
 from casa_hub.text import printable
 from casa_hub.unknown_keys import did_you_mean
 
@@ -128,6 +128,64 @@ def _reported(report: RevocationReport) -> dict[str, Any]:
     return {"servers": list(report.servers), "tokens": report.tokens, "still": list(report.still)}
 
 
+async def revoke(casa: CasaHub, user: Any, reason: str, by: str) -> dict[str, Any]:
+    """End all access of one of the hub's users; `reason`: an operator's own words, or "". As `Revocations.end`."""
+    given = " ".join(printable(reason).split())[:_REASON_LENGTH]
+    given = given or "The operator of this hub has ended the access."
+    report = await casa.revocations.end(user, given, why="operator", by=by)
+    # The provider has given this person another name, or had: what that one runs is a decision of its own.
+    identities = getattr(casa.app.authenticator, "identities", None)
+    also = [] if identities is None else identities.namesakes(user.name)
+    return {"user": user.name, "also": also, **_reported(report)}
+
+
+async def renew(
+    casa: CasaHub, usernames: Collection[str] | None, credentials: Collection[str], by: str
+) -> dict[str, Any]:
+    """Renew now, and tell the audit who asked. As `Renewals.renew_now`."""
+    asked = {user.name for user, _, _ in running_servers(casa.app) if usernames is None or user.name in usernames}
+    for name in sorted(asked):
+        audit.tell(casa.app.tornado_settings, audit.Event(audit.Action.RENEWAL_ASKED, name, by=by))
+    report = await casa.renewals.renew_now(usernames, credentials)
+    show = _shown(casa.app)
+    failed = {show(server): why for server, why in report.failed.items()}
+    return {"renewed": [show(server) for server in report.renewed], "failed": failed}
+
+
+async def status(casa: CasaHub, *, ask: bool) -> dict[str, Any]:
+    """All that an operator should look at; what the sentences of `casa_hub.operator_words` are made of.
+
+    `ask`: whether records that this process doesn't know are read, which may take requests to Kubernetes.
+    """
+    found = await survey(casa.app, casa.facility, ask=ask)
+    show = _shown(casa.app)
+    held = [
+        {
+            "user": one.username,
+            "reason": one.reason,
+            "since": iso(one.since),
+            "ignored_until": iso(one.until) if one.ignored else "",
+        }
+        async for one in in_turns(casa.mass_loss.held())
+    ]
+    overdue = [
+        {"server": show(one.server), "credential": one.credential, "until": one.until, "why": one.why}
+        async for one in in_turns(casa.renewals.overdue())
+    ]
+    missing = [
+        {"server": show(one.server), "what": one.what, "why": one.why} async for one in in_turns(casa.mending.missing())
+    ]
+    return {
+        "held_back": held,
+        "client_refused": [{"user": name, "reason": reason} for name, reason in casa.mass_loss.client_refused()],
+        "overdue": overdue,
+        "missing": missing,
+        "unkept": found.unkept,
+        "unsure": found.unsure,
+        "dask_secrets": dict(found.dask_secrets),
+    }
+
+
 class RevokeHandler(_Operation):
     """``{"user": NAME, "reason": TEXT}``: end all access of a user, until the next log-in."""
 
@@ -140,13 +198,7 @@ class RevokeHandler(_Operation):
             self.write({"user": name, "also": [], **_reported(RevocationReport((), 0, ()))})
             return
         user = self.user_of(name)
-        given = " ".join(printable(asked.get("reason", "")).split())[:_REASON_LENGTH]
-        reason = given or "The operator of this hub has ended the access."
-        report = await self.casa.revocations.end(user, reason, why="operator", by=self.by)
-        # The provider has given this person another name, or had: what that one runs is a decision of its own.
-        identities = getattr(self.authenticator, "identities", None)
-        also = [] if identities is None else identities.namesakes(user.name)
-        self.write({"user": user.name, "also": also, **_reported(report)})
+        self.write(await revoke(self.casa, user, asked.get("reason", ""), self.by))
 
 
 class RebindHandler(_Operation):
@@ -184,19 +236,17 @@ class RenewHandler(_Operation):
                 problem = f"No server of this hub gets a credential {name!r}. {did_you_mean(name, minters)}"
                 raise web.HTTPError(HTTPStatus.NOT_FOUND, problem)
         usernames = [self.user_of(name).name for name in asked["users"]] if "users" in asked else None
-        report = await self.casa.renewals.renew_now(usernames, tuple(asked.get("credentials", ())))
-        show = _shown(self.casa.app)
-        failed = {show(server): why for server, why in report.failed.items()}
-        self.write({"renewed": [show(server) for server in report.renewed], "failed": failed})
+        self.write(await renew(self.casa, usernames, tuple(asked.get("credentials", ())), by=self.by))
 
 
 class ConfirmHandler(_Operation):
-    """``{}``: end the access of all users whose "no" is held back."""
+    """``{"users": [NAME ...]}``: end the access of these users, whose "no" is held back. Without users: of all."""
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def post(self) -> None:
-        self.asked()
-        self.write({"confirmed": self.casa.mass_loss.confirm(self.by)})
+        chosen = self.asked(users=list).get("users")
+        names = None if chosen is None else [self.authenticator.normalize_username(name) for name in chosen]
+        self.write({"confirmed": self.casa.mass_loss.confirm(self.by, names)})
 
 
 class StatusHandler(_Operation):
@@ -204,24 +254,7 @@ class StatusHandler(_Operation):
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def get(self) -> None:
-        hub = self.casa
-        found = await survey(hub.app, hub.facility)
-        held = [{"user": name, "reason": reason, "since": iso(since)} for name, reason, since in hub.mass_loss.held()]
-        refused = [{"user": name, "reason": reason} for name, reason in hub.mass_loss.client_refused()]
-        show = _shown(hub.app)
-        overdue = [asdict(one) | {"server": show(one.server)} for one in hub.renewals.overdue()]
-        missing = [asdict(one) | {"server": show(one.server)} for one in hub.mending.missing()]
-        self.write(
-            {
-                "held_back": held,
-                "client_refused": refused,
-                "overdue": overdue,
-                "missing": missing,
-                "unkept": found.unkept,
-                "unsure": found.unsure,
-                "dask_secrets": dict(found.dask_secrets),
-            }
-        )
+        self.write(await status(self.casa, ask=True))
 
 
 class CollectHandler(_Operation):

@@ -13,7 +13,6 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import ChoiceLoader, PackageLoader
 from oauthenticator.oauth2 import (
     STATE_COOKIE_NAME,
     OAuthCallbackHandler,
@@ -32,6 +31,7 @@ from casa_hub.membership.groups import MalformedClaim
 from casa_hub.membership.policy import Refused, RefusedError
 from casa_hub.membership.usernames import IdentityError
 from casa_hub.text import printable
+from casa_hub.web.frame import Pages
 
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
@@ -73,32 +73,22 @@ class ClientRefusedError(CasaError):
         super().__init__(f"CasaOAuthenticator.{setting}", problem, remedy)
 
 
-class _Pages:
-    """Shows pages of this package in the hub's own frame. An operator's template of the same name wins."""
+class _LogInPages(Pages):
+    """Pages for people who are not signed in."""
 
     authenticator: CasaOAuthenticator
-    settings: dict[str, Any]
-
-    async def show(self, status: int, template: str, **namespace: Any) -> None:
-        environment = self.settings["jinja2_env"]
-        pages = environment.overlay(
-            loader=ChoiceLoader([environment.loader, PackageLoader("casa_hub", "web/templates")])
-        )
-        names = {**self.template_namespace, **namespace}  # type: ignore[attr-defined]
-        self.set_status(status)  # type: ignore[attr-defined]
-        self.finish(await pages.get_template(template).render_async(**names))  # type: ignore[attr-defined]
 
     async def show_unavailable(self) -> None:
-        self.set_header("Retry-After", "60")  # type: ignore[attr-defined]
+        self.set_header("Retry-After", "60")
         await self.show(
             HTTPStatus.SERVICE_UNAVAILABLE,
             "casa_unavailable.html",
             provider=self.authenticator.preset.title,
-            login_url=self.authenticator.login_url(self.hub.base_url),  # type: ignore[attr-defined]
+            login_url=self.authenticator.login_url(self.hub.base_url),
         )
 
 
-class CasaLoginHandler(_Pages, OAuthLoginHandler):  # type: ignore[misc]
+class CasaLoginHandler(_LogInPages, OAuthLoginHandler):  # type: ignore[misc]
     """Send the browser to the identity provider."""
 
     @property
@@ -143,7 +133,7 @@ class CasaLoginHandler(_Pages, OAuthLoginHandler):  # type: ignore[misc]
         super().authorize_redirect(*args, extra_params={**extra_params, "nonce": nonce_of(self._verifier)}, **kwargs)
 
 
-class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
+class CasaCallbackHandler(_LogInPages, OAuthCallbackHandler):  # type: ignore[misc]
     """Receive the browser from the identity provider, and log the user in or say why not."""
 
     _state: str | None = None
@@ -243,17 +233,11 @@ class CasaCallbackHandler(_Pages, OAuthCallbackHandler):  # type: ignore[misc]
 
     async def show_refused(self, decision: Refused) -> None:
         """The page for somebody whom the provider knows, but who may not use this hub."""
-        policy = self.authenticator.policy()
         await self.show(
             HTTPStatus.FORBIDDEN,
             "casa_refused.html",
             reason=decision.reason,
-            # Without administrators' groups: they concern nobody else.
-            asked_for=sorted(policy.allowed_groups),
-            required=sorted(policy.required_groups),
-            # None if the provider left the claim out: that doesn't mean "no groups".
-            found=None if decision.claim_missing else sorted(decision.found),
-            join_url=self.authenticator.join_url,
+            found=sorted(decision.found),
             login_url=self.authenticator.login_url(self.hub.base_url),
         )
 

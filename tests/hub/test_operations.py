@@ -155,6 +155,7 @@ def test_nobody_without_the_scope_may_not_even_an_administrator(
         ("renew", {"users": [7]}, "users must be a list of strings"),
         ("gc", {"dry_run": "yes"}, "dry_run must be a bool"),
         ("confirm", {"x": 1}, "There is no field 'x'"),
+        ("confirm", {"users": "alice"}, "users must be a list"),
         ("revoke", {"user": "caf\udce9"}, "user has characters that no name has"),
         ("rebind", {"user": "caf\udce9"}, "user has characters that no name has"),
         ("renew", {"users": ["caf\udce9"]}, "users has characters that no name has"),

@@ -94,7 +94,7 @@ def test_the_longest_values_come_back_as_they_went_in(session: Session) -> None:
 
     unknown = UnknownLogIns(session)
     assert unknown.all() == {}
-    unknown.note(NAME, now)
+    unknown.note([NAME], now)
     assert unknown.all() == {NAME: now}
     unknown.remove([NAME])
     assert unknown.all() == {}
@@ -164,7 +164,7 @@ def test_ours_goes_on_whatever_has_become_of_the_hub_s_session(
         lambda: ledger.done("ada", 2.0, 1),
         lambda: ledger.remove("ada"),
         unknown.all,
-        lambda: unknown.note("ada", 1.0),
+        lambda: unknown.note(["ada"], 1.0),
         lambda: unknown.remove(["ada"]),
         lambda: mended(session).execute(text("SELECT 1")),
     ]

@@ -78,6 +78,7 @@ def test_the_source_archive_has_what_an_operator_needs(source: Path) -> None:
     for path in (
         "helm-values/cms.yaml",
         "helm-values/role.yaml",
+        "helm-values/monitoring/casa-hub-rules.yaml",
         "jupyterhub_config.d/casa_hub.py",
         "image/Dockerfile",
     ):

@@ -72,7 +72,11 @@ EVERYTHING = [
     Suite("hub-2", without("tests/hub", HUB_1)),
     Suite("kubernetes-hub-2", without("tests/kubernetes/hub", KUBERNETES_HUB_1)),
     # What depends on JupyterHub, KubeSpawner or Python; servers of the facility don't know the difference.
-    Suite("jupyterhub-5-hub", ["-m", "both_hubs", "tests/unit", "tests/hub", "tests/browser"], hub5=True),
+    Suite(
+        "jupyterhub-5-hub",
+        ["-m", "both_hubs", "tests/unit", "tests/hub", "tests/browser", "tests/monitoring"],
+        hub5=True,
+    ),
     Suite("peers", ["tests/peers"]),
     Suite("jupyterhub-5-kubernetes", ["-m", "both_hubs", "tests/kubernetes/hub", "tests/helm"], hub5=True),
     Suite("node", ["tests/kubernetes/node"]),

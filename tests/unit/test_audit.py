@@ -39,6 +39,7 @@ class Hub:
         self.log = logging.Logger("JupyterHub", logging.INFO)  # noqa: LOG001 - each test's own
         self.log.addHandler(logging.StreamHandler(self.lines))
         self.eventlog = EventLogger(handlers=list(handlers))
+        self.tornado_settings: dict[str, Any] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -161,3 +162,15 @@ def test_before_the_hub_has_its_settings_the_event_log_is_the_applications(hub: 
 
 def test_without_a_hub_nothing_is_raised(caplog: pytest.LogCaptureFixture) -> None:
     audit.tell({}, FULL)
+
+
+def test_a_hub_remembers_its_own_last_events_and_no_start_drives_out_what_matters(hub: Hub) -> None:
+    other = Hub()
+    audit.tell(hub.settings, FULL)
+    for number in range(2 * audit.REMEMBERED):
+        audit.tell(hub.settings, Event(Action.MINTED, f"user-{number}", server=""))
+    assert [event["username"] for event in audit.last_events(hub)] == ["alice"]  # type: ignore[arg-type]
+    routine = audit.last_events(hub, routine=True)  # type: ignore[arg-type]
+    assert [event["username"] for event in routine[:2]] == ["user-199", "user-198"]
+    assert len(routine) == audit.REMEMBERED
+    assert audit.last_events(other) == []  # type: ignore[arg-type]

@@ -565,3 +565,104 @@ def test_there_is_one_facility_a_hub() -> None:
 def test_a_secrets_path_that_cannot_be_mounted_is_refused(path: str) -> None:
     with pytest.raises(TraitError, match="secrets_path"):
         Facility(secrets_path=path)
+
+
+# -- outside of servers
+
+
+class Deaf(Token):
+    """A site's own minter that was written before there was `Request.longest`."""
+
+    name, path = "deaf", "deaf"
+
+
+class OfStart(Token):
+    """Belongs to one start of a server, as Dask's certificates do."""
+
+    name, path = "ofstart", "ofstart"
+    of_start = True
+
+    def mint_outside(self, request: Request) -> Credential:
+        short = replace(self.mint(request), expires_at=request.now + request.lifetime(self.lifetime))
+        return replace(short, files={"client": short.files[self.path]})
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, installed: list[EntryPoint]) -> list[Event]:
+    events: list[Event] = []
+    monkeypatch.setattr(module, "tell", lambda _, event: events.append(event))
+    installed += [EntryPoint(cls.name, f"{__name__}:{cls.__name__}", module.GROUP) for cls in (Deaf, OfStart)]
+    return events
+
+
+def test_what_lives_longer_than_it_may_outside_stays_in_servers(told: list[Event]) -> None:
+    made = facility("deaf", laptop_lifetime=60, Deaf={"lifetime": 61})
+    with pytest.raises(CredentialError, match="lives for more than the 60 seconds"):
+        made.mint_outside(request(), "deaf", None)
+    assert told == []
+    assert made.outside.held("alice", NOW) == []
+
+
+@pytest.mark.parametrize(("longest", "expected"), [(None, 100), (7200, 100), (90, 90)])
+def test_the_asker_can_only_shorten_the_life(told: list[Event], longest: int | None, expected: int) -> None:
+    made = facility("ofstart", laptop_lifetime=100, OfStart={"lifetime": 3600})
+    record = made.mint(request()).record
+    new = made.mint_outside(replace(request(), longest=longest), "ofstart", record)
+    assert new.expires_at == NOW + timedelta(seconds=expected)
+
+
+def test_what_belongs_to_a_start_is_minted_by_that_start_s_state(told: list[Event]) -> None:
+    made = facility("ofstart")
+    record = made.mint(request()).record
+    told.clear()
+    new = made.mint_outside(request(), "ofstart", record, by="page of alice")
+    assert new.files == {"client": b"SECRET alice 2"}
+    (event,) = told
+    assert (event.action, event.server, event.start_id, event.by) == (Action.MINTED, "", "0" * 32, "page of alice")
+    for lacking in (None, replace(record, credentials={})):
+        with pytest.raises(CredentialError, match="they are those of a running server"):
+            made.mint_outside(request(), "ofstart", lacking)
+
+
+def test_what_belongs_to_no_server_is_told_as_the_user_s(told: list[Event]) -> None:
+    made = facility("xcache")
+    made.mint_outside(request(), "xcache", None, by="token a1 of bob", username="bob")
+    (event,) = told
+    assert (event.username, event.started_as, event.server, event.start_id) == ("bob", "alice", None, "")
+    (held,) = made.outside.take("bob", NOW)
+    assert held.identifiers == event.identifiers == {"jti": "xcache-1"}
+
+
+def test_a_third_party_s_fault_outside_shows_no_secret(told: list[Event]) -> None:
+    with pytest.raises(CredentialError) as error:
+        facility("broken").mint_outside(request(), "broken", None)
+    assert "SECRET" not in str(error.value)
+    with pytest.raises(CredentialError, match="this hub has no such credential"):
+        facility("broken").mint_outside(request(), "xcache", None)
+
+
+def test_a_technical_user_takes_no_token_of_a_person_outside(told: list[Event]) -> None:
+    asked = replace(request(), token=AccessToken("t", None), technical=True)
+    with pytest.raises(CredentialError, match="a technical user has no token"):
+        facility("bearer").mint_outside(asked, "bearer", None)
+
+
+def test_outside_the_user_s_own_token_lives_as_its_issuer_says(told: list[Event]) -> None:
+    bearer = facility("bearer", laptop_lifetime=60, Bearer={"lifetime": 7200})
+    bearer.minters["bearer"].shortens = False  # type: ignore[misc]
+    new = bearer.mint_outside(replace(request(), token=AccessToken("t", None)), "bearer", None)
+    assert new.expires_at == NOW + timedelta(seconds=7200)
+    assert bearer.lifetime_outside("bearer") is None
+    assert facility("xcache", laptop_lifetime=3600).lifetime_outside("xcache") == 60
+
+
+def test_the_environment_outside_has_places_to_fill_in(told: list[Event]) -> None:
+    made = facility("xcache")
+    new = made.mint_outside(request(), "xcache", None)
+    assert made.environment_outside(ALICE, new) == {
+        "XCACHE_FILE": "{directory}/xcache_token",
+        "XCACHE_HOST": "x.example.org",
+        "BEARER_TOKEN_FILE": "{directory}/xcache_token",
+    }
+    assert made.files_outside("xcache") == ("xcache_token",)
+    assert facility("broken").files_outside("broken") == ()

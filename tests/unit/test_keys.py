@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from casa_hub.errors import CredentialError, Severity
-from casa_hub.keys import BadKeyError, KeyFile
+from casa_hub.keys import BadKeyError, KeyFile, changed_at
 from tests.support.minting import assert_tells_nothing, write
 
 SECRET = b"correct horse battery staple"
@@ -75,6 +76,24 @@ def test_follows_the_link_that_kubernetes_switches(key: KeyFile[bytes], tmp_path
     (tmp_path / "link").symlink_to("new")
     (tmp_path / "link").rename(tmp_path / "..data")
     assert key.read(str(tmp_path / "key")) == b"new"
+
+
+def test_the_metrics_tell_when_the_key_that_was_read_last_was_modified(key: KeyFile[bytes], tmp_path: Path) -> None:
+    def told() -> float | None:
+        return REGISTRY.get_sample_value("casa_hub_key_modified_timestamp_seconds", {"setting": "Thing.key_file"})
+
+    path = write(tmp_path / "key", SECRET)
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    key.read(path)
+    assert told() == 1_700_000_000
+    write(tmp_path / "key", b"bad")
+    with pytest.raises(CredentialError):
+        key.read(path)
+    assert told() == 1_700_000_000
+    write(tmp_path / "key", b"good")
+    os.utime(path, (1_800_000_000, 1_800_000_000))
+    key.read(path)
+    assert told() == 1_800_000_000
 
 
 def test_two_paths_are_two_keys(key: KeyFile[bytes], tmp_path: Path) -> None:
@@ -183,3 +202,11 @@ def test_nothing_shows_the_key(key: KeyFile[bytes], tmp_path: Path) -> None:
     key.read(path)
     for thing in (key, *key.check(path)):
         assert_tells_nothing(thing, SECRET)
+
+
+def test_a_key_is_as_old_as_its_file_and_a_file_that_can_t_be_seen_has_no_age(tmp_path: Path) -> None:
+    path = write(tmp_path / "key", SECRET)
+    os.utime(path, (1.7e9, 1.7e9))
+    assert changed_at(path) == 1.7e9
+    assert changed_at(str(tmp_path / "none")) is None
+    assert changed_at("\0") is None

@@ -25,6 +25,7 @@ from casa_hub.delivery.kubernetes import ownership
 from casa_hub.delivery.kubernetes.api import KubernetesError, described
 from casa_hub.delivery.kubernetes.manifests import Object, Start
 from casa_hub.delivery.removals import Removal, removal
+from casa_hub.metrics import LEFTOVERS
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -145,7 +146,10 @@ class Leftovers:
 
             return await removal(described(thing), why, act, dry_run=dry_run)
 
-        return [await remove(thing, why) for thing, why in doomed]
+        removals = [await remove(thing, why) for thing, why in doomed]
+        if not dry_run:
+            LEFTOVERS.set(sum(bool(one.error) for one in removals))
+        return removals
 
     async def _look(self) -> None:
         deadline = Deadline(_LOOK_TIMEOUT)
@@ -177,7 +181,11 @@ class Leftovers:
                 if start.start_id not in self._own_starts
             ],
         ]
-        for error in filter(None, errors):  # only now: all removals were tried
+        failed = [error for error in errors if error is not None]
+        if self._namespace in self._namespaces:  # else only some of the pods were looked at
+            unknown = [pod for owner, pod in present if owner in idle - left]
+            LEFTOVERS.set(len(failed) + sum(ownership.start_id_of(pod) not in spared for pod in unknown))
+        for error in failed:  # only now: all removals were tried
             raise error
         self._suspects -= suspects - running
         self._interrupted = frozenset()

@@ -5,6 +5,7 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -450,3 +451,30 @@ def test_the_identifiers_are_what_the_certificates_say(dask: Dask) -> None:
     key_identifier = authority.value.key_identifier
     assert key_identifier is not None
     assert credential.identifiers == {"ca": key_identifier.hex(), **serials}
+
+
+# -- outside of servers
+
+
+def test_a_laptop_gets_the_files_of_a_client_that_end_before_the_ca(dask: Dask) -> None:
+    """Nothing by which somebody could pose as the scheduler; and the CA is that of the running server."""
+    of_server = mint(dask)
+    asked = replace(request(now=PRESENT, state=dict(of_server.state)), longest=3600)
+    new = dask.mint_outside(asked)
+    assert set(new.files) == {"ca.pem", "usercert.pem"}
+    ca, mine = certificate(of_server, "ca.pem"), certificate(new, "usercert.pem")
+    mine.verify_directly_issued_by(ca)
+    assert mine.not_valid_after_utc == new.expires_at == PRESENT.replace(microsecond=0) + timedelta(hours=1)
+    usage = mine.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+    assert new.identifiers == {"ca": of_server.identifiers["ca"], "user": f"{mine.serial_number:x}"}
+
+
+def test_outside_no_certificate_outlives_the_ca(dask: Dask) -> None:
+    dask.lifetime = 60
+    of_server = mint(dask)
+    late = PRESENT + timedelta(seconds=30)
+    new = dask.mint_outside(replace(request(now=late, state=dict(of_server.state)), longest=3600))
+    assert new.expires_at == of_server.expires_at
+    with pytest.raises(CredentialError, match="expired"):
+        dask.mint_outside(request(now=PRESENT + timedelta(seconds=60), state=dict(of_server.state)))

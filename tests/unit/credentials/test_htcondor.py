@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -340,3 +341,10 @@ def test_nothing_shows_the_key_or_the_token(key_file: str) -> None:
         assert_tells_nothing(thing, *secrets)
     assert credential.files["condor_token"].decode().split(".")[2].strip() not in public_text(credential)
     assert credential.issued_at <= NOW
+
+
+def test_a_request_can_shorten_the_life_and_not_lengthen_it(key_file: str) -> None:
+    minter = htcondor(key_file, lifetime=600)
+    for longest, expected in ((90, 90), (10**9, 600)):
+        new = minter.mint_outside(replace(request(), longest=longest))
+        assert new.expires_at == new.issued_at + timedelta(seconds=expected)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -375,3 +376,9 @@ def test_nothing_shows_key_or_macaroon(xcache: XCache) -> None:
     for thing in (xcache, credential, xcache._key, xcache._key.read(xcache.key_file), *xcache.check()):
         assert_tells_nothing(thing, KEY)
     assert credential.files["xcache_token"].decode()[-60:] not in public_text(credential)
+
+
+def test_a_request_can_shorten_the_life_and_not_lengthen_it(xcache: XCache) -> None:
+    for longest, expected in ((90, 90), (10**9, xcache.lifetime)):
+        expires_at = xcache.mint_outside(replace(request(), longest=longest)).expires_at
+        assert expires_at == NOW.replace(microsecond=0) + timedelta(seconds=expected)

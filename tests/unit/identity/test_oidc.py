@@ -412,6 +412,40 @@ async def test_a_key_set_that_is_none_is_no_verdict_on_the_person(issuer: Issuer
     assert caught.value.answer.verdict is Verdict.CANT_SAY
 
 
+async def test_it_is_known_when_the_provider_was_last_heard_of_and_since_when_it_is_silent(idp: IdP) -> None:
+    clock = Clock()
+    issuer = Issuer(Client(idp.issuer, "hub", SECRET, timeout=30), clock=clock)
+    contact = issuer.contact
+    assert (contact.answered_at, contact.silent_since, contact.why) == (None, None, "")
+    began = clock.now
+    await issuer.metadata()
+    assert (contact.answered_at, contact.silent_since) == (began, None)
+    idp.answers["/userinfo"] = (503, "<html>Maintenance</html>")
+    for _ in range(2):
+        clock.now += 60
+        with pytest.raises(OIDCError):
+            await issuer.userinfo("token", sub="s-1")
+    assert (contact.answered_at, contact.silent_since) == (began, began + 60)
+    assert "/userinfo: it answers with status 503" in contact.why
+    idp.answers["/userinfo"] = (401, {"error": "invalid_token"})  # a refusal is an answer
+    with pytest.raises(OIDCError):
+        await issuer.userinfo("token", sub="s-1")
+    assert (contact.answered_at, contact.silent_since, contact.why) == (clock.now, None, "")
+    await issuer.close()
+
+
+async def test_a_provider_that_can_t_be_reached_is_silent_and_no_secret_tells_why() -> None:
+    (port,) = free_ports(1, test_a_provider_that_can_t_be_reached_is_silent_and_no_secret_tells_why)
+    clock = Clock()
+    issuer = Issuer(Client(f"http://127.0.0.1:{port}", "hub", SECRET, timeout=30), clock=clock)
+    with pytest.raises(OIDCError):
+        await issuer.metadata()
+    assert (issuer.contact.answered_at, issuer.contact.silent_since) == (None, clock.now)
+    assert "can't be reached" in issuer.contact.why
+    assert SECRET not in issuer.contact.why
+    await issuer.close()
+
+
 async def test_known_keys_serve_while_the_provider_is_away(idp: IdP) -> None:
     clock = Clock()
     issuer = Issuer(Client(idp.issuer, "hub", SECRET), clock=clock)

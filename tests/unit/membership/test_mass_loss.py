@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+from jupyterhub import orm
 
 from casa_hub import metrics
+from casa_hub.audit import Action, last_events
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.membership import mass_loss as module
 from casa_hub.membership.mass_loss import MassLoss
@@ -26,17 +29,33 @@ class Hub:
         self.now = 1.7e9
         self.names = [f"user-{number}" for number in range(count)]
         self.users = {name: SimpleNamespace(name=name, active=True, api_tokens=[]) for name in self.names}
-        self.tornado_settings: dict[str, Any] = {}
+        self.tornado_settings: dict[str, Any] = {"app": self}
+        self.log = logging.getLogger("hub")
+        self.db = orm.new_session_factory("sqlite:///:memory:")()
         self.members = Members(Keeper(), lambda: self.now)
         self.began: list[str] = []
         #: Since when the sign-ins of those who are out are taken back; 0: they are no members instead.
         self.revoked_at = 0.0
         self.out = set(self.names)
         self.last_yes = dict.fromkeys(self.names, self.now - 60)
+        self.gate = self.a_gate()
+
+    def a_gate(self) -> MassLoss:
         revocations: Any = SimpleNamespace(has_any=lambda _: True, end=self.end)
         renewals: Any = SimpleNamespace(hand_out_token=self.hand_out_token)
-        self.gate = MassLoss(self, self.members, self, revocations, renewals)  # type: ignore[arg-type]
-        self.db: Any = None
+        return MassLoss(self, self.members, self, revocations, renewals)  # type: ignore[arg-type]
+
+    def restart(self) -> None:
+        """Another process has the database, and asks everybody anew."""
+        self.members = Members(Keeper(), lambda: self.now)
+        self.gate = self.a_gate()
+        self.gate.resume()
+
+    def held(self) -> set[str]:
+        return {held.username for held in self.gate.held()}
+
+    def audited(self, action: Action) -> set[tuple[str, str]]:
+        return {(event["username"], event.get("by", "")) for event in last_events(self) if event["action"] == action}  # type: ignore[arg-type]
 
     def last(self, name: str) -> Standing:
         if name in self.out and self.revoked_at:
@@ -207,6 +226,85 @@ async def test_what_an_operator_confirms_of_sign_ins_taken_back_ends_at_once(
     async with asyncio.timeout(10):
         while set(hub.began) != set(hub.names):  # noqa: ASYNC110 - nobody has an event of it
             await asyncio.sleep(0)
+
+
+async def test_of_what_is_held_back_an_operator_confirms_some_and_the_others_stay(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.hears_all()
+    monkeypatch.setattr(module, "RATE", 1e6)
+    assert hub.gate.confirm("operator", ["user-7", "user-3", "nobody"]) == ["user-3", "user-7"]
+    assert hub.held() == set(hub.names) - {"user-3", "user-7"}
+    async with asyncio.timeout(10):
+        while len(hub.began) < 2:  # noqa: ASYNC110 - nobody has an event of it
+            await asyncio.sleep(0)
+    assert set(hub.began) == {"user-3", "user-7"}
+    assert hub.audited(Action.CONFIRMED) == {("user-3", "operator"), ("user-7", "operator")}
+
+
+async def test_what_is_ignored_goes_on_for_another_grace_and_no_longer(hub: Hub) -> None:
+    await hub.hears_all()
+    hub.now += 3 * 3600
+    assert hub.gate.ignore("operator", ["user-3", "nobody"]) == ["user-3"]
+    assert hub.audited(Action.IGNORED) == {("user-3", "operator")}
+    until = {held.username: (held.until, held.ignored) for held in hub.gate.held()}
+    grace, last_yes = Keeper().outage_grace, hub.last_yes["user-3"]
+    assert until["user-3"] == (hub.now + grace, True)
+    assert until["user-4"] == (last_yes + grace, False)
+    hub.now += grace
+    assert hub.members.outcome(hub.members["user-3"]).access is Access.OFF
+    for _ in range(20):  # however often
+        hub.gate.ignore("operator", ["user-3"])
+        hub.now += 3600
+    assert hub.members.outcome(hub.members["user-3"]).access is Access.OFF
+
+
+async def test_a_restart_asks_nobody_to_ignore_it_again(hub: Hub) -> None:
+    """The grace since the last "yes" is over by then: all of them would be out because of the restart."""
+    await hub.hears_all()
+    hub.gate.ignore("operator", hub.names)
+    hub.now += Keeper().outage_grace - 10
+    hub.restart()
+    await hub.hears_all()
+    assert hub.held() == set(hub.names)
+    assert {hub.members.outcome(hub.members[name]).access for name in hub.names} == {Access.ON}
+    assert hub.began == []
+
+
+async def test_what_was_ignored_of_one_person_in_an_earlier_hub_isn_t_weighed_as_the_only_one(hub: Hub) -> None:
+    await hub.hears_all()
+    hub.gate.ignore("operator", ["user-3"])
+    hub.restart()
+    hub.out = {"user-3"}
+    await hub.hears_all()
+    await turns(20)
+    assert (hub.held(), hub.began) == ({"user-3"}, [])
+
+
+async def test_a_yes_ends_what_was_ignored_for_a_later_hub_too(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RATE", 1e6)
+    await hub.hears_all()
+    hub.gate.ignore("operator", hub.names)
+    hub.out.clear()
+    for name in hub.names:
+        hub.hear(name, hub.last(name))
+    hub.restart()
+    hub.out = {"user-3"}
+    await hub.hears_all()
+    async with asyncio.timeout(10):
+        while hub.began != ["user-3"]:  # noqa: ASYNC110 - nobody has an event of it
+            await asyncio.sleep(0)
+
+
+async def test_what_was_ignored_long_ago_is_forgotten(hub: Hub) -> None:
+    await hub.hears_all()
+    hub.gate.ignore("operator", hub.names)
+    hub.now += 2 * 86400
+    hub.restart()
+    assert {member.ignored_at for member in hub.members} <= {0.0}
+    hub.now -= 86400
+    hub.restart()  # not by the table either
+    assert {member.ignored_at for member in hub.members} <= {0.0}
 
 
 def refused_groups(hub: Hub, name: str, withheld: Literal["scope", "profile"]) -> None:

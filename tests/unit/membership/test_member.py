@@ -24,8 +24,10 @@ def standing(verdict: Verdict, *, last_yes: float = -60.0, session: str = "one",
     return Standing(verdict, NOW, "it says so", NOW + last_yes, session, **times)  # type: ignore[arg-type]
 
 
-def follow(where: Standing, keeper: Keeper, held: bool, noticed: float, later: float = 0.0) -> Outcome:
-    member = Member("alice", standing=where, held_since=NOW if held else None, noticed_at=noticed)
+def follow(
+    where: Standing, keeper: Keeper, held: bool, noticed: float, later: float = 0.0, *, ignored: float = 0.0
+) -> Outcome:
+    member = Member("alice", standing=where, held_since=NOW if held else None, noticed_at=noticed, ignored_at=ignored)
     return outcome(member, keeper, NOW + later)
 
 
@@ -38,6 +40,23 @@ TABLE = {
     "a no": (standing(NO), {}, OFF, False, 0, "no"),
     "a no that is held back": (standing(NO, last_yes=-400), {"held_back": True}, ON, True, 14000, "no"),
     "held back for too long": (standing(NO, last_yes=-14400), {"held_back": True}, OFF, False, 0, "no"),
+    "held back for too long, and ignored": (
+        standing(NO, last_yes=-14400),
+        {"held_back": True, "ignored_at": NOW - 400},
+        ON,
+        True,
+        14000,
+        "no",
+    ),
+    "ignored again and again for a day": (
+        standing(NO, last_yes=-86000),
+        {"held_back": True, "ignored_at": NOW},
+        ON,
+        True,
+        400,
+        "no",
+    ),
+    "ignored, and said anew": (standing(NO), {"ignored_at": NOW}, OFF, False, 0, "no"),
     "no answer": (standing(CANT_SAY, last_yes=-400), {}, ON, True, 14000, "outage"),
     "no answer for too long": (standing(CANT_SAY, last_yes=-14401), {}, OFF, False, -1, "outage"),
     "run out": (standing(AGAIN, last_yes=-400), {}, LOG_IN, True, 86000, "age"),
@@ -69,7 +88,13 @@ TABLE = {
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
 def test_what_follows(row: tuple[Standing, dict[str, float], Access, bool, float, str]) -> None:
     where, more, *expected = row
-    follows = follow(where, KEEPER, bool(more.get("held_back")), more.get("noticed_at", 0.0))
+    follows = follow(
+        where,
+        KEEPER,
+        bool(more.get("held_back")),
+        more.get("noticed_at", 0.0),
+        ignored=more.get("ignored_at", 0.0),
+    )
     assert [follows.access, follows.may_start, follows.ends_at - NOW, follows.why] == expected
 
 
@@ -142,6 +167,18 @@ def test_holding_back_never_ends_anything_sooner(where: Standing, keeper: Keeper
     if where.verdict is not NO:
         assert held.ends_at >= plain.ends_at
     assert not (held.access is OFF and plain.access is not OFF)
+
+
+@given(standings, keepers, times.map(lambda t: NOW + t), times.map(abs))
+def test_ignoring_ends_nothing_sooner_and_is_never_without_an_end(
+    where: Standing, keeper: Keeper, ignored: float, later: float
+) -> None:
+    """However often it is done, and whatever the clock does."""
+    held, spared = follow(where, keeper, True, 0.0, later), follow(where, keeper, True, 0.0, later, ignored=ignored)
+    assert not (spared.access is OFF and held.access is not OFF)
+    if where.verdict in (NO, CANT_SAY):
+        assert spared.ends_at <= where.last_yes + max(keeper.outage_grace, keeper.membership_max_age)
+        assert spared.ends_at <= max(held.ends_at, NOW + later + keeper.outage_grace)
 
 
 @given(standings, keepers)

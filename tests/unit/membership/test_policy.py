@@ -172,17 +172,17 @@ def test_every_syntax(source: GroupSource, allowed: str, claims: dict[str, objec
 
 
 @pytest.mark.parametrize(
-    ("settings", "admin"),
+    ("settings", "admin", "ways_in"),
     [
-        ({"allowed_groups": ["cms/*", "/atlas"]}, False),
-        ({"allowed_groups": ["/cms", "/cms/uscms"], "admin_groups": ["/cms/uscms"]}, True),
-        ({"allow_all": True, "allowed_users": ["alice", "bob"]}, False),
-        ({"admin_users": ["alice"]}, True),
+        ({"allowed_groups": ["cms/*", "/atlas"]}, False, {"/cms/*"}),
+        ({"allowed_groups": ["/cms", "/cms/uscms"], "admin_groups": ["/cms/uscms"]}, True, {"/cms", "/cms/uscms"}),
+        ({"allow_all": True, "allowed_users": ["alice", "bob"]}, False, set()),
+        ({"admin_users": ["alice"]}, True, set()),
     ],
 )
-def test_who_is_allowed_is_in_all_their_groups(settings: dict[str, Any], admin: bool) -> None:
+def test_who_is_allowed_is_in_all_their_groups(settings: dict[str, Any], admin: bool, ways_in: set[str]) -> None:
     decision = decide(of("/cms", "/cms/uscms"), "alice", policy(**settings))
-    assert decision == Allowed(groups=frozenset({"/cms", "/cms/uscms"}), admin=admin)
+    assert decision == Allowed(groups=frozenset({"/cms", "/cms/uscms"}), admin=admin, ways_in=frozenset(ways_in))
 
 
 def test_members_of_a_subgroup_are_no_administrators_by_it() -> None:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +31,7 @@ from casa_hub.membership.revocation import Revocations, end_tokens
 from casa_hub.membership.settings import Keeper
 from casa_hub.membership.tables import Entry
 from casa_hub.naming import Server
+from casa_hub.outside import HandedOut
 from casa_hub.record import CredentialRecord, ServerRecord
 from casa_hub.servers.running import Holding
 
@@ -360,3 +361,34 @@ async def test_no_request_of_a_user_s_keeps_an_end_from_beginning() -> None:
     assert revocations.has_any(user)
     assert (await revocations.end(user, "out", why="no")).tokens == 1
     assert db.query(orm.APIToken).count() == 0
+
+
+# -- what is outside of servers
+
+
+async def test_what_somebody_holds_outside_is_told_with_the_end_and_what_comes_later_isn_t(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(module, "tell", lambda _, event: told.append(event))
+    user, revocations = hub(RunningServer())
+    outside = revocations._outside
+    now = datetime.now(UTC)
+
+    def handed(jti: str) -> HandedOut:
+        return HandedOut("xcache", None, "", "alice", {"jti": jti}, now + timedelta(hours=1))
+
+    outside.note("alice", handed("1"), now)
+    outside.note("bob", handed("2"), now)
+    user.may.clear()  # its server stops slowly
+    ending = asyncio.create_task(revocations.end(user, "out", why="no", by="the operator"))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    outside.note("alice", handed("3"), now)  # of a newer log-in
+    user.may.set()
+    await ending
+    revoked = [event for event in told if event.action is Action.REVOKED]
+    assert [(event.username, event.identifiers, event.reason, event.by) for event in revoked] == [
+        ("alice", {"jti": "1"}, "out", "the operator")
+    ]
+    assert outside.held("alice", now) == [handed("3")]
+    assert outside.held("bob", now) == [handed("2")]

@@ -61,7 +61,7 @@ class Hub:
 
     def make_rounds(self) -> Rounds:
         self.members = Members(self.keeper, lambda: self.now)
-        mass_loss: Any = SimpleNamespace(heard=lambda _: None, release=lambda _: None)
+        mass_loss: Any = SimpleNamespace(heard=lambda _: None, release=lambda _: None, resume=lambda: None)
         revocations: Any = SimpleNamespace(has_any=lambda _: True, end=self.end, resume=self.end_all)
         recheck: Any = SimpleNamespace()
         return Rounds(self, self.members, recheck, revocations, mass_loss)

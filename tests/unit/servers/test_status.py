@@ -99,3 +99,14 @@ async def test_servers_of_which_nothing_is_known_are_named(facility: Facility) -
         "going": "it can't be seen now, or is about to end.",
         "unseen/second": "Secret x/y: no answer. Try again.",
     }
+
+
+async def test_a_page_that_can_t_wait_asks_nobody(facility: Facility, secret_file: Path) -> None:
+    app = App()
+    (secret,) = write(secret_file, os.urandom(48))
+    known, later = started(app, facility, "known"), started(app, facility, "later")
+    later.at_start = json.dumps({"version": 99})  # its newest record may be another one
+    found = await survey(app, facility, ask=False)
+    assert (known.looked, later.looked) == (0, 0)
+    assert found.dask_secrets == {secret: 1}
+    assert set(found.unkept) == {"later"}

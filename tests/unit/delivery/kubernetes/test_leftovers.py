@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from casa_hub.delivery.kubernetes.delivery import KubernetesDelivery
 from casa_hub.delivery.kubernetes.manifests import Object
@@ -43,6 +44,11 @@ async def collected(hub: MemoryHub, *, dry_run: bool) -> dict[str, str]:
     return {one.thing: one.why for one in found}
 
 
+def told() -> float | None:
+    """How many leftovers the metrics tell of."""
+    return REGISTRY.get_sample_value("casa_hub_leftovers")
+
+
 async def interrupted(hub: MemoryHub) -> Any:
     """A server whose hub is killed before it has an address."""
     async with hub.running():
@@ -74,10 +80,12 @@ async def test_an_api_server_that_cannot_say_costs_nobody_the_server(hub: Memory
     hub.api.before["get", "Service"] = fail
     async with looked(hub) as delivery:
         assert hub.api.kinds() == ["IngressRouteTCP", "Service"]
+        assert told() == 1
         hub.api.before.clear()
         assert delivery._leftovers is not None
         await delivery._leftovers._look()
         assert hub.api.there == {}
+        assert told() == 0
 
 
 async def test_a_pod_whose_server_has_stopped_is_removed_and_an_unknown_servers_only_on_demand(hub: MemoryHub) -> None:
@@ -94,7 +102,9 @@ async def test_a_pod_whose_server_has_stopped_is_removed_and_an_unknown_servers_
         assert await collected(hub, dry_run=True) == {
             "Pod jupyter/jupyter-bob": "server '' of bob isn't in this hub's database"
         }
+        assert told() == 1
         assert len(await collected(hub, dry_run=False)) == 1
+        assert told() == 0
         assert hub.api.one("Pod")["metadata"]["name"] == "jupyter-eve"
 
 

@@ -1,0 +1,85 @@
+"""Pure: what the operator's commands and the page for administrators say, in the same words.
+
+Both make the sentences from the answers of the operators' API (`casa_hub.web.operations`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from casa_hub.moments import when
+
+ALL_WELL = "All is well."
+
+
+def to_look_at(answer: Mapping[str, Any]) -> list[str]:
+    """A sentence for each thing that an operator should look at, by the status; empty if all is well."""
+    return [*_memberships(answer), *_servers(answer)]
+
+
+def dask_secrets(answer: Mapping[str, Any]) -> list[str]:
+    """How many servers use each Dask secret."""
+    return [
+        f"Dask secret {secret}: in use by {count} servers." for secret, count in sorted(answer["dask_secrets"].items())
+    ]
+
+
+def _memberships(answer: Mapping[str, Any]) -> Iterator[str]:
+    for held in answer["held_back"]:
+        ignored = held.get("ignored_until", "")  # hubs of earlier versions don't have the field
+        until = f", ignored until {_when(ignored)}" if ignored else ""
+        yield f"Held back since {_when(held['since'])}{until}: {held['user']}: {held['reason']}"
+    if answer["held_back"]:
+        yield "If these are true, end their access: casa-hub confirm"
+    refused = Counter(user["reason"] for user in answer["client_refused"])
+    for reason, count in sorted(refused.items()):
+        yield f"The membership of {count} users can't be checked: {reason}"
+
+
+def _servers(answer: Mapping[str, Any]) -> Iterator[str]:
+    for overdue in answer["overdue"]:
+        until = f", which is valid until {_when(overdue['until'])}" if overdue["until"] else ""
+        yield f"Not renewed: {overdue['credential']} of {overdue['server']}{until}: {overdue['why']}"
+    for thing in answer.get("missing", []):  # nor this one
+        yield f"Missing, and tried again: {thing['what']} of {thing['server']}: {thing['why']}"
+    for server, why in sorted(answer["unkept"].items()):
+        yield f"Not renewed: all credentials of {server}: {why}. Restart the server to mend it."
+    for server, why in sorted(answer["unsure"].items()):
+        yield f"Unknown: the credentials of {server} can't be read now: {why}"
+
+
+def departed(answer: Mapping[str, Any]) -> list[str]:
+    """What has become of the end of somebody's access."""
+    servers = [f"server {name}" if name else "the default server" for name in answer["servers"]]
+    stopped = ", ".join(servers) or "nothing"
+    told = f"{answer['user']}: access ended; stopped: {stopped}; tokens deleted: {answer['tokens']}."
+    return [told, *(f"Not yet: {sentence}" for sentence in answer["still"])]
+
+
+def namesakes(answer: Mapping[str, Any]) -> list[str]:
+    """Who else is the same person."""
+    if not answer["also"]:
+        return []
+    return [f"The same person has other user names here, which keep their access: {', '.join(answer['also'])}"]
+
+
+CAN_COME_BACK = "A user who is still a member can log in again. To prevent that: CasaOAuthenticator.blocked_users."
+
+
+def renewed(answer: Mapping[str, Any]) -> list[str]:
+    """What has become of a renewal."""
+    failed = [f"{server}: {why}" for server, why in sorted(answer["failed"].items())]
+    return [f"Renewed: {len(answer['renewed'])} servers.", *failed]
+
+
+def confirmed(answer: Mapping[str, Any]) -> str:
+    """Whose access ends, of those who were held back."""
+    return f"Access ends: {', '.join(answer['confirmed'])}." if answer["confirmed"] else "Nothing is held back."
+
+
+def _when(moment: str) -> str:
+    """A time of the API in the form for people."""
+    return when(datetime.fromisoformat(moment))

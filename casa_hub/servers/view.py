@@ -1,0 +1,109 @@
+"""Pure: what a running server holds, in the words of the hub's pages. No secret."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from casa_hub.credentials.base import Minter, Renewal, Route
+from casa_hub.servers.renewals import Held, Missing
+from casa_hub.text import sentence
+
+#: When a credential is renewed that time doesn't renew.
+_RENEWED: Mapping[Renewal, str] = {
+    "time": "",
+    "token": "With each new token of your sign-in.",
+    "request": "It lasts as long as the server may run.",
+}
+_AGAIN = "The hub tries again by itself."
+_WITH_SIGN_IN = "It comes with your next token: log out and in again."
+_VARIABLE = "programs that read BEARER_TOKEN_FILE"
+
+
+class State(StrEnum):
+    """How it stands with a credential."""
+
+    GOOD = "good"
+    #: The server has it, but its renewal fails.
+    OVERDUE = "overdue"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialView:
+    """One credential of a server. Times are epoch seconds."""
+
+    name: str
+    title: str
+    purpose: str
+    #: Programs that find it by themselves; "" if none does.
+    found_by: str
+    #: Paths below the server's directory of secrets.
+    files: tuple[str, ...]
+    state: State
+    #: None if it doesn't expire, or is missing.
+    expires_at: float | None
+    #: When it is renewed; None if `renewed` says it.
+    renewed_at: float | None
+    renewed: str
+    #: What is wrong and what follows, as sentences; "" if all is well.
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where something of the server is reached."""
+
+    title: str
+    url: str
+
+
+def credentials(
+    minters: Mapping[str, Minter], held: Iterable[Held], files: Mapping[str, Sequence[str]], in_variable: str | None
+) -> list[CredentialView]:
+    """The credentials of one server, in the order of the facility's own.
+
+    `files`: credential -> its files. `in_variable`: the credential that ``BEARER_TOKEN_FILE`` names.
+    """
+    places = {name: place for place, name in enumerate(minters)}
+    return [
+        _credential(one, minters.get(one.name), files.get(one.name, ()), in_variable == one.name)
+        for one in sorted(held, key=lambda one: places.get(one.name, len(places)))
+    ]
+
+
+def _credential(held: Held, minter: Minter | None, files: Sequence[str], in_variable: bool) -> CredentialView:
+    renewal: Renewal = "request" if minter is None else minter.renewal
+    readers = (*((_VARIABLE,) if in_variable else ()), *((minter.found_by,) if minter and minter.found_by else ()))
+    state = State.MISSING if held.missing else State.OVERDUE if held.why else State.GOOD
+    by_time = state is State.GOOD and renewal == "time"
+    return CredentialView(
+        name=held.name,
+        title=held.name if minter is None else minter.title,
+        purpose="" if minter is None else minter.purpose,
+        found_by="; ".join(readers),
+        files=() if held.missing else tuple(files),
+        state=state,
+        expires_at=None if held.missing else held.expires,
+        renewed_at=held.next_at if by_time else None,
+        renewed="" if state is not State.GOOD else _RENEWED[renewal],
+        problem="" if state is State.GOOD else f"{sentence(held.why)} {_follows(held, renewal)}".rstrip(),
+    )
+
+
+def _follows(held: Held, renewal: Renewal) -> str:
+    """What comes after a failure, as a sentence; "" if the reason says it."""
+    if held.next_at is not None:
+        return _AGAIN
+    return _WITH_SIGN_IN if renewal == "token" else ""
+
+
+def absent(server: str, missing: Iterable[Missing]) -> list[str]:
+    """What else a server (identity) lacks, such as its route, as sentences."""
+    return [f"{one.what} is missing: {sentence(one.why)} {_AGAIN}" for one in missing if one.server == server]
+
+
+def addresses(routes: Iterable[Route]) -> list[Address]:
+    """The addresses that routes lead to."""
+    return [Address(f"Dask {route.purpose}", f"tls://{route.host}:{route.port}") for route in routes]

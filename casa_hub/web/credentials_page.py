@@ -1,0 +1,160 @@
+"""The page "My credentials": what the user's servers hold, until when, and what the hub knows of the sign-in.
+
+It shows nothing secret. *Renew now* and the laptop bundle are forms with JupyterHub's XSRF token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from tornado import web
+
+from casa_hub.hub import CasaHub
+from casa_hub.jupyterhub import HubSpawner, HubUser
+from casa_hub.membership.member import Access, Member, Outcome
+from casa_hub.membership.policy import Allowed
+from casa_hub.record import ServerRecord
+from casa_hub.servers import view
+from casa_hub.servers.running import running_server
+from casa_hub.startup import on_hub_start
+from casa_hub.web.frame import Pages
+
+if TYPE_CHECKING:
+    from casa_hub.authenticator import CasaOAuthenticator
+
+#: Seconds after which a user may renew a server again, unless something failed: each time all its files change.
+RENEW_PAUSE = 10.0
+
+#: What the page says after *Renew now*, by the outcome in its address.
+_SAID = {
+    "renewed": "Renewed. Programs in your server find the new files; pods see them within a minute.",
+    "failed": "Not all could be renewed. Below stands what failed, and why.",
+    "soon": "This server's credentials were renewed a moment ago.",
+    "stopped": "This server doesn't run any more, or is about to stop.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerView:
+    """One running server of the user, for the page."""
+
+    name: str
+    url: str
+    #: Why nothing of it is renewed, without a full stop; "" if its credentials are.
+    unkept: str
+    credentials: list[view.CredentialView]
+    absent: list[str]
+    addresses: list[view.Address]
+    #: Whether a laptop can connect to its Dask scheduler.
+    has_bundle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """What the hub knows of the user's log-in. Times are epoch seconds; None where there is none."""
+
+    provider: str
+    ways_in: list[str]
+    confirmed_at: float | None
+    ends_at: float | None
+    #: Whether that is the end of the access, not of the sign-in.
+    access_ends: bool
+
+
+class CredentialsHandler(Pages):
+    """``/hub/casa/credentials``."""
+
+    authenticator: CasaOAuthenticator
+
+    @property
+    def casa(self) -> CasaHub:
+        on_hub_start(self.settings["app"])
+        return CasaHub.of(self.settings["app"])
+
+    @web.authenticated
+    async def get(self) -> None:
+        user = self.person()
+        self.set_header("Cache-Control", "no-store")
+        await self.show(
+            HTTPStatus.OK,
+            "casa_credentials.html",
+            casa_servers=[server_view(self.casa, user, spawner) for spawner in running(user)],
+            sign_in=sign_in(self.authenticator, user),
+            said=_SAID.get(self.get_argument("said", ""), ""),
+        )
+
+    @web.authenticated
+    async def post(self) -> None:
+        """*Renew now*: the form's ``server`` is the server's name."""
+        user, name = self.person(), self.get_argument("server", "")
+        said = await self._renew(user, name)
+        self.redirect(f"{self.hub.base_url}casa/credentials?said={said}", status=HTTPStatus.SEE_OTHER)
+
+    async def _renew(self, user: HubUser, name: str) -> str:
+        spawner = next((one for one in running(user) if one.name == name), None)
+        if spawner is None:
+            return "stopped"
+        held = self.casa.renewals.held(spawner)
+        if held and all(not one.why and self.authenticator.members.now() - one.issued < RENEW_PAUSE for one in held):
+            return "soon"
+        report = await self.casa.renewals.renew_now([user.name], only=lambda one: one is spawner)
+        return "failed" if report.failed else "renewed" if report.renewed else "stopped"
+
+
+def running(user: HubUser) -> list[HubSpawner]:
+    """The user's running servers, the default server first."""
+    return sorted((one for one in list(user.spawners.values()) if one.ready), key=lambda one: one.name)
+
+
+def server_view(hub: CasaHub, user: HubUser, spawner: HubSpawner) -> ServerView:
+    """What the page shows of a running server. Without I/O."""
+    facility, server = hub.facility, running_server(spawner)
+    holding = None if server is None else server.known_holding()
+    record = None if holding is None else holding.record
+    known = record.credentials if isinstance(record, ServerRecord) else {}
+    held = view.credentials(
+        facility.minters,
+        hub.renewals.held(spawner),
+        {name: entry.files for name, entry in known.items()},
+        facility.bearer_credential,
+    )
+    identity = "" if server is None else server.server.identity
+    absent = view.absent(identity, (one for one in hub.mending.missing() if one.what not in facility.minters))
+    has_dask = any(one.name == "dask" and one.state is not view.State.MISSING for one in held)
+    return ServerView(
+        name=spawner.name,
+        url=user.server_url(spawner.name),
+        unkept=hub.renewals.unkept(spawner),
+        credentials=held,
+        absent=absent,
+        addresses=view.addresses(facility.routes(server.server, record)) if server is not None and record else [],
+        has_bundle=has_dask,
+    )
+
+
+def sign_in(authenticator: CasaOAuthenticator, user: HubUser) -> SignIn:
+    """What the page shows of the log-in."""
+    member = authenticator.members[user.name]
+    return _sign_in(authenticator.preset.title, member, authenticator.members.outcome(member))
+
+
+def _sign_in(provider: str, member: Member, outcome: Outcome) -> SignIn:
+    standing = member.standing
+    if standing is None:
+        return SignIn(provider, [], None, None, access_ends=False)
+    ways_in = sorted(standing.decision.ways_in) if isinstance(standing.decision, Allowed) else []
+    access_ends = outcome.access is not Access.ON or outcome.ends_at < math.inf
+    end = outcome.ends_at if access_ends else standing.sign_in_ends_at
+    return SignIn(
+        provider,
+        ways_in,
+        standing.last_yes or None,
+        end if end < math.inf else None,
+        access_ends=access_ends,
+    )
+
+
+handlers: list[tuple[Any, ...]] = [(r"/casa/credentials", CredentialsHandler)]

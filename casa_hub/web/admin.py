@@ -66,10 +66,10 @@ class AdminHandler(Pages):
     async def get(self) -> None:
         self.person()
         self.set_header("Cache-Control", "no-store")
+        await asyncio.sleep(0)  # JupyterHub has had a turn to find out who asks
         turns, casa = Turns(), self.casa
         search = self.get_argument("search", "")[:100]
-        await turns.give()
-        names, page = self._people(search, self.get_argument("page", "1"))
+        names, page = await self._people(search, self.get_argument("page", "1"))
         await turns.give()
         credentials, survey = await self._servers(set(names))
         status = await operations.status(casa, survey)
@@ -139,7 +139,7 @@ class AdminHandler(Pages):
 
     # -- what there is
 
-    def _people(self, search: str, number: str) -> tuple[list[str], admin_view.Page]:
+    async def _people(self, search: str, number: str) -> tuple[list[str], admin_view.Page]:
         """Names of those who have a log-in or a server, on one page. Costs two queries."""
         db = mended(self.db)
         servers = db.query(orm.Spawner.user_id).filter(orm.Spawner.server_id.is_not(None))
@@ -149,6 +149,7 @@ class AdminHandler(Pages):
         if search:
             people = people.filter(orm.User.name.contains(search.lower(), autoescape=True))
         page = admin_view.Page.asked(number, people.count())
+        await asyncio.sleep(0)
         found = people.order_by(orm.User.name).offset(page.first).limit(admin_view.ROWS)
         return [name for (name,) in found], page
 

@@ -109,12 +109,14 @@ class AdminHandler(Pages):
         """Ask back (the field ``ask``: an action and a user, or an action for all), or do it (``action``, ``user``)."""
         self._check_operator()
         self.set_header("Cache-Control", "no-store")
-        action, _, username = self.get_body_argument("ask", "").partition(" ")
+        action, _, username = self.get_body_argument("ask", "", strip=False).partition(" ")
         sure = not action
         action = action or self.get_body_argument("action", "")
         if action not in admin_view.ACTIONS:
             raise web.HTTPError(HTTPStatus.BAD_REQUEST, "There is no such action")
-        users = self._users(action, self.get_body_arguments("user") if sure else [username] if username else None)
+        users = self._users(
+            action, self.get_body_arguments("user", strip=False) if sure else [username] if username else None
+        )
         if sure:
             told = await self._do(action, users) if users else ["Nothing is held back of them any more."]
             await self.show(HTTPStatus.OK, "casa_admin_ask.html", told=told)

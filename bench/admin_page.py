@@ -5,8 +5,9 @@
 A real JupyterHub, whose users and servers are written into its database; each server has its credentials minted for
 real, but no process. A part of the users is held back, so that each table is full. The page
 is asked for as a browser does. Times are the server's: from the request's first turn of the event loop to its last,
-and the longest turn in between, by the CPU of the loop's thread, since others may have the processor. The first
-request is left out: it compiles the templates. Always exits with 0: "met" and "missed" are for people.
+and the longest turn in between, by the CPU of the loop's thread, since others may have the processor. The first turn is
+shown by itself: in it JupyterHub finds out who asks, as for each of its pages. The first request is left out, for which
+JupyterHub compiles its own templates. Always exits with 0: "met" and "missed" are for people.
 """
 
 from __future__ import annotations
@@ -99,21 +100,22 @@ def measure(users: int, held: int, times: int, directory: Path) -> tuple[list[di
 
 def report(users: int, held: int, found: list[dict[str, float]], size: int, rows: int) -> str:
     seconds = [one["seconds"] * 1e3 for one in found]
-    cpu = [one["cpu"] * 1e3 for one in found]
-    turns = [one["longest"] * 1e3 for one in found]
+    rows_of = {
+        "server time, ms": seconds,
+        "CPU of it, ms": [one["cpu"] * 1e3 for one in found],
+        "the first turn, JupyterHub's, ms": [one["first"] * 1e3 for one in found],
+        "the longest other turn, ms": (turns := [one["longest"] * 1e3 for one in found]),
+    }
     what = f"{users} users with a server each, {held} held back; {len(found)} requests"
     lines = [
         f"{what}, a page of {size / 1e3:.0f} kB with {rows} rows",
-        f"{'':32}{'median':>10}{'longest':>10}",
-        f"{'server time, ms':32}{statistics.median(seconds):>10.1f}{max(seconds):>10.1f}",
-        f"{'CPU of the loop, ms':32}{statistics.median(cpu):>10.1f}{max(cpu):>10.1f}",
-        f"{'longest turn of the loop, ms':32}{statistics.median(turns):>10.2f}{max(turns):>10.2f}",
-        f"the longest turn was of: {max(found, key=lambda one: one['longest'])['where']}",
+        f"{'':34}{'median':>10}{'longest':>10}",
+        *(f"{name:34}{statistics.median(times):>10.1f}{max(times):>10.1f}" for name, times in rows_of.items()),
         "",
     ]
     targets = [
         (f"at most {SERVER_MS:g} ms of server time: {max(seconds):.0f}", max(seconds) <= SERVER_MS),
-        (f"no turn of the loop over {TURN_MS:g} ms: {max(turns):.1f}", max(turns) <= TURN_MS),
+        (f"no turn of ours over {TURN_MS:g} ms: {max(turns):.1f}", max(turns) <= TURN_MS),
     ]
     return "\n".join([*lines, *(f"{'met   ' if met else 'missed'}  {target}" for target, met in targets)])
 

@@ -66,10 +66,10 @@ class AdminHandler(Pages):
     async def get(self) -> None:
         self.person()
         self.set_header("Cache-Control", "no-store")
+        await asyncio.sleep(0)  # JupyterHub has had a turn to find out who asks
         turns, casa = Turns(), self.casa
         search = self.get_argument("search", "")[:100]
-        await turns.give()
-        names, page = self._people(search, self.get_argument("page", "1"))
+        names, page = await self._people(search, self.get_argument("page", "1"))
         await turns.give()
         credentials, survey = await self._servers(set(names))
         status = await operations.status(casa, survey)
@@ -109,12 +109,14 @@ class AdminHandler(Pages):
         """Ask back (the field ``ask``: an action and a user, or an action for all), or do it (``action``, ``user``)."""
         self._check_operator()
         self.set_header("Cache-Control", "no-store")
-        action, _, username = self.get_body_argument("ask", "").partition(" ")
+        action, _, username = self.get_body_argument("ask", "", strip=False).partition(" ")
         sure = not action
         action = action or self.get_body_argument("action", "")
         if action not in admin_view.ACTIONS:
             raise web.HTTPError(HTTPStatus.BAD_REQUEST, "There is no such action")
-        users = self._users(action, self.get_body_arguments("user") if sure else [username] if username else None)
+        users = self._users(
+            action, self.get_body_arguments("user", strip=False) if sure else [username] if username else None
+        )
         if sure:
             told = await self._do(action, users) if users else ["Nothing is held back of them any more."]
             await self.show(HTTPStatus.OK, "casa_admin_ask.html", told=told)
@@ -139,7 +141,7 @@ class AdminHandler(Pages):
 
     # -- what there is
 
-    def _people(self, search: str, number: str) -> tuple[list[str], admin_view.Page]:
+    async def _people(self, search: str, number: str) -> tuple[list[str], admin_view.Page]:
         """Names of those who have a log-in or a server, on one page. Costs two queries."""
         db = mended(self.db)
         servers = db.query(orm.Spawner.user_id).filter(orm.Spawner.server_id.is_not(None))
@@ -149,6 +151,7 @@ class AdminHandler(Pages):
         if search:
             people = people.filter(orm.User.name.contains(search.lower(), autoescape=True))
         page = admin_view.Page.asked(number, people.count())
+        await asyncio.sleep(0)
         found = people.order_by(orm.User.name).offset(page.first).limit(admin_view.ROWS)
         return [name for (name,) in found], page
 

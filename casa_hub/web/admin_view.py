@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -160,7 +161,7 @@ class ProviderView:
 class EventView:
     """An event of the audit."""
 
-    at: str
+    at: float
     action: str
     #: User, and server if it is about one.
     who: str
@@ -176,7 +177,7 @@ def event(data: Mapping[str, Any]) -> EventView:
     server = data.get("servername", "")
     started_as = f" (started as {data['started_as']})" if "started_as" in data else ""
     return EventView(
-        at=data["time"],
+        at=datetime.fromisoformat(data["time"]).timestamp(),
         action=data["action"],
         who=f"{data['username']}{'/' if server else ''}{server}{started_as}",
         credential=data.get("credential", ""),

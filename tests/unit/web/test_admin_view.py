@@ -169,9 +169,12 @@ def test_an_event_says_who_what_and_by_whom() -> None:
             "by": "user eve",
         }
     )
+    assert view.at == 1772366400
     assert (view.who, view.by, view.reason) == ("ada1/lab (started as ada)", "user eve", "She left.")
     assert view.identifiers == "jti ada/1f, sub ada@pool"
-    plain = admin_view.event({"time": "t", "action": "minted", "username": "ada", "servername": ""})
+    plain = admin_view.event(
+        {"time": "2026-03-01T12:00:00.000+00:00", "action": "minted", "username": "ada", "servername": ""}
+    )
     assert (plain.who, plain.credential, plain.identifiers) == ("ada", "", "")
 
 

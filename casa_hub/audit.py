@@ -43,7 +43,7 @@ _LONGEST, _MOST = 1000, 20
 class Action(StrEnum):
     """What happened."""
 
-    #: A credential was minted for a starting server.
+    #: A credential was minted for a starting server, or for a laptop.
     MINTED = "minted"
     #: A credential was minted again for a running server.
     RENEWED = "renewed"

@@ -343,6 +343,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         logout_tokens = LogoutTokens(self.provider_side, clock=self.clock)
         if self._hub is not None:
             credentials_api.let_users(app, self._hub.facility.minters)
+            frame.compile_templates(app.tornado_settings["jinja2_env"])
         return [
             *super().get_handlers(app),
             (r"/backchannel-logout", BackchannelLogoutHandler, {"tokens": logout_tokens}),

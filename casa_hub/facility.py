@@ -345,7 +345,14 @@ class Facility(LoggingConfigurable):
         return self._minted(request, credentials, missing, replace(record, credentials=lost, missing=reasons))
 
     def mint_outside(
-        self, request: Request, name: str, record: ServerRecord | None, *, by: str = "", username: str = ""
+        self,
+        request: Request,
+        name: str,
+        record: ServerRecord | None,
+        *,
+        user_id: int,
+        username: str = "",
+        by: str = "",
     ) -> Credential:
         """Mint one credential for a laptop or CI: only the files of a client, for `laptop_lifetime` at most.
 
@@ -356,8 +363,9 @@ class Facility(LoggingConfigurable):
             request: of the user; for a credential of a running server (`Minter.of_start`), of that start.
             name: one of `minters`.
             record: that of the running server; None for what belongs to no server.
-            by: who asked, for the audit: ``page of alice``, ``token of alice: laptop``.
+            user_id: JupyterHub's, of the user.
             username: as in `renew`.
+            by: who asked, for the audit: ``page of alice``, ``token a7 of alice: laptop``.
 
         Raises CredentialError: with what stands in the way, for people.
         """
@@ -389,7 +397,7 @@ class Facility(LoggingConfigurable):
             identifiers=new.identifiers,
             expires_at=new.expires_at,
         )
-        self.outside.note(username or request.server.username, handed, now)
+        self.outside.note(user_id, handed, now)
         self._tell(handed.event(Action.MINTED, username or request.server.username, by=by))
         return new
 

@@ -52,25 +52,25 @@ class HandedOut:
 
 
 class Outside:
-    """The credentials outside of servers, by user name."""
+    """The credentials outside of servers, by JupyterHub's id of the user, which stays when the user is renamed."""
 
     def __init__(self) -> None:
-        self._held: dict[str, list[HandedOut]] = {}
+        self._held: dict[int, list[HandedOut]] = {}
 
-    def note(self, username: str, new: HandedOut, now: datetime) -> None:
+    def note(self, user_id: int, new: HandedOut, now: datetime) -> None:
         """Note one more. Raises CredentialError if the person holds too many at the same time."""
-        others = [one for one in self.held(username, now) if one.identifiers != new.identifiers]
+        others = [one for one in self.held(user_id, now) if one.identifiers != new.identifiers]
         if len(others) >= MOST:
-            problem = f"{username} holds {MOST} credentials outside of servers that have not expired yet"
+            problem = f"you hold {MOST} credentials outside of servers that have not expired yet"
             raise CredentialError(new.credential, problem, "Use one until it expires instead of many at a time.")
-        self._held[username] = [*others, new]
+        self._held[user_id] = [*others, new]
 
-    def held(self, username: str, now: datetime) -> list[HandedOut]:
+    def held(self, user_id: int, now: datetime) -> list[HandedOut]:
         """What this person holds now."""
-        return [one for one in self._held.get(username, ()) if one.expires_at is None or one.expires_at > now]
+        return [one for one in self._held.get(user_id, ()) if one.expires_at is None or one.expires_at > now]
 
-    def take(self, username: str, now: datetime) -> list[HandedOut]:
+    def take(self, user_id: int, now: datetime) -> list[HandedOut]:
         """What this person holds now; the notes are gone then."""
-        held = self.held(username, now)
-        self._held.pop(username, None)
+        held = self.held(user_id, now)
+        self._held.pop(user_id, None)
         return held

@@ -139,7 +139,7 @@ class Revocations:
         log.warning("The access of %s ends: %s", user.name, entry.reason)
         servers = {name for name, spawner in user.spawners.items() if spawner.active}
         # In the same turn: what a newer log-in takes outside from now on is its own.
-        outside = self._outside.take(user.name, datetime.now(UTC))
+        outside = self._outside.take(user.id, datetime.now(UTC))
         revocation = Revocation(entry, user, user.id, servers, outside=outside, tokens=tokens)
         self._start(revocation)
         return revocation

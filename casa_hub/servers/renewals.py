@@ -86,6 +86,8 @@ class Held:
     missing: bool
     #: Why the server lacks it, or why its renewal fails; "" if all is well.
     why: str
+    #: Public id of the secret that it was made with, where a facility may have several (`dask`); else "".
+    secret: str = ""
 
 
 class _State(Enum):
@@ -120,6 +122,8 @@ class _Credential:
     why: str = ""
     #: Whether the log has said that it is about to expire.
     warned: bool = False
+    #: As `Held.secret`.
+    secret: str = ""
 
     @property
     def overdue(self) -> bool:
@@ -287,7 +291,7 @@ class Renewals:
         """What a running server has of each credential."""
         server = self._servers.get(spawner)
         return [
-            Held(name, one.issued, one.expires, one.at, one.state is _State.MISSING, one.why)
+            Held(name, one.issued, one.expires, one.at, one.state is _State.MISSING, one.why, one.secret)
             for name, one in ({} if server is None else server.credentials).items()
         ]
 
@@ -457,7 +461,7 @@ class Renewals:
         minter = self._facility.minters.get(name)
         if minter is not None and minter.renewal == "time" and expires is not None:
             at = renewal_schedule.due(issued, expires, renewal_schedule.jitter(server.identity, server.start_id))
-        return _Credential(_State.HELD, issued, expires, at, entry.order)
+        return _Credential(_State.HELD, issued, expires, at, entry.order, secret=entry.state.get("secret", ""))
 
     def _plan(self, server: _Server) -> None:
         """Note when there is something to do for a server next."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from casa_hub.errors import DeliveryError
 from casa_hub.facility import Facility
 from casa_hub.jupyterhub import HubApp
 from casa_hub.record import WITHOUT_US, AnyRecord, Unreadable
-from casa_hub.servers.running import Holding, RunningServer, running_servers, shown
-from casa_hub.tasks import in_turns
+from casa_hub.servers.renewals import Held
+from casa_hub.servers.running import RunningServer, running_servers, shown
 
 #: Servers whose newest record is read at the same time: each may be a request to Kubernetes.
 _AT_ONCE = 10
@@ -30,47 +31,51 @@ class Survey:
     #: Id of a secret in `Dask.secret_file` (`casa_hub.credentials.dask.Secret`) -> servers that were started with it.
     dask_secrets: Counter[str] = field(default_factory=Counter)
 
-    def note(self, server: str, holding: Holding | None) -> None:
-        """Note what a running server holds."""
-        if holding is None:
+    def note_known(self, server: str, running: RunningServer | None, unkept: str, held: Iterable[Held]) -> None:
+        """Note a running server by what this process knows of it, for those who can't wait for `survey`.
+
+        `unkept`, `held`: of `Renewals`.
+        """
+        if running is None or running.running_start == "":
+            self.unkept[server] = WITHOUT_US
+        elif running.running_start is None:
             self.unsure[server] = _UNSEEN
-        elif isinstance(holding.record, Unreadable):
-            self.unkept[server] = holding.record.why
-        elif (dask := holding.record.credentials.get("dask")) is not None and "secret" in dask.state:
-            self.dask_secrets[dask.state["secret"]] += 1
+        elif unkept:
+            self.unkept[server] = unkept
+        self.dask_secrets.update(one.secret for one in held if one.secret)
 
 
-async def survey(app: HubApp, facility: Facility, *, ask: bool = True) -> Survey:
-    """Look at all running servers of the hub.
-
-    `ask`: whether a record that this process doesn't know is read, which may be a request to Kubernetes.
-    """
+async def survey(app: HubApp, facility: Facility) -> Survey:
+    """Look at all running servers of the hub."""
     result = Survey()
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def look(server: str, running: RunningServer) -> None:
         # A server keeps the Dask secret of its start, which is known without a request, unless Dask was missing then.
         holding = running.known_holding()
-        if ask and (holding is None or _may_say_more(holding.record, facility)):
+        if holding is None or _may_say_more(holding.record, facility):
             try:
                 async with room:
                     holding = await running.holding()
             except DeliveryError as error:
                 result.unsure[server] = str(error)
                 return
-        result.note(server, holding)
+        if holding is None:
+            result.unsure[server] = _UNSEEN
+        elif isinstance(holding.record, Unreadable):
+            result.unkept[server] = holding.record.why
+        elif (dask := holding.record.credentials.get("dask")) is not None and "secret" in dask.state:
+            result.dask_secrets[dask.state["secret"]] += 1
 
     looks = []
-    async for user, spawner, running in in_turns(running_servers(app)):
+    for user, spawner, running in running_servers(app):
         server = shown(user.name, spawner.name, running.server.username if running is not None else "")
         if running is None or running.running_start == "":
             result.unkept[server] = WITHOUT_US
         elif running.running_start is None:
             result.unsure[server] = _UNSEEN
-        elif ask:
-            looks.append(look(server, running))
         else:
-            await look(server, running)
+            looks.append(look(server, running))
     await asyncio.gather(*looks)
     return result
 

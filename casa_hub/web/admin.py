@@ -28,6 +28,7 @@ from casa_hub.jupyterhub import HubUser
 from casa_hub.keys import changed_at
 from casa_hub.membership.member import Members
 from casa_hub.servers.running import running_servers, shown
+from casa_hub.servers.status import Survey
 from casa_hub.startup import on_hub_start
 from casa_hub.tasks import Background, Turns, in_turns
 from casa_hub.web import admin_view, operations
@@ -70,7 +71,9 @@ class AdminHandler(Pages):
         await turns.give()
         names, page = self._people(search, self.get_argument("page", "1"))
         await turns.give()
-        status = await operations.status(casa, ask=False)
+        credentials, survey = await self._servers(set(names))
+        status = await operations.status(casa, survey)
+        await turns.give()
         found = operator_words.to_look_at(status)
         await turns.give()
         held = [one for one in casa.mass_loss.held() if search.lower() in one.username]
@@ -93,7 +96,7 @@ class AdminHandler(Pages):
             dask_secrets=operator_words.dask_secrets(status),
             held=held,
             people=people,
-            credentials=await self._credentials(set(names)),
+            credentials=credentials,
             provider=provider,
             keys=await self._keys(),
             events=[admin_view.event(data) for data in last_events(casa.app)],
@@ -153,18 +156,17 @@ class AdminHandler(Pages):
         member = self.members.get(name)
         return admin_view.person(name, member, None if member is None else self.members.outcome(member))
 
-    async def _credentials(self, names: set[str]) -> admin_view.Credentials:
-        """What running servers hold; in full for these users."""
-        casa = self.casa
-        found = admin_view.Credentials(casa.facility.minters)
-        async for user, spawner, running in in_turns(running_servers(casa.app)):
-            started_as = "" if running is None else running.server.username
-            held = {one.name: one for one in casa.renewals.held(spawner)}
-            server = admin_view.ServerView(
-                shown(user.name, spawner.name, started_as), casa.renewals.unkept(spawner), held
-            )
-            found.add(user.name, server, keep=user.name in names)
-        return found
+    async def _servers(self, names: set[str]) -> tuple[admin_view.Credentials, Survey]:
+        """What running servers hold, in full for these users, and which of them an operator should look at."""
+        renewals, survey = self.casa.renewals, Survey()
+        credentials = admin_view.Credentials(self.casa.facility.minters)
+        async for user, spawner, running in in_turns(running_servers(self.casa.app)):
+            title = shown(user.name, spawner.name, "" if running is None else running.server.username)
+            held, unkept = renewals.held(spawner), renewals.unkept(spawner)
+            survey.note_known(title, running, unkept, held)
+            server = admin_view.ServerView(title, unkept, {one.name: one for one in held})
+            credentials.add(user.name, server, keep=user.name in names)
+        return credentials, survey
 
     async def _keys(self) -> list[admin_view.KeyView]:
         files = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 #: The credential that a bundle is made of, and its scope.
 _DASK = "dask"
 _SCOPE = scope_of(_DASK)
+
+
+def may_download(scopes: Collection[str]) -> bool:
+    """Whether somebody with these scopes gets a bundle, in a browser or by a token."""
+    return _SCOPE in scopes
 
 
 async def _archive(app: HubApp, user: HubUser, name: str, by: str) -> bytes:
@@ -56,6 +62,8 @@ class BundleHandler(_Download, Pages):
     @web.authenticated
     async def post(self) -> None:
         user = self.person()
+        if not may_download(self.expanded_scopes):
+            raise web.HTTPError(HTTPStatus.FORBIDDEN, "The operator of this hub gives no laptop bundles to its users")
         try:
             archive = await _archive(
                 self.settings["app"], user, self.get_argument("server", ""), by=f"page of {user.name}"
@@ -71,7 +79,7 @@ class BundleAPIHandler(_Download, CredentialsAPI):
 
     async def post(self, name: str | None) -> None:
         user = self.person()
-        if _SCOPE not in self.expanded_scopes:
+        if not may_download(self.expanded_scopes):
             raise web.HTTPError(HTTPStatus.FORBIDDEN, f"This needs the scope {_SCOPE}")
         if _DASK not in self.casa.facility.minters:
             raise web.HTTPError(HTTPStatus.NOT_FOUND, "Servers of this hub have no Dask certificates")

@@ -20,6 +20,7 @@ from casa_hub.record import ServerRecord
 from casa_hub.servers import view
 from casa_hub.servers.running import running_server
 from casa_hub.startup import on_hub_start
+from casa_hub.web.bundle_download import may_download
 from casa_hub.web.frame import Pages
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class CredentialsHandler(Pages):
             "casa_credentials.html",
             casa_servers=[server_view(self.casa, user, spawner) for spawner in running(user)],
             sign_in=sign_in(self.authenticator, user),
+            may_download=may_download(self.expanded_scopes),
             said=_SAID.get(self.get_argument("said", ""), ""),
         )
 

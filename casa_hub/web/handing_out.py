@@ -67,7 +67,7 @@ async def hand_out(
     # Again, because the access may have ended since. No other work comes between this answer and the mint.
     await app.authenticator.admit(user)
     asked = replace(request, longest=longest)
-    new = facility.mint_outside(asked, name, record, by=by, username=user.name)
+    new = facility.mint_outside(asked, name, record, user_id=user.id, username=user.name, by=by)
     return HandedOver(new, facility.minters[name].title, facility.environment_outside(request.server, new))
 
 

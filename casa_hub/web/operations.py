@@ -33,7 +33,7 @@ from casa_hub.membership.member import RevocationReport
 from casa_hub.moments import iso
 from casa_hub.naming import Server
 from casa_hub.servers.running import running_servers, shown
-from casa_hub.servers.status import survey
+from casa_hub.servers.status import Survey, survey
 from casa_hub.startup import on_hub_start
 from casa_hub.tasks import in_turns
 from casa_hub.text import printable
@@ -152,12 +152,8 @@ async def renew(
     return {"renewed": [show(server) for server in report.renewed], "failed": failed}
 
 
-async def status(casa: CasaHub, *, ask: bool) -> dict[str, Any]:
-    """All that an operator should look at; what the sentences of `casa_hub.operator_words` are made of.
-
-    `ask`: whether records that this process doesn't know are read, which may take requests to Kubernetes.
-    """
-    found = await survey(casa.app, casa.facility, ask=ask)
+async def status(casa: CasaHub, found: Survey) -> dict[str, Any]:
+    """All that an operator should look at; what the sentences of `casa_hub.operator_words` are made of."""
     show = _shown(casa.app)
     held = [
         {
@@ -254,7 +250,7 @@ class StatusHandler(_Operation):
 
     @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
     async def get(self) -> None:
-        self.write(await status(self.casa, ask=True))
+        self.write(await status(self.casa, await survey(self.casa.app, self.casa.facility)))
 
 
 class CollectHandler(_Operation):

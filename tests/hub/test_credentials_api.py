@@ -181,6 +181,7 @@ def test_the_audit_tells_who_asked_by_which_token(alice: Person) -> None:
         f"{alice.hub.url}/hub/api/casa/credentials/xcache", headers=alice.browser._xsrf(), timeout=60
     )
     assert answer.status_code == 200, answer.text
+    assert base64.b64decode(got["files"]["xcache_token"]).decode() not in alice.hub.log
     first, second = audit(alice.hub, since, alice)
     assert (first["action"], first["credential"], first["identifiers"]) == ("minted", "xcache", got["identifiers"])
     assert first["by"].startswith("token a")

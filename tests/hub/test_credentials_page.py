@@ -202,6 +202,19 @@ def test_a_bundle_is_for_the_owner_of_a_running_server(hub: Hub, make_person: Ma
     assert requests.post(hub.url + "/hub/casa/bundle", headers=headers, timeout=60).status_code == 403
 
 
+def test_an_operator_who_gives_users_no_scope_gives_no_bundle(make_hub: MakeHub, idp: IdP) -> None:
+    roles = 'c.JupyterHub.load_roles.append({"name": "user", "scopes": ["self"]})\n'
+    hub = make_hub(CONFIG.replace("127.121", "127.122") + roles, proxy=True, provider="wlcg-iam")
+    (hub.directory / "traefik").mkdir()
+    make_keys(hub.directory)
+    with ended_with(hub):
+        hub.start()
+        browser = Person(hub, idp).browser
+        assert browser.spawn().status_code == requests.codes.created
+        assert "Download laptop bundle" not in page_of(browser)
+        assert download(browser).status_code == requests.codes.forbidden
+
+
 def test_a_token_with_the_scope_has_the_bundle_in_a_terminal(hub: Hub, make_person: MakePerson) -> None:
     person = make_person()
     with_scope, without = (

@@ -598,16 +598,16 @@ def told(monkeypatch: pytest.MonkeyPatch, installed: list[EntryPoint]) -> list[E
 def test_what_lives_longer_than_it_may_outside_stays_in_servers(told: list[Event]) -> None:
     made = facility("deaf", laptop_lifetime=60, Deaf={"lifetime": 61})
     with pytest.raises(CredentialError, match="lives for more than the 60 seconds"):
-        made.mint_outside(request(), "deaf", None)
+        made.mint_outside(request(), "deaf", None, user_id=7)
     assert told == []
-    assert made.outside.held("alice", NOW) == []
+    assert made.outside.held(7, NOW) == []
 
 
 @pytest.mark.parametrize(("longest", "expected"), [(None, 100), (7200, 100), (90, 90)])
 def test_the_asker_can_only_shorten_the_life(told: list[Event], longest: int | None, expected: int) -> None:
     made = facility("ofstart", laptop_lifetime=100, OfStart={"lifetime": 3600})
     record = made.mint(request()).record
-    new = made.mint_outside(replace(request(), longest=longest), "ofstart", record)
+    new = made.mint_outside(replace(request(), longest=longest), "ofstart", record, user_id=7)
     assert new.expires_at == NOW + timedelta(seconds=expected)
 
 
@@ -615,42 +615,42 @@ def test_what_belongs_to_a_start_is_minted_by_that_start_s_state(told: list[Even
     made = facility("ofstart")
     record = made.mint(request()).record
     told.clear()
-    new = made.mint_outside(request(), "ofstart", record, by="page of alice")
+    new = made.mint_outside(request(), "ofstart", record, by="page of alice", user_id=7)
     assert new.files == {"client": b"SECRET alice 2"}
     (event,) = told
     assert (event.action, event.server, event.start_id, event.by) == (Action.MINTED, "", "0" * 32, "page of alice")
     for lacking in (None, replace(record, credentials={})):
         with pytest.raises(CredentialError, match="they are those of a running server"):
-            made.mint_outside(request(), "ofstart", lacking)
+            made.mint_outside(request(), "ofstart", lacking, user_id=7)
 
 
 def test_what_belongs_to_no_server_is_told_as_the_user_s(told: list[Event]) -> None:
     made = facility("xcache")
-    made.mint_outside(request(), "xcache", None, by="token a1 of bob", username="bob")
+    made.mint_outside(request(), "xcache", None, by="token a1 of bob", username="bob", user_id=7)
     (event,) = told
     assert (event.username, event.started_as, event.server, event.start_id) == ("bob", "alice", None, "")
-    (held,) = made.outside.take("bob", NOW)
+    (held,) = made.outside.take(7, NOW)
     assert held.identifiers == event.identifiers == {"jti": "xcache-1"}
 
 
 def test_a_third_party_s_fault_outside_shows_no_secret(told: list[Event]) -> None:
     with pytest.raises(CredentialError) as error:
-        facility("broken").mint_outside(request(), "broken", None)
+        facility("broken").mint_outside(request(), "broken", None, user_id=7)
     assert "SECRET" not in str(error.value)
     with pytest.raises(CredentialError, match="this hub has no such credential"):
-        facility("broken").mint_outside(request(), "xcache", None)
+        facility("broken").mint_outside(request(), "xcache", None, user_id=7)
 
 
 def test_a_technical_user_takes_no_token_of_a_person_outside(told: list[Event]) -> None:
     asked = replace(request(), token=AccessToken("t", None), technical=True)
     with pytest.raises(CredentialError, match="a technical user has no token"):
-        facility("bearer").mint_outside(asked, "bearer", None)
+        facility("bearer").mint_outside(asked, "bearer", None, user_id=7)
 
 
 def test_outside_the_user_s_own_token_lives_as_its_issuer_says(told: list[Event]) -> None:
     bearer = facility("bearer", laptop_lifetime=60, Bearer={"lifetime": 7200})
     bearer.minters["bearer"].shortens = False  # type: ignore[misc]
-    new = bearer.mint_outside(replace(request(), token=AccessToken("t", None)), "bearer", None)
+    new = bearer.mint_outside(replace(request(), token=AccessToken("t", None)), "bearer", None, user_id=7)
     assert new.expires_at == NOW + timedelta(seconds=7200)
     assert bearer.lifetime_outside("bearer") is None
     assert facility("xcache", laptop_lifetime=3600).lifetime_outside("xcache") == 60
@@ -658,7 +658,7 @@ def test_outside_the_user_s_own_token_lives_as_its_issuer_says(told: list[Event]
 
 def test_the_environment_outside_has_places_to_fill_in(told: list[Event]) -> None:
     made = facility("xcache")
-    new = made.mint_outside(request(), "xcache", None)
+    new = made.mint_outside(request(), "xcache", None, user_id=7)
     assert made.environment_outside(ALICE, new) == {
         "XCACHE_FILE": "{directory}/xcache_token",
         "XCACHE_HOST": "x.example.org",

@@ -13,6 +13,7 @@ from casa_hub.audit import Action
 from casa_hub.errors import CredentialError
 from casa_hub.outside import HandedOut, Outside
 
+ALICE, BOB = 1, 2
 NOW = datetime(2026, 11, 21, 4, tzinfo=UTC)
 
 
@@ -26,36 +27,36 @@ def handed(number: int = 1, *, lives: int | None = 60, **more: str | None) -> Ha
 def test_all_that_has_not_expired_is_told_once(lives: list[int | None], later: int) -> None:
     outside = Outside()
     for number, seconds in enumerate(lives):
-        outside.note("alice", handed(number, lives=seconds), NOW)
+        outside.note(ALICE, handed(number, lives=seconds), NOW)
     then = NOW + timedelta(seconds=later)
     expected = [str(number) for number, seconds in enumerate(lives) if seconds is None or seconds > later]
-    assert [one.identifiers["jti"] for one in outside.take("alice", then)] == expected
-    assert outside.take("alice", then) == []
+    assert [one.identifiers["jti"] for one in outside.take(ALICE, then)] == expected
+    assert outside.take(ALICE, then) == []
 
 
 def test_everybody_has_notes_of_their_own() -> None:
     outside = Outside()
-    outside.note("alice", handed(), NOW)
-    assert outside.take("bob", NOW) == []
-    assert outside.take("alice", NOW) == [handed()]
+    outside.note(ALICE, handed(), NOW)
+    assert outside.take(BOB, NOW) == []
+    assert outside.take(ALICE, NOW) == [handed()]
 
 
 def test_the_same_token_again_is_one_note() -> None:
     outside = Outside()
     for _ in range(3):
-        outside.note("alice", handed(lives=None), NOW)
-    assert outside.held("alice", NOW) == [handed(lives=None)]
+        outside.note(ALICE, handed(lives=None), NOW)
+    assert outside.held(ALICE, NOW) == [handed(lives=None)]
 
 
 def test_the_notes_of_one_person_don_t_fill_the_hub_s_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST", 2)
     outside = Outside()
     for number in (1, 2):
-        outside.note("alice", handed(number), NOW)
-    with pytest.raises(CredentialError, match="alice holds 2 credentials outside of servers"):
-        outside.note("alice", handed(3), NOW)
-    outside.note("bob", handed(3), NOW)
-    outside.note("alice", handed(3), NOW + timedelta(seconds=60))
+        outside.note(ALICE, handed(number), NOW)
+    with pytest.raises(CredentialError, match="you hold 2 credentials outside of servers"):
+        outside.note(ALICE, handed(3), NOW)
+    outside.note(BOB, handed(3), NOW)
+    outside.note(ALICE, handed(3), NOW + timedelta(seconds=60))
 
 
 def test_the_event_is_about_the_user_or_about_the_server_that_it_belongs_to() -> None:

@@ -378,17 +378,17 @@ async def test_what_somebody_holds_outside_is_told_with_the_end_and_what_comes_l
     def handed(jti: str) -> HandedOut:
         return HandedOut("xcache", None, "", "alice", {"jti": jti}, now + timedelta(hours=1))
 
-    outside.note("alice", handed("1"), now)
-    outside.note("bob", handed("2"), now)
+    outside.note(user.id, handed("1"), now)
+    outside.note(user.id + 1, handed("2"), now)
     user.may.clear()  # its server stops slowly
     ending = asyncio.create_task(revocations.end(user, "out", why="no", by="the operator"))  # type: ignore[arg-type]
     await asyncio.sleep(0)
-    outside.note("alice", handed("3"), now)  # of a newer log-in
+    outside.note(user.id, handed("3"), now)  # of a newer log-in
     user.may.set()
     await ending
     revoked = [event for event in told if event.action is Action.REVOKED]
     assert [(event.username, event.identifiers, event.reason, event.by) for event in revoked] == [
         ("alice", {"jti": "1"}, "out", "the operator")
     ]
-    assert outside.held("alice", now) == [handed("3")]
-    assert outside.held("bob", now) == [handed("2")]
+    assert outside.held(user.id, now) == [handed("3")]
+    assert outside.held(user.id + 1, now) == [handed("2")]

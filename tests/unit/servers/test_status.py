@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from traitlets.config import Config
@@ -15,7 +16,8 @@ from casa_hub.credentials.dask import parse_secrets
 from casa_hub.errors import DeliveryError
 from casa_hub.facility import Facility
 from casa_hub.naming import Server
-from casa_hub.servers.status import survey
+from casa_hub.servers.renewals import Renewals
+from casa_hub.servers.status import Survey, survey
 from tests.support.running_server import App, RunningServer, User
 
 
@@ -101,12 +103,23 @@ async def test_servers_of_which_nothing_is_known_are_named(facility: Facility) -
     }
 
 
-async def test_a_page_that_can_t_wait_asks_nobody(facility: Facility, secret_file: Path) -> None:
+async def test_what_renewals_know_is_told_without_asking(facility: Facility, secret_file: Path) -> None:
+    """For a page, which can't wait for Kubernetes."""
     app = App()
     (secret,) = write(secret_file, os.urandom(48))
-    known, later = started(app, facility, "known"), started(app, facility, "later")
-    later.at_start = json.dumps({"version": 99})  # its newest record may be another one
-    found = await survey(app, facility, ask=False)
-    assert (known.looked, later.looked) == (0, 0)
+    known, later, going = (started(app, facility, name) for name in ("known", "later", "going"))
+    later.at_start = later.text = json.dumps({"version": 99})
+    going.running_start = None
+    renewals = Renewals(app, facility)  # type: ignore[arg-type]
+    found, looked = Survey(), [one.looked for one in (known, later, going)]
+    for user in app.users.values():
+        (spawner,) = user.spawners.values()
+        running: Any = spawner.casa_server
+        renewals.started(spawner)  # type: ignore[arg-type]
+        unkept, held = renewals.unkept(spawner), renewals.held(spawner)  # type: ignore[arg-type]
+        found.note_known(user.name, running, unkept, held)
+    found.note_known("old", None, "", [])
+    assert [one.looked for one in (known, later, going)] == looked
     assert found.dask_secrets == {secret: 1}
-    assert set(found.unkept) == {"later"}
+    assert found.unkept == {"old": "it was started without casa_hub"}
+    assert found.unsure == {"going": "it can't be seen now, or is about to end."}

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import expect
 
-from casa_hub.processes import signed_in
 from tests.hub.conftest import MakeHub
 from tests.hub.test_admin_page import CONFIG, MARKUP, OPERATOR, PAGE
 from tests.support.chromium import OpenTab
 from tests.support.facility_config import make_keys
 from tests.support.hub import Hub
 from tests.support.idp import IdP
+from tests.support.local_servers import end
 from tests.support.person import Person
 from tests.support.waiting import until
 
@@ -30,11 +28,7 @@ def hub(make_hub: MakeHub) -> Iterator[Hub]:
     (hub.directory / "traefik").mkdir()
     make_keys(hub.directory, "dask")
     yield hub.start()
-    hub.stop()
-    for path in hub.directory.glob("servers/*/process"):
-        process = signed_in(path)
-        if process is not None and process.alive:
-            os.killpg(process.pid, signal.SIGKILL)
+    end(hub)
 
 
 def test_an_operator_looks_confirms_ignores_renews_and_revokes(hub: Hub, idp: IdP, open_tab: OpenTab) -> None:

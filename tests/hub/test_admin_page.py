@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +13,11 @@ import requests
 from markupsafe import escape
 
 from casa_hub.audit import PREFIX
-from casa_hub.processes import signed_in
 from tests.hub.conftest import MakeHub
 from tests.support.facility_config import credentials, make_keys
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
+from tests.support.local_servers import end
 from tests.support.person import Person
 from tests.support.waiting import until
 
@@ -51,11 +49,7 @@ def hub(make_hub: MakeHub) -> Iterator[Hub]:
     (hub.directory / "traefik").mkdir()
     make_keys(hub.directory, "dask")
     yield hub.start()
-    hub.stop()
-    for path in hub.directory.glob("servers/*/process"):
-        process = signed_in(path)
-        if process is not None and process.alive:
-            os.killpg(process.pid, signal.SIGKILL)
+    end(hub)
 
 
 @pytest.fixture

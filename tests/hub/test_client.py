@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import ssl
@@ -16,12 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from casa_hub.processes import signed_in
 from tests.hub.conftest import MakeHub
 from tests.support.client_machine import ClientMachine, answer
 from tests.support.facility_config import credentials, make_keys
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
+from tests.support.local_servers import end
 from tests.support.person import Person
 
 pytestmark = pytest.mark.both_hubs
@@ -47,11 +46,7 @@ def hub(make_hub: MakeHub) -> Iterator[Hub]:
     (hub.directory / "traefik").mkdir()
     make_keys(hub.directory)
     yield hub.start()
-    hub.stop()
-    for path in hub.directory.glob("servers/*/process"):
-        process = signed_in(path)
-        if process is not None and process.alive:
-            os.killpg(process.pid, signal.SIGKILL)
+    end(hub)
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +20,7 @@ from tests.hub.conftest import MakeHub
 from tests.support.facility_config import credentials, make_keys
 from tests.support.hub import Hub
 from tests.support.idp import IdP
+from tests.support.local_servers import end
 from tests.support.person import Person
 from tests.support.waiting import until
 
@@ -61,11 +60,7 @@ def make_facility(make_hub: MakeHub) -> Iterator[Any]:
 
     yield make
     for hub in hubs:
-        hub.stop()
-        for path in hub.directory.glob("servers/*/process"):
-            process = signed_in(path)
-            if process is not None and process.alive:
-                os.killpg(process.pid, signal.SIGKILL)
+        end(hub)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from tests.hub.conftest import MakeHub
 from tests.support.facility_config import credentials, make_keys
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
+from tests.support.local_servers import end
 from tests.support.person import CANT_SAY, LOG_IN_AGAIN, NO, Person
 from tests.support.waiting import until
 
@@ -74,11 +75,7 @@ def make_servers(make_hub: MakeHub) -> Iterator[MakeServers]:
 
     yield make
     for hub in hubs:
-        hub.stop()
-        for path in hub.directory.glob("servers/*/process"):
-            process = signed_in(path)
-            if process is not None and process.alive:
-                os.killpg(process.pid, signal.SIGKILL)
+        end(hub)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from casa_hub.processes import Process, signed_in
 from tests.hub.conftest import MakeHub
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
+from tests.support.local_servers import end
 from tests.support.person import Person
 
 pytestmark = pytest.mark.both_hubs
@@ -51,11 +52,7 @@ def hub(make_hub: MakeHub) -> Iterator[Hub]:
     (hub.directory / "traefik").mkdir()
     write_secrets(hub, os.urandom(48))
     yield hub.start()
-    hub.stop()
-    for path in hub.directory.glob("servers/*/process"):
-        process = signed_in(path)
-        if process is not None and process.alive:
-            os.killpg(process.pid, signal.SIGKILL)
+    end(hub)
 
 
 def write_secrets(hub: Hub, *secrets: bytes) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import signal
 from collections.abc import Iterator
 
 import pytest
 import requests
 import yaml
 
-from casa_hub.processes import signed_in
 from tests.hub.conftest import MakeHub, casa_idp, make_hub, provider  # noqa: F401 - fixtures
 from tests.support.facility_config import credentials, make_keys
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
+from tests.support.local_servers import end
 from tests.support.peers import require
 from tests.support.person import Person
 from tests.support.prometheus import FILES, RULES, Prometheus, Target
@@ -54,11 +52,7 @@ def hub(make_hub: MakeHub, provider: IdP) -> Iterator[Hub]:  # noqa: F811
         provider.reset()
         yield hub
     finally:
-        hub.stop()
-        for path in hub.directory.glob("servers/*/process"):
-            process = signed_in(path)
-            if process is not None and process.alive:
-                os.killpg(process.pid, signal.SIGKILL)
+        end(hub)
 
 
 def lose_a_route(hub: Hub) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +11,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from casa_hub.processes import signed_in
 from tests.hub.test_membership_lost import CREDENTIALS, SERVERS, User, ended
 from tests.support import keycloak as peer
 from tests.support.chromium import OpenTab
 from tests.support.facility_config import make_keys
 from tests.support.hub import CLIENT_SECRET, Browser, Hub, casa_config
 from tests.support.keycloak import OFFLINE, ONLINE, Account, Keycloak, Realm
+from tests.support.local_servers import end
 from tests.support.waiting import until
 
 MEMBERS = "/cms/uscms"
@@ -54,11 +52,7 @@ def make_servers(keycloak: Keycloak, tmp_path_factory: pytest.TempPathFactory) -
 
     yield make
     for hub in hubs:
-        hub.stop()
-        for path in hub.directory.glob("servers/*/process"):
-            process = signed_in(path)
-            if process is not None and process.alive:
-                os.killpg(process.pid, signal.SIGKILL)
+        end(hub)
     assert not any(CLIENT_SECRET in hub.log for hub in hubs)
 
 

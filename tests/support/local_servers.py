@@ -8,7 +8,16 @@ import signal
 from collections.abc import Iterator
 
 from casa_hub.processes import signed_in
-from tests.support.hub import Hub
+from casa_hub.testing.hub import Hub
+
+
+def end(hub: Hub) -> None:
+    """End the hub, and all of its servers."""
+    hub.stop()
+    for path in hub.directory.glob("servers/*/process"):
+        process = signed_in(path)
+        if process is not None and process.alive:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -17,8 +26,4 @@ def ended_with(hub: Hub) -> Iterator[None]:
     try:
         yield
     finally:
-        hub.stop()
-        for path in hub.directory.glob("servers/*/process"):
-            process = signed_in(path)
-            if process is not None and process.alive:
-                os.killpg(process.pid, signal.SIGKILL)
+        end(hub)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from casa_hub import __version__, operate
+from casa_hub.client import command as client
 from casa_hub.errors import CasaError
 
 
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="also create a Secret, a Service and routes in the cluster for a moment, and remove them",
     )
     operate.add_commands(commands)
+    client.add_commands(commands)
     options = parser.parse_args(arguments)
     try:
         return _run(options)
@@ -62,6 +64,8 @@ def _run(options: argparse.Namespace) -> int:
     config_file = getattr(options, "config_file", None)
     if config_file is not None:
         _begin(f"reading {config_file}")
+    if options.command in client.COMMANDS:
+        return client.run(options)
     match options.command:
         case "settings":
             _begin("loading the settings")

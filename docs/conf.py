@@ -18,6 +18,7 @@ include_patterns = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/*.md",
+    "client/README.md",
     "helm-values/README.md",
     "examples/**/README.md",
 ]

@@ -41,6 +41,7 @@ MIN_SECRET_BYTES = 32
 #: Ports of a server; the analysis images use these.
 SCHEDULER_PORT = 8786
 WORKER_PORT = 8788
+DASHBOARD_PORT = 8785
 #: Certificates are valid from this much before now: the clocks of worker nodes may be behind the hub's.
 CLOCK_SKEW = timedelta(minutes=5)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from casa_hub.credentials.base import Minter, Renewal, Route
+from casa_hub.credentials.dask import DASHBOARD_PORT
 from casa_hub.servers.renewals import Held, Missing
 from casa_hub.text import sentence
 
@@ -104,6 +105,10 @@ def absent(server: str, missing: Iterable[Missing]) -> list[str]:
     return [f"{one.what} is missing: {sentence(one.why)} {_AGAIN}" for one in missing if one.server == server]
 
 
-def addresses(routes: Iterable[Route]) -> list[Address]:
-    """The addresses that routes lead to."""
-    return [Address(f"Dask {route.purpose}", f"tls://{route.host}:{route.port}") for route in routes]
+def addresses(routes: Iterable[Route], server_url: str) -> list[Address]:
+    """The addresses that routes lead to, and that of the dashboard of a Dask cluster in a server with routes.
+
+    `server_url`: of the server, with a "/" at its end. The analysis images proxy the dashboard (jupyter-server-proxy).
+    """
+    found = [Address(f"Dask {route.purpose}", f"tls://{route.host}:{route.port}") for route in routes]
+    return [*found, Address("Dask dashboard", f"{server_url}proxy/{DASHBOARD_PORT}/status")] if found else []

@@ -25,6 +25,7 @@ from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubApp, HubUser
 from casa_hub.moments import iso
 from casa_hub.startup import on_hub_start
+from casa_hub.text import printable
 from casa_hub.unknown_keys import did_you_mean
 from casa_hub.web.handing_out import NotRunningError, hand_out
 
@@ -102,7 +103,8 @@ class CredentialsAPI(APIHandler):  # type: ignore[misc]
         name, token = self.current_user.name, self.get_token()
         if token is None:
             return f"page of {name}"
-        return f"token {token.api_id} of {name}" + (f": {token.note}" if token.note else "")
+        # The note is the user's own text: in a log, it must not begin another line.
+        return f"token {token.api_id} of {name}" + (f": {printable(token.note)}" if token.note else "")
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """As in tornado, but our own errors are logged as one line without a traceback."""

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 from tornado import web
 
@@ -82,11 +83,16 @@ class CredentialsHandler(Pages):
         await self.show(
             HTTPStatus.OK,
             "casa_credentials.html",
-            casa_servers=[server_view(self.casa, user, spawner) for spawner in running(user)],
+            casa_servers=[server_view(self.casa, user, spawner, self._origin) for spawner in running(user)],
             sign_in=sign_in(self.authenticator, user),
             may_download=may_download(self.expanded_scopes),
             said=_SAID.get(self.get_argument("said", ""), ""),
         )
+
+    @property
+    def _origin(self) -> str:
+        """Where the browser sees the hub, and the servers without a domain of their own."""
+        return f"{self.request.protocol}://{self.request.host}"
 
     @web.authenticated
     async def post(self) -> None:
@@ -111,8 +117,8 @@ def running(user: HubUser) -> list[HubSpawner]:
     return sorted((one for one in list(user.spawners.values()) if one.ready), key=lambda one: one.name)
 
 
-def server_view(hub: CasaHub, user: HubUser, spawner: HubSpawner) -> ServerView:
-    """What the page shows of a running server. Without I/O."""
+def server_view(hub: CasaHub, user: HubUser, spawner: HubSpawner, origin: str) -> ServerView:
+    """What the page shows of a running server; `origin`: of the page. Without I/O."""
     facility, server = hub.facility, running_server(spawner)
     holding = None if server is None else server.known_holding()
     record = None if holding is None else holding.record
@@ -126,13 +132,14 @@ def server_view(hub: CasaHub, user: HubUser, spawner: HubSpawner) -> ServerView:
     identity = "" if server is None else server.server.identity
     absent = view.absent(identity, (one for one in hub.mending.missing() if one.what not in facility.minters))
     has_dask = any(one.name == "dask" and one.state is not view.State.MISSING for one in held)
+    url = urljoin(origin, user.server_url(spawner.name))
     return ServerView(
         name=spawner.name,
-        url=user.server_url(spawner.name),
+        url=url,
         unkept=hub.renewals.unkept(spawner),
         credentials=held,
         absent=absent,
-        addresses=view.addresses(facility.routes(server.server, record)) if server is not None and record else [],
+        addresses=view.addresses(facility.routes(server.server, record), url) if server is not None and record else [],
         has_bundle=has_dask,
     )
 

@@ -66,7 +66,7 @@ def test_everything_on_the_page_is_reached_by_the_keyboard(
     tab.page.goto("/hub/casa/credentials")
     expect(row(tab, "dask")).to_be_visible()
     reached = []
-    while "Copy the address of Dask worker" not in reached:
+    while "Copy the address of Dask dashboard" not in reached:
         assert len(reached) < 30, reached
         tab.page.keyboard.press("Tab")
         reached.append(tab.page.evaluate("document.activeElement.ariaLabel || document.activeElement.innerText.trim()"))
@@ -77,5 +77,5 @@ def test_everything_on_the_page_is_reached_by_the_keyboard(
     ):
         assert name in reached
     tab.page.keyboard.press("Enter")
-    expect(tab.page.locator("#casa-copied")).to_have_text("Copied tls://eve.dask-worker.example.org:8788")
-    assert tab.page.evaluate("navigator.clipboard.readText()") == "tls://eve.dask-worker.example.org:8788"
+    expect(tab.page.locator("#casa-copied")).to_have_text(f"Copied {hub.url}/user/eve/proxy/8785/status")
+    assert tab.page.evaluate("navigator.clipboard.readText()") == f"{hub.url}/user/eve/proxy/8785/status"

@@ -15,6 +15,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "client" / "README.md",
     ROOT / "helm-values" / "README.md",
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]

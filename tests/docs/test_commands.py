@@ -69,7 +69,9 @@ def test_casa_hub_takes_it(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     monkeypatch.setattr(cli, "_run", lambda options: taken.append(options) or 0)
     words = re.sub(r"[\[\]]|\.\.\.", "", text).split()
-    words += {"-f": ["FILE"], "check": ["-f", "FILE"], "revoke": ["USER"], "rebind": ["USER"]}.get(words[-1], [])
+    words += {"-f": ["FILE"], "check": ["-f", "FILE"], "revoke": ["USER"], "rebind": ["USER"], "token": ["xcache"]}.get(
+        words[-1], []
+    )
     assert cli.main(words) == 0
     assert taken
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +18,12 @@ from casa_hub.credentials.base import Request
 from casa_hub.credentials.dask import Dask
 from casa_hub.demo.processes import Process, free_port, minimal_environment, read_log
 from casa_hub.naming import Server
+from casa_hub.web.bundle import Bundle
 from tests.docs.pages import ROOT, blocks, commands
 
 PAGE = ROOT / "docs" / "users.md"
 #: A server whose image has no `dask` on its path: the trial's.
 TRIAL = ROOT / "docs" / "getting-started.md"
-ADDRESS = "tls://alice.dask.example.org:8786"
 
 
 def secrets(directory: Path, start_id: str) -> Path:
@@ -60,12 +62,16 @@ def port(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def connect(port: int, files: Path) -> subprocess.CompletedProcess[str]:
-    """Run the page's Python where `files` are."""
-    (block,) = [block for block in blocks() if block.page == PAGE and block.language == "python"]
-    assert ADDRESS in block.content
-    program = block.content.replace(ADDRESS, f"tls://127.0.0.1:{port}").replace("security=", "timeout='60s', security=")
+    """Run the page's Python where the bundle with these files is."""
+    certificates = {name: (files / name).read_bytes() for name in ("ca.pem", "usercert.pem")}
+    bundle = Bundle("alice", f"tls://127.0.0.1:{port}", certificates, datetime.now(UTC), None)
+    laptop = files.parent / "laptop"
+    with zipfile.ZipFile(io.BytesIO(bundle.archive())) as archive:
+        archive.extractall(laptop)
+    (block,) = [block for block in blocks() if block.page == PAGE and "client = connect()" in block.content]
+    program = block.content.replace("connect()", "connect(timeout='60s')")
     program += "\nprint(client.scheduler_info()['type'])\nclient.close()\n"
-    return subprocess.run([sys.executable, "-c", program], cwd=files, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", program], cwd=laptop, capture_output=True, text=True, timeout=120)
 
 
 def test_a_laptop_connects_as_the_page_says(port: int, tmp_path: Path) -> None:

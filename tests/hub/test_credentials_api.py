@@ -302,10 +302,12 @@ def test_what_there_is_not_is_told(alice: Person) -> None:
 def test_a_key_that_is_gone_is_told_to_whoever_asks(alice: Person) -> None:
     key = alice.hub.directory / "htcondor.key"
     key.rename(key.with_suffix(".away"))
-    answer = ask(alice, "htcondor")
+    since = len(alice.hub.log)
+    answer = ask(alice, "htcondor", token_with(alice, scope("htcondor"), note="CI\nof alice"))
     key.with_suffix(".away").rename(key)
     assert (answer.status_code, answer.json()["status"]) == (503, 503)
     assert "HTCondor.key_file" in answer.json()["message"]
+    assert f" of {alice.name}: CI of alice: HTCondor.key_file" in alice.hub.log[since:]
     assert ask(alice, "htcondor").status_code == 200
 
 

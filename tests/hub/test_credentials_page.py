@@ -104,6 +104,7 @@ def test_the_page_shows_the_sign_in_and_what_a_server_holds(make_person: MakePer
             assert each in found[name][1], (name, each)
     assert f"tls://{person.name}.dask.example.org:8786" in page
     assert f"tls://{person.name}.dask-worker.example.org:8788" in page
+    assert f'href="{browser.hub.url}/user/{person.name}/proxy/8785/status"' in page
 
 
 def test_the_page_holds_nothing_secret(hub: Hub, make_person: MakePerson, idp: IdP) -> None:

@@ -88,7 +88,14 @@ print(json.dumps([code, (content or b"").decode("latin-1"), status.message]))
 """
 
 
-def root(xcache: XCache, path: str, token: str | None = None, *, by: str = "ztn") -> Answer:
+def root(
+    xcache: XCache,
+    path: str,
+    token: str | None = None,
+    *,
+    by: str = "ztn",
+    environment: Mapping[str, str] | None = None,
+) -> Answer:
     """Ask by root:// with the real client, as analysis images do.
 
     Args:
@@ -96,19 +103,20 @@ def root(xcache: XCache, path: str, token: str | None = None, *, by: str = "ztn"
         path: logical path.
         token: a macaroon; None for nobody's.
         by: ``ztn`` (the client finds $BEARER_TOKEN_FILE and logs in with it) or ``authz`` (``?authz=Bearer%20...``).
+        environment: more variables for the client.
     """
     with tempfile.TemporaryDirectory(prefix="casa-client-") as home:
-        environment = {"PATH": os.environ["PATH"], "HOME": home, "XRD_CONNECTIONRETRY": "1", "XRD_REQUESTTIMEOUT": "60"}
-        environment |= xcache.client_environment
+        client = {"PATH": os.environ["PATH"], "HOME": home, "XRD_CONNECTIONRETRY": "1", "XRD_REQUESTTIMEOUT": "60"}
+        client |= {**xcache.client_environment, **(environment or {})}
         url = xcache.url(path)
         if token is not None and by == "ztn":
             file = Path(home, "token")
             file.touch(mode=0o600)
             file.write_text(token + "\n")
-            environment["BEARER_TOKEN_FILE"] = str(file)
+            client["BEARER_TOKEN_FILE"] = str(file)
         elif token is not None:
             url += f"?authz=Bearer%20{token}"
-        ran = _run([sys.executable, "-c", _ROOT_CLIENT, url], environment)
+        ran = _run([sys.executable, "-c", _ROOT_CLIENT, url], client)
     status, content, message = json.loads(ran)
     return Answer(status, content.encode("latin-1"), message)
 

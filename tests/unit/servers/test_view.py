@@ -104,9 +104,12 @@ def test_what_a_server_lacks_is_told_of_that_server_only() -> None:
     assert view.absent("a", missing) == ["Service is missing: the API server is away. The hub tries again by itself."]
 
 
-def test_an_address_is_that_of_a_route() -> None:
+def test_addresses_are_those_of_routes_and_the_dashboard_behind_the_server() -> None:
     routes = [Route("alice.dask.example.org", "scheduler", 8786), Route("alice.work.example.org", "worker", 8788)]
-    assert [(one.title, one.url) for one in view.addresses(routes)] == [
+    server = "https://hub.example.org/user/alice/"
+    assert view.addresses([], server) == []
+    assert [(one.title, one.url) for one in view.addresses(routes, server)] == [
         ("Dask scheduler", "tls://alice.dask.example.org:8786"),
         ("Dask worker", "tls://alice.work.example.org:8788"),
+        ("Dask dashboard", "https://hub.example.org/user/alice/proxy/8785/status"),
     ]

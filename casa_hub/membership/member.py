@@ -146,7 +146,7 @@ class Member:
     weighed_since: float | None = None
     held_since: float | None = None
     gone_at: float | None = None
-    #: When an operator said that what is held back is a mistake; 0 if nobody did. A copy of the table `casa_hub_ignored`.
+    #: When an operator said that what is held back is a mistake; 0 if nobody did. A copy of `casa_hub_ignored`.
     ignored_at: float = 0.0
     #: Whether a "no" has taken effect whose turn to end the access hasn't come yet.
     leaves: bool = False

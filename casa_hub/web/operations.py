@@ -16,6 +16,7 @@ scope to a service, in ``jupyterhub_config.py``::
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -109,11 +110,11 @@ class _Operation(APIHandler):  # type: ignore[misc]
             super().write_error(status_code, **kwargs)
 
 
-def _shown(app: HubApp) -> Callable[[str], str]:
+async def _shown(app: HubApp) -> Callable[[str], str]:
     """A function that shows a server (`Server.identity`) to people, by its user's present name."""
     known = {
         running.server.identity: shown(user.name, spawner.name, running.server.username)
-        for user, spawner, running in running_servers(app)
+        async for user, spawner, running in in_turns(running_servers(app))
         if running is not None
     }
 
@@ -147,14 +148,14 @@ async def renew(
     for name in sorted(asked):
         audit.tell(casa.app.tornado_settings, audit.Event(audit.Action.RENEWAL_ASKED, name, by=by))
     report = await casa.renewals.renew_now(usernames, credentials)
-    show = _shown(casa.app)
+    show = await _shown(casa.app)
     failed = {show(server): why for server, why in report.failed.items()}
     return {"renewed": [show(server) for server in report.renewed], "failed": failed}
 
 
 async def status(casa: CasaHub, found: Survey) -> dict[str, Any]:
     """All that an operator should look at; what the sentences of `casa_hub.operator_words` are made of."""
-    show = _shown(casa.app)
+    show = await _shown(casa.app)
     held = [
         {
             "user": one.username,
@@ -164,10 +165,12 @@ async def status(casa: CasaHub, found: Survey) -> dict[str, Any]:
         }
         async for one in in_turns(casa.mass_loss.held())
     ]
+    await asyncio.sleep(0)
     overdue = [
         {"server": show(one.server), "credential": one.credential, "until": one.until, "why": one.why}
         async for one in in_turns(casa.renewals.overdue())
     ]
+    await asyncio.sleep(0)
     missing = [
         {"server": show(one.server), "what": one.what, "why": one.why} async for one in in_turns(casa.mending.missing())
     ]

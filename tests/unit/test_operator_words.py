@@ -73,7 +73,7 @@ def test_what_was_done_is_told_with_what_is_still_to_be_done() -> None:
     }
     assert operator_words.departed(answer) == [
         "ada: access ended; stopped: the default server, server lab; tokens deleted: 2.",
-        "Not yet: server 'lab': slow",
+        "Not yet: server 'lab': no answer",
     ]
     assert operator_words.namesakes(answer) == [
         "The same person has other user names here, which keep their access: ada2"

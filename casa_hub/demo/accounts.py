@@ -31,7 +31,7 @@ RECHECK_INTERVAL = 5.0
 
 MEMBER = Account("oksana", ("/cms", MEMBERS), "a member: gets a server with working credentials")
 ADMINISTRATOR = Account(
-    "maria", ("/cms", MEMBERS, ADMINISTRATORS), "an administrator: a member who may also see /hub/admin"
+    "maria", ("/cms", MEMBERS, ADMINISTRATORS), "an administrator: a member who also sees Admin and Facility"
 )
 STRANGER = Account("guest", ("/atlas",), f"signs in, but is not in {MEMBERS}: refused, and told why")
 ACCOUNTS = (MEMBER, ADMINISTRATOR, STRANGER)

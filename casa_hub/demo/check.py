@@ -33,6 +33,8 @@ OK, FORBIDDEN = HTTPStatus.OK, HTTPStatus.FORBIDDEN
 #: Part of the facility -> the credential that comes with it.
 _OPTIONAL = {"xcache": "xcache", "pool": "htcondor"}
 _PAGE = "/hub/casa/credentials"
+#: Pages of administrators: JupyterHub's, and the facility's.
+_ADMINISTRATION = ("/hub/admin", "/hub/casa/admin")
 
 #: Word in the name of a notebook's step -> part of the facility that the step needs; without it the step is skipped.
 NEEDS = {"XCache": "xcache", "HTCondor": "pool"}
@@ -100,12 +102,16 @@ class Checks:
             model = self._browser(MEMBER.name).user()
             _expect(model["name"] == MEMBER.name and not model["admin"], f"the hub takes him for {model}")
             _expect(MEMBERS in model["groups"], "the groups did not reach the hub")
-            _expect(self._browser(MEMBER.name).page("/hub/admin").status_code == FORBIDDEN, "may see /hub/admin")
+            for page in _ADMINISTRATION:
+                _expect(self._browser(MEMBER.name).page(page).status_code == FORBIDDEN, f"may see {page}")
 
         def administrator() -> None:
             answer = self._browser(ADMINISTRATOR.name).log_in(ADMINISTRATOR.name)
             _expect(answer.status_code == OK, f"log-in ended with {answer.status_code}")
-            _expect(self._browser(ADMINISTRATOR.name).page("/hub/admin").status_code == OK, "may not see /hub/admin")
+            for page in _ADMINISTRATION:
+                _expect(self._browser(ADMINISTRATOR.name).page(page).status_code == OK, f"may not see {page}")
+            page = self._browser(ADMINISTRATOR.name).page("/hub/casa/admin").text
+            _expect("Revoke" in page, "may not operate the facility")
 
         def stranger() -> None:
             answer = self._browser(STRANGER.name).log_in(STRANGER.name)
@@ -116,7 +122,7 @@ class Checks:
             )
 
         self._step(f"{MEMBER.name} (member) logs in, and is no administrator", member)
-        self._step(f"{ADMINISTRATOR.name} (administrator) logs in and sees the administration page", administrator)
+        self._step(f"{ADMINISTRATOR.name} (administrator) logs in and sees the pages Admin and Facility", administrator)
         self._step(f"{STRANGER.name} (no member) is refused and told why", stranger)
         self._step("nobody gets a server without logging in", self._anonymous)
 

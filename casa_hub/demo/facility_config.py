@@ -30,6 +30,8 @@ c.Keeper.recheck_interval = demo["recheck_interval"]
 c.JupyterHub.services = [{"name": "casa-hub", "api_token": demo["operator_token"]}]
 c.JupyterHub.load_roles = [
     {"name": "casa-hub", "services": ["casa-hub"], "scopes": ["custom:casa-hub:operate"]},
+    # The same, by the buttons of the page Facility.
+    {"name": "operators", "groups": [demo["administrators"]], "scopes": ["custom:casa-hub:operate"]},
 ]
 
 # Which credentials servers get.

@@ -40,8 +40,8 @@ def find_hub(given: str | None, machine: Machine, store: Store, *, insecure: boo
     return hub
 
 
-def environment_token(hub: str, machine: Machine) -> str | None:
-    """The token of the environment for this hub. A server's own token is for its own hub only.
+def environment_token(hub: str, machine: Machine) -> tuple[str, bool] | None:
+    """The token of the environment for this hub, and whether it is a server's own, which is for its own hub only.
     Raises ClientError if it can't be a token.
     """
     own = _own_hub(machine)
@@ -50,7 +50,7 @@ def environment_token(hub: str, machine: Machine) -> str | None:
         if token := machine.environment.get(name, "").strip():
             if not is_token(token):
                 raise ClientError(name, "has characters that no token has", "Copy it again.")
-            return token
+            return token, name == _SERVER_TOKEN
     return None
 
 
@@ -74,9 +74,15 @@ class Access:
         """Ask with the first token that the hub takes for this credential; returns the way to the hub, and the answer.
         Raises ClientError, as `question` does, and if there is no token.
         """
-        if (token := environment_token(self.hub, self.machine)) is not None:
+        if (found := environment_token(self.hub, self.machine)) is not None:
+            token, of_server = found
             wire = Wire(self.hub, token)
-            return wire, question(wire)
+            try:
+                return wire, question(wire)
+            except TokenRefusedError:
+                if not of_server:
+                    raise
+                self.say("This server's own token isn't enough for it.")  # the usual case: it has no such scope
         stored = self.store.read(self.hub, datetime.now(UTC))
         if stored is not None and credential in {*stored.credentials, ""}:
             wire = Wire(self.hub, stored.token)

@@ -30,6 +30,8 @@ def unpack(content: bytes, directory: Path) -> list[str]:
                 raise ClientError("the bundle", "has no files, or too many", _TELL)
             if bad := [name for name in names if not is_file(name)]:
                 raise ClientError("the bundle", f"has a file of a bad name ({bad[0]!a})", _TELL)
+            if any(entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED} for entry in entries):
+                raise ClientError("the bundle", "is compressed in a way that no hub uses", _TELL)
             files = {}
             for entry in entries:
                 with archive.open(entry) as file:

@@ -92,6 +92,8 @@ def run(options: argparse.Namespace) -> int:
         return COMMANDS[options.command](options, machine)
     except ClientError as error:
         print(f"casa-hub: {error}", file=sys.stderr)
+        if getattr(options, "shell", False):
+            print(f"(exit {error.code})")  # else a shell would take the output of a command that failed for a success
         return error.code
 
 
@@ -110,7 +112,7 @@ def token(options: argparse.Namespace, machine: Machine) -> int:
 
     wire, issued = access.ask(options.credential, ask)
     placement = place(issued, access.hub, options.directory, machine)
-    replaced = len(placement.files) == 1 and placement.where.exists()
+    replaced = len(placement.files) == 1 and os.path.lexists(placement.where)
     _write(placement)
     tell = _say if options.shell else partial(print, flush=True)
     try:

@@ -24,6 +24,8 @@ from .errors import ClientError, RefusedError, TokenRefusedError, printable
 _QUIET, _ALL = 30.0, 60.0
 #: Bytes that an answer may have.
 _LARGEST = 4 * 1024**2
+#: What a hub says of a token that it doesn't know, or that hasn't the scope, rather than of its user.
+_SAID_OF_TOKENS = "invalid credentials|this needs the scope|has the scope of no credential"
 #: Statuses by which a hub, or what stands before it, says "not now".
 _NOT_NOW = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
@@ -122,7 +124,7 @@ class Wire:
             return ClientError(self.hub, problem, "Is it the hub's address? Does the hub run?")
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _NOT_NOW:
             return ClientError(self.hub, message or f"status {status}", "Try again later.")
-        about_token = re.search("invalid credentials|scope", message, re.IGNORECASE) is not None
+        about_token = re.search(_SAID_OF_TOKENS, message, re.IGNORECASE) is not None
         if status == HTTPStatus.UNAUTHORIZED or (status == HTTPStatus.FORBIDDEN and about_token):
             remedy = f"Log in again, or make another token on {self.hub}/hub/token."
             return TokenRefusedError(self.hub, message or f"status {status}", remedy)

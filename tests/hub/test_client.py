@@ -187,7 +187,7 @@ def test_ci_runs_as_the_page_says(forge: str, ci: ClientMachine) -> None:
     assert given.keys() <= ci.environment.keys()
     script = "\n".join(lines)
     for foreign, ours in (
-        ("pip install casa-hub-client", f'casa-hub() {{ {sys.executable} -m casa_hub.client.command "$@"; }}'),
+        ('pip install "$CASA_HUB_CLIENT"', f'casa-hub() {{ {sys.executable} -m casa_hub.client.command "$@"; }}'),
         ("python analysis.py", "echo $XCACHE_HOST"),
     ):
         assert foreign in script

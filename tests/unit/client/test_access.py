@@ -67,16 +67,16 @@ def test_without_encryption_only_to_this_machine_or_a_server_s_own_hub(store: St
 @pytest.mark.parametrize(
     ("hub", "environment", "token"),
     [
-        (HUB, {"CASA_HUB_TOKEN": "CI"}, "CI"),
-        (HUB, {"CASA_HUB_TOKEN": "CI\n"}, "CI"),
-        (HUB, {"CASA_HUB_TOKEN": "CI"} | SERVER, "CI"),
-        (HUB, {"JUPYTERHUB_API_TOKEN": "CI"}, "CI"),
-        ("http://hub:8081", SERVER, "OF-THE-SERVER"),
+        (HUB, {"CASA_HUB_TOKEN": "CI"}, ("CI", False)),
+        (HUB, {"CASA_HUB_TOKEN": "CI\n"}, ("CI", False)),
+        (HUB, {"CASA_HUB_TOKEN": "CI"} | SERVER, ("CI", False)),
+        (HUB, {"JUPYTERHUB_API_TOKEN": "CI"}, ("CI", True)),
+        ("http://hub:8081", SERVER, ("OF-THE-SERVER", True)),
         (HUB, {"CASA_HUB_TOKEN": ""}, None),
         (HUB, {}, None),
     ],
 )
-def test_the_environment_s_token_is_used(hub: str, environment: dict[str, str], token: str | None) -> None:
+def test_the_environment_s_token_is_used(hub: str, environment: dict[str, str], token: tuple[str, bool] | None) -> None:
     assert environment_token(hub, machine(**environment)) == token
 
 
@@ -145,6 +145,14 @@ def test_a_token_of_the_environment_stands_alone(store: Store) -> None:
     with pytest.raises(TokenRefusedError):
         asking.ask()
     assert (asking.asked, asking.wished) == (["CI"], [])
+
+
+def test_a_server_s_own_token_without_the_scope_is_followed_by_a_log_in(store: Store) -> None:
+    """In a terminal of a server: its token has no scope of a credential, unless an operator gave it one."""
+    asking = Asking(store, "NEW", JUPYTERHUB_API_TOKEN="OF-THE-SERVER")
+    assert asking.ask() == "answer"
+    assert (asking.asked, asking.wished) == (["OF-THE-SERVER", "NEW"], [("xcache",)])
+    assert Asking(store, "OF-THE-SERVER", JUPYTERHUB_API_TOKEN="OF-THE-SERVER").ask() == "answer"
 
 
 def test_a_no_to_the_person_is_no_reason_to_log_in(store: Store) -> None:

@@ -69,6 +69,16 @@ def test_a_link_in_a_zip_becomes_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "ca.pem").read_text() == "/etc/passwd"
 
 
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_no_hub_compresses_so(tmp_path: Path, kind: int) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", kind) as archive:
+        archive.writestr("ca.pem", "authority")
+    with pytest.raises(ClientError, match="is compressed in a way that no hub uses"):
+        unpack(content.getvalue(), tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
 @given(at=st.integers(min_value=0, max_value=len(zipped(GOOD)) - 1), byte=st.integers(min_value=0, max_value=255))
 def test_no_damage_breaks_it_or_writes_elsewhere(at: int, byte: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("bundle")

@@ -25,6 +25,7 @@ from casa_hub.operator_words import (
     confirmed,
     dask_secrets,
     departed,
+    ignored,
     namesakes,
     renewed,
     to_look_at,
@@ -209,6 +210,12 @@ def confirm(hub: Hub, options: argparse.Namespace) -> int:
     return 0
 
 
+def ignore(hub: Hub, options: argparse.Namespace) -> int:
+    body = {"users": options.user} if options.user else {}
+    _say(ignored(ask(hub, "POST", "ignore", body)))
+    return 0
+
+
 def status(hub: Hub, _: argparse.Namespace) -> int:
     answer = ask(hub, "GET", "status")
     found = to_look_at(answer)
@@ -236,6 +243,7 @@ COMMANDS: dict[str, Callable[[Hub, argparse.Namespace], int]] = {
     "renew": renew,
     "rebind": rebind,
     "confirm": confirm,
+    "ignore": ignore,
     "status": status,
     "gc": gc,
 }
@@ -272,6 +280,8 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("user")
     command = add("confirm", "end the access of users whose lost membership is held back")
+    command.add_argument("user", nargs="*", help="only of these users")
+    command = add("ignore", "let access go on, for another grace, of users whose lost membership is held back")
     command.add_argument("user", nargs="*", help="only of these users")
     add("status", "show what an operator should look at")
     command = add(

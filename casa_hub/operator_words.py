@@ -13,6 +13,7 @@ from typing import Any
 from casa_hub.moments import when
 
 ALL_WELL = "All is well."
+NOTHING_HELD = "Nothing is held back."
 
 
 def to_look_at(answer: Mapping[str, Any]) -> list[str]:
@@ -29,8 +30,8 @@ def dask_secrets(answer: Mapping[str, Any]) -> list[str]:
 
 def _memberships(answer: Mapping[str, Any]) -> Iterator[str]:
     for held in answer["held_back"]:
-        ignored = held.get("ignored_until", "")  # hubs of earlier versions don't have the field
-        until = f", ignored until {_when(ignored)}" if ignored else ""
+        ignored_until = held.get("ignored_until", "")  # hubs of earlier versions don't have the field
+        until = f", ignored until {_when(ignored_until)}" if ignored_until else ""
         yield f"Held back since {_when(held['since'])}{until}: {held['user']}: {held['reason']}"
     if answer["held_back"]:
         yield "If these are true, end their access: casa-hub confirm"
@@ -77,7 +78,12 @@ def renewed(answer: Mapping[str, Any]) -> list[str]:
 
 def confirmed(answer: Mapping[str, Any]) -> str:
     """Whose access ends, of those who were held back."""
-    return f"Access ends: {', '.join(answer['confirmed'])}." if answer["confirmed"] else "Nothing is held back."
+    return f"Access ends: {', '.join(answer['confirmed'])}." if answer["confirmed"] else NOTHING_HELD
+
+
+def ignored(answer: Mapping[str, Any]) -> str:
+    """Whose access goes on, of those who were held back."""
+    return f"Access goes on for now: {', '.join(answer['ignored'])}." if answer["ignored"] else NOTHING_HELD
 
 
 def _when(moment: str) -> str:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from jupyterhub import orm
 from jupyterhub.scopes import needs_scope
 from sqlalchemy import or_
+from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 
 from casa_hub import operator_words
 from casa_hub.audit import last_events
-from casa_hub.database import mended
+from casa_hub.database import mended, roll_back
 from casa_hub.errors import CasaError
 from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubUser
@@ -207,7 +208,12 @@ class AdminHandler(Pages):
             case "confirm":
                 return [operator_words.confirmed({"confirmed": mass_loss.confirm(by, users)})]
             case "ignore":
-                return [f"Access goes on for now: {', '.join(mass_loss.ignore(by, users))}."]
+                try:
+                    return [operator_words.ignored({"ignored": mass_loss.ignore(by, users)})]
+                except SQLAlchemyError as error:
+                    roll_back(self.db)
+                    self.log.error("Nothing was ignored: the hub's database failed (%s)", type(error).__name__)  # noqa: TRY400
+                    return ["Nothing was ignored: the hub's database can't be written."]
             case "renew":
                 return await self._patiently(self._renew(users[0], by), f"The renewal for {users[0]}")
             case _:

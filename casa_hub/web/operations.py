@@ -248,6 +248,18 @@ class ConfirmHandler(_Operation):
         self.write({"confirmed": self.casa.mass_loss.confirm(self.by, names)})
 
 
+class IgnoreHandler(_Operation):
+    """``{"users": [NAME ...]}``: what is held back of these users is a mistake. Without users: of all."""
+
+    @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
+    async def post(self) -> None:
+        chosen = self.asked(users=list).get("users")
+        losses = self.casa.mass_loss
+        held = [one.username for one in losses.held()]
+        names = held if chosen is None else [self.authenticator.normalize_username(name) for name in chosen]
+        self.write({"ignored": losses.ignore(self.by, names)})
+
+
 class StatusHandler(_Operation):
     """All that an operator should look at."""
 
@@ -278,6 +290,7 @@ handlers = [
     (r"/api/casa-hub/rebind", RebindHandler),
     (r"/api/casa-hub/renew", RenewHandler),
     (r"/api/casa-hub/confirm", ConfirmHandler),
+    (r"/api/casa-hub/ignore", IgnoreHandler),
     (r"/api/casa-hub/status", StatusHandler),
     (r"/api/casa-hub/gc", CollectHandler),
 ]

@@ -120,6 +120,7 @@ OPERATIONS = [
     ("POST", "rebind"),
     ("POST", "renew"),
     ("POST", "confirm"),
+    ("POST", "ignore"),
     ("GET", "status"),
     ("POST", "gc"),
 ]
@@ -153,6 +154,7 @@ def test_nobody_without_the_scope_may_not_even_an_administrator(
         ("gc", {"dry_run": "yes"}, "dry_run must be a bool"),
         ("confirm", {"x": 1}, "There is no field 'x'"),
         ("confirm", {"users": "alice"}, "users must be a list"),
+        ("ignore", {"users": "alice"}, "users must be a list"),
         ("revoke", {"user": "caf\udce9"}, "user has characters that no name has"),
         ("rebind", {"user": "caf\udce9"}, "user has characters that no name has"),
         ("renew", {"users": ["caf\udce9"]}, "users has characters that no name has"),
@@ -303,8 +305,9 @@ def test_rebind_of_a_name_that_is_nobody_s(hub: Hub, idp: IdP) -> None:
 # -- confirm, status, check --------------------------------------------------------------------------------------------
 
 
-def test_nothing_to_confirm(hub: Hub) -> None:
-    done = operate(hub, "confirm")
+@pytest.mark.parametrize("command", ["confirm", "ignore"])
+def test_nothing_to_confirm_or_to_ignore(hub: Hub, command: str) -> None:
+    done = operate(hub, command)
     assert (done.returncode, done.stdout) == (0, "Nothing is held back.\n")
 
 

@@ -341,14 +341,18 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     def get_handlers(self, app: HubApp) -> list[tuple[Any, ...]]:
         """The pages of a log-in, the address for the provider's log-outs, and the operators' API."""
         logout_tokens = LogoutTokens(self.provider_side, clock=self.clock)
-        if self._hub is not None:
-            credentials_api.let_users(app, self._hub.facility.minters)
-            frame.compile_templates(app.tornado_settings["jinja2_env"])
-        return [
+        handlers = [
             *super().get_handlers(app),
             (r"/backchannel-logout", BackchannelLogoutHandler, {"tokens": logout_tokens}),
             *operations.handlers,
             *frame.handlers,
+        ]
+        if self._hub is None:  # inside another authenticator, which is the hub's
+            return handlers
+        credentials_api.let_users(app, self._hub.facility.minters_outside)
+        frame.compile_templates(app.tornado_settings["jinja2_env"])
+        return [
+            *handlers,
             *credentials_page.handlers,
             *bundle_download.handlers,
             *credentials_api.handlers,
@@ -518,7 +522,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     async def admit(self, user: HubUser, *, server: str | None = None) -> Standing:
         """Check the membership for a start, or for what somebody takes outside of servers (`server`: None).
 
-        Raises tornado.web.HTTPError: 403 with what the user should do; the audit is told.
+        Raises tornado.web.HTTPError: 403 with what the user should do, or 503 if nobody can say so now and it is for
+        outside; the audit is told.
         """
         try:
             return await self.admission.of_start(user)
@@ -526,7 +531,10 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             event = audit.Event(audit.Action.REFUSED, user.name, server=server, reason=error.problem)
             audit.tell(user.settings, event)
             # JupyterHub doesn't count an HTTP error as a failure of the hub, and shows its text in the API (also 5.x).
-            refusal: Any = web.HTTPError(HTTPStatus.FORBIDDEN, "%s", error.jupyterhub_message)
+            # A start is refused by 403 in any case; a program on a laptop tries again after 503.
+            later = error.later and server is None
+            status = HTTPStatus.SERVICE_UNAVAILABLE if later else HTTPStatus.FORBIDDEN
+            refusal: Any = web.HTTPError(status, "%s", error.jupyterhub_message)
             refusal.jupyterhub_message = error.jupyterhub_message
             raise refusal from error
 

@@ -361,7 +361,7 @@ class Facility(LoggingConfigurable):
 
         Args:
             request: of the user; for a credential of a running server (`Minter.of_start`), of that start.
-            name: one of `minters`.
+            name: one of `minters_outside`.
             record: that of the running server; None for what belongs to no server.
             user_id: JupyterHub's, of the user.
             username: as in `renew`.
@@ -369,9 +369,9 @@ class Facility(LoggingConfigurable):
 
         Raises CredentialError: with what stands in the way, for people.
         """
-        minter = self.minters.get(name)
+        minter = self.minters_outside.get(name)
         if minter is None:
-            raise CredentialError(name, "this hub has no such credential", _ASK_OPERATOR)
+            raise CredentialError(name, "this hub has no such credential outside of servers", _ASK_OPERATOR)
         if request.technical and minter.renewal == "token":
             raise CredentialError(minter.title, "a technical user has no token of an identity provider", "")
         states: dict[str, Mapping[str, str]] = {}
@@ -400,6 +400,11 @@ class Facility(LoggingConfigurable):
         self.outside.note(user_id, handed, now)
         self._tell(handed.event(Action.MINTED, username or request.server.username, by=by))
         return new
+
+    @property
+    def minters_outside(self) -> dict[str, Minter]:
+        """Those of credentials that people may have outside of servers."""
+        return {name: minter for name, minter in self.minters.items() if minter.outside}
 
     def lifetime_outside(self, name: str) -> int | None:
         """Seconds that a credential lives outside of servers, as `mint_outside` makes it; None if its issuer says."""

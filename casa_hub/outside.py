@@ -59,7 +59,8 @@ class Outside:
 
     def note(self, user_id: int, new: HandedOut, now: datetime) -> None:
         """Note one more. Raises CredentialError if the person holds too many at the same time."""
-        others = [one for one in self.held(user_id, now) if one.identifiers != new.identifiers]
+        same = (new.credential, new.identifiers)
+        others = [one for one in self.held(user_id, now) if (one.credential, one.identifiers) != same]
         if len(others) >= MOST:
             problem = f"you hold {MOST} credentials outside of servers that have not expired yet"
             raise CredentialError(new.credential, problem, "Use one until it expires instead of many at a time.")

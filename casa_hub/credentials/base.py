@@ -4,6 +4,7 @@ A site's own credential is a subclass of `Minter`, named in the entry-point grou
 
 - `name`, `title` and `mint` must be there;
 - `renewal`, `key_files`, `check`, `environment` and `routes` where the defaults don't fit;
+- `outside`, and perhaps `mint_outside`, if people may have it on a laptop or in CI, too;
 - settings are traits (``.tag(config=True)``).
 
 Nothing else needs to be touched. A minter never knows whether its files go to a directory of this machine or into a
@@ -132,6 +133,8 @@ class Minter(LoggingConfigurable):
     #: access token, so when there is a new token. `request`: only when an operator asks for it, because a new one would
     #: not be valid for longer.
     renewal: ClassVar[Renewal] = "time"
+    #: Whether people may have it outside of servers, on a laptop or in CI, if the operator lets them (`mint_outside`).
+    outside: ClassVar[bool] = False
     #: Whether each credential belongs to one start of a server. Outside of servers, it is then minted by the state of
     #: a running one.
     of_start: ClassVar[bool] = False

@@ -19,6 +19,7 @@ class Bearer(Minter):
     name: ClassVar[str] = "bearer"
     title: ClassVar[str] = "Access token"
     purpose: ClassVar[str] = "act as you at services that know your identity provider"
+    outside: ClassVar[bool] = True
     renewal: ClassVar[Renewal] = "token"
     shortens: ClassVar[bool] = False
 

@@ -244,6 +244,7 @@ class Dask(Minter):
     name: ClassVar[str] = "dask"
     title: ClassVar[str] = "Dask certificates"
     purpose: ClassVar[str] = "connect scheduler, workers and clients of this server's Dask cluster"
+    outside: ClassVar[bool] = True
     found_by: ClassVar[str] = "the image's Dask cluster and its workers"
     #: All certificates of a start end with its CA; new ones would only be read by new processes.
     renewal: ClassVar[Renewal] = "request"

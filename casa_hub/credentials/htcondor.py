@@ -99,6 +99,7 @@ class HTCondor(Minter):
     name: ClassVar[str] = "htcondor"
     title: ClassVar[str] = "HTCondor token"
     purpose: ClassVar[str] = "look at the batch farm and submit jobs"
+    outside: ClassVar[bool] = True
     found_by: ClassVar[str] = "HTCondor's commands and Python bindings"
 
     key_file = Unicode(

@@ -59,6 +59,7 @@ class ServiceX(Minter):
     shortens: ClassVar[bool] = False
     title: ClassVar[str] = "ServiceX configuration"
     purpose: ClassVar[str] = "ask ServiceX for columns of data"
+    outside: ClassVar[bool] = True
     found_by: ClassVar[str] = "the ServiceX client"
 
     endpoint = Unicode(

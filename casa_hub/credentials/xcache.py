@@ -124,6 +124,7 @@ class XCache(Minter):
     name: ClassVar[str] = "xcache"
     title: ClassVar[str] = "XCache macaroon"
     purpose: ClassVar[str] = "read the facility's data through XCache"
+    outside: ClassVar[bool] = True
 
     key_file = Unicode(
         "",

@@ -27,6 +27,11 @@ NOTICE: ContextVar[str] = ContextVar("casa_notice", default="")
 class MembershipError(CasaError):
     """A spawn is refused because the user is no member, or nobody can say so."""
 
+    def __init__(self, thing: str, problem: str, remedy: str, *, later: bool = False) -> None:
+        """`later`: whether the same may be allowed in a few minutes, without anybody's doing."""
+        super().__init__(thing, problem, remedy)
+        self.later = later
+
     @property
     def jupyterhub_message(self) -> str:
         return f"{self.problem}. {self.remedy}".rstrip()
@@ -68,7 +73,8 @@ class Admission:
                 Verdict.NO: "Ask the administrators of this hub" if standing.decision is None else "",  # it says itself
                 Verdict.LOG_IN_AGAIN: "Log in again",
             }.get(standing.verdict, "Try again in a few minutes")
-            raise MembershipError(user.name, standing.reason.rstrip("."), remedy)
+            later = standing.verdict is Verdict.CANT_SAY
+            raise MembershipError(user.name, standing.reason.rstrip("."), remedy, later=later)
         return standing
 
     def notice(self, user: HubUser) -> str:

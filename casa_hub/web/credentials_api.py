@@ -70,7 +70,7 @@ def let_users(app: HubApp, names: Iterable[str]) -> None:
 
 def offered(facility: Facility, scopes: Collection[str]) -> dict[str, bool]:
     """Name of each credential that can be had outside -> whether somebody with these scopes may have it."""
-    return {name: scope in scopes for name in facility.minters if (scope := scope_of(name))}
+    return {name: scope in scopes for name in facility.minters_outside if (scope := scope_of(name))}
 
 
 class CredentialsAPI(APIHandler):  # type: ignore[misc]

@@ -18,8 +18,8 @@ from urllib.parse import urlencode
 
 from casa_hub.text import printable
 
-#: Seconds within which a program redeems its code, and codes at most at the same time.
-CODE_AGE, MOST_CODES = 60.0, 1000
+#: Seconds within which a program redeems its code, and codes at most of one user at the same time.
+CODE_AGE, MOST_CODES = 60.0, 5
 #: Characters of a computer's name that are shown.
 _CLIENT_LENGTH = 64
 _LAST_PORT = 65535
@@ -122,8 +122,9 @@ class Codes:
         """A code for what was allowed to the program whose verifier has this challenge."""
         now = self._clock()
         self._codes = {code: one for code, one in self._codes.items() if now < one.ends}
-        while len(self._codes) >= MOST_CODES:
-            del self._codes[next(iter(self._codes))]  # the oldest
+        theirs = [code for code, one in self._codes.items() if one.grant.user_id == grant.user_id]
+        for oldest in theirs[: max(0, len(theirs) + 1 - MOST_CODES)]:
+            del self._codes[oldest]
         code = secrets.token_urlsafe(32)
         self._codes[code] = _Code(grant, challenge, now + CODE_AGE)
         return code

@@ -36,6 +36,7 @@ class Token(Minter):
     """A credential of one file, named as it is itself."""
 
     title = "Token"
+    outside = True
     lifetime = Int(60).tag(config=True)
     works = Bool(True)
     path: ClassVar[str]
@@ -654,6 +655,24 @@ def test_outside_the_user_s_own_token_lives_as_its_issuer_says(told: list[Event]
     assert new.expires_at == NOW + timedelta(seconds=7200)
     assert bearer.lifetime_outside("bearer") is None
     assert facility("xcache", laptop_lifetime=3600).lifetime_outside("xcache") == 60
+
+
+class Inside(Token):
+    """A site's own minter that says nothing of laptops."""
+
+    name, path, outside = "inside", "inside", False
+
+
+def test_a_site_s_own_credential_stays_in_servers_unless_its_class_says_otherwise(
+    told: list[Event], installed: list[EntryPoint]
+) -> None:
+    assert Minter.outside is False
+    installed.append(EntryPoint("inside", f"{__name__}:Inside", module.GROUP))
+    made = facility("inside", "xcache")
+    assert list(made.minters_outside) == ["xcache"]
+    with pytest.raises(CredentialError, match="no such credential outside of servers"):
+        made.mint_outside(request(), "inside", None, user_id=7)
+    assert told == []
 
 
 def test_the_environment_outside_has_places_to_fill_in(told: list[Event]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -46,6 +47,15 @@ def test_the_same_token_again_is_one_note() -> None:
     for _ in range(3):
         outside.note(ALICE, handed(lives=None), NOW)
     assert outside.held(ALICE, NOW) == [handed(lives=None)]
+
+
+def test_two_credentials_without_identifiers_are_two_notes() -> None:
+    """A site's own minter may have none, and an access token that can't be read has none."""
+    outside = Outside()
+    both = [replace(handed(), credential=name, identifiers={}) for name in ("bearer", "badge")]
+    for one in both:
+        outside.note(ALICE, one, NOW)
+    assert outside.held(ALICE, NOW) == both
 
 
 def test_the_notes_of_one_person_don_t_fill_the_hub_s_memory(monkeypatch: pytest.MonkeyPatch) -> None:

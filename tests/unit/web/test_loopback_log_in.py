@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -193,7 +194,10 @@ def test_codes_that_nobody_redeems_don_t_fill_the_hub_s_memory(
     codes: Codes, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_CODES", 3)
+    somebody_s = replace(GRANT, user_id=GRANT.user_id + 1)
+    code_of_somebody = codes.new(somebody_s, CHALLENGE)
     oldest, *others = (codes.new(GRANT, CHALLENGE) for _ in range(4))
+    assert codes.redeem(code_of_somebody, VERIFIER) == somebody_s  # nobody drives out another person's
     assert codes.redeem(oldest, VERIFIER) is None
     assert all(codes.redeem(code, VERIFIER) == GRANT for code in others)
     codes.new(GRANT, CHALLENGE)

@@ -11,6 +11,7 @@ import contextlib
 import heapq
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -161,6 +162,8 @@ class _Server:
     #: When there is something to do next.
     at: float | None = None
     busy: bool = False
+    #: When its user last asked for a renewal.
+    asked_at: float = -math.inf
 
     def due(self, now: float) -> list[str]:
         """Names of the credentials that are due."""
@@ -281,6 +284,19 @@ class Renewals:
             for server, name, one in self._credentials()
             if one.state is _State.MISSING
         ]
+
+    def ask(self, spawner: HubSpawner, now: float, pause: float) -> bool:
+        """Note that a server's user asks for a renewal; False if the last time was less than `pause` seconds ago.
+
+        Each renewal takes one of the few places of all servers, so nobody may ask for one after the other.
+        """
+        server = self._servers.get(spawner)
+        if server is None:
+            return True
+        if now - server.asked_at < pause:
+            return False
+        server.asked_at = now
+        return True
 
     def unkept(self, spawner: HubSpawner) -> str:
         """Why none of a running server's credentials can be renewed, without a full stop; "" if they can."""

@@ -15,7 +15,7 @@ from tornado import web
 
 from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubSpawner, HubUser
-from casa_hub.membership.member import Access, Member, Outcome
+from casa_hub.membership.member import UNASKED, Member, Outcome, Standing
 from casa_hub.membership.policy import Allowed
 from casa_hub.record import ServerRecord
 from casa_hub.servers import view
@@ -27,7 +27,7 @@ from casa_hub.web.frame import Pages
 if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
 
-#: Seconds after which a user may renew a server again, unless something failed: each time all its files change.
+#: Seconds after which a user may ask for a renewal of the same server again.
 RENEW_PAUSE = 10.0
 
 #: What the page says after *Renew now*, by the outcome in its address.
@@ -61,9 +61,11 @@ class SignIn:
     provider: str
     ways_in: list[str]
     confirmed_at: float | None
+    #: What ends: "Your access ends", "Your sign-in runs out", or "Lasts" where nothing does.
+    label: str
     ends_at: float | None
-    #: Whether that is the end of the access, not of the sign-in.
-    access_ends: bool
+    #: What the user can do about it, or needn't, as sentences.
+    advice: str
 
 
 class CredentialsHandler(Pages):
@@ -105,8 +107,7 @@ class CredentialsHandler(Pages):
         spawner = next((one for one in running(user) if one.name == name), None)
         if spawner is None:
             return "stopped"
-        held = self.casa.renewals.held(spawner)
-        if held and all(not one.why and self.authenticator.members.now() - one.issued < RENEW_PAUSE for one in held):
+        if not self.casa.renewals.ask(spawner, self.authenticator.members.now(), RENEW_PAUSE):
             return "soon"
         report = await self.casa.renewals.renew_now([user.name], only=lambda one: one is spawner)
         return "failed" if report.failed else "renewed" if report.renewed else "stopped"
@@ -151,19 +152,23 @@ def sign_in(authenticator: CasaOAuthenticator, user: HubUser) -> SignIn:
 
 
 def _sign_in(provider: str, member: Member, outcome: Outcome) -> SignIn:
-    standing = member.standing
-    if standing is None:
-        return SignIn(provider, [], None, None, access_ends=False)
+    standing = member.standing or UNASKED
     ways_in = sorted(standing.decision.ways_in) if isinstance(standing.decision, Allowed) else []
-    access_ends = outcome.access is not Access.ON or outcome.ends_at < math.inf
-    end = outcome.ends_at if access_ends else standing.sign_in_ends_at
-    return SignIn(
-        provider,
-        ways_in,
-        standing.last_yes or None,
-        end if end < math.inf else None,
-        access_ends=access_ends,
-    )
+    label, ends_at, advice = _end(provider, standing, outcome)
+    return SignIn(provider, ways_in, standing.last_yes or None, label, ends_at, advice)
+
+
+def _end(provider: str, standing: Standing, outcome: Outcome) -> tuple[str, float | None, str]:
+    """Label, end and advice of `SignIn`."""
+    if outcome.ends_at < math.inf and outcome.why in {"age", "revoked"}:
+        return "Your access ends", outcome.ends_at, "Log out and in again before, and it goes on."
+    # Without a notice, the hub has only not waited for the answer that is under way.
+    if outcome.ends_at < math.inf and outcome.notice:
+        advice = f"Unless {provider} confirms your membership before. Stay signed in: a new log-in doesn't help."
+        return "Your access ends", outcome.ends_at, advice
+    if standing.sign_in_ends_at < math.inf:
+        return "Your sign-in runs out", standing.sign_in_ends_at, "Log out and in again before, and it goes on."
+    return "Lasts", None, f"As long as {provider} confirms it. The hub asks by itself; you don't have to do anything."
 
 
 handlers: list[tuple[Any, ...]] = [(r"/casa/credentials", CredentialsHandler)]

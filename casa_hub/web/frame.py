@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import shlex
 from functools import cache
+from http import HTTPStatus
 from importlib.resources import files
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, Template
 from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.handlers.static import CacheControlStaticFilesHandler
 from markupsafe import Markup
+from tornado import web
 
-from casa_hub import __version__
 from casa_hub.jupyterhub import HubUser
 from casa_hub.moments import iso, when
 from casa_hub.tasks import Turns
@@ -21,13 +24,18 @@ from casa_hub.tasks import Turns
 _PIECE = 32_768
 
 
+_STATIC = Path(str(files("casa_hub"))) / "web" / "static"
+#: Of the static files, which browsers keep for years.
+_VERSION = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_STATIC.iterdir()))).hexdigest()[:16]
+
+
 class Pages(BaseHandler):  # type: ignore[misc]
     """Base of the handlers that show a page. An operator's template of the same name wins."""
 
     async def show(self, status: int, template: str, **namespace: Any) -> None:
         """Answer with a page of ``web/templates``."""
         names = {**self.template_namespace, "xsrf_token": self.xsrf_token.decode("ascii")}
-        names |= {"casa_static": f"{self.hub.base_url}casa/static/", "casa_version": __version__, **namespace}
+        names |= {"casa_static": f"{self.hub.base_url}casa/static/", "casa_version": _VERSION, **namespace}
         page = await _rendered(_with_ours(self.settings["jinja2_env"]).get_template(template), names)
         self.set_status(status)
         turns = Turns()
@@ -37,13 +45,21 @@ class Pages(BaseHandler):  # type: ignore[misc]
             await turns.give()
         self.finish(page[(len(page) - 1) // _PIECE * _PIECE :])
 
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        # A page that opens this one gets no hold of it: see `person`. Older browsers ignore it.
+        self.set_header("Cross-Origin-Opener-Policy", "noopener-allow-popups")
+
     def person(self) -> HubUser:
         """The user whose browser asks, for `web.authenticated` methods. JupyterHub takes no token for pages.
 
-        Raises HTTPError if a program of another page asks: without domains of their own (`JupyterHub.subdomain_host`),
-        servers have the hub's origin, and a visitor of a shared server would let it read this page.
+        Raises HTTPError if a program of another page reads this one, instead of a person who opens it. Without domains
+        of their own (`JupyterHub.subdomain_host`) servers have the hub's origin, so a server that is shared has the
+        cookies of whoever visits it.
         """
-        self.check_xsrf_cookie()  # JupyterHub itself only does so for API requests and for what changes something
+        how = self.request.headers.get("Sec-Fetch-Mode", "navigate")
+        if self.request.method == "GET" and how != "navigate":
+            raise web.HTTPError(HTTPStatus.FORBIDDEN, "This page can be opened only in a tab of its own")
         user: HubUser = self.current_user
         return user
 
@@ -70,7 +86,7 @@ def _with_ours(environment: Environment) -> Environment:
     assert environment.loader is not None  # noqa: S101 - JupyterHub gives it one
     loader = ChoiceLoader([environment.loader, PackageLoader("casa_hub", "web/templates")])
     pages = environment.overlay(loader=loader)
-    pages.filters = {**environment.filters, "casa_moment": _moment, "casa_until": _until}
+    pages.filters = {**environment.filters, "casa_moment": _moment, "casa_until": _until, "casa_shell": shlex.quote}
     return pages
 
 
@@ -95,5 +111,5 @@ class StaticHandler(CacheControlStaticFilesHandler):  # type: ignore[misc]
 
 #: For the hub's application, below its prefix.
 handlers: list[tuple[Any, ...]] = [
-    (r"/casa/static/(.*)", StaticHandler, {"path": str(PurePosixPath(str(files("casa_hub"))) / "web" / "static")}),
+    (r"/casa/static/(.*)", StaticHandler, {"path": str(_STATIC)}),
 ]

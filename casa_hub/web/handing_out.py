@@ -18,13 +18,14 @@ from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubApp, HubUser
 from casa_hub.record import EDITED_ENTRY, ServerRecord, Unreadable
 from casa_hub.servers.running import running_server, shown
+from casa_hub.text import printable
 
 
 class NotRunningError(CasaError):
     """The credential is that of a running server, and this server doesn't run."""
 
     def __init__(self, user: HubUser, name: str) -> None:
-        super().__init__(f"server {shown(user.name, name)}", "it doesn't run", "Start it first.")
+        super().__init__(f"server {printable(shown(user.name, name))}", "it doesn't run", "Start it first.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,16 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
 
 import pytest
 import requests
 from cryptography import x509
 
 from casa_hub.naming import Server
+from casa_hub.web.credentials_page import RENEW_PAUSE
 from tests.hub.conftest import MakeHub
-from tests.support.facility_config import credentials, make_key, make_keys
+from tests.support.facility_config import credentials, make_keys
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.local_servers import ended_with
@@ -148,15 +150,32 @@ def test_renew_now_renews_that_server_only_and_not_twice_at_once(hub: Hub, make_
         return {name: (directory / "xcache_token").read_text() for name, directory in slugs.items()}
 
     first = macaroons()
-    make_key(hub.directory, "xcache")  # so that there is something to renew at once
-    assert "renewed a moment ago" in text_of(renew(person.browser, "other").text)
-    assert macaroons() == first
-    hub.put_forward(60)
     assert "Renewed." in text_of(renew(person.browser, "other").text)
     now = macaroons()
     assert now["other"] != first["other"]
     assert now[""] == first[""]
+    assert "renewed a moment ago" in text_of(renew(person.browser, "other").text)
+    assert macaroons() == now
+    hub.put_forward(RENEW_PAUSE)
+    assert "Renewed." in text_of(renew(person.browser, "other").text)
+    assert macaroons()["other"] != now["other"]
     assert "doesn't run any more" in text_of(renew(person.browser, "no such server").text)
+
+
+def test_a_credential_that_is_missing_for_good_brings_no_renewals_without_a_pause(
+    hub: Hub, make_person: MakePerson
+) -> None:
+    """Each takes one of the few places of all servers."""
+    person = make_person()
+    key = hub.directory / "htcondor.key"
+    content = key.read_bytes()
+    key.unlink()
+    try:
+        assert person.browser.spawn().status_code == requests.codes.created
+        assert "Not all could be renewed" in text_of(renew(person.browser).text)
+        assert "renewed a moment ago" in text_of(renew(person.browser).text)
+    finally:
+        key.write_bytes(content)
 
 
 def download(browser: Browser, server: str = "", **data: str) -> requests.Response:
@@ -255,11 +274,30 @@ def test_a_forged_post_renews_nothing(hub: Hub, make_person: MakePerson) -> None
         assert answer.status_code == requests.codes.forbidden
 
 
-@pytest.mark.parametrize("site", ["same-origin", "cross-site"])
-def test_a_program_of_another_page_can_t_read_the_page(make_person: MakePerson, site: str) -> None:
+@pytest.mark.parametrize("mode", ["cors", "no-cors", "same-origin"])
+def test_a_program_of_another_page_can_t_read_the_page(make_person: MakePerson, mode: str) -> None:
     """A server that its owner shares has the hub's origin, and its programs have the cookies of whoever visits it."""
-    headers = {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": site}
-    assert make_person().browser.page(PAGE, headers=headers).status_code == requests.codes.forbidden
+    browser = make_person().browser
+    for site in ("same-origin", "cross-site"):
+        headers = {"Sec-Fetch-Mode": mode, "Sec-Fetch-Site": site}
+        assert browser.page(PAGE, headers=headers).status_code == requests.codes.forbidden
+    opened = browser.page(PAGE, headers={"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "same-origin"})
+    assert opened.status_code == requests.codes.ok
+    assert opened.headers["Cross-Origin-Opener-Policy"] == "noopener-allow-popups"  # for a page that opens it
+
+
+def test_no_name_of_a_server_begins_a_line_of_the_log(hub: Hub, make_person: MakePerson) -> None:
+    """It could look like an event of the audit."""
+    person = make_person()
+    assert person.browser.spawn().status_code == requests.codes.created
+    forged = 'x\n[I audit] casa-hub audit: {"action": "minted"}\r'
+    assert download(person.browser, forged).status_code == requests.codes.conflict
+    scope = "custom:casa-hub:credential:dask"
+    token = hub.api("POST", f"/users/{person.name}/tokens", token=person.token, json={"scopes": [scope]}).json()[
+        "token"
+    ]
+    assert hub.api("POST", f"/casa/bundle/{quote(forged)}", token=token).status_code == requests.codes.conflict
+    assert not [line for line in re.split(r"[\r\n]", hub.log) if line.lstrip().startswith("[I audit]")]
 
 
 def test_who_is_not_signed_in_is_sent_to_the_log_in(hub: Hub) -> None:

@@ -1,5 +1,4 @@
-// The pages work without this program. It says how long it is until a time, copies addresses, and asks before forms
-// that can't be undone.
+// The pages work without this program. It says how long it is until a time, and copies addresses.
 "use strict";
 
 (() => {

@@ -110,7 +110,9 @@ class CredentialsHandler(Pages):
         if not self.casa.renewals.ask(spawner, self.authenticator.members.now(), RENEW_PAUSE):
             return "soon"
         report = await self.casa.renewals.renew_now([user.name], only=lambda one: one is spawner)
-        return "failed" if report.failed else "renewed" if report.renewed else "stopped"
+        if report.failed or any(one.why for one in self.casa.renewals.held(spawner)):
+            return "failed"
+        return "renewed" if report.renewed else "stopped"
 
 
 def running(user: HubUser) -> list[HubSpawner]:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_who_signed_in_at_an_earlier_run_can_sign_in_again(tmp_path: Path) -> No
             text=True,
         ) as demo:
             assert demo.stdout is not None
-            lines = list(iter(demo.stdout.readline, "  Ctrl-C ends everything.\n"))
+            lines = list(takewhile(lambda line: line != "  Ctrl-C ends everything.\n", demo.stdout))
             (url,) = [line.split()[1] for line in lines if line.startswith("  Open http")]
             answer = Browser(url).log_in("oksana")
             demo.send_signal(signal.SIGINT)

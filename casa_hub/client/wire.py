@@ -25,7 +25,7 @@ _QUIET, _ALL = 30.0, 60.0
 #: Bytes that an answer may have.
 _LARGEST = 4 * 1024**2
 #: What a hub says of a token that it doesn't know, or that hasn't the scope, rather than of its user.
-_SAID_OF_TOKENS = "invalid credentials|this needs the scope|has the scope of no credential"
+_SAID_OF_TOKENS = "invalid credentials|with current scopes|this needs the scope|has the scope of no credential"
 #: Statuses by which a hub, or what stands before it, says "not now".
 _NOT_NOW = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from casa_hub import __version__, operate
 from casa_hub.client import command as client
 from casa_hub.errors import CasaError
+from casa_hub.issuer import command as issuer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     operate.add_commands(commands)
     client.add_commands(commands)
+    issuer.add_command(commands)
     options = parser.parse_args(arguments)
     try:
         return _run(options)
@@ -66,6 +68,8 @@ def _run(options: argparse.Namespace) -> int:
         _begin(f"reading {config_file}")
     if options.command in client.COMMANDS:
         return client.run(options)
+    if options.command == issuer.COMMAND:
+        return issuer.run(options)
     match options.command:
         case "settings":
             _begin("loading the settings")

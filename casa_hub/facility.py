@@ -16,6 +16,7 @@ from traitlets.config import LoggingConfigurable
 from casa_hub.audit import Action, Event, tell
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route, bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
+from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.metrics import MINTS, OUTCOMES
 from casa_hub.naming import Server
@@ -123,6 +124,8 @@ class Facility(LoggingConfigurable):
         #: What people hold outside of their servers.
         self.outside = Outside()
         self._files_outside: dict[str, tuple[str, ...]] = {}
+        #: The facility's own issuer of tokens; None without settings for one.
+        self.issuer = FacilityIssuer(parent=self) if FacilityIssuer.__name__ in self.config else None
         #: The minters in use, by name, in the order of `credentials`.
         self.minters: dict[str, Minter] = {}
         self._load_problems: list[Problem] = []
@@ -133,6 +136,11 @@ class Facility(LoggingConfigurable):
     def server(self, username: str, name: str = "") -> Server:
         """The identity of a server of this hub."""
         return Server(self.hub_id, username, name)
+
+    def key_files(self) -> dict[str, str]:
+        """Setting -> path of each key file in use, of the issuer and of all credentials. Reads a directory."""
+        issuer = {} if self.issuer is None else self.issuer.key_files()
+        return {**issuer, **{name: path for one in self.minters.values() for name, path in one.key_files.items()}}
 
     @property
     def bearer_credential(self) -> str | None:
@@ -164,8 +172,11 @@ class Facility(LoggingConfigurable):
         return self.check_settings() + self.check_minters()
 
     def check_minters(self) -> list[Problem]:
-        """The problems of all credentials' settings and keys."""
-        return [problem for name, minter in self.minters.items() for problem in self.check_minter(name, minter)]
+        """The problems of all credentials' settings and keys, the issuer's keys included."""
+        problems = [] if self.issuer is None else self.issuer.check_keys()
+        return problems + [
+            problem for name, minter in self.minters.items() for problem in self.check_minter(name, minter)
+        ]
 
     def check_minter(self, name: str, minter: Minter) -> list[Problem]:
         """The problems of one credential's settings and keys."""
@@ -176,7 +187,7 @@ class Facility(LoggingConfigurable):
 
     def check_settings(self) -> list[Problem]:
         """Problems of the facility's own settings. With an ERROR among them no server can start."""
-        problems = list(self._load_problems)
+        problems = list(self._load_problems) + ([] if self.issuer is None else self.issuer.check())
         problems += [
             Problem(
                 Severity.ERROR,
@@ -250,6 +261,7 @@ class Facility(LoggingConfigurable):
                 problem(f"{found[0].value} is no Minter with the name {name!r}", "Correct its package.")
                 return
             self.minters[name] = cls(parent=self)
+            self.minters[name].issuer = self.issuer
             for outcome in OUTCOMES:
                 MINTS.labels(name, outcome)
         except TraitError as error:

@@ -6,11 +6,14 @@ from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
+from sqlalchemy.exc import SQLAlchemyError
 from traitlets.config import Configurable
 
 from casa_hub.delivery.removals import Removal
 from casa_hub.errors import ConfigurationError, Problem
 from casa_hub.facility import Facility
+from casa_hub.issuer import published
+from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.membership.mass_loss import MassLoss
 from casa_hub.membership.member import Members
@@ -88,6 +91,8 @@ class CasaHub:
         """
         # Users, some of which may exist already, make their spawners by these settings.
         self.app.spawner_class = self.app.tornado_settings["spawner_class"] = self.spawner_class
+        if self.facility.issuer is not None:
+            self._publish(self.facility.issuer)
         if self.home is not None:
             self.home.begin_hub(self)
         self.renewals = Renewals(self.app, self.facility)
@@ -104,6 +109,15 @@ class CasaHub:
             self.mending.begin()
         self.rounds.begin()
         self.begun = True
+
+    def _publish(self, issuer: FacilityIssuer) -> None:
+        """Remember in the database since when keys are published, and add the pages with them to JupyterHub's."""
+        try:
+            issuer.directory.published.open(self.app.db)
+        except SQLAlchemyError as error:
+            problem = f"the table of the issuer's keys can't be opened ({type(error).__name__})"
+            raise ConfigurationError("the hub's database", problem, "See that the hub may create tables.") from None
+        self.app.extra_handlers.extend(published.handlers(issuer))
 
     def started(self, spawner: HubSpawner, missing: Mapping[str, str] | None = None) -> None:
         """Note a server that has just started. `missing`: objects that could not be created -> why."""

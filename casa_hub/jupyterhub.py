@@ -149,6 +149,8 @@ class HubApp(Protocol):
     parent: object | None
     tornado_settings: dict[str, Any]
     template_paths: list[str]
+    #: Handlers below the hub's prefix, which JupyterHub reads after it has set `tornado_settings`.
+    extra_handlers: list[tuple[Any, ...]]
     template_vars: dict[str, Any]
     #: Its `settings` are a copy of `tornado_settings`, and are those of request handlers.
     tornado_application: Any

@@ -25,6 +25,7 @@ from casa_hub.credentials.base import Minter
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import GROUP, Facility
 from casa_hub.hub import ADDED, CasaHub, Home
+from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.jupyterhub import HubApp
 from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
@@ -113,7 +114,7 @@ def not_the_hubs_fault(error: BaseException, app: HubApp) -> None:
 
 def sections(*used: type) -> list[type[Configurable]]:
     """Classes with a configuration section of ours: every hub's, those of the `used` classes, and all minters."""
-    classes: list[type[Configurable]] = [Facility, Keeper]
+    classes: list[type[Configurable]] = [Facility, FacilityIssuer, Keeper]
     for cls in used:
         ours = [base for base in cls.__mro__ if base.__module__.startswith("casa_hub.")]
         classes += [base for base in ours if issubclass(base, Configurable)]

@@ -86,6 +86,8 @@ class Site:
         facility = hub.facility
         self.findings += [from_problem(problem) for problem in problems(hub)]
         self.facility = facility
+        if facility.issuer is not None:
+            self.findings += map(from_problem, facility.issuer.check_keys())
         for name, minter in facility.minters.items():
             found = facility.check_minter(name, minter)
             self.findings += [from_problem(problem) for problem in found]

@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 from traitlets.config import LoggingConfigurable
 
+from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.naming import Server
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class AccessToken:
     expires_at: datetime | None
     #: Issuer of the identity provider (an URL).
     issuer: str = ""
+    #: ``sub`` of the user at that issuer.
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,9 @@ class Minter(LoggingConfigurable):
     #: Whether `Request.longest` is heeded. False for what somebody else has issued, such as the user's own token: it
     #: lives as long as it lives.
     shortens: ClassVar[bool] = True
+
+    #: The facility's own issuer of tokens (`casa_hub.credentials.issued`), set by `Facility`; None: it has none.
+    issuer: FacilityIssuer | None = None
 
     @property
     def key_files(self) -> Mapping[str, str]:

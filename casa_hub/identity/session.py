@@ -194,4 +194,4 @@ class Session:
     def bearer(self) -> AccessToken:
         """The access token, for minters."""
         expires_at = None if self.expires_at is None else datetime.fromtimestamp(self.expires_at, UTC)
-        return AccessToken(self.access_token, expires_at, self.issuer)
+        return AccessToken(self.access_token, expires_at, self.issuer, self.sub)

@@ -173,13 +173,13 @@ class AdminHandler(Pages):
         return credentials, survey
 
     async def _keys(self) -> list[admin_view.KeyView]:
-        files = {
-            setting: path
-            for minter in self.casa.facility.minters.values()
-            for setting, path in minter.key_files.items()
-        }
+        facility = self.casa.facility
+
+        def look() -> dict[str, float | None]:
+            return {setting: changed_at(path) for setting, path in facility.key_files().items()}
+
         # In a thread: a file may be on a file server.
-        changed = await asyncio.to_thread(lambda: {setting: changed_at(path) for setting, path in files.items()})
+        changed = await asyncio.to_thread(look)
         return [admin_view.key(setting, at, time.time()) for setting, at in changed.items()]
 
     # -- what is asked for

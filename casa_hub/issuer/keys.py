@@ -1,0 +1,176 @@
+"""The directory of private keys: which are published, and which one signs.
+
+A verifier keeps the published keys for hours or days, and refuses a token of a key that it doesn't know. So a new key
+is published for `FacilityIssuer.key_lead` seconds before it signs. The hub's database remembers since when each key is
+published, because the times of files in a mounted Secret are those of the mount.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Column, Float, MetaData, Table, Unicode, insert, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from casa_hub.database import committed, mended, roll_back
+from casa_hub.errors import CredentialError, Problem
+from casa_hub.issuer.tokens import MAKE_KEY, SigningKey, read_private_key
+from casa_hub.keys import KeyFile
+from casa_hub.moments import when
+
+SETTING = "FacilityIssuer.keys"
+_SUFFIX = ".pem"
+
+_table = Table(
+    "casa_hub_issuer_keys",
+    MetaData(),
+    Column("kid", Unicode(64), primary_key=True),
+    # Of double precision: MariaDB's FLOAT has epoch seconds to two minutes only.
+    Column("since", Float(53), nullable=False),
+)
+
+
+class Published:
+    """Since when each key is published, in epoch seconds; 0 for the keys with which the issuer began.
+
+    A key that is withdrawn and comes back keeps its time, so that a directory that was empty for a moment makes nobody
+    wait for days.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._db: Any = None
+        self._unsaved: set[str] = set()
+
+    def open(self, db: Any) -> None:
+        """Remember in the hub's database from now on. Raises SQLAlchemyError."""
+        mended(db)
+        _table.create(db.get_bind(), checkfirst=True)
+        known = {row.kid: row.since for row in db.execute(select(*_table.columns))}
+        self._db, self._since = db, known
+
+    def since(self, kids: list[str], now: float) -> Mapping[str, float]:
+        """The times of these keys, which are all published now."""
+        new = [kid for kid in kids if kid not in self._since]
+        if new:
+            first = 0.0 if not self._since else now
+            self._since |= dict.fromkeys(new, first)
+            self._unsaved |= set(new)
+        if self._unsaved and self._db is not None:
+            self._save()
+        return self._since
+
+    def _save(self) -> None:
+        rows = [{"kid": kid, "since": self._since[kid]} for kid in sorted(self._unsaved)]
+        try:
+            with committed(self._db):
+                self._db.execute(insert(_table).values(rows))
+        except SQLAlchemyError:
+            roll_back(self._db)  # tried again with the next token or page
+            return
+        self._unsaved.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of the directory."""
+
+    signing: SigningKey
+    file: str
+    #: Epoch seconds.
+    since: float
+    #: Epoch seconds; from then on it may sign.
+    signs_from: float
+
+
+class KeyDirectory:
+    """The keys in the files ``*.pem`` of a directory, read again when they change.
+
+    Args:
+        path: of the directory; asked anew each time.
+        lead: seconds that a key is published before it signs; asked anew each time.
+        tell: takes a problem with a file, once for each change of it.
+    """
+
+    def __init__(self, path: Callable[[], str], lead: Callable[[], int], tell: Callable[[str], None]) -> None:
+        self.published = Published()
+        self._path = path
+        self._lead = lead
+        self._tell = tell
+        self._files: dict[str, KeyFile[SigningKey]] = {}
+        self._told: set[str] = set()
+
+    def files(self) -> list[str]:
+        """Paths of the key files, in the order of their names. Raises CredentialError."""
+        path = self._path()
+        if not path:
+            raise CredentialError(SETTING, "is not set", f"Name a directory with a key in it. {MAKE_KEY}")
+        try:
+            names = [entry.name for entry in os.scandir(path)]
+        except (OSError, ValueError) as error:
+            problem = f"can't be read: {getattr(error, 'strerror', None) or error}"
+            raise CredentialError(f"{SETTING} ({path})", problem, "Name a directory that the hub can read.") from None
+        # Kubernetes' own names in a mounted Secret begin with a dot.
+        return [str(Path(path, name)) for name in sorted(names) if name.endswith(_SUFFIX) and not name.startswith(".")]
+
+    def keys(self, now: float) -> list[Key]:
+        """All usable keys, in the order of their files' names. Files that can't be used are told and left out.
+
+        Raises CredentialError: there is no usable key, with what is wrong with the first file.
+        """
+        found: dict[str, tuple[SigningKey, str]] = {}
+        errors: list[CredentialError] = []
+        files = self.files()
+        for file in files:
+            try:
+                key = self._files.setdefault(file, KeyFile(SETTING, read_private_key, MAKE_KEY)).read(file)
+            except CredentialError as error:
+                errors.append(error)
+            else:
+                found.setdefault(key.kid, (key, file))
+        problems = {str(error) for error in errors}
+        for problem in sorted(problems - self._told):
+            self._tell(problem)
+        self._told = problems
+        if not found:
+            if errors:
+                raise errors[0]
+            raise CredentialError(f"{SETTING} ({self._path()})", f"has no file *{_SUFFIX}", MAKE_KEY)
+        since = self.published.since(list(found), now)
+        return [
+            Key(key, file, since[kid], since[kid] + self._lead() if since[kid] else 0.0)
+            for kid, (key, file) in found.items()
+        ]
+
+    def signing(self, now: float) -> SigningKey:
+        """The key that signs: of those that are published for long enough, the newest.
+
+        Raises CredentialError: there is none, or none that may sign already.
+        """
+        keys = self.keys(now)
+        ready = [key for key in keys if key.signs_from <= now]
+        if not ready:
+            soon = min(keys, key=lambda key: key.signs_from)
+            raise CredentialError(
+                f"{SETTING} ({soon.file})",
+                f"would sign too early: verifiers may know it only at {when(soon.signs_from)}",
+                "Put the file of the key before it back until then. If that key was stolen, set"
+                " FacilityIssuer.key_lead to 0 and renew the keys that verifiers keep.",
+            )
+        return max(ready, key=lambda key: key.since).signing
+
+    def check(self, now: float) -> list[Problem]:
+        """Problems of the directory and its files. Does not raise."""
+        problems: list[Problem] = []
+        try:
+            for file in self.files():
+                problems += KeyFile(SETTING, read_private_key, MAKE_KEY).check(file)
+            self.signing(now)
+        except CredentialError as error:
+            if Problem.of(error) not in problems:
+                problems.append(Problem.of(error))
+        return problems

@@ -1,0 +1,187 @@
+"""Which keys of the directory are published, and which one signs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+from casa_hub.errors import CredentialError
+from casa_hub.issuer.keys import KeyDirectory
+from casa_hub.issuer.tokens import new_private_key
+
+NOW = 1_800_000_000.0
+LEAD = 100
+
+
+class Hub:
+    """A key directory over the database of a hub, which can be started again."""
+
+    def __init__(self, path: Path, db: Session | None) -> None:
+        self.path, self.db, self.told = path, db, list[str]()
+        self.start()
+
+    def start(self) -> None:
+        self.keys = KeyDirectory(lambda: str(self.path), lambda: LEAD, self.told.append)
+        if self.db is not None:
+            self.keys.published.open(self.db)
+
+    def add(self, name: str) -> str:
+        key, content = new_private_key()
+        (self.path / name).write_bytes(content)
+        return key.kid
+
+    def published(self, now: float = NOW) -> set[str]:
+        return {key.signing.kid for key in self.keys.keys(now)}
+
+    def signing(self, now: float = NOW) -> str:
+        return self.keys.signing(now).kid
+
+
+@pytest.fixture
+def db() -> Iterator[Session]:
+    with Session(create_engine("sqlite://")) as session:
+        yield session
+
+
+@pytest.fixture
+def hub(tmp_path: Path, db: Session) -> Hub:
+    return Hub(tmp_path, db)
+
+
+def test_the_first_key_signs_at_once(hub: Hub) -> None:
+    first = hub.add("1.pem")
+    assert hub.signing() == first
+
+
+def test_of_several_first_keys_that_of_the_first_file_signs(hub: Hub) -> None:
+    kids = {name: hub.add(name) for name in ("2.pem", "1.pem", "3.pem")}
+    assert hub.signing() == kids["1.pem"]
+
+
+def test_a_new_key_is_published_at_once_and_signs_when_verifiers_know_it(hub: Hub) -> None:
+    first = hub.add("1.pem")
+    hub.signing()
+    second = hub.add("2.pem")
+    assert hub.published(NOW) == {first, second}
+    assert hub.signing(NOW + LEAD - 1) == first
+    assert hub.signing(NOW + LEAD) == second
+
+
+def test_the_time_of_a_key_survives_a_restart(hub: Hub) -> None:
+    """Else each restart would put off the new key, whose file looks new with each mount of a Secret."""
+    first = hub.add("1.pem")
+    hub.signing()
+    second = hub.add("2.pem")
+    assert hub.signing(NOW) == first
+    hub.start()
+    assert hub.signing(NOW + LEAD) == second
+
+
+def test_a_key_that_came_while_the_hub_was_down_is_new(hub: Hub) -> None:
+    first = hub.add("1.pem")
+    hub.signing()
+    hub.add("2.pem")
+    hub.start()
+    assert hub.signing(NOW + 50 * LEAD) == first
+
+
+def test_without_the_key_before_it_a_new_one_does_not_sign_too_early(hub: Hub) -> None:
+    hub.add("1.pem")
+    hub.signing()
+    hub.add("2.pem")
+    (hub.path / "1.pem").unlink()
+    with pytest.raises(CredentialError, match=r"2\.pem.*would sign too early: verifiers may know it only at 2027"):
+        hub.signing()
+    assert "would sign too early" in str(hub.keys.check(NOW)[-1])
+
+
+def test_a_withdrawn_key_is_not_published_and_signs_no_more(hub: Hub) -> None:
+    hub.add("1.pem")
+    hub.signing()
+    second = hub.add("2.pem")
+    hub.published()
+    (hub.path / "1.pem").unlink()
+    assert hub.published(NOW + LEAD) == {second}
+    assert hub.signing(NOW + LEAD) == second
+
+
+def test_a_directory_that_was_empty_for_a_moment_makes_nobody_wait(hub: Hub) -> None:
+    first = hub.add("1.pem")
+    assert hub.signing() == first
+    (hub.path / "1.pem").rename(hub.path / "away")
+    with pytest.raises(CredentialError, match=r"has no file \*\.pem"):
+        hub.signing()
+    (hub.path / "away").rename(hub.path / "1.pem")
+    assert hub.signing() == first
+
+
+def test_without_the_database_keys_are_published_and_sign(tmp_path: Path) -> None:
+    hub = Hub(tmp_path, None)
+    first = hub.add("1.pem")
+    assert (hub.published(), hub.signing()) == ({first}, first)
+
+
+def test_a_time_that_the_database_did_not_take_is_stored_later(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = hub.add("1.pem")
+    assert hub.db is not None
+    hub.signing()
+    second = hub.add("2.pem")
+    hub.db.connection().exec_driver_sql("ALTER TABLE casa_hub_issuer_keys RENAME TO away")
+    hub.db.commit()
+    assert hub.published(NOW) == {first, second}
+    hub.db.connection().exec_driver_sql("ALTER TABLE away RENAME TO casa_hub_issuer_keys")
+    hub.db.commit()
+    hub.published(NOW + 1)
+    hub.start()
+    assert hub.signing(NOW + LEAD) == second
+
+
+def test_a_bad_file_is_told_once_and_the_others_go_on(hub: Hub) -> None:
+    first = hub.add("1.pem")
+    (hub.path / "2.pem").write_bytes(b"correct horse battery staple")
+    assert [hub.signing(), hub.signing()] == [first, first]
+    (told,) = hub.told
+    assert "2.pem" in told
+    assert "is not a private key in PEM" in told
+    assert "horse" not in told
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [("", "is not set"), ("/nowhere/at/all", "can't be read: No such file"), ("/etc/passwd", "Not a directory")],
+)
+def test_a_directory_that_is_none_is_told(path: str, problem: str) -> None:
+    with pytest.raises(CredentialError, match=problem):
+        KeyDirectory(lambda: path, lambda: LEAD, print).signing(NOW)
+
+
+def test_a_file_that_everybody_can_read_is_told(hub: Hub) -> None:
+    hub.add("1.pem")
+    (hub.path / "1.pem").chmod(0o644)
+    (problem,) = hub.keys.check(NOW)
+    assert "can be read by everybody" in problem.problem
+
+
+def test_names_of_kubernetes_own_are_no_keys(hub: Hub) -> None:
+    """A mounted Secret: ``1.pem -> ..data/1.pem``, ``..data -> ..2026_…``."""
+    real = hub.path / "..2026_11"
+    real.mkdir()
+    key, content = new_private_key()
+    (real / "1.pem").write_bytes(content)
+    (hub.path / "..data").symlink_to(real.name)
+    (hub.path / "1.pem").symlink_to("..data/1.pem")
+    assert hub.published() == {key.kid}
+
+
+def test_a_replaced_file_is_another_key(hub: Hub) -> None:
+    hub.add("1.pem")
+    hub.signing()
+    os.utime(hub.path / "1.pem", (1, 1))
+    new: Any = hub.add("1.pem")
+    assert hub.published() == {new}

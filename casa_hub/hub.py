@@ -117,6 +117,10 @@ class CasaHub:
         except SQLAlchemyError as error:
             problem = f"the table of the issuer's keys can't be opened ({type(error).__name__})"
             raise ConfigurationError("the hub's database", problem, "See that the hub may create tables.") from None
+        if self.app.handlers:  # `casa_hub.startup` tells when this happens
+            problem = "the pages with its keys can't be added to a hub that runs already"
+            remedy = "Call casa_hub.startup.begin_with_hub() in the hub's configuration file."
+            raise ConfigurationError("FacilityIssuer", problem, remedy)
         self.app.extra_handlers.extend(published.handlers(issuer))
 
     def started(self, spawner: HubSpawner, missing: Mapping[str, str] | None = None) -> None:

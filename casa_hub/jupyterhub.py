@@ -151,6 +151,8 @@ class HubApp(Protocol):
     template_paths: list[str]
     #: Handlers below the hub's prefix, which JupyterHub reads after it has set `tornado_settings`.
     extra_handlers: list[tuple[Any, ...]]
+    #: All handlers; empty as long as JupyterHub hasn't made them.
+    handlers: list[tuple[Any, ...]]
     template_vars: dict[str, Any]
     #: Its `settings` are a copy of `tornado_settings`, and are those of request handlers.
     tornado_application: Any

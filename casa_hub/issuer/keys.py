@@ -24,6 +24,8 @@ from casa_hub.moments import when
 
 SETTING = "FacilityIssuer.keys"
 _SUFFIX = ".pem"
+#: Seconds until the database is tried again after it has failed.
+_AGAIN = 60.0
 
 _table = Table(
     "casa_hub_issuer_keys",
@@ -45,6 +47,7 @@ class Published:
         self._since: dict[str, float] = {}
         self._db: Any = None
         self._unsaved: set[str] = set()
+        self._not_before = 0.0
 
     def open(self, db: Any) -> None:
         """Remember in the hub's database from now on. Raises SQLAlchemyError."""
@@ -60,17 +63,19 @@ class Published:
             first = 0.0 if not self._since else now
             self._since |= dict.fromkeys(new, first)
             self._unsaved |= set(new)
-        if self._unsaved and self._db is not None:
-            self._save()
         return self._since
 
-    def _save(self) -> None:
+    def save(self, now: float) -> None:
+        """Store what is new. For a mint and not for a page: the database may be slow or away, and pages must not be."""
+        if not self._unsaved or self._db is None or now < self._not_before:
+            return
         rows = [{"kid": kid, "since": self._since[kid]} for kid in sorted(self._unsaved)]
         try:
             with committed(self._db):
                 self._db.execute(insert(_table).values(rows))
         except SQLAlchemyError:
-            roll_back(self._db)  # tried again with the next token or page
+            roll_back(self._db)
+            self._not_before = now + _AGAIN
             return
         self._unsaved.clear()
 
@@ -152,6 +157,7 @@ class KeyDirectory:
         Raises CredentialError: there is none, or none that may sign already.
         """
         keys = self.keys(now)
+        self.published.save(now)
         ready = [key for key in keys if key.signs_from <= now]
         if not ready:
             soon = min(keys, key=lambda key: key.signs_from)

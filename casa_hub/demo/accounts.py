@@ -25,6 +25,8 @@ DOMAIN = "localhost"
 #: The group of the members, and the group of the hub's administrators.
 MEMBERS = "/cms/uscms"
 ADMINISTRATORS = "/cms/uscms/admins"
+#: The virtual organisation of the members.
+VO = "cms"
 
 #: Seconds between two membership checks; a facility would choose some minutes.
 RECHECK_INTERVAL = 5.0

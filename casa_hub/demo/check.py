@@ -193,11 +193,18 @@ class Checks:
 
     def _refusals(self) -> None:
         xcache, pool = self._facility.xcache, self._facility.pool
+        self._step("anybody reads the public keys of the facility's issuer", self._published)
         if xcache is not None:
             self._step("XCache refuses to read without a macaroon", lambda: self._refused(xcache, None))
             self._step("XCache refuses a forged macaroon", lambda: self._refused(xcache, self._forged("xcache_token")))
         if pool is not None:
             self._step("HTCondor refuses a forged IDTOKEN", self._forged_idtoken)
+
+    def _published(self) -> None:
+        """Read the keys of the facility's issuer as verifiers do, who know only the address in a token."""
+        description = requests.get(f"{self._facility.tokens.iss}/.well-known/openid-configuration", timeout=30).json()
+        _expect(description["issuer"] == self._facility.tokens.iss, f"the issuer calls itself {description['issuer']}")
+        _expect(requests.get(description["jwks_uri"], timeout=30).json()["keys"], "it publishes no key")
 
     def _refused(self, xcache: XCache, token: str | None) -> None:
         url, headers = xcache.url("/store/user/demo/muons.csv", "https"), {"Authorization": f"Bearer {token}"}

@@ -25,12 +25,14 @@ from urllib.request import urlopen
 
 from casa_hub.checks.findings import NOBODY
 from casa_hub.demo import htcondor, xrootd
-from casa_hub.demo.accounts import ACCOUNTS, ADMINISTRATORS, DOMAIN, MEMBERS, RECHECK_INTERVAL
+from casa_hub.demo.accounts import ACCOUNTS, ADMINISTRATORS, DOMAIN, MEMBERS, RECHECK_INTERVAL, VO
 from casa_hub.demo.names import HostNames, facility_address
 from casa_hub.demo.packages import Progress, Unavailable
 from casa_hub.demo.processes import Process, free_port, minimal_environment, read_log
 from casa_hub.demo.traefik import DASK_PORT, DASK_WORKER_PORT, Traefik
 from casa_hub.errors import CasaError
+from casa_hub.issuer.settings import FacilityIssuer
+from casa_hub.issuer.tokens import new_private_key
 from casa_hub.naming import Server
 from casa_hub.processes import Process as ServerProcess
 from casa_hub.processes import signed_in
@@ -72,6 +74,10 @@ class Facility:
         self.address = facility_address(DASK_PORT, DASK_WORKER_PORT)
         self.url = f"http://127.0.0.1:{free_port() if port is None else port}"
         self.issuer = ""
+        #: Issuer of the facility's own tokens, with the keys and the address that the hub has, too.
+        self.tokens = FacilityIssuer(
+            keys=str(directory / "issuer"), vo=VO, url=f"{self.url}/hub/casa/issuer", key_lead=0
+        )
         self.names = HostNames(directory / "hosts", self.address)
         #: Part of the facility that this machine can't run -> why.
         self.missing: dict[str, str] = {}
@@ -92,6 +98,7 @@ class Facility:
             shutil.rmtree(self.directory / "run", ignore_errors=True)  # left by a demo that was killed
             self.issuer = f"http://localhost:{self._issuer_port()}"
             self._home(stack)
+            self._signing_key()
             with self.network():
                 self._identity_provider(stack)
                 self._names()
@@ -217,6 +224,12 @@ class Facility:
         process = self._start(stack, "identity provider", command)
         process.wait_until("it answers", lambda: _answers(self.issuer + "/.well-known/openid-configuration"))
 
+    def _signing_key(self) -> None:
+        """Make the key of the facility's issuer at the first start. Servers that verify its tokens start before it."""
+        keys = Path(self.tokens.keys)
+        keys.mkdir(mode=0o700, exist_ok=True)
+        self._key(f"{keys.name}/1.pem", lambda path: path.write_bytes(new_private_key()[1]))
+
     def _names(self) -> None:
         with self._or_missing("Host names: Dask from outside"):
             self.names.prepare(self._progress)
@@ -317,6 +330,7 @@ class Facility:
             "recheck_interval": RECHECK_INTERVAL,
             "administrators": ADMINISTRATORS,
             "dask": {"secret_file": str(dask_secret), "domain": DOMAIN},
+            "tokens": {name: getattr(self.tokens, name) for name in ("keys", "vo", "url")},
             "image_environment": self._image_environment(),
             **self._home_settings(),
         }

@@ -50,6 +50,7 @@ if "htcondor" in demo["credentials"]:
     c.HTCondor.subject = "{username}"
     c.HTCondor.collector = demo["htcondor"]["collector"]
     c.HTCondor.schedd = demo["htcondor"]["schedd"]
+c.FacilityIssuer.update(demo["tokens"])
 c.Dask.secret_file = demo["dask"]["secret_file"]
 c.Dask.domain = demo["dask"]["domain"]
 

@@ -82,6 +82,12 @@ def on_hub_start(app: HubApp, classes: Iterable[type[Configurable]] = (), rechec
     hub.begin(members, recheck)
 
 
+def begun_hub(app: HubApp) -> CasaHub:
+    """The hub after `on_hub_start`, which nobody may have called yet with another authenticator. Raises as that."""
+    on_hub_start(app)
+    return CasaHub.of(app)
+
+
 def problems(hub: CasaHub, classes: Iterable[type[Configurable]] = ()) -> list[Problem]:
     """All that is wrong with the configuration of a hub, whether it is about to start or not."""
     config, spawners = hub.app.config, hub.spawner_class

@@ -24,13 +24,11 @@ from casa_hub import operator_words
 from casa_hub.audit import last_events
 from casa_hub.database import mended, roll_back
 from casa_hub.errors import CasaError
-from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubUser
 from casa_hub.keys import changed_at
 from casa_hub.membership.member import Members
 from casa_hub.servers.running import running_servers, shown
 from casa_hub.servers.status import Survey
-from casa_hub.startup import on_hub_start
 from casa_hub.tasks import Background, Turns, in_turns
 from casa_hub.web import admin_view, operations
 from casa_hub.web.frame import Pages
@@ -52,11 +50,6 @@ class AdminHandler(Pages):
     authenticator: CasaOAuthenticator
     #: Actions that outlast their request.
     _background = Background()
-
-    @property
-    def casa(self) -> CasaHub:
-        on_hub_start(self.settings["app"])
-        return CasaHub.of(self.settings["app"])
 
     @property
     def members(self) -> Members:

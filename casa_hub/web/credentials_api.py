@@ -24,7 +24,7 @@ from casa_hub.facility import Facility
 from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubApp, HubUser
 from casa_hub.moments import iso
-from casa_hub.startup import on_hub_start
+from casa_hub.startup import begun_hub
 from casa_hub.text import printable
 from casa_hub.unknown_keys import did_you_mean
 from casa_hub.web.handing_out import NotRunningError, hand_out
@@ -80,8 +80,7 @@ class CredentialsAPI(APIHandler):  # type: ignore[misc]
 
     @property
     def casa(self) -> CasaHub:
-        on_hub_start(self.settings["app"])
-        return CasaHub.of(self.settings["app"])
+        return begun_hub(self.settings["app"])
 
     def set_default_headers(self) -> None:
         super().set_default_headers()

@@ -6,6 +6,7 @@ It shows nothing secret. *Renew now* and the laptop bundle are forms with Jupyte
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,8 @@ from casa_hub.membership.member import UNASKED, Member, Outcome, Standing
 from casa_hub.membership.policy import Allowed
 from casa_hub.record import ServerRecord
 from casa_hub.servers import view
+from casa_hub.servers.renewals import Missing
 from casa_hub.servers.running import running_server
-from casa_hub.startup import on_hub_start
 from casa_hub.web.bundle_download import may_download
 from casa_hub.web.frame import Pages
 
@@ -73,19 +74,16 @@ class CredentialsHandler(Pages):
 
     authenticator: CasaOAuthenticator
 
-    @property
-    def casa(self) -> CasaHub:
-        on_hub_start(self.settings["app"])
-        return CasaHub.of(self.settings["app"])
-
     @web.authenticated
     async def get(self) -> None:
         user = self.person()
         self.set_header("Cache-Control", "no-store")
+        hub = self.casa
+        missing = hub.mending.missing()  # of all servers
         await self.show(
             HTTPStatus.OK,
             "casa_credentials.html",
-            casa_servers=[server_view(self.casa, user, spawner, self._origin) for spawner in running(user)],
+            casa_servers=[server_view(hub, user, spawner, self._origin, missing) for spawner in running(user)],
             sign_in=sign_in(self.authenticator, user),
             may_download=may_download(self.expanded_scopes),
             said=_SAID.get(self.get_argument("said", ""), ""),
@@ -120,8 +118,10 @@ def running(user: HubUser) -> list[HubSpawner]:
     return sorted((one for one in list(user.spawners.values()) if one.ready), key=lambda one: one.name)
 
 
-def server_view(hub: CasaHub, user: HubUser, spawner: HubSpawner, origin: str) -> ServerView:
-    """What the page shows of a running server; `origin`: of the page. Without I/O."""
+def server_view(
+    hub: CasaHub, user: HubUser, spawner: HubSpawner, origin: str, missing: Iterable[Missing]
+) -> ServerView:
+    """What the page shows of a running server; `origin`: of the page, `missing`: of all servers. Without I/O."""
     facility, server = hub.facility, running_server(spawner)
     holding = None if server is None else server.known_holding()
     record = None if holding is None else holding.record
@@ -133,7 +133,7 @@ def server_view(hub: CasaHub, user: HubUser, spawner: HubSpawner, origin: str) -
         facility.bearer_credential,
     )
     identity = "" if server is None else server.server.identity
-    absent = view.absent(identity, (one for one in hub.mending.missing() if one.what not in facility.minters))
+    absent = view.absent(identity, (one for one in missing if one.what not in facility.minters))
     has_dask = any(one.name == "dask" and one.state is not view.State.MISSING for one in held)
     url = urljoin(origin, user.server_url(spawner.name))
     return ServerView(

@@ -16,8 +16,10 @@ from jupyterhub.handlers.static import CacheControlStaticFilesHandler
 from markupsafe import Markup
 from tornado import web
 
+from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubUser
 from casa_hub.moments import iso, when
+from casa_hub.startup import begun_hub
 from casa_hub.tasks import Turns
 
 #: Characters of a page that are compressed in one turn of the event loop.
@@ -31,6 +33,10 @@ _VERSION = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_STATIC.
 
 class Pages(BaseHandler):  # type: ignore[misc]
     """Base of the handlers that show a page. An operator's template of the same name wins."""
+
+    @property
+    def casa(self) -> CasaHub:
+        return begun_hub(self.settings["app"])
 
     async def show(self, status: int, template: str, **namespace: Any) -> None:
         """Answer with a page of ``web/templates``."""

@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 from jupyterhub.apihandlers.base import APIHandler
 from tornado import web
 
-from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubUser
 from casa_hub.moments import iso
-from casa_hub.startup import on_hub_start
 from casa_hub.web.credentials_api import offered, scope_of
 from casa_hub.web.frame import Pages
 from casa_hub.web.loopback_log_in import Asked, AskedWronglyError, Codes, Grant
@@ -27,8 +25,8 @@ if TYPE_CHECKING:
     from casa_hub.authenticator import CasaOAuthenticator
 
 
-class LaptopHandler(Pages):
-    """``/hub/casa/laptop``: the page, and its form with ``answer``, ``allow`` or ``deny``."""
+class _Codes:
+    """The codes that the page gives and the program redeems; no cache may keep what is said of them."""
 
     authenticator: CasaOAuthenticator
 
@@ -36,9 +34,13 @@ class LaptopHandler(Pages):
         self._codes = codes
 
     def set_default_headers(self) -> None:
-        super().set_default_headers()
-        self.set_header("Cache-Control", "no-store")
-        self.set_header("Referrer-Policy", "no-referrer")
+        super().set_default_headers()  # type: ignore[misc]
+        self.set_header("Cache-Control", "no-store")  # type: ignore[attr-defined]
+        self.set_header("Referrer-Policy", "no-referrer")  # type: ignore[attr-defined]
+
+
+class LaptopHandler(_Codes, Pages):
+    """``/hub/casa/laptop``: the page, and its form with ``answer``, ``allow`` or ``deny``."""
 
     @web.authenticated
     async def get(self) -> None:
@@ -47,7 +49,7 @@ class LaptopHandler(Pages):
         if found is None:
             return
         asked, names = found
-        minters = self._casa.facility.minters
+        minters = self.casa.facility.minters
         await self.show(
             HTTPStatus.OK,
             "casa_laptop.html",
@@ -74,11 +76,6 @@ class LaptopHandler(Pages):
         grant = Grant(user.id, user.name, standing.session_id, scopes, asked.client)
         self.redirect(asked.answer(code=self._codes.new(grant, asked.challenge)))
 
-    @property
-    def _casa(self) -> CasaHub:
-        on_hub_start(self.settings["app"])
-        return CasaHub.of(self.settings["app"])
-
     def _lifetime(self) -> int:
         return token_lifetime(self.authenticator, self.settings)
 
@@ -91,7 +88,7 @@ class LaptopHandler(Pages):
         except AskedWronglyError as error:
             await self.show(HTTPStatus.BAD_REQUEST, "casa_laptop.html", asked=None, problem=str(error))
             return None
-        may = offered(self._casa.facility, self.expanded_scopes)
+        may = offered(self.casa.facility, self.expanded_scopes)
         names = list(asked.credentials) or [name for name, allowed in may.items() if allowed]
         lacking = [name for name in names if not may.get(name)]
         if lacking or not names:
@@ -101,17 +98,8 @@ class LaptopHandler(Pages):
         return asked, names
 
 
-class LaptopTokenHandler(APIHandler):  # type: ignore[misc]
+class LaptopTokenHandler(_Codes, APIHandler):  # type: ignore[misc]
     """``/hub/casa/laptop/token``: the form ``code``, ``code_verifier`` of a program; it brings no cookie."""
-
-    authenticator: CasaOAuthenticator
-
-    def initialize(self, codes: Codes) -> None:
-        self._codes = codes
-
-    def set_default_headers(self) -> None:
-        super().set_default_headers()
-        self.set_header("Cache-Control", "no-store")
 
     def check_xsrf_cookie(self) -> None:
         """The code and the verifier are what a forged request doesn't have."""

@@ -35,7 +35,7 @@ from casa_hub.moments import iso
 from casa_hub.naming import Server
 from casa_hub.servers.running import running_servers, shown
 from casa_hub.servers.status import Survey, survey
-from casa_hub.startup import on_hub_start
+from casa_hub.startup import begun_hub
 from casa_hub.tasks import in_turns
 from casa_hub.text import printable
 from casa_hub.unknown_keys import did_you_mean
@@ -63,9 +63,7 @@ class _Operation(APIHandler):  # type: ignore[misc]
 
     @property
     def casa(self) -> CasaHub:
-        """The hub, which has begun: with another authenticator nobody may have asked it to yet."""
-        on_hub_start(self.settings["app"])
-        return CasaHub.of(self.settings["app"])
+        return begun_hub(self.settings["app"])
 
     def asked(self, **known: type) -> dict[str, Any]:
         """The fields of the request's JSON object. A field that isn't in `known` (name -> type) is refused."""

@@ -1,26 +1,43 @@
 """An XRootD origin and an XCache in front of it, which demands macaroons on root://, http:// and https://.
 
+If it trusts an issuer, the same XCache takes the tokens of that issuer, too, on the same port.
+
 Reasons for the configuration, measured on XRootD 5.5.3, 5.8.1 and 6.2.0:
 
-- no ``acc.authdb``: with one, versions before 6 would try it after a token has failed;
+- no ``acc.authdb``: with one, versions before 5.9.6 would try it after a macaroon has failed;
 - ``http.header2cgi``: without it the Authorization header is ignored;
 - ``readonly``: without it a DELETE that a macaroon allows would reach the origin;
 - ``ztn``: the client sends $BEARER_TOKEN_FILE when it logs in. It needs TLS and the name of the library that reads
   tokens. ``unix`` after it is for clients that send their token with each file instead (``?authz=Bearer%20...``);
 - ``xrd.allow``: XRootD always listens on every interface, so all addresses but loopback are refused.
+
+For an XCache that takes both kinds:
+
+- two ``ofs.authlib``: the one with ``++`` is asked first, and hands on what it doesn't grant. A refused token falls
+  through to nothing: the other library grants only what a macaroon says, a JWT is none, and behind it is nobody;
+- ``-tokenlib none``: any library that ztn could ask at the log-in knows one kind only. So ztn takes any token, and the
+  two libraries judge each request. XRootD has this since 5.6. Before, ztn takes macaroons only, and tokens must come by
+  ``?authz=`` or in HTTP's header;
+- ``authorization_strategy``: by default, groups and names in a token would be good for something as well;
+- ``XDG_CACHE_HOME``: libscitokens keeps the issuer's keys there (see `XCache.trust`).
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import os
 import pwd
 import re
 import shutil
+import sqlite3
+import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from casa_hub.demo.certificates import HostCertificate, make_host_certificate
 from casa_hub.demo.packages import SUITE, Programs, Progress, Unavailable, silent, unpack
@@ -44,17 +61,39 @@ xrd.protocol http:{port} libXrdHttp.so
 http.header2cgi Authorization authz
 ofs.authorize
 ofs.authlib libXrdMacaroons.so
-macaroons.secretkey {key_file}
+{tokens}macaroons.secretkey {key_file}
 macaroons.trace info
 
 xrd.tls {certificate} {key}
 xrd.tlsca certfile {ca_file}
 xrootd.tls capable all
 xrootd.seclib libXrdSec.so
-sec.protocol ztn -tokenlib libXrdMacaroons.so -expiry optional
+sec.protocol ztn -tokenlib {ztn_asks}
 sec.protocol unix
 sec.protbind * ztn unix
 """
+
+#: What ztn asks at the log-in.
+_ONLY_MACAROONS, _NOBODY = "libXrdMacaroons.so -expiry optional", "none"
+
+_TOKENS = """\
+ofs.authlib ++ libXrdAccSciTokens.so config={file}
+"""
+
+_SCITOKENS = """\
+[Global]
+audience = {audience}
+
+[Issuer facility]
+issuer = {issuer}
+base_path = /
+authorization_strategy = capability
+"""
+
+#: The first version whose ztn takes tokens without judging them.
+_ANY_TOKEN = (5, 6)
+#: Seconds that the keys of `XCache.trust` count: ten years, for they are replaced and never asked for.
+_KNOWN = 10 * 365 * 86400
 
 _CACHE = """\
 ofs.osslib libXrdPss.so
@@ -73,12 +112,18 @@ def programs(suite: str = SUITE, progress: Progress = silent) -> Programs:
         Unavailable: there are neither.
     """
     try:
-        return unpack(["xrootd-server", "xrootd-client"], suite=suite, progress=progress)
+        return unpack(["xrootd-server", "xrootd-client", "xrootd-scitokens-plugins"], suite=suite, progress=progress)
     except Unavailable:
         installed = shutil.which("xrootd")
         if installed is None:
             raise
         return Programs(Path(installed).resolve().parent.parent.parent, "this machine")
+
+
+def version(tree: Programs) -> tuple[int, ...]:
+    """The version of XRootD: (5, 8, 1)."""
+    ran = subprocess.run([tree.program("xrootd"), "-v"], capture_output=True, text=True, check=False)
+    return tuple(map(int, re.findall(r"\d+", (ran.stdout + ran.stderr).partition("-")[0])))
 
 
 def make_key_file(path: Path) -> Path:
@@ -98,9 +143,10 @@ class _Server:
         self.port = free_port()
         self.directory = directory
         self.data = data
-        self._tree = tree
+        self.tree = tree
         self._template = template
         self._settings: dict[str, object] = {}
+        self._environment: dict[str, str] = {}
         self._process: Process | None = None
         directory.mkdir(parents=True, exist_ok=True)
         data.mkdir(exist_ok=True)
@@ -123,7 +169,7 @@ class _Server:
         scratch = Path(tempfile.mkdtemp(prefix="casa-xrootd-"))
         config = self.directory / "xrootd.cfg"
         config.write_text(self._template.format(scratch=scratch, data=self.data, port=self.port, **self._settings))
-        command: list[str | Path] = [self._tree.program("xrootd"), "-c", config, "-s", scratch / "pid"]
+        command: list[str | Path] = [self.tree.program("xrootd"), "-c", config, "-s", scratch / "pid"]
         if os.geteuid() == 0:  # xrootd refuses to run as root
             user = _servant()
             command += ["-R", user.pw_name]
@@ -131,7 +177,12 @@ class _Server:
                 for path in (top, *top.rglob("*")):
                     os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
         self._process = Process(
-            self.name, command, log=self.log, env=minimal_environment(), cwd=self.directory, scratch=scratch
+            self.name,
+            command,
+            log=self.log,
+            env=minimal_environment(**self._environment),
+            cwd=self.directory,
+            scratch=scratch,
         ).start()
         try:
             # By the log, not the port: the port is open before the configuration is read.
@@ -170,7 +221,10 @@ class XRootDOrigin(_Server):
 
 
 class XCache(_Server):
-    """The cache. Reading needs a macaroon made with the secret in `key_file` for the site `site`."""
+    """The cache. Reading needs a macaroon made with the secret in `key_file` for the site `site`.
+
+    Or a token of `issuer` for `audience`, if there is an issuer.
+    """
 
     def __init__(
         self,
@@ -180,6 +234,7 @@ class XCache(_Server):
         origin: XRootDOrigin,
         key_file: Path,
         site: str,
+        issuer: str = "",
         names: Sequence[str] = (),
         clients: Sequence[str] = (),
     ) -> None:
@@ -189,12 +244,17 @@ class XCache(_Server):
         origin: a running origin.
         key_file: see `make_key_file`. It is copied, because a server started by root runs as another user.
         site: ``all.sitename``, the location of macaroons.
-        names: more host names of the cache, besides localhost.
+        issuer: ``iss`` of tokens that are taken, too. The cache asks an https issuer for its keys; its certificate must
+            be of an authority in `tls.ca_file`. Call `trust` for any other one.
+        names: more host names of the cache, besides localhost. The first is that in `audience`.
         clients: IPv4 addresses that may connect, besides this machine's; "*" may stand for a part of an address.
         """
         self.site = site
         self.key_file = key_file
         self.origin = origin
+        self.version = version(tree)
+        #: ``iss`` of the tokens that this cache takes; "" if it takes none, also for lack of the plugin.
+        self.issuer = issuer if tree.libraries("libXrdAccSciTokens-*.so") else ""
         self.caching = bool(tree.libraries("libXrdPfc-*.so") and tree.libraries("libXrdPss-*.so"))
         directory.mkdir(parents=True, exist_ok=True)
         self.tls: HostCertificate = make_host_certificate(directory / "tls", ("localhost", "127.0.0.1", *names))
@@ -213,7 +273,47 @@ class XCache(_Server):
             "key": self.tls.key,
             "ca_file": self.tls.ca_file,
             "origin": origin.port,
+            "tokens": "",
+            "ztn_asks": _ONLY_MACAROONS,
         }
+        #: ``aud`` of tokens, as the WLCG profile writes it.
+        self.audience = f"https://{next(iter(names), self.host)}:{self.port}"
+        self._keys = directory / "keys" / "scitokens"
+        if self.issuer:
+            self._take_tokens()
+
+    def _take_tokens(self) -> None:
+        file = self.directory / "scitokens.cfg"
+        file.write_text(_SCITOKENS.format(audience=self.audience, issuer=self.issuer))
+        self._keys.mkdir(parents=True)
+        self._environment["XDG_CACHE_HOME"] = str(self._keys.parent)
+        self._settings["tokens"] = _TOKENS.format(file=file)
+        if self.ztn_takes_tokens:
+            self._settings["ztn_asks"] = _NOBODY
+
+    @property
+    def ztn_takes_tokens(self) -> bool:
+        """Whether a program can log in with a token, as it can with a macaroon."""
+        return bool(self.issuer) and self.version >= _ANY_TOKEN
+
+    def trust(self, jwks: Mapping[str, Any]) -> None:
+        """Know these keys of the issuer, and no others, until the next call; at once, also while the server runs.
+
+        For an issuer that the cache can't ask: libscitokens asks by https only, and here it thinks that it has asked
+        already. A token that was shown before counts for a minute more, because XRootD remembers what it granted.
+        """
+        # A new file in place of the old one: libscitokens opens it for each look, and waits for no lock.
+        file = self._keys / "scitokens_cpp.sqllite"
+        new = file.with_name("new")
+        new.unlink(missing_ok=True)
+        until = int(time.time()) + _KNOWN
+        known = json.dumps({"jwks": dict(jwks), "next_update": until, "expires": until})
+        with closing(sqlite3.connect(new)) as database, database:
+            database.execute("CREATE TABLE keycache (issuer text UNIQUE PRIMARY KEY NOT NULL, keys text NOT NULL)")
+            database.execute("INSERT INTO keycache VALUES (?, ?)", (self.issuer, known))
+        owner = self._keys.stat()
+        os.chown(new, owner.st_uid, owner.st_gid)
+        new.replace(file)
 
     def url(self, path: str, scheme: str = "root") -> str:
         """URL of a logical path (``/store/...``) by ``root``, ``http`` or ``https``."""

@@ -9,6 +9,7 @@ Fixtures, all of session scope:
 `xcache`  casa_hub.demo.xrootd.XCache with an origin behind it. `.key_file` (base64) and `.site` are what a macaroon is
           made with; `.origin.add("/store/x", b"...")` makes a file; `.origin.stop()` and `.start()` show what is
           cached, as does `.cached("/store/x").exists()`. Exported: /store and /other. Files there: FILES below.
+          It takes tokens of `tests.support.peers.ISSUER` for `.audience`, too, by keys that it is told by `.trust`.
           Ask it with `tests.support.peers.http` and `root`; the answer's status is 200 or 403 for both.
 `pool`    casa_hub.demo.htcondor.HTCondorPool. `.key_file("POOL")` and `.key_file("hub")` (scrambled), `.domain` and
           `.address` are what a token is made with and for; `.tool("condor_token_create", ...)` runs a tool as
@@ -38,7 +39,7 @@ from casa_hub.demo.xrootd import XCache, XRootDOrigin
 from tests.support import keycloak as keycloak_peer
 from tests.support.chromium import chromium, open_tab  # noqa: F401 - fixtures
 from tests.support.keycloak import Keycloak
-from tests.support.peers import require, suites
+from tests.support.peers import ISSUER, require, suites
 
 FILES = {
     "/store/user/al/file": b"of al\n",
@@ -66,8 +67,9 @@ def xcache(request: pytest.FixtureRequest, peers_directory: Path) -> Iterator[XC
     with XRootDOrigin(tree, directory / "origin") as origin:
         for path, content in FILES.items():
             origin.add(path, content)
-        with XCache(tree, directory / "xcache", origin=origin, key_file=key_file, site="T2_XX_Test") as server:
-            yield server
+        xcache = XCache(tree, directory / "xcache", origin=origin, key_file=key_file, site="T2_XX_Test", issuer=ISSUER)
+        with xcache:
+            yield xcache
 
 
 @pytest.fixture(scope="session", params=suites("trixie", "sid") or ["trixie"])

@@ -6,14 +6,9 @@ for programs is in docs/operations.md.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +16,9 @@ import pytest
 
 from casa_hub.credentials import xcache as credential
 from casa_hub.credentials.base import Request
-from casa_hub.delivery import file_layout
-from casa_hub.demo.processes import minimal_environment
 from casa_hub.demo.xrootd import XCache
 from casa_hub.naming import Server
-from tests.support import xrootd_client
+from tests.support.renewed_files import read_on, renewed_files
 
 #: Seconds that a macaroon lives, after which there is a new one, and that a client reads. Much of a life, which ends
 #: with a whole second, is left when there is: the machine may be busy.
@@ -36,43 +29,17 @@ LIFE, EVERY, LONG = 8, 2, 13
 def renewed(xcache: XCache, directory: Path) -> Iterator[Path]:
     """A file with a macaroon that is renewed, as in a server, before its life is gone."""
     minter = credential.XCache(key_file=str(xcache.key_file), site_name=xcache.site, lifetime=LIFE)
-    ended = threading.Event()
 
-    def mint() -> None:
-        now = datetime.now(UTC)
-        file_layout.write_set(directory, minter.mint(Request(Server("", "alice"), "0" * 32, now)).files, now)
+    def mint(now: datetime) -> Mapping[str, bytes]:
+        return minter.mint(Request(Server("", "alice"), "0" * 32, now)).files
 
-    def renew() -> None:
-        while not ended.wait(EVERY):
-            mint()
-
-    mint()
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
+    with renewed_files(directory, EVERY, mint):
         yield directory / "xcache_token"
-    finally:
-        ended.set()
-        thread.join(60)
 
 
 def read(xcache: XCache, token: Path, *ways: str) -> dict[str, Any]:
     """What one process has read in `LONG` seconds."""
-    for number in range(xrootd_client.FILES):
-        xcache.origin.add(xrootd_client.path_of(number), xrootd_client.content_of(number))
-    environment = minimal_environment(
-        BEARER_TOKEN_FILE=str(token),
-        XCACHE_HOST=xcache.host,
-        XCACHE_PORT=str(xcache.port),
-        XRD_REQUESTTIMEOUT="60",
-        PAUSE="0.02",
-        **xcache.client_environment,
-    )
-    command = [sys.executable, xrootd_client.__file__, str(time.time() + LONG), str(xcache.tls.ca_file), *ways]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert ran.returncode == 0, ran.stderr
-    answer: dict[str, Any] = json.loads(ran.stdout)
-    return answer
+    return read_on(xcache, token, LONG, *ways)
 
 
 @pytest.fixture

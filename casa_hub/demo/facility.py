@@ -262,17 +262,19 @@ class Facility:
             self.origin = stack.enter_context(xrootd.XRootDOrigin(tree, self._scratch(stack, "origin")))
             self.origin.add(MUONS, _muons())
             key_file = self._key("xcache-key", xrootd.make_key_file)
-            self.xcache = stack.enter_context(
-                xrootd.XCache(
-                    tree,
-                    self._scratch(stack, "xcache"),
-                    origin=self.origin,
-                    key_file=key_file,
-                    site="T2_XX_Demo",
-                    names=[self.xcache_name],
-                    clients=self.xcache_clients,
-                )
+            xcache = xrootd.XCache(
+                tree,
+                self._scratch(stack, "xcache"),
+                origin=self.origin,
+                key_file=key_file,
+                site="T2_XX_Demo",
+                issuer=self.tokens.iss,
+                names=[self.xcache_name],
+                clients=self.xcache_clients,
             )
+            if xcache.issuer:
+                xcache.trust(self.tokens.jwks(time.time()))
+            self.xcache = stack.enter_context(xcache)
 
     def _pool(self, stack: ExitStack) -> None:
         with self._or_missing("HTCondor: batch jobs"):

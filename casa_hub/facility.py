@@ -10,9 +10,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePosixPath
 from typing import Any
 
-from traitlets import Enum, Int, List, TraitError, Unicode, validate
+from traitlets import Int, List, TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
+from casa_hub import bearer_file
 from casa_hub.audit import Action, Event, tell
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route, bad_path
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
@@ -26,20 +27,6 @@ from casa_hub.unknown_keys import did_you_mean, is_set, without_value
 
 #: Entry-point group of the minters. The package of a site's own credential names its `Minter` in this group.
 GROUP = "casa_hub.credentials"
-
-#: ``Facility.bearer_token_file`` -> the credential with that file.
-_BEARER_SOURCE = {"xcache_token": "xcache", "access_token": "bearer"}
-
-#: (bearer_token_file, credential that doesn't work with it) -> what goes wrong.
-_BEARER_CONFLICTS = {
-    ("xcache_token", "servicex"): "the ServiceX client takes a macaroon for its access token and fails with "
-    "MalformedError",
-    ("xcache_token", "bearer"): "WLCG tools (gfal, scitokens) that read it send a macaroon where the user's token "
-    "is expected",
-    ("access_token", "xcache"): "an XCache that takes macaroons only refuses the user's token, and the XRootD client "
-    "shows that token to every root:// server it asks",
-    ("none", "xcache"): "the XRootD client finds no macaroon for XCache by itself",
-}
 
 _ASK_OPERATOR = "Tell the operator of this hub; its log says more."
 
@@ -87,13 +74,14 @@ class Facility(LoggingConfigurable):
         end each other's servers. Default: empty, for a hub that shares nothing. Example: `cms-prod`.""",
     ).tag(config=True)
 
-    bearer_token_file = Enum(
-        ["xcache_token", "access_token", "none"],
-        default_value="xcache_token",
-        help="""Which file the variable `BEARER_TOKEN_FILE` of a server names: `xcache_token` (the macaroon, what the
-        XRootD client plugin of the analysis images reads; default), `access_token` (the user's own token, for
-        WLCG tools and a ServiceX that knows its issuer), or `none`. The variable is not set if the server doesn't have
-        the file. At its start the hub warns of a choice that breaks a reader of one of `Facility.credentials`.""",
+    bearer_token_file = Unicode(
+        bearer_file.DEFAULT,
+        help="""Which file the variable `BEARER_TOKEN_FILE` of a server names: any file that one of
+        `Facility.credentials` delivers, or `none`. `xcache_token` (default) is what the XRootD client plugin of the
+        analysis images reads: the macaroon, or the facility's own token with `XCache.credential: token`; with `both`
+        that token is `xcache_jwt`. `access_token` is the user's own token, for WLCG tools and a ServiceX that knows its
+        issuer. The variable is not set if the server doesn't have the file. At its start the hub warns of a choice that
+        breaks a reader of one of `Facility.credentials`.""",
     ).tag(config=True)
 
     secrets_path = Unicode(
@@ -109,6 +97,13 @@ class Facility(LoggingConfigurable):
         or a page. One that lives shorter in a server lives shorter there, too. The user's own token (`bearer`) and what
         ServiceX has issued live as long as their issuer says. Example: `43200`, for half a day without the hub.""",
     ).tag(config=True)
+
+    @validate("bearer_token_file")
+    def _file_name(self, proposal: dict[str, Any]) -> str:
+        name: str = proposal["value"]
+        if bad_path(name):
+            raise TraitError(f"Facility.bearer_token_file is {name!a}, must be a file of a credential, or none.")
+        return name
 
     @validate("secrets_path")
     def _absolute(self, proposal: dict[str, Any]) -> str:
@@ -141,11 +136,6 @@ class Facility(LoggingConfigurable):
         """Setting -> path of each key file in use, of the issuer and of all credentials. Reads a directory."""
         issuer = {} if self.issuer is None else self.issuer.key_files()
         return {**issuer, **{name: path for one in self.minters.values() for name, path in one.key_files.items()}}
-
-    @property
-    def bearer_credential(self) -> str | None:
-        """Name of the credential whose file the variable ``BEARER_TOKEN_FILE`` of servers names."""
-        return _BEARER_SOURCE.get(self.bearer_token_file)
 
     async def request_of(self, spawner: HubSpawner, server: Server, start_id: str, now: datetime) -> Request:
         """What minters may use for a start of the spawner's server, the user's own token included.
@@ -199,45 +189,36 @@ class Facility(LoggingConfigurable):
             for name in self.required
             if name not in self.credentials
         ]
-        return problems + self._check_bearer_token_file() + self._check_clashes()
+        files = self._try_files()
+        return problems + self._check_bearer_token_file(files) + _clashes(files)
 
-    def _check_bearer_token_file(self) -> list[Problem]:
-        thing = "Facility.bearer_token_file"
-        source = _BEARER_SOURCE.get(self.bearer_token_file)
-        if source and source not in self.credentials:
-            if not is_set(self.config, type(self), "bearer_token_file"):
-                return []  # the file is only the setting's default
-            problem = f"{self.bearer_token_file} needs the credential {source}"
-            return [Problem(Severity.ERROR, thing, problem, "Add it to Facility.credentials, or choose another file.")]
-        return [
-            Problem(
-                Severity.WARNING,
-                thing,
-                f"with {self.bearer_token_file}, {trouble}",
-                "Choose by what your users need most; programs that name their file explicitly aren't affected.",
-            )
-            for (choice, credential), trouble in _BEARER_CONFLICTS.items()
-            if choice == self.bearer_token_file and credential in self.credentials
-        ]
+    def _check_bearer_token_file(self, files: Mapping[str, Collection[str] | None]) -> list[Problem]:
+        delivered: dict[str, bearer_file.Delivered] = {}
+        for name, minter in self.minters.items():
+            kinds = minter.bearer_files
+            for path in (*kinds, *(files[name] or ())):
+                delivered.setdefault(path, bearer_file.Delivered(name, kinds.get(path)))
+        return bearer_file.check(
+            self.bearer_token_file,
+            delivered,
+            self.credentials,
+            chosen=is_set(self.config, type(self), "bearer_token_file"),
+            all_known=None not in files.values(),
+        )
 
-    def _check_clashes(self) -> list[Problem]:
-        """Find credentials with the same file name. Each minter mints once, because only that tells its files.
+    def _try_files(self) -> dict[str, Collection[str] | None]:
+        """Credential -> paths of its files. Each minter mints once, because only that tells its files.
 
-        A failure is ignored: `Minter.check` reports it, or it concerns only the user name of this trial.
+        None after a failure: `Minter.check` reports it, or it concerns only the user name of this trial.
         """
         request = self._trial()
-        owner: dict[str, str] = {}
-        problems = []
+        found: dict[str, Collection[str] | None] = {}
         for name, minter in self.minters.items():
             try:
-                files = minter.mint(request).files
-            except Exception:  # noqa: BLE001, S112
-                continue
-            for path in files:
-                if path in owner:
-                    problems.append(_clash(path, owner[path], name))
-                owner.setdefault(path, name)
-        return problems
+                found[name] = list(minter.mint(request).files)
+            except Exception:  # noqa: BLE001
+                found[name] = None
+        return found
 
     def _trial(self) -> Request:
         """Of nobody, to see what a minter makes."""
@@ -421,10 +402,9 @@ class Facility(LoggingConfigurable):
     def lifetime_outside(self, name: str) -> int | None:
         """Seconds that a credential lives outside of servers, as `mint_outside` makes it; None if its issuer says."""
         minter = self.minters[name]
-        own = getattr(minter, "lifetime", None)
         if not minter.shortens:
             return None
-        return min(own, self.laptop_lifetime) if isinstance(own, int) else self.laptop_lifetime
+        return self.laptop_lifetime if minter.life is None else min(minter.life, self.laptop_lifetime)
 
     def files_outside(self, name: str) -> tuple[str, ...]:
         """Paths of the files of `mint_outside`; empty as long as they aren't known."""
@@ -583,6 +563,18 @@ def _broken(name: str, what: str, error: Exception) -> Problem:
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     problem = f"{what} failed with {type(error).__name__}{where}"
     return Problem(Severity.ERROR, name, problem, "This is a fault of the credential's package.")
+
+
+def _clashes(files: Mapping[str, Collection[str] | None]) -> list[Problem]:
+    """Problems of credentials with the same file name."""
+    owner: dict[str, str] = {}
+    problems = []
+    for name, paths in files.items():
+        for path in paths or ():
+            if path in owner:
+                problems.append(_clash(path, owner[path], name))
+            owner.setdefault(path, name)
+    return problems
 
 
 def _clash(path: str, first: str, second: str) -> Problem:

@@ -3,7 +3,7 @@
 A site's own credential is a subclass of `Minter`, named in the entry-point group ``casa_hub.credentials``:
 
 - `name`, `title` and `mint` must be there;
-- `renewal`, `key_files`, `check`, `environment` and `routes` where the defaults don't fit;
+- `renewal`, `key_files`, `bearer_files`, `check`, `environment` and `routes` where the defaults don't fit;
 - `outside`, and perhaps `mint_outside`, if people may have it on a laptop or in CI, too;
 - settings are traits (``.tag(config=True)``).
 
@@ -19,6 +19,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 from urllib.parse import quote
@@ -40,6 +41,17 @@ Renewal: TypeAlias = Literal["time", "token", "request"]
 #: the "/" of a path. So a name has no "..", and doesn't end in ".", which would make the place of the "/" ambiguous.
 _NAME = re.compile(r"(?!.*\.\.)[-._a-zA-Z0-9]*[-_a-zA-Z0-9]")
 _LONGEST = 252
+
+
+class BearerKind(StrEnum):
+    """What a file with a bearer token holds; by that a program can do with it, or can't (`casa_hub.bearer_file`)."""
+
+    #: A macaroon.
+    MACAROON = "a macaroon"
+    #: A token of the facility's own issuer, for the one service whose credential it is.
+    ISSUED = "a token of the facility's own issuer"
+    #: The user's own token of the identity provider.
+    OWN = "the user's own token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +164,17 @@ class Minter(LoggingConfigurable):
     def key_files(self) -> Mapping[str, str]:
         """Setting -> path of each key file in use, so that the page for administrators says how old the key is."""
         return _NOTHING
+
+    @property
+    def bearer_files(self) -> Mapping[str, BearerKind]:
+        """Path of each file that holds one bearer token and nothing else -> what kind of token."""
+        return {}
+
+    @property
+    def life(self) -> int | None:
+        """Seconds that a new credential lives by the minter's own settings; None if they don't say."""
+        own = getattr(self, "lifetime", None)
+        return own if isinstance(own, int) else None
 
     def check(self) -> Sequence[Problem]:
         """Problems of settings and key files, to be found before a user meets them. Must not raise."""

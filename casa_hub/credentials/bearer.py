@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import ClassVar
 
-from casa_hub.credentials.base import Credential, Minter, Renewal, Request
+from casa_hub.credentials.base import BearerKind, Credential, Minter, Renewal, Request
 from casa_hub.credentials.tokens import expiry, unverified_claims
 from casa_hub.errors import CredentialError
 from casa_hub.moments import when
@@ -22,6 +23,10 @@ class Bearer(Minter):
     outside: ClassVar[bool] = True
     renewal: ClassVar[Renewal] = "token"
     shortens: ClassVar[bool] = False
+
+    @property
+    def bearer_files(self) -> Mapping[str, BearerKind]:
+        return {"access_token": BearerKind.OWN}
 
     def mint(self, request: Request) -> Credential:
         token = request.token

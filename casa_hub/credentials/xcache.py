@@ -1,8 +1,4 @@
-"""The macaroon by which a server reads data through an XCache.
-
-Format: macaroons V1, the only one that XRootD's libXrdMacaroons reads (libmacaroons: packets of a 4-digit hexadecimal
-length, a name, a blank, a value, a newline; HMAC-SHA256 chained over identifier and caveats; url-safe base64 without
-padding). The key file is XRootD's own ``macaroons.secretkey``, decoded as XRootD decodes it.
+"""What lets a server read data through an XCache: a macaroon, a token of the facility's own issuer, or both.
 
 XRootD demands no caveats: a macaroon without any is all-powerful and never expires. So each macaroon minted here has
 all four: ``name:``, ``activity:``, one ``path:``, ``before:``.
@@ -10,122 +6,72 @@ all four: ``name:``, ``activity:``, one ``path:``, ``before:``.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
-from urllib.parse import quote
 
-from traitlets import Int, List, TraitError, Unicode, validate
+from traitlets import Enum, Int, List, TraitError, Unicode, validate
 
-from casa_hub.credentials.base import Credential, Minter, Request, new_identifier
+from casa_hub.credentials.base import BearerKind, Credential, Minter, Request, new_identifier
+from casa_hub.credentials.issued import LONGEST, Issued, issue
+from casa_hub.credentials.macaroons import (
+    ACTIVITIES,
+    MAKE_KEY,
+    MAX_LIFETIME,
+    SecretKey,
+    mint_macaroon,
+    name_caveat,
+    parse_secret_key,
+)
+from casa_hub.credentials.scopes import audience, storage_path, storage_words
 from casa_hub.errors import CredentialError, Problem, Severity
-from casa_hub.keys import BadKeyError, KeyFile
+from casa_hub.keys import KeyFile
 from casa_hub.naming import Server
+from casa_hub.unknown_keys import is_set
 
-#: XRootD wants at least so many bytes in the decoded ``macaroons.secretkey``.
-MIN_KEY_BYTES = 32
-#: XRootD refuses a macaroon that is valid for longer than ``macaroons.maxduration`` (86400 s by default), without
-#: tolerance for clocks that differ. An hour less leaves room.
-MAX_LIFETIME = 82800
-#: The activities that XRootD knows (XrdMacaroonsAuthz.cc). It silently ignores others.
-ACTIVITIES = ("READ_METADATA", "LIST", "DOWNLOAD", "UPLOAD", "MANAGE", "DELETE", "UPDATE_METADATA")
 #: Activities that change data. Through a cache they change it at the origin, if the origin trusts the cache.
 WRITING = frozenset({"UPLOAD", "MANAGE", "DELETE", "UPDATE_METADATA"})
+_DELETING = "storage.modify"
+#: The file that programs read by default, and the one that is beside it if an XCache takes both kinds.
+_FILE, _SECOND_FILE = "xcache_token", "xcache_jwt"
+_TITLES = {"macaroon": "XCache macaroon", "token": "XCache token", "both": "XCache macaroon and token"}
 
-#: XRootD uses OpenSSL's base64 reader, which reads 1024 characters at a time and mangles longer lines.
-_LONGEST_LINE = 1000
 #: A user name that can be a component of a path: no separator, no hidden file, no ``..``.
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,254}")
-#: Characters of a ``name:`` that is not shortened. ztn refuses tokens of more than 4096 bytes, and a user name can have
-#: 255 characters, which take up to 12 bytes each.
-_LONGEST_NAME = 200
-_MAKE_KEY = "Put XRootD's macaroons.secretkey there, or make one for both: openssl rand -base64 -out FILE 64."
-
-
-def mint_macaroon(key: bytes, location: str, identifier: str, caveats: Iterable[str]) -> str:
-    """A serialised macaroon V1 with first-party caveats. Pure.
-    Raises ValueError if the key is too short, or if a value doesn't fit into a packet.
-    """
-    if len(key) < MIN_KEY_BYTES:
-        raise ValueError(f"a macaroon key has at least {MIN_KEY_BYTES} bytes")
-    signature = hmac.digest(hmac.digest(b"macaroons-key-generator", key, "sha256"), identifier.encode(), "sha256")
-    packets = [_packet(b"location", location.encode()), _packet(b"identifier", identifier.encode())]
-    for caveat in caveats:
-        value = caveat.encode()
-        signature = hmac.digest(signature, value, "sha256")
-        packets.append(_packet(b"cid", value))
-    packets.append(_packet(b"signature", signature))
-    return base64.urlsafe_b64encode(b"".join(packets)).rstrip(b"=").decode()
-
-
-def _packet(name: bytes, value: bytes) -> bytes:
-    length = len(name) + len(value) + 6  # four digits, a blank, a newline
-    if length > 0xFFFF:  # noqa: PLR2004 - four hexadecimal digits
-        raise ValueError(f"the {name.decode()} is too long for a macaroon")
-    return b"%04x%b %b\n" % (length, name, value)
-
-
-@dataclass(frozen=True, slots=True)
-class SecretKey:
-    """A decoded ``macaroons.secretkey``."""
-
-    value: bytes = field(repr=False)
-    #: Whether XRootD itself would start with this file.
-    starts_xrootd: bool = True
-
-
-def parse_secret_key(content: bytes) -> SecretKey:
-    """Decode a key file as XRootD does (OpenSSL's ``BIO_f_base64``).
-    Raises BadKeyError if XRootD can't decode the file, or would read another key than we do.
-    """
-    lines = [line.strip() for line in content.split(b"\n")]
-    text = b"".join(lines)
-    if not text:
-        raise BadKeyError("holds no key", _MAKE_KEY)
-    if re.fullmatch(rb"[A-Za-z0-9_-]+={0,2}", text) and re.search(rb"[_-]", text):
-        raise BadKeyError("is in the url-safe base64 alphabet, which XRootD doesn't read", _MAKE_KEY)
-    if max(map(len, lines)) > _LONGEST_LINE:
-        raise BadKeyError(
-            f"has a line of more than {_LONGEST_LINE} characters, which XRootD decodes wrongly",
-            "Break it into lines of 64 characters: fold -w 64.",
-        )
-    try:
-        key = base64.b64decode(text, validate=True)
-    except binascii.Error:
-        raise BadKeyError("is not base64", _MAKE_KEY) from None
-    if len(key) < MIN_KEY_BYTES:
-        raise BadKeyError(f"holds {len(key)} bytes; XRootD wants at least {MIN_KEY_BYTES}", _MAKE_KEY)
-    return SecretKey(key, starts_xrootd=b"\n" in content.lstrip())
-
-
-def name_caveat(username: str) -> str:
-    """``name:`` and the user name as printable ASCII; different names stay different.
-
-    XRootD accepts any UTF-8, but writes the name into its log and may compare it with an authorisation file, whose
-    fields end at a blank. So characters other than letters, digits and ``._-~@+`` are percent-encoded. A long name is
-    cut, and a digest of the whole follows behind a colon, which encoded names don't have.
-    """
-    encoded = quote(username, safe="@+")
-    if len(encoded) > _LONGEST_NAME:
-        digest = sha256(encoded.encode()).hexdigest()
-        encoded = f"{encoded[: _LONGEST_NAME - len(digest) - 1]}:{digest}"
-    return f"name:{encoded}"
 
 
 class XCache(Minter):
-    """Mints the macaroon that an XCache (XRootD with libXrdMacaroons) accepts."""
+    """Mints what an XCache accepts: XRootD with libXrdMacaroons, or with libXrdAccSciTokens."""
 
     name: ClassVar[str] = "xcache"
-    title: ClassVar[str] = "XCache macaroon"
+    title: ClassVar[str] = _TITLES["macaroon"]
     purpose: ClassVar[str] = "read the facility's data through XCache"
     outside: ClassVar[bool] = True
 
+    credential = Enum(
+        ["macaroon", "token", "both"],
+        default_value="macaroon",
+        help="""
+        What the XCache takes. `macaroon` (default): XRootD with libXrdMacaroons; the hub and the XCache have the same
+        key, `key_file`. `token`: XRootD with libXrdAccSciTokens, or any other verifier of WLCG tokens; the hub's
+        `FacilityIssuer` signs, the XCache has public keys only, and `key_file` and `site_name` aren't used. `both`: for
+        an XCache, or several, of which some need the one and some the other.
+
+        The file ``xcache_token`` has the macaroon, or the token with `token`. With `both` it has the macaroon, as
+        before, and the token is in ``xcache_jwt``; `Facility.bearer_token_file` decides which of them programs find.
+        """,
+    ).tag(config=True)
+    audience = Unicode(
+        "",
+        help="""
+        ``aud`` of the tokens, exactly as ``audience`` in the XCache's ``scitokens.cfg``: they are compared as text. Of
+        a redirector and its caches, all must accept the same. Default: the address by https, from `host` and `port`,
+        without the port if it is 443: ``https://xcache.example.org:1094``.
+        """,
+    ).tag(config=True)
     key_file = Unicode(
         "",
         help="""
@@ -146,7 +92,8 @@ class XCache(Minter):
     path = Unicode(
         "/store",
         help="""
-        The one path that the macaroon opens, with all below it; absolute, as clients ask for it.
+        The one path that macaroon and token open, with all below it; absolute, as clients ask for it. So ``base_path``
+        of the issuer in the XCache's ``scitokens.cfg`` is ``/``.
 
         ``{username}`` stands for the user's name and must be a whole component: ``/store/user/{username}``. Users whose
         name is not a plain file name get no macaroon then. As the last component it is followed by a slash in the
@@ -155,7 +102,8 @@ class XCache(Minter):
         (``xrdfs HOST ls /store/user/al/``).
 
         For the same reason a fixed ``/store`` also opens ``/store2`` on XRootD 5, if the XCache exports that; end it
-        with a slash where that matters.
+        with a slash where that matters. In tokens such a slash has no effect, because XRootD drops it: an XRootD that
+        compares beginnings of text opens ``/store2`` with a token for ``/store``. ``casa-hub check`` tries it.
         """,
     ).tag(config=True)
     activities: List[str] = List(
@@ -167,6 +115,10 @@ class XCache(Minter):
 
         The default reads. The last four change data, and a cache whose origin trusts it passes them on: a macaroon with
         DELETE removes files at the origin.
+
+        Of tokens, DOWNLOAD is the scope ``storage.read``, UPLOAD ``storage.create``, and MANAGE, DELETE and
+        UPDATE_METADATA are ``storage.modify``, which lets do all that these do. READ_METADATA and LIST have no scope of
+        their own: XRootD lets list who may read.
         """,
     ).tag(config=True)
     lifetime = Int(
@@ -175,6 +127,9 @@ class XCache(Minter):
         help="""
         Seconds that a macaroon is valid; it is renewed while the server runs. At most 82800 (23 hours): XRootD refuses
         macaroons that are valid for longer than its ``macaroons.maxduration``, a day by default.
+
+        A token is valid for 21600 (6 hours) at most, as the WLCG profile wants it. So with ``credential: token`` or
+        `both`, token and macaroon live for the lesser of this setting and 6 hours. Default: 43200, 12 hours.
         """,
     ).tag(config=True)
     host = Unicode(
@@ -193,7 +148,8 @@ class XCache(Minter):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._key = KeyFile("XCache.key_file", parse_secret_key, _MAKE_KEY)
+        self._key = KeyFile("XCache.key_file", parse_secret_key, MAKE_KEY)
+        self.title = _TITLES[self.credential]  # type: ignore[misc]  # people read which of them they have
 
     @validate("lifetime")
     def _valid_lifetime(self, proposal: Any) -> int:
@@ -215,72 +171,121 @@ class XCache(Minter):
         return list(dict.fromkeys(value))
 
     @property
+    def takes_macaroons(self) -> bool:
+        """Whether the XCache takes macaroons."""
+        return self.credential != "token"
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether the XCache takes tokens of the facility's own issuer."""
+        return self.credential != "macaroon"
+
+    @property
+    def life(self) -> int:
+        # With both kinds, one time is true for both, in the audit and on pages.
+        lifetime: int = self.lifetime
+        return min(lifetime, LONGEST) if self.takes_tokens else lifetime
+
+    @property
+    def bearer_files(self) -> Mapping[str, BearerKind]:
+        kinds = [BearerKind.MACAROON] * self.takes_macaroons + [BearerKind.ISSUED] * self.takes_tokens
+        return dict(zip((_FILE, _SECOND_FILE), kinds, strict=False))
+
+    @property
     def key_files(self) -> Mapping[str, str]:
-        return {"XCache.key_file": self.key_file}
+        return {"XCache.key_file": self.key_file} if self.takes_macaroons else {}
 
     def check(self) -> Sequence[Problem]:
-        problems = self._key.check(self.key_file)
-        for probe in (self._site, self._template):
+        problems = self._key.check(self.key_file) if self.takes_macaroons else []
+        for probe in self._probes():
             try:
                 probe()
             except CredentialError as error:
                 problems.append(Problem.of(error))
-
-        def warn(thing: str, problem: str, remedy: str) -> None:
-            problems.append(Problem(Severity.WARNING, thing, problem, remedy))
-
-        if not any(problem.severity is Severity.ERROR for problem in problems) and not self._read_key().starts_xrootd:
-            warn(
-                f"XCache.key_file ({self.key_file})",
-                "is a single line without a newline at its end; XRootD doesn't start with such a file",
-                "Add the newline, in the XCache's copy too: echo >> FILE.",
+        sound = not any(problem.severity is Severity.ERROR for problem in problems)
+        if self.takes_macaroons and sound and not self._read_key().starts_xrootd:
+            problems.append(
+                _warning(
+                    f"XCache.key_file ({self.key_file})",
+                    "is a single line without a newline at its end; XRootD doesn't start with such a file",
+                    "Add the newline, in the XCache's copy too: echo >> FILE.",
+                )
             )
+        return [*problems, *self._advice()]
+
+    def _probes(self) -> list[Callable[[], object]]:
+        """What raises CredentialError if a setting can't work."""
+        probes: list[Callable[[], object]] = [self._site] if self.takes_macaroons else []
+        if self.takes_tokens:
+            return [*probes, self._check_issuer, self.token_audience, partial(self.scope_for, "user")]
+        return [*probes, self._template]
+
+    def _advice(self) -> list[Problem]:
+        """Problems of settings that may be meant so."""
+        problems: list[Problem] = []
         writing = [word for word in self.activities if word in WRITING]
         if writing:
-            warn(
-                "XCache.activities",
-                f"{', '.join(writing)} let users change data, through the cache at the origin too",
-                "DOWNLOAD and LIST are enough for reading. Or export the data read-only at the cache.",
-            )
+            deletes = self.takes_tokens and _DELETING in storage_words(writing) and "DELETE" not in writing
+            problem = f"{', '.join(writing)} let users change data, through the cache at the origin too"
+            problem += f"; of tokens this is {_DELETING}, which deletes as well" if deletes else ""
+            remedy = "DOWNLOAD and LIST are enough for reading. Or export the data read-only at the cache."
+            problems.append(_warning("XCache.activities", problem, remedy))
+        if self.lifetime > self.life and is_set(self.config, type(self), "lifetime"):
+            problem = f"is {self.lifetime}, but with XCache.credential {self.credential} it counts as {LONGEST}"
+            problems.append(_warning("XCache.lifetime", problem, f"Set it to {LONGEST} (6 hours) or less."))
         if not self.host:
-            warn(
-                "XCache.host",
-                "is not set: servers use the XCache that their image names",
-                "Set it to the host name of the XCache that has this key.",
-            )
+            proof = "has this key" if self.takes_macaroons else "takes these tokens"
+            problem = "is not set: servers use the XCache that their image names"
+            problems.append(_warning("XCache.host", problem, f"Set it to the host name of the XCache that {proof}."))
         elif re.search(r"[:/\s]", self.host):
             remedy = "Give the name alone; the port belongs into XCache.port."
             problems.append(Problem(Severity.ERROR, "XCache.host", "is not a host name", remedy))
         return problems
 
     def mint(self, request: Request) -> Credential:
-        server = request.server
-        if not server.username:
+        if not request.server.username:
             raise CredentialError("user name", "is empty: XRootD refuses a macaroon with it", "Give the user a name.")
-        expires_at = (request.now + request.lifetime(self.lifetime)).replace(microsecond=0)
-        path = self.path_for(server.username)
-        activities = ",".join(self.activities)
-        identifier = new_identifier(server)
-        macaroon = mint_macaroon(
-            self._read_key().value,
-            self._site(),
-            identifier,
-            (
-                name_caveat(server.username),
-                f"activity:{activities}",
-                f"path:{path}",
-                f"before:{expires_at:%Y-%m-%dT%H:%M:%SZ}",
-            ),
-        )
+        expires_at = (request.now + request.lifetime(self.life)).replace(microsecond=0)
+        contents: list[str] = []
+        identifiers: dict[str, str] = {}
+        summary: list[str] = []
+        if self.takes_macaroons:
+            macaroon, identifier = self._mint_macaroon(request, expires_at)
+            contents.append(macaroon)
+            identifiers["identifier"] = identifier
+            path = self.path_for(request.server.username)
+            summary.append(f"{','.join(self.activities)} below {path} at {self.site_name}")
+        if self.takes_tokens:
+            issued = self.issue_token(request)
+            contents.append(issued.value)
+            identifiers |= issued.identifiers
+            summary.append(f"{self.scope_for(request.server.username)} at {identifiers['aud']}")
         return Credential(
             name=self.name,
             # No newline: XRootD refuses one behind a token in an HTTP header, and not every reader strips it.
-            files={"xcache_token": macaroon.encode()},
+            files={file: content.encode() for file, content in zip(self.bearer_files, contents, strict=True)},
             issued_at=request.now,
             expires_at=expires_at,
-            identifiers={"identifier": identifier},
-            summary=f"{activities} below {path} at {self.site_name}",
+            identifiers=identifiers,
+            summary="; ".join(summary),
         )
+
+    def _mint_macaroon(self, request: Request, expires_at: datetime) -> tuple[str, str]:
+        """A macaroon and its identifier."""
+        server = request.server
+        identifier = new_identifier(server)
+        caveats = (
+            name_caveat(server.username),
+            f"activity:{','.join(self.activities)}",
+            f"path:{self.path_for(server.username)}",
+            f"before:{expires_at:%Y-%m-%dT%H:%M:%SZ}",
+        )
+        return mint_macaroon(self._read_key().value, self._site(), identifier, caveats), identifier
+
+    def issue_token(self, request: Request, path: str | None = None) -> Issued:
+        """A token for the user of a request; `path`: a narrower one than the user's. Raises CredentialError."""
+        scope = self.scope_for(request.server.username, path)
+        return issue(self, request, audience=self.token_audience(), scope=scope, lifetime=self.life)
 
     def environment(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:  # noqa: ARG002
         return {"XCACHE_HOST": self.host, "XCACHE_PORT": str(self.port)} if self.host else {}
@@ -300,6 +305,50 @@ class XCache(Minter):
             )
         path = template.replace("{username}", username)
         return f"{path}/" if template.endswith("{username}") else path
+
+    def scope_for(self, username: str, path: str | None = None) -> str:
+        """``scope`` of this user's token; `path`: a narrower one. Raises CredentialError as `path_for`."""
+        try:
+            opened = storage_path(path or self.path_for(username))
+        except ValueError:
+            raise CredentialError(
+                "XCache.path",
+                f"{self.path!a} has characters that the path of a scope can't have",
+                "Tokens open paths of letters, digits and ._~!$&'()*+,;=:@- only.",
+            ) from None
+        return " ".join(f"{word}:{opened}" for word in self._scope_words())
+
+    def token_audience(self) -> str:
+        """``aud`` of tokens. Raises CredentialError if it is unknown or malformed."""
+        if not self.audience and not self.host:
+            raise CredentialError(
+                "XCache.audience",
+                "is not set, and there is no XCache.host to make it from",
+                "Set it to audience of the XCache's scitokens.cfg, or set XCache.host.",
+            )
+        chosen = self.audience or audience(self.host, self.port)
+        if not re.fullmatch(r"[!-~]+", chosen):
+            problem = f"{chosen!a} is not an audience"
+            raise CredentialError("XCache.audience", problem, "Copy audience of the XCache's scitokens.cfg exactly.")
+        return chosen
+
+    def _check_issuer(self) -> None:
+        if self.issuer is None:
+            raise CredentialError(
+                "XCache.credential",
+                f"is {self.credential}, but this hub has no issuer of tokens",
+                "Set FacilityIssuer.keys and FacilityIssuer.vo.",
+            )
+
+    def _scope_words(self) -> list[str]:
+        words = storage_words(self.activities)
+        if not words:
+            raise CredentialError(
+                "XCache.activities",
+                f"{', '.join(self.activities)} have no scope, so a token would allow nothing",
+                "Add DOWNLOAD.",
+            )
+        return words
 
     def _read_key(self) -> SecretKey:
         return self._key.read(self.key_file)
@@ -321,3 +370,7 @@ class XCache(Minter):
                 "Give an absolute path without . and .. in it. {username} must be a whole component.",
             )
         return self.path
+
+
+def _warning(thing: str, problem: str, remedy: str) -> Problem:
+    return Problem(Severity.WARNING, thing, problem, remedy)

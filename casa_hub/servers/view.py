@@ -61,22 +61,23 @@ class Address:
 
 
 def credentials(
-    minters: Mapping[str, Minter], held: Iterable[Held], files: Mapping[str, Sequence[str]], in_variable: str | None
+    minters: Mapping[str, Minter], held: Iterable[Held], files: Mapping[str, Sequence[str]], in_variable: str
 ) -> list[CredentialView]:
     """The credentials of one server, in the order of the facility's own.
 
-    `files`: credential -> its files. `in_variable`: the credential that ``BEARER_TOKEN_FILE`` names.
+    `files`: credential -> its files. `in_variable`: the file that ``BEARER_TOKEN_FILE`` names.
     """
     places = {name: place for place, name in enumerate(minters)}
     return [
-        _credential(one, minters.get(one.name), files.get(one.name, ()), in_variable == one.name)
+        _credential(one, minters.get(one.name), files.get(one.name, ()), in_variable)
         for one in sorted(held, key=lambda one: places.get(one.name, len(places)))
     ]
 
 
-def _credential(held: Held, minter: Minter | None, files: Sequence[str], in_variable: bool) -> CredentialView:
+def _credential(held: Held, minter: Minter | None, files: Sequence[str], in_variable: str) -> CredentialView:
     renewal: Renewal = "request" if minter is None else minter.renewal
-    readers = (*((_VARIABLE,) if in_variable else ()), *((minter.found_by,) if minter and minter.found_by else ()))
+    found_by = "" if minter is None else minter.found_by
+    readers = [reader for reader in (_VARIABLE if in_variable in files else "", found_by) if reader]
     state = State.MISSING if held.missing else State.OVERDUE if held.why else State.GOOD
     by_time = state is State.GOOD and renewal == "time"
     return CredentialView(

@@ -130,7 +130,7 @@ def server_view(
         facility.minters,
         hub.renewals.held(spawner),
         {name: entry.files for name, entry in known.items()},
-        facility.bearer_credential,
+        facility.bearer_token_file,
     )
     identity = "" if server is None else server.server.identity
     absent = view.absent(identity, (one for one in missing if one.what not in facility.minters))

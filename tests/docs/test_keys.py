@@ -11,7 +11,7 @@ import pytest
 
 from casa_hub.credentials.dask import parse_secrets
 from casa_hub.credentials.htcondor import MIN_KEY_BYTES
-from casa_hub.credentials.xcache import parse_secret_key
+from casa_hub.credentials.macaroons import parse_secret_key
 from tests.docs.pages import inline_code
 
 COMMANDS = sorted({text for _, text in inline_code() if text.startswith("openssl rand ")})

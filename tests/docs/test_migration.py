@@ -14,7 +14,7 @@ from kubespawner import KubeSpawner
 from kubespawner.slugs import escape_slug, safe_slug
 
 from casa_hub.credentials.htcondor import master_key
-from casa_hub.credentials.xcache import parse_secret_key
+from casa_hub.credentials.macaroons import parse_secret_key
 from tests.docs.pages import ROOT, blocks, commands
 
 PAGE = ROOT / "docs" / "migration.md"

@@ -20,7 +20,7 @@ from traitlets.config import Config
 from casa_hub import facility as module
 from casa_hub import record as record_module
 from casa_hub.audit import Action, Event
-from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route
+from casa_hub.credentials.base import AccessToken, BearerKind, Credential, Minter, Request, Route
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.hub import CasaHub
@@ -40,6 +40,11 @@ class Token(Minter):
     lifetime = Int(60).tag(config=True)
     works = Bool(True)
     path: ClassVar[str]
+    kind: ClassVar[BearerKind | None] = None
+
+    @property
+    def bearer_files(self) -> Mapping[str, BearerKind]:
+        return {self.path: self.kind} if self.kind else {}
 
     def mint(self, request: Request) -> Credential:
         if not self.works:
@@ -60,10 +65,12 @@ class Token(Minter):
 
 class XCache(Token):
     name, path = "xcache", "xcache_token"
+    kind = BearerKind.MACAROON
 
 
 class Bearer(Token):
     name, path = "bearer", "access_token"
+    kind = BearerKind.OWN
     renewal = "token"
 
     def mint(self, request: Request) -> Credential:
@@ -226,6 +233,28 @@ def test_a_bearer_token_file_that_nothing_delivers_is_an_error_if_it_was_asked_f
     assert problem.severity is Severity.ERROR
     assert f"needs the credential {needs}" in str(problem)
     assert facility("dask").check_settings() == []
+
+
+def test_the_variable_may_name_any_file_that_a_credential_delivers() -> None:
+    one = facility("dask", "xcache", bearer_token_file="hostcert.pem")
+    assert one.environment(one.mint(request()), DIRECTORY)["BEARER_TOKEN_FILE"] == "/etc/cmsaf-secrets/hostcert.pem"
+    [problem] = one.check_settings()
+    assert (problem.severity, problem.thing) == (Severity.WARNING, "Facility.bearer_token_file")
+    assert "isn't known to be one" in problem.problem
+
+
+def test_a_file_of_no_credential_is_an_error_unless_a_credential_can_t_be_tried() -> None:
+    [problem] = facility("xcache", bearer_token_file="xcache_tokn").check_settings()
+    assert problem.severity is Severity.ERROR
+    assert problem.remedy == "Choose xcache_token or none."
+    [problem] = facility("xcache", "broken", bearer_token_file="xcache_tokn").check_settings()
+    assert problem.severity is Severity.WARNING
+
+
+@pytest.mark.parametrize("name", ["", "../x", "/etc/passwd", "a/b/c"])
+def test_what_can_t_be_a_file_of_a_server_is_refused(name: str) -> None:
+    with pytest.raises(TraitError, match=r"Facility\.bearer_token_file is .*, must be a file of a credential, or none"):
+        facility("xcache", bearer_token_file=name)
 
 
 def test_a_check_that_fails_itself_is_told_without_its_text() -> None:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pymacaroons import Macaroon, Verifier
 from traitlets import TraitError
 
-from casa_hub.credentials.xcache import XCache, mint_macaroon, name_caveat, parse_secret_key
+from casa_hub.credentials.macaroons import mint_macaroon, name_caveat, parse_secret_key
+from casa_hub.credentials.xcache import XCache
 from casa_hub.errors import CredentialError, Severity
 from casa_hub.keys import BadKeyError
 from casa_hub.naming import Server

@@ -42,7 +42,7 @@ def held(name: str, *, missing: bool = False, why: str = "", next_at: float | No
     return Held(name, issued=100.0, expires=1000.0, next_at=next_at, missing=missing, why=why)
 
 
-def seen(one: Held, in_variable: str | None = None) -> view.CredentialView:
+def seen(one: Held, in_variable: str = "none") -> view.CredentialView:
     [found] = view.credentials(MINTERS, [one], FILES, in_variable)
     return found
 
@@ -63,12 +63,12 @@ def test_a_credential_that_time_does_not_renew_says_when_it_is(name: str, words:
 @pytest.mark.parametrize(
     ("name", "in_variable", "readers"),
     [
-        ("cache", None, "the cache's client"),
-        ("cache", "cache", "programs that read BEARER_TOKEN_FILE; the cache's client"),
-        ("token", "cache", ""),
+        ("cache", "none", "the cache's client"),
+        ("cache", "cache_token", "programs that read BEARER_TOKEN_FILE; the cache's client"),
+        ("token", "cache_token", ""),
     ],
 )
-def test_a_credential_names_the_programs_that_find_it(name: str, in_variable: str | None, readers: str) -> None:
+def test_a_credential_names_the_programs_that_find_it(name: str, in_variable: str, readers: str) -> None:
     assert seen(held(name), in_variable).found_by == readers
 
 
@@ -95,7 +95,7 @@ def test_a_credential_whose_renewal_fails_keeps_its_end_and_says_why() -> None:
 
 def test_credentials_come_in_the_order_of_the_facility_and_unknown_ones_last() -> None:
     names = ["removed", "certificates", "cache"]
-    found = view.credentials(MINTERS, [held(name) for name in names], FILES, None)
+    found = view.credentials(MINTERS, [held(name) for name in names], FILES, "none")
     assert [one.title for one in found] == ["Cache macaroon", "Certificates", "removed"]
 
 

@@ -1,7 +1,7 @@
-"""Checks that the XCache accepts this hub's macaroons and refuses forged ones.
+"""Checks that the XCache accepts this hub's macaroons and tokens and refuses forged ones.
 
-It is asked by HTTP for a file that doesn't exist. It answers 404 to those who may read, and 403 to others. The probe
-macaroon is valid for this one file and for a minute, so it is worthless to anybody who intercepts it. So the
+It is asked by HTTP for a file that doesn't exist. It answers 404 to those who may read, and 403 to others. What it is
+asked with is valid for this one file and for a minute, so it is worthless to anybody who intercepts it. So the
 certificate of the XCache, usually of a grid's authority, isn't verified.
 """
 
@@ -11,17 +11,25 @@ import contextlib
 import secrets
 import socket
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 
 import aiohttp
+import jwt
 
 from casa_hub.checks import versions
-from casa_hub.checks.findings import NOBODY, Finding, error, ok, unseen
+from casa_hub.checks.findings import NOBODY, Finding, error, from_problem, ok, unseen, warning
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import Answer, NoAnswerError, ask, resolve
-from casa_hub.credentials.xcache import XCache, mint_macaroon, parse_secret_key
+from casa_hub.credentials.base import AccessToken, Request
+from casa_hub.credentials.macaroons import mint_macaroon, parse_secret_key
+from casa_hub.credentials.tokens import unverified_claims
+from casa_hub.credentials.xcache import XCache
+from casa_hub.errors import CredentialError, Problem
+from casa_hub.issuer.tokens import MIN_RSA_BITS, new_private_key
 from casa_hub.keys import KeyFile
+from casa_hub.naming import Server
 
 _LIFETIME = timedelta(seconds=60)
 _REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
@@ -33,32 +41,44 @@ _WHERE_HTTP = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """One request: a path, and the credential that is shown."""
+
+    path: str
+    credential: str = field(repr=False)
+
+
 async def look(site: Site) -> AsyncIterator[Finding]:
     minter = site.minter("xcache")
     if minter is None or not minter.host:
         return
     where = f"{minter.host}:{minter.port}"
     path = f"{minter.path_for(NOBODY).rstrip('/')}/casa-hub-check-{secrets.token_hex(8)}"
-    key = KeyFile("XCache.key_file", parse_secret_key, "").read(minter.key_file).value
-    macaroons = _probe(minter, key, path), _probe(minter, secrets.token_bytes(64), path)
-    *families, last = await _families(minter)
+    tries: list[_Try] = []
     try:
-        for family in families:
-            with contextlib.suppress(NoAnswerError):
-                own, forged = await _read_all(family, where, path, macaroons)
-                break
-        else:
-            own, forged = await _read_all(last, where, path, macaroons)
-    except NoAnswerError as problem:
-        if problem.tls:
-            yield unseen(f"XCache {where}", "speaks no HTTP, by which macaroons are tried", _WHERE_HTTP)
-        else:
-            remedy = "Check XCache.host and XCache.port, and that the XCache runs."
-            yield error(f"XCache {where}", str(problem), remedy)
+        tries += _macaroons(minter, path) if minter.takes_macaroons else []
+        tries += _tokens(minter, path) if minter.takes_tokens else []
+        answers = await _ask(minter, where, tries)
+    except CredentialError as problem:
+        yield from_problem(Problem.of(problem))
         return
-    yield read(minter, where, own)
-    yield read_forged(where, forged)
-    version = versions.read(versions.XROOTD, f"version of XCache {where}", versions.of_server_header(own.headers))
+    except NoAnswerError as problem:
+        yield _no_answer(where, problem)
+        return
+    version = versions.read(
+        versions.XROOTD, f"version of XCache {where}", versions.of_server_header(answers[0].headers)
+    )
+    if minter.takes_macaroons:
+        own, forged, *answers = answers
+        yield read(minter, where, own)
+        yield read_forged(where, forged)
+    if minter.takes_tokens:
+        own, forged, beside = answers
+        yield read_token(minter, where, own)
+        yield read_forged_token(where, forged)
+        if own.status == HTTPStatus.NOT_FOUND and (kept := read_beside(minter, where, beside)) is not None:
+            yield kept
     if version is not None:
         yield version
 
@@ -78,11 +98,7 @@ def read(minter: XCache, where: str, answer: Answer) -> Finding:
             f"XCache.path ({minter.path}) one that it exports; DOWNLOAD must be in XCache.activities; and the clocks "
             "must agree. With macaroons.trace all its log says why.",
         )
-    return error(
-        thing,
-        f"answered {answer.status} to a request for a file that doesn't exist",
-        "Its log says why. Check that it can reach its origin.",
-    )
+    return _odd(thing, answer)
 
 
 def read_forged(where: str, answer: Answer) -> Finding:
@@ -102,12 +118,83 @@ def read_forged(where: str, answer: Answer) -> Finding:
     )
 
 
+def read_token(minter: XCache, where: str, answer: Answer) -> Finding:
+    """What the answer to a token of the hub's own means."""
+    thing = f"XCache {where}"
+    if answer.status == HTTPStatus.NOT_FOUND:
+        return ok(thing, "accepts this hub's tokens")
+    if answer.status in _ELSEWHERE:
+        return _redirected(thing)
+    if answer.status in _REFUSED:
+        issuer = "" if minter.issuer is None else minter.issuer.iss
+        return error(
+            thing,
+            f"refuses this hub's tokens (status {answer.status})",
+            f"In its scitokens.cfg, issuer must be {issuer}, audience {minter.token_audience()}, and base_path /; "
+            f"XCache.path ({minter.path}) must be one that it exports; DOWNLOAD must be in XCache.activities. It must "
+            f"reach {issuer}/.well-known/openid-configuration by https, with a certificate that it trusts, and the "
+            "clocks must agree. With scitokens.trace all its log says why.",
+        )
+    return _odd(thing, answer)
+
+
+def read_forged_token(where: str, answer: Answer) -> Finding:
+    """What the answer to a forged token means: with the name of the hub's key, and signed by another one."""
+    thing = f"XCache {where}"
+    if answer.status in _REFUSED:
+        return ok(thing, "refuses a forged token")
+    if answer.status in _ELSEWHERE:
+        return _redirected(thing)
+    if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return unseen(
+            thing, f"failed with status {answer.status} when it was asked with a forged token", "Its log says why."
+        )
+    return error(
+        thing,
+        f"doesn't refuse a forged token (status {answer.status}): everybody can read",
+        "Set ofs.authorize, ofs.authlib libXrdAccSciTokens.so and http.header2cgi Authorization authz there.",
+    )
+
+
+def read_beside(minter: XCache, where: str, answer: Answer) -> Finding | None:
+    """What the answer means to a token for a path that is the beginning of the name that was asked for.
+
+    None: nothing. A user's token must not open the directory of another one whose name begins like the user's.
+    """
+    thing = f"XCache {where}"
+    if answer.status in _REFUSED:
+        return ok(thing, "opens nothing beside a token's path")
+    if answer.status != HTTPStatus.NOT_FOUND:
+        return None
+    problem = "compares only the beginning of a path with that of a token"
+    remedy = "Upgrade its XRootD to 5.9.6 or 6.1.0."
+    if minter.path.rstrip("/").endswith("{username}"):
+        return error(thing, f"{problem}: the token of al opens the directory of alice, too", remedy)
+    return warning(thing, f"{problem}: one for /store opens /store2, too", f"{remedy} Or export no such path there.")
+
+
+def _odd(thing: str, answer: Answer) -> Finding:
+    return error(
+        thing,
+        f"answered {answer.status} to a request for a file that doesn't exist",
+        "Its log says why. Check that it can reach its origin.",
+    )
+
+
+def _no_answer(where: str, problem: NoAnswerError) -> Finding:
+    if problem.tls:
+        return unseen(f"XCache {where}", "speaks no HTTP, by which macaroons and tokens are tried", _WHERE_HTTP)
+    return error(f"XCache {where}", str(problem), "Check XCache.host and XCache.port, and that the XCache runs.")
+
+
 def _redirected(thing: str) -> Finding:
-    problem = "sends clients on to another server, where this check tries no macaroons"
+    problem = "sends clients on to another server, where this check tries nothing"
     return unseen(thing, problem, "Set XCache.host to one of the caches behind it, and check again.")
 
 
-def _probe(minter: XCache, key: bytes, path: str) -> str:
+def _macaroons(minter: XCache, path: str) -> list[_Try]:
+    """With a macaroon of the hub's own, and a forged one."""
+    own = KeyFile("XCache.key_file", parse_secret_key, "").read(minter.key_file).value
     end = datetime.now(UTC) + _LIFETIME
     caveats = (
         f"name:{NOBODY}",
@@ -115,7 +202,26 @@ def _probe(minter: XCache, key: bytes, path: str) -> str:
         f"path:{path}",
         f"before:{end:%Y-%m-%dT%H:%M:%SZ}",
     )
-    return mint_macaroon(key, minter.site_name, f"{NOBODY}/{secrets.token_hex(8)}", caveats)
+    identifier = f"{NOBODY}/{secrets.token_hex(8)}"
+    keys = own, secrets.token_bytes(64)
+    return [_Try(path, mint_macaroon(key, minter.site_name, identifier, caveats)) for key in keys]
+
+
+def _tokens(minter: XCache, path: str) -> list[_Try]:
+    """With a token of the hub's own, a forged one, and the own one beside its path. Raises CredentialError."""
+    now = datetime.now(UTC)
+    # In place of a log-in, for tokens that name the provider's `sub`.
+    nobody = AccessToken("", None, subject=NOBODY)
+    request = Request(Server("", NOBODY), secrets.token_hex(16), now, nobody, longest=_LIFETIME.seconds)
+    own = minter.issue_token(request, path).value
+    return [_Try(path, own), _Try(path, _forged(own)), _Try(f"{path}-2", own)]
+
+
+def _forged(token: str) -> str:
+    """The same claims in the name of the same key, signed by another one of its kind."""
+    header = jwt.get_unverified_header(token)
+    key, _ = new_private_key(rsa_bits=MIN_RSA_BITS if header["alg"] == "RS256" else None)
+    return jwt.encode(dict(unverified_claims(token)), key.private, header["alg"], headers={"kid": header["kid"]})
 
 
 async def _families(minter: XCache) -> list[socket.AddressFamily]:
@@ -130,19 +236,28 @@ async def _families(minter: XCache) -> list[socket.AddressFamily]:
     return list(dict.fromkeys(socket.AF_INET6 if ":" in address else socket.AF_INET for address in found))
 
 
-async def _read_all(family: socket.AddressFamily, where: str, path: str, macaroons: Iterable[str]) -> list[Answer]:
-    """The XCache's answers to these macaroons, at an address of this family. Raises NoAnswerError."""
+async def _ask(minter: XCache, where: str, tries: Iterable[_Try]) -> list[Answer]:
+    """The XCache's answers, at the first of its addresses that gives any. Raises NoAnswerError."""
+    *families, last = await _families(minter)
+    for family in families:
+        with contextlib.suppress(NoAnswerError):
+            return await _read_all(family, where, tries)
+    return await _read_all(last, where, tries)
+
+
+async def _read_all(family: socket.AddressFamily, where: str, tries: Iterable[_Try]) -> list[Answer]:
+    """The XCache's answers, at an address of this family. Raises NoAnswerError."""
     connector = aiohttp.TCPConnector(family=family)
     async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
-        return [await _read(session, where, path, macaroon) for macaroon in macaroons]
+        return [await _read(session, where, one) for one in tries]
 
 
-async def _read(session: aiohttp.ClientSession, where: str, path: str, macaroon: str) -> Answer:
+async def _read(session: aiohttp.ClientSession, where: str, one: _Try) -> Answer:
     """One request by https; by http if the XCache has no TLS. Raises NoAnswerError."""
-    headers = {"Authorization": f"Bearer {macaroon}"}
+    headers = {"Authorization": f"Bearer {one.credential}"}
     try:
-        return await ask(session, f"https://{where}{path}", headers=headers, ssl=False)
+        return await ask(session, f"https://{where}{one.path}", headers=headers, ssl=False)
     except NoAnswerError as problem:
         if not problem.tls:
             raise
-    return await ask(session, f"http://{where}{path}", headers=headers)
+    return await ask(session, f"http://{where}{one.path}", headers=headers)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 import yaml
 
@@ -21,6 +22,8 @@ from casa_hub.delivery.kubernetes.routes import ROUTES
 from casa_hub.errors import Problem, Severity
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.verdicts import of_token_answer
+from casa_hub.issuer.settings import FacilityIssuer
+from casa_hub.issuer.tokens import new_private_key
 from tests.support.kubernetes.hub import CHART_RULES, granted_by
 
 ROLE = Path(__file__).parents[3] / "helm-values" / "role.yaml"
@@ -321,6 +324,58 @@ def test_answers_of_an_xcache(status: int, own: Status, forged: Status) -> None:
     minter = XCache(site_name="T3_XX")
     assert xcache.read(minter, "x:1094", answer(status)).status is own
     assert xcache.read_forged("x:1094", answer(status)).status is forged
+    by_token = XCache(credential="token", host="x")
+    assert xcache.read_token(by_token, "x:1094", answer(status)).status is own
+    assert xcache.read_forged_token("x:1094", answer(status)).status is forged
+
+
+def test_a_refused_token_is_compared_with_what_the_xcache_s_file_must_say() -> None:
+    minter = XCache(credential="token", host="x.example.org", path="/store/user/{username}")
+    minter.issuer = FacilityIssuer(url="https://hub.example.org/hub/casa/issuer", vo="cms")
+    found = xcache.read_token(minter, "x.example.org:1094", answer(403))
+    for words in (
+        "scitokens.cfg, issuer must be https://hub.example.org/hub/casa/issuer/cms",
+        "audience https://x.example.org:1094",
+        "base_path /",
+        "XCache.path (/store/user/{username})",
+        "https://hub.example.org/hub/casa/issuer/cms/.well-known/openid-configuration",
+    ):
+        assert words in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "expected", "words"),
+    [
+        ("/store", 403, Status.OK, "opens nothing beside"),
+        ("/store", 404, Status.WARNING, "one for /store opens /store2"),
+        ("/store/user/{username}", 404, Status.ERROR, "the token of al opens the directory of alice"),
+        ("/store/user/{username}/", 404, Status.ERROR, "the token of al opens the directory of alice"),
+        # What stands behind the user's name is beside that user's own.
+        ("/store/user/{username}/data", 404, Status.WARNING, "Upgrade its XRootD"),
+    ],
+)
+def test_a_token_that_opens_what_is_beside_its_path(path: str, status: int, expected: Status, words: str) -> None:
+    found = xcache.read_beside(XCache(credential="token", path=path), "x:1094", answer(status))
+    assert found is not None
+    assert found.status is expected
+    assert words in str(found)
+
+
+def test_a_failure_beside_a_token_s_path_means_nothing() -> None:
+    assert xcache.read_beside(XCache(credential="token"), "x:1094", answer(500)) is None
+
+
+@pytest.mark.parametrize("rsa_bits", [None, 2048])
+def test_a_forged_token_differs_from_the_own_one_in_its_signature_only(rsa_bits: int | None) -> None:
+    """Else it would be refused for another reason, and the check would prove nothing."""
+    key, _ = new_private_key(rsa_bits=rsa_bits)
+    own = key.sign({"iss": "https://x", "sub": "a", "scope": "storage.read:/x"})
+    forged = xcache._forged(own)
+    options = {"verify_signature": False}
+    assert jwt.decode(forged, options=options) == jwt.decode(own, options=options)
+    assert jwt.get_unverified_header(forged) == jwt.get_unverified_header(own)
+    with pytest.raises(jwt.InvalidSignatureError):
+        jwt.decode(forged, jwt.PyJWK(dict(key.jwk)), algorithms=["ES256", "RS256"])
 
 
 POOL = {"authorized": True, "method": "TOKEN", "user": "casa-hub-check@pool.test", "schedds": ["one", "two"]}

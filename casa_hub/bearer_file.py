@@ -17,11 +17,11 @@ SETTING = "Facility.bearer_token_file"
 NONE = "none"
 DEFAULT = "xcache_token"
 
-#: File that this package can deliver -> what delivers it.
+#: File that this package can deliver -> the credential that does.
 _SOURCES = {
-    "xcache_token": "the credential xcache",
-    "xcache_jwt": "the credential xcache with XCache.credential: both",
-    "access_token": "the credential bearer",
+    "xcache_token": "xcache",
+    "xcache_jwt": "xcache with XCache.credential: both",
+    "access_token": "bearer",
 }
 _XCACHE, _SERVICEX, _BEARER = "xcache", "servicex", "bearer"
 
@@ -59,7 +59,8 @@ def check(
 def _not_delivered(choice: str, files: Mapping[str, Delivered], *, certain: bool) -> Problem:
     choices = " or ".join([*sorted(path for path, file in files.items() if file.kind is not None), NONE])
     if choice in _SOURCES:
-        return Problem(Severity.ERROR, SETTING, f"{choice} needs {_SOURCES[choice]}", f"Add that, or choose {choices}.")
+        problem = f"{choice} needs the credential {_SOURCES[choice]}"
+        return Problem(Severity.ERROR, SETTING, problem, f"Add that, or choose {choices}.")
     if certain:
         problem = f"{choice!a} is not a file of any of Facility.credentials"
         return Problem(Severity.ERROR, SETTING, problem, f"Choose {choices}.")

@@ -197,6 +197,9 @@ class Checks:
         if xcache is not None:
             self._step("XCache refuses to read without a macaroon", lambda: self._refused(xcache, None))
             self._step("XCache refuses a forged macaroon", lambda: self._refused(xcache, self._forged("xcache_token")))
+        if xcache is not None and xcache.issuer:
+            self._step("XCache takes the token of the facility's issuer", lambda: self._taken(xcache))
+            self._step("XCache refuses a forged token", lambda: self._refused(xcache, self._forged("xcache_jwt")))
         if pool is not None:
             self._step("HTCondor refuses a forged IDTOKEN", self._forged_idtoken)
 
@@ -206,15 +209,28 @@ class Checks:
         _expect(description["issuer"] == self._facility.tokens.iss, f"the issuer calls itself {description['issuer']}")
         _expect(requests.get(description["jwks_uri"], timeout=30).json()["keys"], "it publishes no key")
 
+    def _taken(self, xcache: XCache) -> None:
+        status = self._read(xcache, self._held("xcache_jwt"))
+        _expect(status == OK, f"XCache answered {status}")
+
     def _refused(self, xcache: XCache, token: str | None) -> None:
+        status = self._read(xcache, token)
+        _expect(status == FORBIDDEN, f"XCache answered {status}")
+
+    def _read(self, xcache: XCache, token: str | None) -> int:
+        """XCache's answer to somebody with this token."""
         url, headers = xcache.url("/store/user/demo/muons.csv", "https"), {"Authorization": f"Bearer {token}"}
         with self._facility.network():
             answer = requests.get(url, headers=headers if token else {}, verify=str(xcache.tls.ca_file), timeout=30)
-        _expect(answer.status_code == FORBIDDEN, f"XCache answered {answer.status_code}")
+        return answer.status_code
+
+    def _held(self, name: str) -> str:
+        """A token of the member's."""
+        return str(json.loads(self._kernel(MEMBER.name).run(_SHOW))[name]).strip()
 
     def _forged(self, name: str) -> str:
         """A token of the member's with some bytes of its signature changed."""
-        token = str(json.loads(self._kernel(MEMBER.name).run(_SHOW))[name]).strip()
+        token = self._held(name)
         place = len(token) - 20
         return token[:place] + ("AAAA" if token[place : place + 4] != "AAAA" else "BBBB") + token[place + 4 :]
 
@@ -309,7 +325,7 @@ def _expect(condition: object, otherwise: str) -> None:
 _SHOW = """
 import json, os, pathlib
 print(json.dumps({path.name: path.read_text() for path in map(pathlib.Path(os.environ["CERT_DIR"]).joinpath,
-                  ("ca.pem", "usercert.pem", "xcache_token", "condor_token")) if path.exists()}))
+                  ("ca.pem", "usercert.pem", "xcache_token", "xcache_jwt", "condor_token")) if path.exists()}))
 """
 
 #: Waits until all files have new content, except the CA's certificate, which must stay.

@@ -343,6 +343,7 @@ class Facility:
                 "site": self.xcache.site,
                 "host": self.xcache_name,
                 "port": self.xcache.port,
+                "credential": "both" if self.xcache.issuer else "macaroon",
             }
         if self.pool is not None:
             credentials.append("htcondor")

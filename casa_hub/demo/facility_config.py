@@ -43,6 +43,7 @@ if "xcache" in demo["credentials"]:
     c.XCache.site_name = demo["xcache"]["site"]
     c.XCache.host = demo["xcache"]["host"]
     c.XCache.port = demo["xcache"]["port"]
+    c.XCache.credential = demo["xcache"]["credential"]
 if "htcondor" in demo["credentials"]:
     c.HTCondor.key_file = demo["htcondor"]["key_file"]
     c.HTCondor.trust_domain = demo["htcondor"]["domain"]

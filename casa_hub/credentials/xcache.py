@@ -102,8 +102,8 @@ class XCache(Minter):
         (``xrdfs HOST ls /store/user/al/``).
 
         For the same reason a fixed ``/store`` also opens ``/store2`` on XRootD 5, if the XCache exports that; end it
-        with a slash where that matters. In tokens such a slash has no effect: XRootD drops it. XRootD 5.5 then opens
-        ``/store2`` with a token for ``/store``; 5.8 and 6 compare whole names. ``casa-hub check`` tries it.
+        with a slash where that matters. In tokens such a slash has no effect, because XRootD drops it: before 5.6.9 it
+        opens ``/store2`` with a token for ``/store``. ``casa-hub check`` tries it.
         """,
     ).tag(config=True)
     activities: List[str] = List(

@@ -22,6 +22,7 @@ from casa_hub.demo.names import HostNames
 from casa_hub.demo.processes import free_loopback_address, free_port
 from casa_hub.demo.traefik import Traefik
 from casa_hub.demo.xrootd import XCache
+from casa_hub.issuer.tokens import new_private_key
 from tests.peers.conftest import names, peers_directory, pool, traefik, xcache  # noqa: F401 - fixtures
 from tests.support.idp import IdP
 from tests.support.kubernetes import build
@@ -160,9 +161,25 @@ c.Dask.domain = "sound.test"
         assert document["exit_code"] == code, err
         return Checked(code, document["findings"], out + err)
 
+    @property
+    def by_token(self) -> str:
+        """More configuration, with which the XCache is read by macaroons and by tokens of the facility's own issuer."""
+        url, _, vo = self.xcache.issuer.rpartition("/")
+        return f"""
+c.XCache.credential = "both"
+c.XCache.audience = {self.xcache.audience!r}
+c.FacilityIssuer.keys = {str(self.keys)!r}
+c.FacilityIssuer.url = {url!r}
+c.FacilityIssuer.vo = {vo!r}
+"""
+
+    @property
+    def keys(self) -> Path:
+        return self.directory / "issuer"
+
     def secrets(self) -> list[str]:
         """What must be in no output."""
-        files = [self.directory / "dask", self.xcache.key_file, self.kubeconfig]
+        files = [self.directory / "dask", self.xcache.key_file, self.kubeconfig, self.keys / "1.pem"]
         return [
             CLIENT_SECRET,
             "0" * 64,
@@ -184,7 +201,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 def open_xrootd(xcache: XCache, peers_directory: Path) -> Iterator[int]:  # noqa: F811
     template = xrootd._COMMON + "xrd.protocol http:{port} libXrdHttp.so\n"
     directory = peers_directory / "open"
-    with xrootd._Server("open XRootD", xcache._tree, directory, xcache.origin.data, template) as server:
+    with xrootd._Server("open XRootD", xcache.tree, directory, xcache.origin.data, template) as server:
         yield server.port
 
 
@@ -201,6 +218,12 @@ def facility(  # noqa: PLR0917 - a facility has as many parts
     directory = tmp_path_factory.mktemp("facility")
     (directory / "dask").touch(mode=0o600)
     (directory / "dask").write_text("A" * 44 + "\n")
+    (directory / "issuer").mkdir()
+    key, pem = new_private_key()
+    (directory / "issuer" / "1.pem").touch(mode=0o600)
+    (directory / "issuer" / "1.pem").write_bytes(pem)
+    if xcache.issuer:
+        xcache.trust({"keys": [dict(key.jwk)]})
     nowhere = free_loopback_address(8786, 8788)
     names.replace(
         {f"casa-hub-check.{label}.sound.test": traefik.address for label in ("dask", "dask-worker")}

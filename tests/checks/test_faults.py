@@ -55,7 +55,7 @@ def test_a_sound_facility_has_no_fault(facility: Facility) -> None:
 
 def test_an_old_xrootd_is_named_with_what_it_lets_happen(facility: Facility) -> None:
     """Debian's stable releases have one that is older than is safe."""
-    program = facility.xcache._tree.program("xrootd")
+    program = facility.xcache.tree.program("xrootd")
     ran = subprocess.run([program, "-v"], capture_output=True, text=True)
     version = versions.parse(ran.stdout.strip() or ran.stderr.strip())
     assert version is not None, ran
@@ -87,6 +87,26 @@ def test_an_xcache_that_answers_at_one_of_its_addresses_is_sound(facility: Facil
     """XRootD 5 and 6 of the tests turn ::1 away; so may one elsewhere whose IPv6 isn't in order, and clients go on."""
     checked = told(facility, facility.check("c.XCache.host = 'localhost'"))
     assert (checked.code, checked.bad) == (0, []), checked.printed
+
+
+def test_an_xcache_that_takes_tokens_is_sound_and_says_what_it_refuses(facility: Facility) -> None:
+    if not facility.xcache.issuer:
+        pytest.skip("this XRootD has no plug-in for tokens")
+    checked = told(facility, facility.check(facility.by_token))
+    said = {one["problem"]: one["status"] for one in checked.findings if one["thing"].startswith("XCache 127.0.0.1")}
+    for problem in (
+        "accepts this hub's macaroons",
+        "refuses a forged macaroon",
+        "accepts this hub's tokens",
+        "refuses a forged token",
+    ):
+        assert said.pop(problem) == "ok"
+    # Older ones compare the beginnings of paths as text.
+    whole_names = facility.xcache.version >= (5, 6, 9)
+    [(problem, status)] = said.items()
+    assert (status, "opens nothing beside a token's path" in problem) == ("ok" if whole_names else WARNING, whole_names)
+    assert [one for one in checked.bad if one["check"] != "xcache"] == []
+    assert checked.code == 0
 
 
 def test_a_servicex_that_answers_is_sound(facility: Facility) -> None:
@@ -477,6 +497,27 @@ XCACHE = [
         "xcache",
         "XCache 127.0.0.1",
         "DOWNLOAD must be in XCache.activities",
+    ),
+    Fault(
+        "another audience",
+        lambda facility: facility.by_token + "c.XCache.audience = 'https://other.test'\n",
+        "xcache",
+        "XCache 127.0.0.1",
+        "refuses this hub's tokens (status 403). In its scitokens.cfg, issuer must be http",
+    ),
+    Fault(
+        "another issuer",
+        lambda facility: facility.by_token + "c.FacilityIssuer.vo = 'other'\n",
+        "xcache",
+        "XCache 127.0.0.1",
+        "/other, audience https://",
+    ),
+    Fault(
+        "tokens without an issuer",
+        "c.XCache.credential = 'both'",
+        "configuration",
+        "XCache.credential",
+        "Set FacilityIssuer.keys and FacilityIssuer.vo.",
     ),
 ]
 

@@ -10,7 +10,13 @@ from casa_hub.demo import htcondor, xrootd
 from tests.docs.pages import ROOT, blocks
 
 PAGE = ROOT / "docs" / "operators.md"
-THEIRS = (xrootd._COMMON + xrootd._MACAROONS + htcondor._CONFIG).replace("$(LOCAL_DIR)", "{directory}").splitlines()
+_XROOTD = xrootd._COMMON + xrootd._MACAROONS.replace("{tokens}", "") + xrootd._TOKENS + xrootd._SCITOKENS
+THEIRS = (
+    (_XROOTD + htcondor._CONFIG)
+    .replace("{ztn_asks}", xrootd._ONLY_MACAROONS)
+    .replace("$(LOCAL_DIR)", "{directory}")
+    .splitlines()
+)
 
 
 def lines() -> list[str]:

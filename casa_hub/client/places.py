@@ -22,7 +22,7 @@ from .addresses import host_of
 from .answers import Issued
 from .errors import ClientError
 
-#: Credential -> the hub's name of its one token, which goes into the bearer file.
+#: Credential -> the hub's name of the token that goes into the bearer file, unless the hub names another of its files.
 BEARER = {"xcache": "xcache_token", "bearer": "access_token"}
 _HTCONDOR = "htcondor"
 #: Variables of the images' configuration of HTCondor, which its programs know by other names.
@@ -75,7 +75,7 @@ def place(issued: Issued, hub: str, directory: Path | None, machine: Machine) ->
     """
     own = directory or state_directory(machine) / host_of(hub) / issued.name
     if directory is None and issued.name in BEARER:
-        name = BEARER[issued.name]
+        name = _bearer_name(issued)
         placed = {name: bearer_file(machine)}
         where = placed[name]
         contents = {name: _bearer(issued, name)}
@@ -92,6 +92,12 @@ def place(issued: Issued, hub: str, directory: Path | None, machine: Machine) ->
         where=next(iter(placed.values())) if len(placed) == 1 else Path(os.path.abspath(where)),  # noqa: PTH100
         variables=_variables(issued, placed, own, machine, chosen=directory is not None),
     )
+
+
+def _bearer_name(issued: Issued) -> str:
+    """The file for `BEARER_TOKEN_FILE`: an XCache may take tokens of two kinds, of which the facility prefers one."""
+    chosen = issued.environment.get("BEARER_TOKEN_FILE", "").removeprefix(f"{_DIRECTORY}/")
+    return chosen if chosen in issued.files else BEARER[issued.name]
 
 
 def _bearer(issued: Issued, name: str) -> bytes:
@@ -124,7 +130,7 @@ def _variables(
         elif (path := _filled(value, placed)) is not None:
             variables[name] = str(path)
     variables.pop("BEARER_TOKEN_FILE", None)
-    if chosen and issued.name in BEARER and (file := placed.get(BEARER[issued.name])) is not None:
+    if chosen and issued.name in BEARER and (file := placed.get(_bearer_name(issued))) is not None:
         variables["BEARER_TOKEN_FILE"] = str(file)
     if issued.name == _HTCONDOR:
         variables |= {f"_CONDOR_{name}": variables[name] for name in _OF_HTCONDOR if name in variables}

@@ -53,6 +53,27 @@ def test_the_token_alone_goes_there_without_a_newline(name: str, file: str, tmp_
 
 
 @pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({}, b"MACAROON"),
+        ({"BEARER_TOKEN_FILE": "{directory}/xcache_token"}, b"MACAROON"),
+        ({"BEARER_TOKEN_FILE": "{directory}/xcache_jwt"}, b"JWT"),
+        ({"BEARER_TOKEN_FILE": "{directory}/access_token"}, b"MACAROON"),  # another credential's
+        ({"BEARER_TOKEN_FILE": "/etc/passwd"}, b"MACAROON"),
+    ],
+)
+def test_of_two_tokens_the_one_that_the_facility_prefers_goes_there(
+    named: dict[str, str], expected: bytes, tmp_path: Path
+) -> None:
+    both = made("xcache", files={"xcache_token": b"MACAROON", "xcache_jwt": b"JWT"}, environment=named)
+    assert place(both, HUB, None, machine(XDG_RUNTIME_DIR=str(tmp_path))).files == {tmp_path / "bt_u1000": expected}
+    found = place(both, HUB, tmp_path, machine())
+    name = "xcache_jwt" if expected == b"JWT" else "xcache_token"
+    assert found.variables["BEARER_TOKEN_FILE"] == str(tmp_path / name)
+    assert len(found.files) == 2
+
+
+@pytest.mark.parametrize(
     "files", [{"other": b"TOKEN"}, {"xcache_token": b""}, {"xcache_token": b"A B"}, {"xcache_token": b"\xff"}]
 )
 def test_what_is_no_token_goes_nowhere(files: dict[str, bytes]) -> None:

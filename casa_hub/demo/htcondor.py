@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from casa_hub.demo.credd import JobTokens
 from casa_hub.demo.packages import SUITE, Programs, Progress, Unavailable, silent, unpack
 from casa_hub.demo.processes import Process, free_port, minimal_environment, read_log
 
@@ -115,6 +116,7 @@ class HTCondorPool:
         accounts: Sequence[str] = (),
         job_environment: Mapping[str, str] | None = None,
         slots: int = 2,
+        job_tokens: JobTokens | None = None,
     ) -> None:
         """Args:
         tree: see `programs`.
@@ -125,6 +127,7 @@ class HTCondorPool:
         accounts: users who get Unix accounts in this pool; used by root only.
         job_environment: variables for each job.
         slots: number of jobs that run at once; each has one CPU.
+        job_tokens: for the tokens that running jobs get; None for no such tokens.
         """
         self.domain = domain
         self.host = host
@@ -132,6 +135,7 @@ class HTCondorPool:
         self.directory = directory
         self.accounts = tuple(accounts) if os.geteuid() == 0 else ()
         self._tree = tree
+        self.job_tokens = job_tokens
         self._slots = slots
         self._job_environment = dict(job_environment or {})
         self._process: Process | None = None
@@ -203,6 +207,7 @@ class HTCondorPool:
                 schedd=SCHEDD,
                 job_environment=_quoted(self._job_environment),
             )
+            + ("" if self.job_tokens is None else self.job_tokens.configuration())
         )
         self._process = Process(
             "HTCondor",

@@ -179,6 +179,10 @@ try:
         answer |= {"ClusterId": job.cluster(), "out": open("out").read(), "err": open("err").read()}
     elif operation == "remove":
         answer = dict(schedd.act(htcondor.JobAction.Remove, arguments["constraint"]))
+    elif operation == "credential":
+        credd = htcondor.Credd(htcondor.Collector(collector).query(htcondor.AdType.Credd)[0])
+        credd.add_user_service_cred(htcondor.CredType.OAuth, arguments["name"].encode(), arguments["name"])
+        answer = {"stored": True}
     elif operation == "query":
         answer = {"jobs": [dict(ad) for ad in schedd.query(arguments["constraint"], PROPERTIES)]}
 except htcondor.HTCondorException as error:
@@ -205,7 +209,7 @@ def condor(
         token: an IDTOKEN; None for nobody's.
         operation: ``ping`` (authorization="WRITE": who am I there), ``submit`` (job={...}: properties of the job),
             ``run`` (job={...}: the same once it is done, with ``out`` and ``err``), ``remove`` (constraint="..."),
-            ``query`` (constraint="...": jobs).
+            ``query`` (constraint="...": jobs), ``credential`` (name="casa": ask the credd for a token for jobs).
         environment: more variables for the client.
         arguments: of the operation; `job` is completed by `SMALL_JOB`.
     """

@@ -143,8 +143,8 @@ class Checks:
         for cell in notebook["cells"]:
             if cell["cell_type"] == "code":
                 name, source = cell["metadata"]["casa"]["step"], "".join(cell["source"])
-                needs = next((part for word, part in NEEDS.items() if word in name), None)
-                if needs is None or getattr(self._facility, needs) is not None:
+                needs = [part for word, part in NEEDS.items() if word in name]
+                if all(getattr(self._facility, part) is not None for part in needs):
                     self._step(f"inside: {name}", partial(kernel.run, source))
 
     def _from_outside(self) -> None:

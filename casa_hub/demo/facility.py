@@ -26,13 +26,14 @@ from urllib.request import urlopen
 from casa_hub.checks.findings import NOBODY
 from casa_hub.demo import htcondor, xrootd
 from casa_hub.demo.accounts import ACCOUNTS, ADMINISTRATORS, DOMAIN, MEMBERS, RECHECK_INTERVAL, VO
+from casa_hub.demo.credd import JobTokens
 from casa_hub.demo.names import HostNames, facility_address
 from casa_hub.demo.packages import Progress, Unavailable
 from casa_hub.demo.processes import Process, free_port, minimal_environment, read_log
 from casa_hub.demo.traefik import DASK_PORT, DASK_WORKER_PORT, Traefik
 from casa_hub.errors import CasaError
 from casa_hub.issuer.settings import FacilityIssuer
-from casa_hub.issuer.tokens import new_private_key
+from casa_hub.issuer.tokens import new_private_key, read_private_key
 from casa_hub.naming import Server
 from casa_hub.processes import Process as ServerProcess
 from casa_hub.processes import signed_in
@@ -78,6 +79,8 @@ class Facility:
         self.tokens = FacilityIssuer(
             keys=str(directory / "issuer"), vo=VO, url=f"{self.url}/hub/casa/issuer", key_lead=0
         )
+        #: The key of the pool, for the tokens of running jobs.
+        self._pool_key = directory / "credmon.pem"
         self.names = HostNames(directory / "hosts", self.address)
         #: Part of the facility that this machine can't run -> why.
         self.missing: dict[str, str] = {}
@@ -98,7 +101,7 @@ class Facility:
             shutil.rmtree(self.directory / "run", ignore_errors=True)  # left by a demo that was killed
             self.issuer = f"http://localhost:{self._issuer_port()}"
             self._home(stack)
-            self._signing_key()
+            self._signing_keys()
             with self.network():
                 self._identity_provider(stack)
                 self._names()
@@ -224,11 +227,13 @@ class Facility:
         process = self._start(stack, "identity provider", command)
         process.wait_until("it answers", lambda: _answers(self.issuer + "/.well-known/openid-configuration"))
 
-    def _signing_key(self) -> None:
-        """Make the key of the facility's issuer at the first start. Servers that verify its tokens start before it."""
+    def _signing_keys(self) -> None:
+        """Make the keys of the facility's issuer at the first start. Servers that verify its tokens start before it."""
         keys = Path(self.tokens.keys)
         keys.mkdir(mode=0o700, exist_ok=True)
         self._key(f"{keys.name}/1.pem", lambda path: path.write_bytes(new_private_key()[1]))
+        self._key(self._pool_key.name, lambda path: path.write_bytes(new_private_key()[1]))
+        self.tokens.extra_jwks = [dict(read_private_key(self._pool_key.read_bytes()).jwk)]
 
     def _names(self) -> None:
         with self._or_missing("Host names: Dask from outside"):
@@ -287,8 +292,16 @@ class Facility:
                     host=self.peers_address,
                     accounts=[account.name for account in ACCOUNTS],
                     job_environment=self.names.environment,
+                    job_tokens=self._job_tokens(),
                 )
             )
+
+    def _job_tokens(self) -> JobTokens | None:
+        """Tokens for the XCache, which live so short that a person sees a second one."""
+        if self.xcache is None or not self.xcache.issuer:
+            return None
+        audience, scopes = [self.xcache.audience], ["storage.read:/store"]
+        return JobTokens(self.tokens.iss, self._pool_key, audience, scopes, lifetime=30, refresh=2)
 
     def _hub(self, stack: ExitStack) -> None:
         self._progress("JupyterHub")
@@ -332,7 +345,7 @@ class Facility:
             "recheck_interval": RECHECK_INTERVAL,
             "administrators": ADMINISTRATORS,
             "dask": {"secret_file": str(dask_secret), "domain": DOMAIN},
-            "tokens": {name: getattr(self.tokens, name) for name in ("keys", "vo", "url")},
+            "tokens": {name: getattr(self.tokens, name) for name in ("keys", "vo", "url", "extra_jwks")},
             "image_environment": self._image_environment(),
             **self._home_settings(),
         }

@@ -7,6 +7,7 @@ already, and a credential of the old one would fail later and elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -43,10 +44,12 @@ class KeyFile(Generic[T]):
         setting: the trait that holds the path (``XCache.key_file``), for messages.
         parse: content -> key; raises `BadKeyError`. Called once for each version of the file.
         make: how to make such a file, in sentences; the remedy if the file is missing.
+        label: what the metric of its age calls it; the setting, unless that names several files.
     """
 
-    def __init__(self, setting: str, parse: Callable[[bytes], T], make: str) -> None:
+    def __init__(self, setting: str, parse: Callable[[bytes], T], make: str, *, label: str = "") -> None:
         self.setting = setting
+        self._label = label or setting
         self._parse = parse
         self._make = make
         self._cached: tuple[str, _Version, T] | None = None
@@ -81,7 +84,7 @@ class KeyFile(Generic[T]):
             key = self._parse(content)
         except BadKeyError as bad:
             raise CredentialError(thing, bad.problem, bad.remedy) from None
-        KEY_MODIFIED.labels(self.setting).set(status.st_mtime)
+        KEY_MODIFIED.labels(self._label).set(status.st_mtime)
         if time.time() - status.st_mtime > _SETTLED:
             self._cached = (path, _version(status), key)
         return key
@@ -105,6 +108,12 @@ class KeyFile(Generic[T]):
                 )
             ]
         return []
+
+    def forget(self) -> None:
+        """The file is gone on purpose: its age is of no interest any more."""
+        self._cached = None
+        with contextlib.suppress(KeyError):  # it was never read
+            KEY_MODIFIED.remove(self._label)
 
     def _unreadable(self, thing: str, error: OSError | ValueError) -> CredentialError:
         if isinstance(error, FileNotFoundError):

@@ -26,6 +26,7 @@ from casa_hub.operator_words import (
     dask_secrets,
     departed,
     ignored,
+    issuer_keys,
     namesakes,
     renewed,
     to_look_at,
@@ -219,7 +220,7 @@ def ignore(hub: Hub, options: argparse.Namespace) -> int:
 def status(hub: Hub, _: argparse.Namespace) -> int:
     answer = ask(hub, "GET", "status")
     found = to_look_at(answer)
-    _say(*found, *dask_secrets(answer), *([] if found else [ALL_WELL]))
+    _say(*found, *dask_secrets(answer), *issuer_keys(answer), *([] if found else [ALL_WELL]))
     return 1 if found else 0
 
 

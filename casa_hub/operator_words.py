@@ -28,6 +28,20 @@ def dask_secrets(answer: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def issuer_keys(answer: Mapping[str, Any]) -> list[str]:
+    """What each key of the facility's issuer is for."""
+    return [f"{state['key']}: {what_for(state)}." for state in answer.get("issuer_keys", [])]
+
+
+def what_for(state: Mapping[str, Any]) -> str:
+    """What one key of the issuer is for, as a predicate."""
+    if state["signs"]:
+        return "signs"
+    if state["signs_from"]:
+        return f"is published, and signs from {_when(state['signs_from'])}"
+    return "is published, and does not sign"
+
+
 def _memberships(answer: Mapping[str, Any]) -> Iterator[str]:
     for held in answer["held_back"]:
         ignored_until = held.get("ignored_until", "")  # hubs of earlier versions don't have the field

@@ -1,4 +1,6 @@
-"""Asks the running hub, if there is one, for its problems and for the Dask secrets that it no longer needs."""
+"""Asks the running hub, if there is one, for its problems, for the Dask secrets that it no longer needs, and for what
+each key of the facility's issuer is for.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from casa_hub.checks.site import Site
 from casa_hub.credentials.dask import parse_secrets
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.keys import BadKeyError
+from casa_hub.operator_words import what_for
 
 #: Seconds. The hub asks others in turn, such as the API server.
 _PATIENCE = 20.0
@@ -38,7 +41,7 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         return
     for finding in read(answer):
         yield finding
-    for finding in read_secrets(secrets, answer):
+    for finding in (*read_secrets(secrets, answer), *read_issuer_keys(answer)):
         yield finding
 
 
@@ -58,6 +61,11 @@ def read(answer: Mapping[str, Any]) -> list[Finding]:
         if answer.get(name)
     ]
     return found or [ok("the running hub", "all is well")]
+
+
+def read_issuer_keys(answer: Mapping[str, Any]) -> list[Finding]:
+    """What each key of the facility's issuer is for: only the running hub knows since when a key is published."""
+    return [ok(state["key"], what_for(state)) for state in answer.get("issuer_keys", [])]
 
 
 def read_secrets(ids: list[str], answer: Mapping[str, Any]) -> list[Finding]:

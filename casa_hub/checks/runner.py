@@ -12,7 +12,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from casa_hub.checks import cluster, configuration, htcondor, hub, issuer, probe, servicex, traefik, xcache
+from casa_hub.checks import (
+    cluster,
+    configuration,
+    facility_issuer,
+    htcondor,
+    hub,
+    issuer,
+    probe,
+    servicex,
+    traefik,
+    xcache,
+)
 from casa_hub.checks.findings import Finding, Status, unseen
 from casa_hub.checks.site import Site
 from casa_hub.hub_config import configured_hub
@@ -25,6 +36,7 @@ LOCAL: Mapping[str, Look] = {"configuration": configuration.look, "hub": hub.loo
 #: Checks that ask the neighbours.
 REMOTE: Mapping[str, Look] = {
     "issuer": issuer.look,
+    "facility-issuer": facility_issuer.look,
     "kubernetes": cluster.look,
     "traefik": traefik.look,
     "xcache": xcache.look,

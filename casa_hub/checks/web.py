@@ -56,6 +56,10 @@ class NoAnswerError(Exception):
         self.tls = tls
 
 
+class BadCertificateError(NoAnswerError):
+    """The server's certificate isn't one that this machine takes."""
+
+
 async def ask(session: aiohttp.ClientSession, url: str, *, method: str = "GET", **options: Any) -> Answer:
     """One request, no redirect followed. Raises NoAnswerError."""
     try:
@@ -69,6 +73,9 @@ async def ask(session: aiohttp.ClientSession, url: str, *, method: str = "GET", 
             return Answer(response.status, dict(response.headers), body, time.time())
     except TimeoutError:
         raise NoAnswerError(f"no answer within {TIMEOUT:g} s") from None
+    except aiohttp.ClientConnectorCertificateError as problem:
+        why = getattr(problem.certificate_error, "verify_message", "") or type(problem.certificate_error).__name__
+        raise BadCertificateError(f"has a certificate that this machine doesn't take ({why.rstrip('.')})") from None
     except (aiohttp.ClientSSLError, aiohttp.ServerDisconnectedError) as problem:
         raise NoAnswerError(f"speaks another protocol ({type(problem).__name__})", tls=True) from None
     except (aiohttp.ClientError, OSError, ValueError) as problem:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Column, Float, MetaData, Table, Unicode, insert, select
@@ -34,6 +33,11 @@ _table = Table(
     # Of double precision: MariaDB's FLOAT has epoch seconds to two minutes only.
     Column("since", Float(53), nullable=False),
 )
+
+
+def shown(file: str) -> str:
+    """A key file's name for people and in metrics."""
+    return f"{SETTING}: {os.path.basename(file)}"  # noqa: PTH119 - as in `KeyDirectory.files`
 
 
 class Published:
@@ -92,6 +96,11 @@ class Key:
     signs_from: float
 
 
+def signer_of(keys: list[Key], now: float) -> Key | None:
+    """The key that signs: of those that are published for long enough, the newest."""
+    return max((key for key in keys if key.signs_from <= now), key=lambda key: key.since, default=None)
+
+
 class KeyDirectory:
     """The keys in the files ``*.pem`` of a directory, read again when they change.
 
@@ -115,12 +124,12 @@ class KeyDirectory:
         if not path:
             raise CredentialError(SETTING, "is not set", f"Name a directory with a key in it. {MAKE_KEY}")
         try:
-            names = [entry.name for entry in os.scandir(path)]
+            names = os.listdir(path)  # noqa: PTH208 - each mint does this: Path() costs more than the call
         except (OSError, ValueError) as error:
             problem = f"can't be read: {getattr(error, 'strerror', None) or error}"
             raise CredentialError(f"{SETTING} ({path})", problem, "Name a directory that the hub can read.") from None
         # Kubernetes' own names in a mounted Secret begin with a dot.
-        return [str(Path(path, name)) for name in sorted(names) if name.endswith(_SUFFIX) and not name.startswith(".")]
+        return [f"{path}/{name}" for name in sorted(names) if name.endswith(_SUFFIX) and not name.startswith(".")]
 
     def keys(self, now: float) -> list[Key]:
         """All usable keys, in the order of their files' names. Files that can't be used are told and left out.
@@ -132,11 +141,13 @@ class KeyDirectory:
         files = self.files()
         for file in files:
             try:
-                key = self._files.setdefault(file, KeyFile(SETTING, read_private_key, MAKE_KEY)).read(file)
+                key = self._file(file).read(file)
             except CredentialError as error:
                 errors.append(error)
             else:
                 found.setdefault(key.kid, (key, file))
+        for gone in self._files.keys() - files:
+            self._files.pop(gone).forget()
         problems = {str(error) for error in errors}
         for problem in sorted(problems - self._told):
             self._tell(problem)
@@ -152,14 +163,14 @@ class KeyDirectory:
         ]
 
     def signing(self, now: float) -> SigningKey:
-        """The key that signs: of those that are published for long enough, the newest.
+        """The key that signs now, as `signer_of` chooses it.
 
         Raises CredentialError: there is none, or none that may sign already.
         """
         keys = self.keys(now)
         self.published.save(now)
-        ready = [key for key in keys if key.signs_from <= now]
-        if not ready:
+        signer = signer_of(keys, now)
+        if signer is None:
             soon = min(keys, key=lambda key: key.signs_from)
             raise CredentialError(
                 f"{SETTING} ({soon.file})",
@@ -167,14 +178,19 @@ class KeyDirectory:
                 "Put the file of the key before it back until then. If that key was stolen, set"
                 " FacilityIssuer.key_lead to 0 and renew the keys that verifiers keep.",
             )
-        return max(ready, key=lambda key: key.since).signing
+        return signer.signing
+
+    def _file(self, path: str) -> KeyFile[SigningKey]:
+        if path not in self._files:
+            self._files[path] = KeyFile(SETTING, read_private_key, MAKE_KEY, label=shown(path))
+        return self._files[path]
 
     def check(self, now: float) -> list[Problem]:
         """Problems of the directory and its files. Does not raise."""
         problems: list[Problem] = []
         try:
             for file in self.files():
-                problems += KeyFile(SETTING, read_private_key, MAKE_KEY).check(file)
+                problems += self._file(file).check(file)
             self.signing(now)
         except CredentialError as error:
             if Problem.of(error) not in problems:

@@ -19,7 +19,7 @@ from casa_hub.issuer.settings import PATH, FacilityIssuer
 #: Below `FacilityIssuer.iss`. The first is where verifiers look.
 DISCOVERY, JWKS = ".well-known/openid-configuration", "jwks"
 #: Seconds for which a proxy may keep an answer. Short beside `FacilityIssuer.key_lead`.
-_FRESH = 300
+FRESH = 300
 #: Seconds that a verifier may use a JWKS cache file: what the WLCG profile allows at most.
 CACHE_LIFETIME = 4 * 86400
 
@@ -49,7 +49,7 @@ class _Document(RequestHandler):
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Type", "application/json")
-        self.set_header("Cache-Control", f"public, max-age={_FRESH}")
+        self.set_header("Cache-Control", f"public, max-age={FRESH}")
 
     def _log(self) -> None:
         """No line and no metric for an answer that went well: verifiers ask often, and each line costs more than it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,9 +12,10 @@ from traitlets import Dict, Enum, Int, List, TraitError, Unicode, default, valid
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.errors import CredentialError, Problem, Severity
-from casa_hub.issuer.keys import KeyDirectory
+from casa_hub.issuer.keys import KeyDirectory, shown, signer_of
 from casa_hub.issuer.tokens import thumbprint
 from casa_hub.loopback import is_loopback
+from casa_hub.moments import iso
 
 #: Below the hub's own address.
 PATH = "casa/issuer"
@@ -157,9 +157,29 @@ class FacilityIssuer(LoggingConfigurable):
     def key_files(self) -> dict[str, str]:
         """Name for people -> path of each key file; empty if the directory can't be read."""
         try:
-            return {f"FacilityIssuer.keys: {Path(file).name}": file for file in self.directory.files()}
+            return {shown(file): file for file in self.directory.files()}
         except CredentialError:
             return {}
+
+    def key_states(self, now: float) -> list[dict[str, Any]]:
+        """For operators: what each key is for, in the order of the files; empty without a usable key.
+
+        ``signs_from`` is "" for a key that may sign already, whether or not it is the one that does.
+        """
+        try:
+            keys = self.directory.keys(now)
+        except CredentialError:
+            return []
+        signer = signer_of(keys, now)
+        return [
+            {
+                "key": shown(key.file),
+                "kid": key.signing.kid,
+                "signs": key is signer,
+                "signs_from": iso(key.signs_from) if key.signs_from > now else "",
+            }
+            for key in keys
+        ]
 
     def subject_of(self, username: str, of_provider: str) -> str:
         """``sub`` for a user. Raises CredentialError if the user has none that fits into a token."""

@@ -33,8 +33,9 @@ MIN_RSA_BITS = 2048
 _HALF = 32
 MAKE_KEY = "Make one: casa-hub issuer new-key FILE."
 
-# json.dumps() would make an encoder for each call.
+# Made once, because a token is made in microseconds. json.dumps() would make an encoder for each call.
 _compact = json.JSONEncoder(separators=(",", ":")).encode
+_ES256 = ec.ECDSA(hashes.SHA256())
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class SigningKey:
         """A signed token with these claims."""
         signed = self._header + b"." + _base64url(_compact(claims).encode())
         if isinstance(self.private, ec.EllipticCurvePrivateKey):
-            r, s = decode_dss_signature(self.private.sign(signed, ec.ECDSA(hashes.SHA256())))
+            r, s = decode_dss_signature(self.private.sign(signed, _ES256))
             signature = r.to_bytes(_HALF, "big") + s.to_bytes(_HALF, "big")
         else:
             signature = self.private.sign(signed, padding.PKCS1v15(), hashes.SHA256())

@@ -88,6 +88,7 @@ class AdminHandler(Pages):
             found_more=max(len(found) - _MOST_SENTENCES, 0),
             all_well="" if found else operator_words.ALL_WELL,
             dask_secrets=operator_words.dask_secrets(status),
+            issuer_keys=operator_words.issuer_keys(status),
             held=held,
             people=people,
             credentials=credentials,

@@ -17,6 +17,7 @@ scope to a service, in ``jupyterhub_config.py``::
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -180,6 +181,7 @@ async def status(casa: CasaHub, found: Survey) -> dict[str, Any]:
         "unkept": found.unkept,
         "unsure": found.unsure,
         "dask_secrets": dict(found.dask_secrets),
+        "issuer_keys": [] if casa.facility.issuer is None else casa.facility.issuer.key_states(time.time()),
     }
 
 

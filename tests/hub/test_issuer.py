@@ -9,7 +9,11 @@ from pathlib import Path
 import jwt
 import pytest
 import requests
+from traitlets.config import Config
 
+from casa_hub.checks import facility_issuer
+from casa_hub.checks.site import Site
+from casa_hub.facility import Facility
 from casa_hub.issuer.tokens import SigningKey, new_private_key
 from tests.hub.conftest import MakeHub
 from tests.support.hub import Hub
@@ -98,3 +102,28 @@ def test_without_a_usable_key_the_answer_is_no_empty_set(
     key_file.rename(key_file.with_suffix(".away"))
     answer = requests.get(f"{hub.url}/hub/casa/issuer/cms/jwks", timeout=10)
     assert (answer.status_code, answer.headers["Cache-Control"]) == (503, "no-store")
+
+
+async def test_the_check_finds_the_issuer_where_its_name_says_and_a_key_that_no_file_explains(
+    make_issuer: Callable[[str], tuple[Hub, SigningKey]],
+) -> None:
+    hub, key = make_issuer('c.FacilityIssuer.url = f"http://127.0.0.1:{c.JupyterHub.hub_port}/hub/casa/issuer"\n')
+
+    async def problems(keys: str = "issuer", vo: str = "cms") -> list[str]:
+        section = {"keys": str(hub.directory / keys), "vo": vo, "url": f"{hub.url}/hub/casa/issuer"}
+        site = Site(None, facility=Facility(config=Config(FacilityIssuer=section)))
+        return [finding.problem for finding in [one async for one in facility_issuer.look(site)]]
+
+    assert await problems() == [
+        "agrees with this machine's",
+        "describes itself under this very name",
+        "publishes the keys of this configuration and no others (1)",
+    ]
+    assert (await problems(vo="atlas"))[1:] == ["isn't there (status 404)"]
+    foreign = add_key(hub, "2.pem")
+    (hub.directory / "elsewhere").mkdir()
+    (hub.directory / "issuer/1.pem").rename(hub.directory / "elsewhere/1.pem")
+    assert [text[:60] for text in (await problems("elsewhere"))[2:]] == [
+        f"publishes the key {foreign.kid!a}"[:60],
+        f"lacks the key {key.kid!a}, so verifiers will refuse what it signs"[:60],
+    ]

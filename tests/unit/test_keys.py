@@ -96,6 +96,20 @@ def test_the_metrics_tell_when_the_key_that_was_read_last_was_modified(key: KeyF
     assert told() == 1_800_000_000
 
 
+def test_a_file_that_went_on_purpose_has_no_age(tmp_path: Path) -> None:
+    """One of several files of a setting: it has a label of its own, and its age would be told for ever."""
+
+    def told() -> float | None:
+        return REGISTRY.get_sample_value("casa_hub_key_modified_timestamp_seconds", {"setting": "Thing.keys: one"})
+
+    one: KeyFile[bytes] = KeyFile("Thing.keys", bytes, "", label="Thing.keys: one")
+    one.forget()  # never read
+    one.read(write(tmp_path / "one", b"one"))
+    assert told() is not None
+    one.forget()
+    assert told() is None
+
+
 def test_two_paths_are_two_keys(key: KeyFile[bytes], tmp_path: Path) -> None:
     one, two = write(tmp_path / "one", b"one"), write(tmp_path / "two", b"two")
     assert [key.read(one), key.read(two), key.read(one)] == [b"one", b"two", b"one"]

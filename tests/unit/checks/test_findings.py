@@ -426,3 +426,16 @@ def test_what_the_running_hub_says() -> None:
     assert words[0].startswith("for new servers")
     assert words[1:] == ["in use by 2 running servers; it must stay", "in use by no running server; it may be removed"]
     assert "nobody knows" in hub.read_secrets(["a", "c"], {**STATUS, "unsure": {"x": "y"}})[1].problem
+
+
+def test_what_the_running_hub_says_of_the_issuer_s_keys() -> None:
+    """By its database it alone knows since when verifiers know each of them."""
+    assert hub.read_issuer_keys(STATUS) == []
+    keys = [
+        {"key": "FacilityIssuer.keys: 1.pem", "kid": "a", "signs": True, "signs_from": ""},
+        {"key": "FacilityIssuer.keys: 2.pem", "kid": "b", "signs": False, "signs_from": "2026-12-03T12:00:00+00:00"},
+    ]
+    assert [str(one) for one in hub.read_issuer_keys({**STATUS, "issuer_keys": keys})] == [
+        "ok: FacilityIssuer.keys: 1.pem: signs.",
+        "ok: FacilityIssuer.keys: 2.pem: is published, and signs from 2026-12-03 12:00 UTC.",
+    ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
@@ -186,3 +187,22 @@ def test_a_replaced_file_is_another_key(hub: Hub) -> None:
     os.utime(hub.path / "1.pem", (1, 1))
     new: Any = hub.add("1.pem")
     assert hub.published() == {new}
+
+
+def test_each_file_has_an_age_of_its_own_as_long_as_it_is_there(hub: Hub) -> None:
+    def aged() -> set[str]:
+        return {
+            sample.labels["setting"]
+            for metric in REGISTRY.collect()
+            for sample in metric.samples
+            if sample.name == "casa_hub_key_modified_timestamp_seconds"
+        }
+
+    hub.add("old.pem")
+    hub.add("new.pem")
+    hub.signing()
+    assert {"FacilityIssuer.keys: old.pem", "FacilityIssuer.keys: new.pem"} <= aged()
+    (hub.path / "old.pem").unlink()
+    hub.signing()
+    assert "FacilityIssuer.keys: old.pem" not in aged()
+    assert "FacilityIssuer.keys: new.pem" in aged()

@@ -20,6 +20,8 @@ from casa_hub.facility import Facility
 from casa_hub.issuer.published import cache_file, discovery
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.issuer.tokens import new_private_key
+from casa_hub.moments import when
+from casa_hub.operator_words import issuer_keys
 from tests.support.minting import NOW, request
 
 KEY, CONTENT = new_private_key()
@@ -196,3 +198,24 @@ def test_the_providers_subject_is_named_where_the_facility_chose_it(tmp_path: Pa
 def test_a_name_that_fits_into_no_token_is_refused(tmp_path: Path, username: str) -> None:
     with pytest.raises(CredentialError, match="can't be the sub of a token"):
         issue(minter(tmp_path), request(username), audience=AUDIENCE, scope="", lifetime=60)
+
+
+def test_the_state_of_each_key_says_what_it_is_for(tmp_path: Path) -> None:
+    one = issuer(tmp_path, key_lead=100)
+    (tmp_path / "0.pem").write_bytes(new_private_key()[1])
+    at = NOW.timestamp()
+    assert [state["signs"] for state in one.key_states(at)] == [True, False]
+    (tmp_path / "2.pem").write_bytes(new_private_key()[1])
+    assert issuer_keys({"issuer_keys": one.key_states(at)}) == [
+        "FacilityIssuer.keys: 0.pem: signs.",
+        "FacilityIssuer.keys: 1.pem: is published, and does not sign.",
+        f"FacilityIssuer.keys: 2.pem: is published, and signs from {when(at + 100)}.",
+    ]
+    assert [state["signs"] for state in one.key_states(at + 100)] == [False, False, True]
+    for file in tmp_path.glob("*.pem"):
+        file.unlink()
+    assert one.key_states(at) == []
+
+
+def test_hubs_of_earlier_versions_say_nothing_of_keys() -> None:
+    assert issuer_keys({}) == []

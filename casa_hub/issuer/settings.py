@@ -73,8 +73,8 @@ class FacilityIssuer(LoggingConfigurable):
         Public keys of the facility's other signers, which are published with the hub's own: JWKs of type EC or RSA,
         such as that of the credmon of the HTCondor pool. Whoever has such a private key can mint all that the hub's own
         keys can. Default: none. Example:
-        ``[{"kty": "EC", "crv": "P-256", "x": "...", "y": "...", "kid": "..."}]``, as ``casa-hub issuer new-key``
-        prints it.
+        ``[{"kty": "EC", "crv": "P-256", "x": "...", "y": "...", "kid": "..."}]``, as
+        ``casa-hub issuer new-key FILE`` prints it.
         """,
     ).tag(config=True)
     subject = Enum(

@@ -1,4 +1,4 @@
-"""What docs/operators.md says that this hub says, it says: each text of the incident guide is in the source.
+"""What the guides say that this hub says, it says: each text of their tables of incidents is in the source.
 
 Those are the spans of code in the first column of tables whose head has "the hub's log". `...` stands for what differs.
 """
@@ -13,7 +13,7 @@ import pytest
 
 from tests.docs.pages import ROOT
 
-PAGE = ROOT / "docs" / "operators.md"
+PAGES = [ROOT / "docs" / name for name in ("operators.md", "issuer.md")]
 #: They are names or values that people see beside the texts, no texts of ours.
 NAMES = {"eppn", "held-back", "Init", "XCache.key_file"}
 
@@ -35,7 +35,7 @@ def source() -> str:
 
 def quoted() -> list[str]:
     found, ours = set(), False
-    for line in PAGE.read_text().splitlines():
+    for line in (line for page in PAGES for line in page.read_text().splitlines()):
         if not line.startswith("|"):
             ours = False
         elif "the hub's log" in line:

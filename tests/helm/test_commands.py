@@ -102,6 +102,17 @@ def test_those_of_the_trial(plane: Api, namespace: str, chart: Path, shell: Shel
     assert ports(plane, namespace, "proxy-public") == {"http": 80}  # as it is forwarded
 
 
+def test_those_of_the_issuer_s_keys(plane: Api, namespace: str, shell: Shell) -> None:
+    """A new key comes beside the old one, and the old one goes, without the files that are no longer there."""
+    page = (ROOT / "docs" / "issuer.md").read_text()
+    create, add, remove = re.findall(r"^ +(kubectl (?:.*\\\n)*.*)$", page, re.MULTILINE)
+    shell(f"echo first > 2026-11.pem; {create}; rm 2026-11.pem")
+    shell(f"echo second > 2027-05.pem; {add}")
+    assert held(plane, namespace, "casa-hub-issuer") == {"2026-11.pem": b"first\n", "2027-05.pem": b"second\n"}
+    shell(remove)
+    assert set(held(plane, namespace, "casa-hub-issuer")) == {"2027-05.pem"}
+
+
 def ports(plane: Api, namespace: str, service: str) -> dict[str, int]:
     spec = plane.request("GET", f"/api/v1/namespaces/{namespace}/services/{service}")["spec"]
     return {one["name"]: one["port"] for one in spec["ports"]}

@@ -13,6 +13,7 @@ import requests
 from markupsafe import escape
 
 from casa_hub.audit import PREFIX
+from casa_hub.issuer.tokens import new_private_key
 from tests.hub.conftest import MakeHub
 from tests.support.facility_config import credentials, make_keys
 from tests.support.hub import Browser, Hub
@@ -37,6 +38,9 @@ c.TraefikRoutes.directory = "traefik"
 c.LocalDelivery.directory = "servers"
 c.LocalDelivery.network = "127.124.0.0/16"
 c.Keeper.recheck_interval = 3
+c.FacilityIssuer.keys = "issuer"
+c.FacilityIssuer.vo = "cms"
+c.FacilityIssuer.url = "https://hub.example.org/hub/casa/issuer"
 """
 
 #: What no page may show as it is.
@@ -48,6 +52,8 @@ def hub(make_hub: MakeHub) -> Iterator[Hub]:
     hub = make_hub(CONFIG, admin_groups=["/cms/admins"], allowed_groups=["/cms/uscms", f"/cms/{MARKUP}"])
     (hub.directory / "traefik").mkdir()
     make_keys(hub.directory, "dask")
+    (hub.directory / "issuer").mkdir()
+    (hub.directory / "issuer/2026-11.pem").write_bytes(new_private_key()[1])
     yield hub.start()
     end(hub)
 
@@ -193,11 +199,14 @@ def test_it_shows_servers_keys_and_events_and_nothing_secret(hub: Hub, idp: IdP,
     assert re.search(rf"{user.name} in 20[-\d: ]+UTC {user.name} bearer: .*dask: 20[-\d: ]+UTC", row(page, user.name))
     assert "Dask.secret_file" in page
     assert "0 days" in page
+    assert re.search(r"<code>FacilityIssuer.keys: 2026-11.pem</code></th>\s*<td.*\s*<td data-label=\"Age\">0 days", page)
+    assert "FacilityIssuer.keys: 2026-11.pem: signs." in page
     assert re.search(r"Dask secret [0-9a-f]+: in use by 1 servers\.", page)
     assert "All is well." in page
     assert re.search(r"Last answer</dt>\s*<dd><time", page)
     assert re.search(rf">minted</th>\s*<td data-label=\"Who\">{user.name}<", page)
     secrets = idp.secrets() | {*(hub.directory / "dask.secret").read_text().split()}
+    secrets |= {*(hub.directory / "issuer/2026-11.pem").read_text().splitlines()}
     assert not [secret for secret in secrets if secret in page]
 
     since = len(hub.log)

@@ -236,6 +236,30 @@ CASES = [
         quiet=(1,),
     ),
     Case(
+        "CasaHubKeyOld",
+        "a key of the issuer, which has an alert of its own",
+        {one("casa_hub_key_modified_timestamp_seconds", setting="FacilityIssuer.keys: 1.pem"): f"{-331 * 86400}x10"},
+        quiet=(1,),
+    ),
+    Case(
+        "CasaHubIssuerKeyOld",
+        "151 days, and one of last year",
+        {
+            one("casa_hub_key_modified_timestamp_seconds", setting="FacilityIssuer.keys: 1.pem"): f"{-331 * 86400}x10",
+            one("casa_hub_key_modified_timestamp_seconds", setting="FacilityIssuer.keys: 2.pem"): f"{-151 * 86400}x10",
+        },
+        fires=(1,),
+    ),
+    Case(
+        "CasaHubIssuerKeyOld",
+        "the next one is there",
+        {
+            one("casa_hub_key_modified_timestamp_seconds", setting="FacilityIssuer.keys: 1.pem"): f"{-200 * 86400}x10",
+            one("casa_hub_key_modified_timestamp_seconds", setting="FacilityIssuer.keys: 2.pem"): "0x10",
+        },
+        quiet=(1,),
+    ),
+    Case(
         "CasaHubStartsFail",
         "JupyterHub 6, half of them",
         {

@@ -199,7 +199,9 @@ def test_it_shows_servers_keys_and_events_and_nothing_secret(hub: Hub, idp: IdP,
     assert re.search(rf"{user.name} in 20[-\d: ]+UTC {user.name} bearer: .*dask: 20[-\d: ]+UTC", row(page, user.name))
     assert "Dask.secret_file" in page
     assert "0 days" in page
-    assert re.search(r"<code>FacilityIssuer.keys: 2026-11.pem</code></th>\s*<td.*\s*<td data-label=\"Age\">0 days", page)
+    assert re.search(
+        r"<code>FacilityIssuer.keys: 2026-11.pem</code></th>\s*<td.*\s*<td data-label=\"Age\">0 days", page
+    )
     assert "FacilityIssuer.keys: 2026-11.pem: signs." in page
     assert re.search(r"Dask secret [0-9a-f]+: in use by 1 servers\.", page)
     assert "All is well." in page

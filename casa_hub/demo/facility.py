@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -331,13 +332,17 @@ class Facility:
         dask_secret = self._key(
             "dask-secret", lambda path: path.write_text(base64.b64encode(os.urandom(32)).decode() + "\n")
         )
+        proxy_password = secrets.token_hex(16)
+        # A slow hash would be checked twice for each server that starts; nobody can guess what it is a hash of.
+        sha1 = hashlib.sha1(proxy_password.encode(), usedforsecurity=False).digest()
         credentials = ["dask", "bearer"]
         settings: dict[str, Any] = {
             "directory": str(self.directory),
             "url": self.url,
             "hub_port": free_port(),
             "proxy_api_port": free_port(),
-            "proxy_password": secrets.token_hex(16),
+            "proxy_password": proxy_password,
+            "proxy_password_hash": "{SHA}" + base64.b64encode(sha1).decode(),
             "issuer": self.issuer,
             "client_secret": secrets.token_hex(16),
             "operator_token": secrets.token_hex(16),

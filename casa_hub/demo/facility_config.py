@@ -67,6 +67,7 @@ c.JupyterHub.proxy_class = "traefik_file"
 c.TraefikProxy.traefik_api_url = f"http://127.0.0.1:{demo['proxy_api_port']}"
 c.TraefikProxy.traefik_api_username = "hub"
 c.TraefikProxy.traefik_api_password = demo["proxy_password"]
+c.TraefikProxy.traefik_api_hashed_password = demo["proxy_password_hash"]
 c.TraefikProxy.static_config_file = str(here / "proxy/traefik.toml")
 c.TraefikFileProviderProxy.dynamic_config_file = str(here / "proxy/routes.toml")
 c.Spawner.default_url = "/lab/tree/quickstart.ipynb"

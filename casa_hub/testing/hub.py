@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import codecs
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -35,6 +37,8 @@ c.JupyterHub.proxy_class = "traefik_file"
 c.TraefikProxy.traefik_api_url = "http://127.0.0.1:{api_port}"
 c.TraefikProxy.traefik_api_username = "hub"
 c.TraefikProxy.traefik_api_password = "{password}"
+# By default bcrypt, which takes a good part of a second whenever the hub asks for a route: twice for each server.
+c.TraefikProxy.traefik_api_hashed_password = "{password_hash}"
 c.TraefikFileProviderProxy.dynamic_config_file = os.path.abspath("routes.toml")
 c.TraefikProxy.static_config_file = os.path.abspath("traefik.toml")
 # Append: a configuration that came before may have services and roles of its own.
@@ -69,6 +73,11 @@ from pathlib import Path
 from casa_hub.authenticator import CasaOAuthenticator
 CasaOAuthenticator.clock = staticmethod(lambda: time.time() + float(Path("ahead").read_text()))
 """
+
+
+def password_hash(password: str) -> str:
+    """As in a file of htpasswd(1), for a random password: nobody can guess it, so the hash need not be slow."""
+    return "{SHA}" + base64.b64encode(hashlib.sha1(password.encode(), usedforsecurity=False).digest()).decode()
 
 
 def free_ports(count: int, owner: object, address: str = "127.0.0.1") -> list[int]:
@@ -115,11 +124,13 @@ class Hub:
         self.url = f"http://127.0.0.1:{self.port if proxy else hub_port}"
         if not proxy:
             config = NO_PROXY + config
+        password = secrets.token_hex(16)
         base = BASE.format(
             port=self.port,
             hub_port=hub_port,
             api_port=api_port,
-            password=secrets.token_hex(8),
+            password=password,
+            password_hash=password_hash(password),
             api_token=self.api_token,
         )
         (directory / "jupyterhub_config.py").write_text(first + base + config)

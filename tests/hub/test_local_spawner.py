@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import yaml
 from casa_hub.credentials.tokens import unverified_claims
 from casa_hub.naming import Server
 from casa_hub.processes import signed_in
+from tests.support import forked
 from tests.support.local_hub import JUPYTERLAB, SECRET, LocalHub, gone
 from tests.support.waiting import until
 
@@ -160,8 +159,7 @@ def test_when_the_hub_ends_with_its_servers_nothing_is_left(make_local_hub: Call
 
 def test_another_program_of_jupyterhub_beside_the_hub_disturbs_nothing(hub: LocalHub) -> None:
     hub.spawn("alice")
-    command = [sys.executable, "-m", "jupyterhub", "token", "alice"]
-    done = subprocess.run(command, cwd=hub.directory, env=hub.environment, capture_output=True, text=True, check=False)
+    done = forked.run("jupyterhub", ["token", "alice"], hub.directory, hub.environment)
     assert done.returncode == 0, done.stderr
     assert hub.api("GET", "/user", token=done.stdout.split()[-1]).json()["name"] == "alice"
     assert (hub.path("alice") / "xcache_token").read_bytes()

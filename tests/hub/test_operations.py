@@ -21,6 +21,7 @@ from casa_hub.credentials.dask import parse_secrets
 from casa_hub.operate import SCOPE
 from casa_hub.processes import Process, signed_in
 from tests.hub.conftest import MakeHub
+from tests.support import forked
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.local_servers import end
@@ -88,14 +89,7 @@ def ask(hub: Hub, method: str, operation: str, token: str = TOKEN, **body: Any) 
 
 def command(hub: Hub, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`casa-hub`, as it is run beside the hub. It never says a token."""
-    done = subprocess.run(
-        [sys.executable, "-m", "casa_hub.cli", *arguments],
-        cwd=hub.directory,
-        env={**hub.environment, **environment},
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
+    done = forked.run("casa_hub.cli", arguments, hub.directory, {**hub.environment, **environment})
     assert TOKEN not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done

@@ -12,7 +12,7 @@ from pathlib import Path
 from casa_hub.testing import hub
 from casa_hub.testing.browser import Browser
 from casa_hub.testing.hub import LATER, free_ports
-from tests.support.forked_hub import ForkedHub
+from tests.support.forked import Forked
 
 __all__ = ["CLIENT_SECRET", "SMALL_SERVER", "Browser", "Hub", "all_ended", "casa_config", "free_ports", "wait_for_port"]
 
@@ -45,7 +45,7 @@ class Hub(hub.Hub):
     """A JupyterHub that needs a quarter of the processor time to start."""
 
     def popen(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-        return ForkedHub(arguments, self.directory, self.environment)
+        return Forked("jupyterhub", arguments, self.directory, self.environment)
 
 
 @contextlib.contextmanager

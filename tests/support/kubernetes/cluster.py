@@ -71,6 +71,9 @@ $ORIGIN {0}.
 * 1 IN A {1}
 """
 
+#: In containerd's directory, the directories of blobs and of layers.
+STORED = ("io.containerd.content.v1.content/blobs/sha256", "io.containerd.snapshotter.v1.overlayfs/snapshots")
+
 #: Removes directories of cgroups, from the leaves up, once their processes have gone and whoever started this has too.
 REMOVE_CGROUPS = r"""
 cat > /dev/null
@@ -292,16 +295,21 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
         containerd.wait_until("its socket", Path(f"/proc/{self._init}/root/run/containerd/containerd.sock").exists)
 
     def _link_store(self) -> bool:
-        """Hard links do: containerd writes no file a second time, but for its databases. Whether there was a store."""
-        if self.store is None or self.store.stat().st_dev != self.work_dir.stat().st_dev:
+        """Whether there was a store. Links do, across file systems too: containerd writes to no blob and no layer a
+        second time, and where it removes one it removes the link.
+        """
+        if self.store is None:
             return False
         root = self.work_dir / "containerd"
-        subprocess.run(["cp", "--archive", "--link", self.store, root], check=True)
-        for database in root.glob("*/*.db"):
-            own = database.with_suffix(".own")
-            shutil.copy2(database, own)
-            own.replace(database)
+        shutil.copytree(self.store, root, ignore=self._linked)
+        for part in STORED:
+            for path in (self.store / part).iterdir():
+                (root / part / path.name).symlink_to(path)
         return True
+
+    def _linked(self, directory: str, names: list[str]) -> list[str]:
+        """The names of what isn't copied."""
+        return names if Path(directory).relative_to(self.store or "").as_posix() in STORED else []
 
     def _import_images(self, images: Sequence[Path]) -> list[Process]:
         ctr = self.inside(self.programs / "ctr", "--namespace=k8s.io", "images", "import", "--local")

@@ -17,7 +17,7 @@ help:
 	@echo "make demo-check  the same, headless: tries everything and prints a table"
 	@echo "make demo-kubernetes, make demo-kubernetes-check"
 	@echo "                 both with servers on a Kubernetes of one node (as root; builds Kubernetes first, once)"
-	@echo "make unit        the fast tests, for every save: three minutes; no Go, no root, no server of the facility,"
+	@echo "make unit        the fast tests, for every save: two minutes; no Go, no root, no server of the facility,"
 	@echo "                 and nothing of Debian's packages"
 	@echo "make test        all tests, long ones shortened; what is about JupyterHub with 6 and 5.5: three quarters of an hour"
 	@echo "                 (TESTS=\"tests/hub/test_login.py -k refused\" runs only those, and prepares only what they need)"
@@ -46,7 +46,7 @@ demo-kubernetes-check: $(VENV)/.test kubernetes
 
 # Needs .venv and nothing else.
 unit: $(VENV)/.test
-	$(VENV)/bin/python -m pytest -q -m "not debian" $(UNIT)
+	$(VENV)/bin/python -m pytest -q -n auto --dist loadfile -m "not debian" $(UNIT)
 
 # TESTS="tests/unit tests/hub/test_login.py" runs those only, with the first environment. Kubernetes is built if they
 # run on it (tests/conftest.py).

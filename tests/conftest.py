@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.support.scale import EXAMPLES
+
 if TYPE_CHECKING:
     from tests.support.idp import IdP
 
 # How long an example takes is the machine's affair: a busy one must not fail a test.
-settings.register_profile("casa_hub", deadline=None)
+settings.register_profile("casa_hub", deadline=None, max_examples=EXAMPLES)
 settings.load_profile("casa_hub")
 
 # Whoever runs the tests in the background of a shell has Ctrl-C ignored, and so has every program they start.

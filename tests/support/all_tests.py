@@ -94,6 +94,7 @@ SOAK = [
         "jupyterhub-5",
         ["-m", "not soak and not both_hubs", "tests/kubernetes/hub", "tests/helm", "tests/hub", "tests/unit"],
         hub5=True,
+        environment=IN_FULL,
     ),
 ]
 

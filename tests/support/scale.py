@@ -28,5 +28,7 @@ STORM_USERS, STORM_STARTS, STORM_AT_ONCE = scaled((10, 50, 10), (40, 200, 10))
 STOP_AND_START = scaled(6, 40)
 #: Users of a hub that are asked about evenly, and `Keeper.recheck_interval` there (seconds).
 MEMBERS, MEMBERS_RECHECK = scaled((120, 20.0), (500, 60.0))
+#: Inputs that a test by hypothesis tries, if it doesn't say itself how many. Each run tries others.
+EXAMPLES = scaled(40, 400)
 #: Lives of a credential during which a server's programs work on.
 LIVES = scaled(2, 3)

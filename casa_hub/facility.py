@@ -442,15 +442,22 @@ class Facility(LoggingConfigurable):
 
     def environment_outside(self, server: Server, new: Credential) -> dict[str, str]:
         """Environment of a client with a credential of `mint_outside`. Paths begin with ``{directory}``."""
-        return self._environment(server, [new.name], new.files, PurePosixPath("{directory}"))
+        return self._environment(server, [new.name], new.files, PurePosixPath("{directory}"), outside=True)
 
     def _environment(
-        self, server: Server, names: Iterable[str], files: Collection[str], directory: PurePosixPath
+        self,
+        server: Server,
+        names: Iterable[str],
+        files: Collection[str],
+        directory: PurePosixPath,
+        *,
+        outside: bool = False,
     ) -> dict[str, str]:
         environment: dict[str, str] = {}
         for name in names:
+            minter = self.minters[name]
             try:
-                environment |= self.minters[name].environment(server, directory)
+                environment |= (minter.environment_outside if outside else minter.environment)(server, directory)
             except Exception as error:  # noqa: BLE001 - a third party's
                 self.log.error("%s", _broken(name, "environment", error))  # noqa: TRY400 - see _broken
         if self.bearer_token_file in files:

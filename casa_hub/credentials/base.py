@@ -199,6 +199,10 @@ class Minter(LoggingConfigurable):
         """Environment variables of the server: paths below `directory` and host names, never a secret."""
         return {}
 
+    def environment_outside(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:
+        """Environment variables of a client with a credential of `mint_outside`; otherwise as `environment`."""
+        return self.environment(server, directory)
+
     def routes(self, server: Server) -> Sequence[Route]:  # noqa: ARG002
         """Host names to be routed to the server; the same for each of its starts."""
         return ()

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from cryptography import x509
@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from traitlets import Enum, Int, TraitError, Unicode, validate
+from traitlets import Bool, Enum, Int, TraitError, Unicode, validate
 
 from casa_hub.credentials.base import Credential, Minter, Renewal, Request, Route
 from casa_hub.errors import CredentialError, Problem
@@ -53,6 +53,10 @@ _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _LONGEST_HOST = 253
 _MAKE_SECRET = "Make one, and keep it while servers run: openssl rand -base64 48 > FILE."  # noqa: S105
 _RESTART = "Restart the server: each start has a CA of its own."
+
+#: What keeps the token fresh at a cluster's workers: delivered under this name, run by schedulers.
+_FRESH_TOKEN = "dask_fresh_token.py"  # noqa: S105
+_FRESH_TOKEN_TEXT = Path(__file__).with_name(_FRESH_TOKEN).read_bytes()
 
 _Key = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 
@@ -228,6 +232,16 @@ def _key_usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
+def _preload(path: PurePosixPath) -> str:
+    """A Dask preload that runs the text of a file, if there is such a file.
+
+    Dask takes a preload with a blank in it for the text of a module. The path alone would not do: jobs may inherit the
+    variable, and there, without the file, no scheduler would start.
+    """
+    file = repr(str(path))
+    return f"exec(source := open({file}).read() if __import__('os').access({file}, 4) else '')"
+
+
 def _new_p256() -> _Key:
     return ec.generate_private_key(ec.SECP256R1())
 
@@ -297,6 +311,18 @@ class Dask(Minter):
         mode. Servers that run keep theirs.
         """,
     ).tag(config=True)
+    send_token = Bool(
+        True,
+        help="""
+        Whether the Dask schedulers of a server send its token file (the one that ``BEARER_TOKEN_FILE`` names) to their
+        workers: when a worker starts, and each time that the hub has renewed the token. It travels by the cluster's
+        mutual TLS only. Without it, workers in batch jobs have the copy that the job was submitted with, until that
+        expires.
+
+        The server's variable ``DASK_DISTRIBUTED__SCHEDULER__PRELOAD`` makes the schedulers do so. If your image sets
+        that variable itself, set it in the spawner's ``environment``, too: what stands there wins.
+        """,
+    ).tag(config=True)
     cluster_factory = Unicode(
         "coffea_casa.CoffeaCasaCluster",
         help="""
@@ -363,6 +389,8 @@ class Dask(Minter):
                 # For scheduler, worker and client: today's images use this file in all three roles.
                 "hostcert.pem": authority.issue(slug, request.now, host_serial, hosts=list(dict.fromkeys(hosts))),
                 "usercert.pem": authority.issue(f"{slug} client", request.now, user_serial),
+                # Also without `send_token`: the environment of a running server may name it.
+                _FRESH_TOKEN: _FRESH_TOKEN_TEXT,
             },
             issued_at=request.now,
             expires_at=start.not_after,
@@ -391,6 +419,12 @@ class Dask(Minter):
         )
 
     def environment(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:
+        values = dict(self.environment_outside(server, directory))
+        if self.send_token:
+            values["DASK_DISTRIBUTED__SCHEDULER__PRELOAD"] = _preload(directory / _FRESH_TOKEN)
+        return values
+
+    def environment_outside(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:
         scheduler, worker = self._hosts(server)
         values = {"CERT_DIR": str(directory), "HOST_IP": scheduler, "WORKER_IP": worker}
         if self.cluster_factory:

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from dask.config import interpret_value
 from hypothesis import given
 from hypothesis import strategies as st
 from traitlets import TraitError
@@ -31,6 +32,8 @@ SECRET, OTHER = bytes(range(48)), bytes(range(100, 148))
 PRESENT = datetime.now(UTC)
 SCHEDULER = "alice.dask.example.org"
 WORKER = "alice.dask-worker.example.org"
+CERTIFICATES = ("ca.pem", "hostcert.pem", "usercert.pem")
+PRELOAD = "DASK_DISTRIBUTED__SCHEDULER__PRELOAD"
 
 
 def lines(*secrets: bytes) -> bytes:
@@ -210,7 +213,7 @@ def test_different_servers_have_different_cas(servers: list[tuple[str, str, str]
 
 def test_no_key_of_the_ca_is_delivered(dask: Dask) -> None:
     credential = mint(dask)
-    assert set(credential.files) == {"ca.pem", "hostcert.pem", "usercert.pem"}
+    assert set(credential.files) == {*CERTIFICATES, "dask_fresh_token.py"}
     assert b"PRIVATE" not in credential.files["ca.pem"]
     ca_key = certificate(credential, "ca.pem").public_key()
     for file in ("hostcert.pem", "usercert.pem"):
@@ -222,7 +225,7 @@ def test_no_key_of_the_ca_is_delivered(dask: Dask) -> None:
 def test_key_types(dask: Dask) -> None:
     credential = mint(dask)
     kind = ed25519.Ed25519PublicKey if dask.key_type == "ed25519" else ec.EllipticCurvePublicKey
-    assert all(isinstance(certificate(credential, file).public_key(), kind) for file in credential.files)
+    assert all(isinstance(certificate(credential, file).public_key(), kind) for file in CERTIFICATES)
 
 
 def test_extensions_are_those_of_rfc_5280(dask: Dask) -> None:
@@ -280,7 +283,7 @@ def test_after_the_last_day_nothing_is_issued(dask: Dask) -> None:
 def test_hostile_names_make_sound_certificates(secret_file: str, username: str) -> None:
     minter = Dask(secret_file=secret_file, domain="example.org")
     credential = mint(minter, username, username, hub_id=username)
-    for file in credential.files:
+    for file in CERTIFICATES:
         (name,) = certificate(credential, file).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         assert isinstance(name.value, str)
         assert re.fullmatch(r"[a-z0-9 -]{1,60}|[a-z0-9 -]{1,60} CA", name.value)
@@ -376,7 +379,9 @@ def test_nothing_shows_secret_or_key(dask: Dask) -> None:
 
 
 def test_servers_learn_their_names(dask: Dask) -> None:
-    assert dask.environment(Server("", "alice"), PurePosixPath("/etc/cmsaf-secrets")) == {
+    environment = dict(dask.environment(Server("", "alice"), PurePosixPath("/etc/cmsaf-secrets")))
+    assert "/etc/cmsaf-secrets/dask_fresh_token.py" in environment.pop(PRELOAD)
+    assert environment == {
         "CERT_DIR": "/etc/cmsaf-secrets",
         "HOST_IP": SCHEDULER,
         "WORKER_IP": WORKER,
@@ -387,6 +392,40 @@ def test_servers_learn_their_names(dask: Dask) -> None:
     dask.cluster_factory = ""
     environment = dask.environment(Server("", "alice"), PurePosixPath("/etc/cmsaf-secrets"))
     assert not [name for name in environment if name.startswith("LABEXTENTION")]
+
+
+def test_an_operator_can_keep_tokens_from_workers(dask: Dask) -> None:
+    dask.send_token = False
+    assert PRELOAD not in dask.environment(Server("", "alice"), PurePosixPath("/etc/cmsaf-secrets"))
+    # The environment of a server that runs may name the file.
+    assert "dask_fresh_token.py" in mint(dask).files
+
+
+def test_clients_outside_have_no_scheduler(dask: Dask) -> None:
+    inside = dask.environment(Server("", "alice"), PurePosixPath("{directory}"))
+    outside = dask.environment_outside(Server("", "alice"), PurePosixPath("{directory}"))
+    assert dict(outside) == {name: value for name, value in inside.items() if name != PRELOAD}
+
+
+@pytest.mark.parametrize("directory", ["plain", "it's", 'quo"te', "é", "[x]", "{a}"])
+def test_the_preload_runs_the_delivered_text_and_none_if_there_is_no_file(
+    dask: Dask, tmp_path: Path, directory: str
+) -> None:
+    """As Dask does: a text with a blank is a module; a literal of Python would be something else."""
+    place = tmp_path / directory
+    place.mkdir()
+    preload = dask.environment(Server("", "alice"), PurePosixPath(place))[PRELOAD]
+    assert " " in preload
+    assert "\n" not in preload
+    assert interpret_value(preload) == preload
+    without: dict[str, Any] = {}
+    exec(preload, without)
+    assert "dask_setup" not in without
+    (place / "dask_fresh_token.py").write_bytes(mint(dask).files["dask_fresh_token.py"])
+    module: dict[str, Any] = {"__name__": "preload"}
+    exec(preload, module)
+    assert module["dask_setup"].__name__ == "dask_setup"
+    assert module["source"].encode() == mint(dask).files["dask_fresh_token.py"]
 
 
 def test_routes_lead_to_scheduler_and_worker(dask: Dask) -> None:

@@ -38,6 +38,7 @@ def test_a_server_has_its_credentials_and_nothing_of_the_hub(hub: LocalHub) -> N
         "ca.pem",
         "hostcert.pem",
         "usercert.pem",
+        "dask_fresh_token.py",
         "state.json",
         "process",
     }

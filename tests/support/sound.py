@@ -21,7 +21,7 @@ from casa_hub.credentials.htcondor import master_key
 FILES = {
     "xcache": {"xcache_token"},
     "htcondor": {"condor_token", "condor_tokens.d/condor_token"},
-    "dask": {"ca.pem", "hostcert.pem", "usercert.pem"},
+    "dask": {"ca.pem", "hostcert.pem", "usercert.pem", "dask_fresh_token.py"},
     "bearer": {"access_token"},
 }
 

@@ -36,7 +36,13 @@ def test_a_server_starts_with_what_the_values_promise(
         assert hub.api("POST", "/users/ada/server").status_code in {201, 202}
         eventually(lambda: hub.api("GET", "/users/ada").json()["servers"].get("", {}).get("ready"), timeout=60)
         names = cluster.exec(namespace, "jupyter-ada", "sh", "-c", "ls $CERT_DIR; echo $HOST_IP", container="notebook")
-        assert names.split() == ["ca.pem", "hostcert.pem", "usercert.pem", "ada.dask.localhost"]
+        assert names.split() == [
+            "ca.pem",
+            "dask_fresh_token.py",
+            "hostcert.pem",
+            "usercert.pem",
+            "ada.dask.localhost",
+        ]
         # As docs/getting-started.md takes them out.
         for name in "ca.pem", "usercert.pem":
             path = f"/etc/cmsaf-secrets/{name}"

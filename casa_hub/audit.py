@@ -173,4 +173,6 @@ def _logger(app: Any) -> logging.Logger:
 def _clean(text: Any) -> str:
     """Text without characters that control a terminal or a reader of logs (Unicode categories C and Zl, Zp)."""
     characters = str(text)[:_LONGEST]
+    if characters.isprintable():  # nearly always, and a renewal of a thousand servers is thousands of events
+        return characters
     return "".join(" " if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c for c in characters)

@@ -11,13 +11,16 @@ import base64
 import hmac
 import json
 import os
+import sqlite3
 import ssl
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +53,7 @@ OF_AL, OF_ALICE = "/store/token/al/file", "/store/token/alice/file"
 WHOLE_NAMES = (5, 6, 9)
 #: From this version on, XRootD asks issuers whose certificate is of an authority of its own (``xrd.tlsca``).
 ASKS_BY_ITS_OWN_CA = (5, 7)
+CRON = Path(__file__).parents[2] / "examples/xcache-keys/xcache_keys.py"
 
 
 def content(path: str) -> bytes:
@@ -310,10 +314,8 @@ def pages(issuer: FacilityIssuer, certificate: HostCertificate) -> Iterator[list
 
 
 @pytest.fixture
-def asking(site: Site, peers_directory: Path, tmp_path: Path) -> Iterator[Site]:
-    """An XCache that must ask its issuer for the keys, by https."""
-    if site.xcache.version < ASKS_BY_ITS_OWN_CA:
-        pytest.skip("this XRootD asks only who has a certificate that the system trusts")
+def ignorant(site: Site, peers_directory: Path, tmp_path: Path) -> Iterator[Site]:
+    """An XCache with an https issuer of its own, whose keys it doesn't know yet."""
     directory = Path(tempfile.mkdtemp(dir=peers_directory, prefix="asking-"))
     directory.chmod(0o755)
     own = xrootd.XCache(
@@ -328,19 +330,88 @@ def asking(site: Site, peers_directory: Path, tmp_path: Path) -> Iterator[Site]:
         yield Site(own, tmp_path, own.issuer)
 
 
-def test_the_keys_of_an_https_issuer_are_fetched_once_and_outlive_it(asking: Site) -> None:
-    def read() -> int:
-        return http(asking.xcache, FILE, asking.token(), scheme="https").status
+@pytest.fixture
+def asking(ignorant: Site) -> Site:
+    """One that can ask its issuer for the keys."""
+    if ignorant.xcache.version < ASKS_BY_ITS_OWN_CA:
+        pytest.skip("this XRootD asks only who has a certificate that the system trusts")
+    return ignorant
 
+
+#: Seconds after which libscitokens asks for keys again.
+AGAIN = 600
+
+
+def let_pass(xcache: xrootd.XCache, seconds: int) -> None:
+    """Make the keys that the XCache knows so much older."""
+    with closing(sqlite3.connect(xcache.directory / "keys/scitokens/scitokens_cpp.sqllite")) as database, database:
+        [(text,)] = database.execute("SELECT keys FROM keycache")
+        known = json.loads(text)
+        for time_of in ("next_update", "expires"):
+            known[time_of] -= seconds
+        database.execute("UPDATE keycache SET keys = ?", (json.dumps(known),))
+
+
+def test_an_https_issuer_is_asked_for_its_keys_every_ten_minutes_and_must_answer(asking: Site) -> None:
+    def read(key: SigningKey) -> bool:
+        answer = http(asking.xcache, FILE, asking.signed(key), scheme="https")
+        assert answer.status in {200, 403}
+        return answer.status == 200
+
+    old, once = asking.key, ["openid-configuration", "jwks"]
     with pages(asking.issuer, asking.xcache.tls) as asked:
-        assert read() == 200
-        assert read() == 200
-        assert http(asking.xcache, FILE, asking.signed(new_private_key()[0]), scheme="https").status == 403
-        assert asked == ["openid-configuration", "jwks"]
-    assert read() == 200
+        assert read(old)
+        new = asking.add_key("2.pem")
+        assert (read(old), read(new)) == (True, False)
+        assert asked == once
+
+        let_pass(asking.xcache, AGAIN + 1)
+        assert (read(old), read(new)) == (True, True)
+        assert asked == 2 * once
+
+        (asking.keys / "1.pem").unlink()
+        assert (read(old), read(new)) == (True, True)
+        let_pass(asking.xcache, AGAIN + 1)
+        assert (read(old), read(new)) == (False, True)
+        assert asked == 3 * once
+        let_pass(asking.xcache, AGAIN + 1)
+    # It has the key for four days, but libscitokens 1 refuses what it can't ask about. If this fails it has learnt to
+    # go on, as version 0.7 does, and the guide can be shorter.
+    assert not read(new)
+    with pages(asking.issuer, asking.xcache.tls):
+        assert read(new)
 
 
 def test_an_https_issuer_with_a_certificate_of_somebody_else_is_not_believed(asking: Site, tmp_path: Path) -> None:
     with pages(asking.issuer, make_host_certificate(tmp_path / "tls")) as asked:
         assert http(asking.xcache, FILE, asking.token(), scheme="https").status == 403
         assert asked == []
+
+
+def test_keys_that_cron_brings_are_used_for_four_days_without_the_issuer(ignorant: Site) -> None:
+    """examples/xcache-keys: for an XCache that can't ask, and for one that shall go on while the hub is away."""
+    xcache = ignorant.xcache
+
+    def cron() -> int:
+        command = [sys.executable, CRON, ignorant.issuer.iss, xcache.directory / "keys", "--ca", xcache.tls.ca_file]
+        return subprocess.run(command, timeout=60, check=False).returncode
+
+    def read(key: SigningKey) -> bool:
+        return http(xcache, FILE, ignorant.signed(key), scheme="https").status == 200
+
+    old = ignorant.key
+    with pages(ignorant.issuer, xcache.tls):
+        assert cron() == 0
+    let_pass(xcache, AGAIN + 1)
+    assert read(old)
+    assert cron() != 0
+    assert read(old)
+
+    new = ignorant.add_key("2.pem")
+    (ignorant.keys / "1.pem").unlink()
+    with pages(ignorant.issuer, xcache.tls):
+        assert cron() == 0
+    assert (read(old), read(new)) == (False, True)
+
+    let_pass(xcache, 4 * 86400 + 1)
+    assert not read(new)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fetch the public keys of a facility's issuer, and put them where XRootD's library looks for them (libscitokens).
 
-For cron on the machine of an XCache, each five minutes, as the user that xrootd becomes. It needs Python 3.8 and
+For cron on the machine of an XCache, each five minutes, as the user that xrootd becomes. It needs Python 3.8, and
 nothing else. If the issuer doesn't answer, the keys that are there stay, for four days after the last answer.
 """
 

@@ -69,9 +69,9 @@ def test_casa_hub_takes_it(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     monkeypatch.setattr(cli, "_run", lambda options: taken.append(options) or 0)
     words = re.sub(r"[\[\]]|\.\.\.", "", text).split()
-    words += {"-f": ["FILE"], "check": ["-f", "FILE"], "revoke": ["USER"], "rebind": ["USER"], "token": ["xcache"]}.get(
-        words[-1], []
-    )
+    left_out = {"-f": ["FILE"], "revoke": ["USER"], "rebind": ["USER"], "token": ["xcache"], "new-key": ["FILE"]}
+    left_out |= {word: ["-f", "FILE"] for word in ("check", "cache", "jwks")}
+    words += left_out.get(words[-1], [])
     assert cli.main(words) == 0
     assert taken
 

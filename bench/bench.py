@@ -26,7 +26,8 @@ from rsa_certificates import rsa_certificates
 
 from casa_hub.credentials.base import Request
 from casa_hub.credentials.dask import Dask
-from casa_hub.credentials.htcondor import HTCondor, master_key, scramble
+from casa_hub.credentials.htcondor import HTCondor
+from casa_hub.credentials.idtokens import master_key, scramble
 from casa_hub.credentials.xcache import XCache
 from casa_hub.naming import Server
 

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # tests.support
 
 from casa_hub.credentials.base import Credential, Minter, Request  # noqa: E402
-from casa_hub.credentials.htcondor import scramble  # noqa: E402
+from casa_hub.credentials.idtokens import scramble  # noqa: E402
 from casa_hub.credentials.issued import LONGEST, issue  # noqa: E402
 from casa_hub.errors import DeliveryError  # noqa: E402
 from casa_hub.facility import Facility  # noqa: E402

@@ -21,7 +21,8 @@ from typing import Any
 from casa_hub.checks.findings import NOBODY, Finding, error, ok, unseen, warning
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import listens, resolve
-from casa_hub.credentials.htcondor import HTCondor, mint_idtoken
+from casa_hub.credentials.htcondor import HTCondor
+from casa_hub.credentials.idtokens import mint_idtoken
 from casa_hub.keys import KeyFile
 
 _LIFETIME = 60

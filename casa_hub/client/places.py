@@ -4,7 +4,7 @@ Without --directory:
 
 - a token for XCache or of the identity provider: where WLCG's Bearer Token Discovery looks (``BEARER_TOKEN_FILE``, else
   ``bt_u$UID`` in ``XDG_RUNTIME_DIR``, else in ``/tmp``);
-- HTCondor's: ``_CONDOR_SEC_TOKEN_DIRECTORY``, else ``~/.condor/tokens.d``;
+- HTCondor's IDTOKEN: ``_CONDOR_SEC_TOKEN_DIRECTORY``, else ``~/.condor/tokens.d``;
 - others: a directory of their own below the client's (`state_directory`).
 
 With --directory all files go there, under the hub's names.
@@ -25,6 +25,8 @@ from .errors import ClientError
 #: Credential -> the hub's name of the token that goes into the bearer file, unless the hub names another of its files.
 BEARER = {"xcache": "xcache_token", "bearer": "access_token"}
 _HTCONDOR = "htcondor"
+#: Names the token of a facility's issuer. HTCondor looks for it nowhere else, but for where XCache's is.
+_SCITOKEN = "_CONDOR_SCITOKENS_FILE"
 #: Variables of the images' configuration of HTCondor, which its programs know by other names.
 _OF_HTCONDOR = ("CONDOR_HOST", "SCHEDD_HOST", "UID_DOMAIN")
 _DIRECTORY = "{directory}"
@@ -79,7 +81,7 @@ def place(issued: Issued, hub: str, directory: Path | None, machine: Machine) ->
         placed = {name: bearer_file(machine)}
         where = placed[name]
         contents = {name: _bearer(issued, name)}
-    elif directory is None and issued.name == _HTCONDOR:
+    elif directory is None and issued.name == _HTCONDOR and _SCITOKEN not in issued.environment:
         name, where, contents = _of_htcondor(issued, hub, machine)
         placed = {name: where}
     else:

@@ -1,38 +1,34 @@
-"""The IDTOKEN with which a server submits jobs to an HTCondor pool.
+"""The token with which a server submits jobs to an HTCondor pool, of one of two kinds.
 
-Format: HTCondor's IDTOKENS authentication, a JSON Web Token signed with HS256. The file of a signing key is scrambled
-(XOR with de ad be ef). HS256 takes the master key, which is HKDF-SHA256 (RFC 5869) of the signing key; only the key
-named POOL is doubled before. Checked against condor_token_create of HTCondor 23.9 and 25.14.
-
-The subject decides what a token can do: HTCondor runs the jobs of ``alice@DOMAIN`` as the Unix user alice. So the
-operator chooses how user names become subjects, and two users never share a subject unless the operator says so.
+- An IDTOKEN (`casa_hub.credentials.idtokens`), signed with a key that the pool has, too. Its subject decides what it
+  can do: HTCondor runs the jobs of ``alice@DOMAIN`` as the Unix user alice. So the operator chooses how user names
+  become subjects, and two users never share a subject unless the operator says so.
+- A token of the facility's own issuer, which HTCondor calls a SCITOKEN. It names a user of the facility, and the pool's
+  map file makes an account of the name. Checked against HTCondor 23.9 and 25.14 with scitokens-cpp 1.
 """
 
 from __future__ import annotations
 
-import base64
-import hmac
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from traitlets import Dict, Int, List, TraitError, Unicode, validate
+from cryptography.x509 import load_pem_x509_certificates
+from traitlets import Dict, Enum, Int, List, TraitError, Unicode, validate
 
 from casa_hub.credentials.base import Credential, Minter, Request, new_identifier
+from casa_hub.credentials.idtokens import MAKE_KEY, SigningKey, mint_idtoken, read_key
+from casa_hub.credentials.issued import issue
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.keys import BadKeyError, KeyFile
 from casa_hub.naming import Server, by_username, hub_form
 
-#: Bytes. HTCondor accepts any length, but the holder of a token can find a short key offline, by trying.
-MIN_KEY_BYTES = 32
 #: Authorisation levels that a user's tools need. WRITE includes READ.
 USER_SCOPES = frozenset({"READ", "WRITE"})
+#: The WLCG profile's words for them. HTCondor gives WRITE for create, modify and cancel together, and nothing for less.
+COMPUTE = {"READ": "compute.read", "WRITE": "compute.read compute.create compute.modify compute.cancel"}
 #: HTCondor's other levels: rights over the pool. A scope never adds to what the pool's policy grants to the subject.
 POOL_SCOPES = frozenset(
     {"ADMINISTRATOR", "ADVERTISE_MASTER", "ADVERTISE_SCHEDD", "ADVERTISE_STARTD", "CONFIG", "DAEMON", "NEGOTIATOR"}
@@ -44,57 +40,13 @@ RESERVED = frozenset({"condor", "condor_pool", "root"})
 #: ``alice``. HTCondor itself would accept ``al ice@DOMAIN``, ``d/x@DOMAIN`` and ``*@DOMAIN``.
 _LOCAL_PART = re.compile(r"[a-z_][a-z0-9_.-]{0,63}")
 _DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
-_MAKE_KEY = (
-    "Copy the pool's signing key, byte by byte, or give the hub one of its own:"
-    " openssl rand -base64 48 > CLEAR; condor_store_cred add -c -i CLEAR -f FILE."
-)
-
-
-def scramble(data: bytes) -> bytes:
-    """Scramble a key as HTCondor does for its files. Applied twice it gives the key back."""
-    mask = b"\xde\xad\xbe\xef" * (len(data) // 4 + 1)
-    return bytes(a ^ b for a, b in zip(data, mask, strict=False))
-
-
-def master_key(content: bytes, key_id: str) -> bytes:
-    """The HS256 key, which HTCondor derives from the content of a key file."""
-    secret = scramble(content)
-    if key_id == "POOL":
-        secret += secret
-    return HKDF(algorithm=hashes.SHA256(), length=32, salt=b"htcondor", info=b"master jwt").derive(secret)
-
-
-@dataclass(frozen=True, slots=True)
-class SigningKey:
-    """The key that a key file yields."""
-
-    #: The `master_key`.
-    value: bytes = field(repr=False)
-    #: The file is plain text, so HTCondor didn't write it: its scrambling gives bytes above 127.
-    text: bool = False
-
-
-# json.dumps() would make an encoder for each call.
-_compact = json.JSONEncoder(separators=(",", ":")).encode
-
-
-def mint_idtoken(key: bytes, key_id: str, claims: Mapping[str, str | int]) -> str:
-    """A signed IDTOKEN; `key` is the `master_key`. Pure."""
-    signed = _header(key_id) + b"." + _base64url(_compact(claims).encode())
-    return (signed + b"." + _base64url(hmac.digest(key, signed, "sha256"))).decode()
-
-
-@lru_cache(maxsize=16)
-def _header(key_id: str) -> bytes:
-    return _base64url(_compact({"alg": "HS256", "kid": key_id}).encode())
-
-
-def _base64url(data: bytes) -> bytes:
-    return base64.urlsafe_b64encode(data).rstrip(b"=")
+_ADDRESS = re.compile(r"[0-9.]+(:[0-9]+)?|\[.*")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]+)?")
+_GET_CA = "Copy the certificates of the authorities there, in PEM, that have signed those of the pool's daemons."
 
 
 class HTCondor(Minter):
-    """Mints the IDTOKEN that an HTCondor pool accepts."""
+    """Mints the token that an HTCondor pool accepts: an IDTOKEN, or one of the facility's own issuer."""
 
     name: ClassVar[str] = "htcondor"
     title: ClassVar[str] = "HTCondor token"
@@ -102,6 +54,40 @@ class HTCondor(Minter):
     outside: ClassVar[bool] = True
     found_by: ClassVar[str] = "HTCondor's commands and Python bindings"
 
+    credential = Enum(
+        ["idtoken", "token"],
+        default_value="idtoken",
+        help="""
+        Which kind of token: `idtoken` (default) or `token`.
+
+        - `idtoken`: signed with a key that hub and pool share (``key_file``). Who has it can be anybody in the pool.
+        - `token`: signed by the facility's own issuer (section `FacilityIssuer`), for a pool that accepts HTCondor's
+          SCITOKENS authentication. Nothing in the pool is secret. The token names the user as `FacilityIssuer.subject`
+          says, and **the pool's map file decides the account**: ``subject`` and ``subject_map`` must not be set, and
+          whether users share an account can be seen only there. ``key_file``, ``key_id`` and ``trust_domain`` aren't
+          needed.
+        """,
+    ).tag(config=True)
+    audience = Unicode(
+        "",
+        help="""
+        Of a `token`: ``aud``. It must be one of the words in ``SCITOKENS_SERVER_AUDIENCE`` of the collector and of all
+        schedds, which compare it as text.
+
+        Default: ``condor://`` and ``collector``, as that is written: ``condor://condor.example.org``.
+        """,
+    ).tag(config=True)
+    ca_file = Unicode(
+        "",
+        help="""
+        For a `token`: file on the hub with the certificates, in PEM, of the authorities that have signed the
+        certificates of the pool's daemons. Read again when it changes. HTCondor's client shows a token only to a daemon
+        whose certificate is good for the daemon's host name.
+
+        Servers get a copy, named by ``_CONDOR_AUTH_SSL_CLIENT_CAFILE``. Default: none; HTCondor's client trusts what
+        the server's image does. Example: ``/etc/casa/pool-ca.pem``.
+        """,
+    ).tag(config=True)
     key_file = Unicode(
         "",
         help="""
@@ -166,7 +152,8 @@ class HTCondor(Minter):
 
         Jobs submitted from a server carry ``AccountingGroup = "GROUP.USER"`` unless they bring their own, so that fair
         share goes by user although the account is the same. Sharing remains sharing: each of them can remove the
-        others' jobs and read their files. Example: ``group_cms``.
+        others' jobs and read their files. Set it also where the pool's map file gives the users of a `token` one
+        account: the hub can't see that. Example: ``group_cms``.
         """,
     ).tag(config=True)
     scopes: List[str] = List(
@@ -177,6 +164,9 @@ class HTCondor(Minter):
 
         HTCondor's other levels (ADMINISTRATOR, DAEMON, ...) are rights over the pool; users don't need them. A token
         is never minted without a scope: HTCondor takes that as no limit.
+
+        In a `token` READ is ``compute.read``, and WRITE adds ``compute.create compute.modify compute.cancel``, which
+        HTCondor knows only together. There are no words for the other levels.
         """,
     ).tag(config=True)
     lifetime = Int(
@@ -184,6 +174,7 @@ class HTCondor(Minter):
         min=1,
         help="""
         Seconds that a token is valid; it is renewed while the server runs. Jobs don't need it any more once submitted.
+        A `token` lives for 6 hours at most, the longest time that the WLCG profile allows.
         """,
     ).tag(config=True)
     collector = Unicode(
@@ -203,8 +194,9 @@ class HTCondor(Minter):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._authorities = KeyFile("HTCondor.ca_file", _authorities, _GET_CA)
         # KeyFile keeps the derived key, not the file's content: HKDF costs as much as the rest of a mint.
-        self._key = KeyFile("HTCondor.key_file", self.parse_key, _MAKE_KEY)
+        self._key = KeyFile("HTCondor.key_file", self.parse_key, MAKE_KEY)
 
     @validate("scopes")
     def _valid_scopes(self, proposal: Any) -> list[str]:
@@ -221,20 +213,14 @@ class HTCondor(Minter):
 
     @property
     def key_files(self) -> Mapping[str, str]:
-        return {"HTCondor.key_file": self.key_file}
+        return {} if self.credential == "token" else {"HTCondor.key_file": self.key_file}
 
     def check(self) -> Sequence[Problem]:
-        problems = self._key.check(self.key_file)
+        problems = [] if self.credential == "token" else self._check_key()
 
         def warn(thing: str, problem: str, remedy: str) -> None:
             problems.append(Problem(Severity.WARNING, thing, problem, remedy))
 
-        if not any(problem.severity is Severity.ERROR for problem in problems) and self._key.read(self.key_file).text:
-            warn(
-                f"HTCondor.key_file ({self.key_file})",
-                "is text, not scrambled as HTCondor keeps keys; tokens fit only if the pool's file is the same",
-                "Compare it with the pool's file byte by byte. A Secret must hold the bytes, not base64 of base64.",
-            )
         for probe in (self._check_settings, self._check_subjects):
             try:
                 probe()
@@ -250,11 +236,47 @@ class HTCondor(Minter):
         for trait in ("collector", "schedd"):
             if not getattr(self, trait):
                 problem = f"is not set: servers use the {trait} that their image names"
-                warn(f"HTCondor.{trait}", problem, "Set it to that of the pool which has this key.")
+                warn(f"HTCondor.{trait}", problem, "Set it to that of the pool which accepts these tokens.")
+        return problems
+
+    def _check_key(self) -> list[Problem]:
+        problems = self._key.check(self.key_file)
+        if not any(problem.severity is Severity.ERROR for problem in problems) and self._key.read(self.key_file).text:
+            thing = f"HTCondor.key_file ({self.key_file})"
+            problem = "is text, not scrambled as HTCondor keeps keys; tokens fit only if the pool's file is the same"
+            remedy = "Compare it with the pool's file byte by byte. A Secret must hold the bytes, not base64 of base64."
+            problems.append(Problem(Severity.WARNING, thing, problem, remedy))
         return problems
 
     def mint(self, request: Request) -> Credential:
         self._check_settings()
+        return self._token(request) if self.credential == "token" else self._idtoken(request)
+
+    def _token(self, request: Request) -> Credential:
+        """A token of the facility's issuer."""
+        words = dict.fromkeys(" ".join(COMPUTE[level] for level in self.scopes).split())
+        token = issue(self, request, audience=self.pool_audience, scope=" ".join(words), lifetime=self.lifetime)
+        subject = token.identifiers["sub"]
+        # A map file that takes any name for an account makes a daemon or an administrator of these.
+        if subject.partition("@")[0].lower() in RESERVED:
+            raise CredentialError(
+                f"user name {request.server.username!a}",
+                f"makes the subject {subject!a}, which HTCondor takes for a daemon or an administrator",
+                "Give this user another name.",
+            )
+        files = {"condor_token": f"{token.value}\n".encode()}
+        if self.ca_file:
+            files["condor_ca.pem"] = self._authorities.read(self.ca_file)
+        return Credential(
+            name=self.name,
+            files=files,
+            issued_at=token.issued_at,
+            expires_at=token.expires_at,
+            identifiers=token.identifiers,
+            summary=f"{', '.join(self.scopes)} as {subject}",
+        )
+
+    def _idtoken(self, request: Request) -> Credential:
         subject = f"{self.local_part(request.server.username)}@{self.uid_domain}"
         # HTCondor 23 refuses tokens whose times are not whole seconds.
         issued_at = request.now.replace(microsecond=0)
@@ -291,9 +313,15 @@ class HTCondor(Minter):
             "COLLECTOR_NAME": self.trust_domain,
             "SCHEDD_HOST": self.schedd,
             "UID_DOMAIN": self.uid_domain,
-            # Not ~/.condor/tokens.d: HTCondor finds that only for users with a passwd entry.
-            "_CONDOR_SEC_TOKEN_DIRECTORY": str(directory / "condor_tokens.d"),
         }
+        if self.credential == "token":
+            # Else HTCondor would show its daemons the token that BEARER_TOKEN_FILE names, which is another service's.
+            values["_CONDOR_SCITOKENS_FILE"] = str(directory / "condor_token")
+            if self.ca_file:
+                values["_CONDOR_AUTH_SSL_CLIENT_CAFILE"] = str(directory / "condor_ca.pem")
+        else:
+            # Not ~/.condor/tokens.d: HTCondor finds that only for users with a passwd entry.
+            values["_CONDOR_SEC_TOKEN_DIRECTORY"] = str(directory / "condor_tokens.d")
         if self.accounting_group:
             user = Server(server.hub_id, server.username).slug
             # SUBMIT_EXPRS, the old name of SUBMIT_ATTRS: HTCondor reads both, so the image's own SUBMIT_ATTRS stays.
@@ -348,12 +376,25 @@ class HTCondor(Minter):
         return local_part
 
     def parse_key(self, content: bytes) -> SigningKey:
-        if len(content) < MIN_KEY_BYTES:
-            problem = f"holds {len(content)} bytes; a key below {MIN_KEY_BYTES} can be found from a token, by trying"
-            raise BadKeyError(problem, _MAKE_KEY)
-        return SigningKey(master_key(content, self.key_id), text=content.isascii())
+        return read_key(content, self.key_id)
+
+    @property
+    def pool_audience(self) -> str:
+        """``aud`` of the pool. Raises CredentialError if it is not set and has no default."""
+        if self.audience:
+            if not re.fullmatch(r"[!-~]+", self.audience):
+                problem = f"{self.audience!a} is not one word of ASCII characters"
+                raise CredentialError("HTCondor.audience", problem, "Copy one of the pool's SCITOKENS_SERVER_AUDIENCE.")
+            return self.audience
+        if not _HOST.fullmatch(self.collector):
+            problem = "is not set, and HTCondor.collector is not the name of a host to make it of"
+            raise CredentialError("HTCondor.audience", problem, "Copy one of the pool's SCITOKENS_SERVER_AUDIENCE.")
+        return f"condor://{self.collector}"
 
     def _check_settings(self) -> None:
+        if self.credential == "token":
+            self._check_token_settings()
+            return
         for trait, pattern, example in (
             ("key_id", r"[A-Za-z0-9_.-]+", "POOL"),
             ("trust_domain", r"[!-~]+", "pool.example.org"),
@@ -366,6 +407,34 @@ class HTCondor(Minter):
                     f"HTCondor.{trait}", problem, f"Copy it from the pool's configuration. Example: {example}."
                 )
 
+    def _check_token_settings(self) -> None:
+        if self.issuer is None:
+            raise CredentialError(
+                "HTCondor.credential", "is token, but the facility has no issuer", "Set up the section FacilityIssuer."
+            )
+        for trait in ("subject", "subject_map"):
+            if getattr(self, trait):
+                raise CredentialError(
+                    f"HTCondor.{trait}",
+                    "decides nothing with HTCondor.credential = token: the pool's map file makes accounts of users",
+                    "Write the accounts into the pool's CERTIFICATE_MAPFILE, and remove this setting.",
+                )
+        if other := [word for word in self.scopes if word in POOL_SCOPES]:
+            raise CredentialError(
+                "HTCondor.scopes",
+                f"has {', '.join(other)}, for which a token has no word",
+                "Users need READ and WRITE.",
+            )
+        if _ADDRESS.fullmatch(self.collector):
+            raise CredentialError(
+                "HTCondor.collector",
+                f"{self.collector} is an address, and clients verify a daemon's certificate by its host name",
+                "Name the host as its certificate does.",
+            )
+        _ = self.pool_audience
+        if self.ca_file:
+            self._authorities.read(self.ca_file)
+
     def _check_choice(self) -> None:
         if bool(self.subject) == bool(self.subject_map):
             raise CredentialError(
@@ -376,13 +445,27 @@ class HTCondor(Minter):
             )
 
     def _check_subjects(self) -> None:
-        self._check_choice()
+        if self.credential != "token":
+            self._check_choice()
         if self.accounting_group and not re.fullmatch(r"[A-Za-z0-9_.-]+", self.accounting_group):
             raise CredentialError(
                 "HTCondor.accounting_group",
                 f"{self.accounting_group!a} is not the name of a group",
                 "Such a name has letters, digits and _.- only. Example: group_cms.",
             )
+        if self.credential == "token":
+            return
         # What is wrong with a template is so for any user name.
         for username in self._accounts or ("somebody",):
             self.local_part(username)
+
+
+def _authorities(content: bytes) -> bytes:
+    """The certificates in a PEM file. Raises BadKeyError if there is none, or if a private key is among them."""
+    if b"PRIVATE KEY" in content:
+        raise BadKeyError("has a private key, and servers get a copy of this file", _GET_CA)
+    try:
+        load_pem_x509_certificates(content)
+    except ValueError:
+        raise BadKeyError("has no certificate in PEM", _GET_CA) from None
+    return content

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from casa_hub.demo.credd import JobTokens
+from casa_hub.demo.htcondor_tokens import IssuerTokens
 from casa_hub.demo.packages import SUITE, Programs, Progress, Unavailable, silent, unpack
 from casa_hub.demo.processes import Process, free_port, minimal_environment, read_log
 
@@ -117,6 +118,7 @@ class HTCondorPool:
         job_environment: Mapping[str, str] | None = None,
         slots: int = 2,
         job_tokens: JobTokens | None = None,
+        issuer_tokens: IssuerTokens | None = None,
     ) -> None:
         """Args:
         tree: see `programs`.
@@ -128,12 +130,14 @@ class HTCondorPool:
         job_environment: variables for each job.
         slots: number of jobs that run at once; each has one CPU.
         job_tokens: for the tokens that running jobs get; None for no such tokens.
+        issuer_tokens: tokens that the pool accepts besides IDTOKENs.
         """
         self.domain = domain
         self.host = host
         self.port = free_port(host)
         self.directory = directory
         self.accounts = tuple(accounts) if os.geteuid() == 0 else ()
+        self.issuer_tokens = issuer_tokens
         self._tree = tree
         self.job_tokens = job_tokens
         self._slots = slots
@@ -192,6 +196,8 @@ class HTCondorPool:
             for path in (scratch, *(self.directory / name for name in ("log", "spool", "execute"))):
                 os.chown(path, uid, gid)
                 path.chmod(0o755)
+        if self.issuer_tokens is not None:
+            self.issuer_tokens.prepare(self.domain, (uid, gid))
         config = self.directory / "condor_config"
         config.write_text(
             _CONFIG.format(
@@ -208,6 +214,7 @@ class HTCondorPool:
                 job_environment=_quoted(self._job_environment),
             )
             + ("" if self.job_tokens is None else self.job_tokens.configuration())
+            + ("" if self.issuer_tokens is None else self.issuer_tokens.configuration())
         )
         self._process = Process(
             "HTCondor",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from casa_hub.credentials.dask import parse_secrets
-from casa_hub.credentials.htcondor import MIN_KEY_BYTES
+from casa_hub.credentials.idtokens import MIN_KEY_BYTES
 from casa_hub.credentials.macaroons import parse_secret_key
 from tests.docs.pages import inline_code
 

@@ -13,7 +13,7 @@ import pytest
 from kubespawner import KubeSpawner
 from kubespawner.slugs import escape_slug, safe_slug
 
-from casa_hub.credentials.htcondor import master_key
+from casa_hub.credentials.idtokens import master_key
 from casa_hub.credentials.macaroons import parse_secret_key
 from tests.docs.pages import ROOT, blocks, commands
 

@@ -26,7 +26,7 @@ import requests
 from casa_hub.audit import PREFIX
 from casa_hub.credentials.base import Request
 from casa_hub.credentials.dask import Authority, Start, parse_secrets
-from casa_hub.credentials.htcondor import master_key, scramble
+from casa_hub.credentials.idtokens import master_key, scramble
 from casa_hub.naming import Server
 from tests.support.facility_config import credentials
 from tests.support.hub import CLIENT_SECRET, Browser, Hub, casa_config

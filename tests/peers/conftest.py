@@ -15,6 +15,7 @@ Fixtures, all of session scope:
           `.address` are what a token is made with and for; `.tool("condor_token_create", ...)` runs a tool as
           administrator; `.reconfigure("SEC_TOKEN_REVOCATION_EXPR = ...")` and `.reconfigure("")`; `.log("SchedLog")`.
           `.accounts` are Unix accounts alice, bob, carol when run as root, else empty (jobs run as this user).
+          It takes tokens of ISSUER for AUDIENCE, too: `.issuer_tokens.publish(jwks)`; clients name it localhost then.
           Ask it with `tests.support.peers.condor`.
 `traefik` casa_hub.demo.traefik.Traefik with entry points dask (8786) and daskworker (8788) at `.address`; put route
           files into `.routes`.
@@ -32,7 +33,9 @@ from pathlib import Path
 import pytest
 
 from casa_hub.demo import htcondor, xrootd
+from casa_hub.demo.certificates import make_host_certificate
 from casa_hub.demo.htcondor import HTCondorPool
+from casa_hub.demo.htcondor_tokens import IssuerTokens
 from casa_hub.demo.names import HostNames, facility_address
 from casa_hub.demo.traefik import DASK_PORT, DASK_WORKER_PORT, Traefik
 from casa_hub.demo.xrootd import XCache, XRootDOrigin
@@ -41,6 +44,8 @@ from tests.support.chromium import chromium, open_tab  # noqa: F401 - fixtures
 from tests.support.keycloak import Keycloak
 from tests.support.peers import ISSUER, require, suites
 
+#: The issuer whose tokens `pool` takes, as `iss` says it, and the pool's name in them.
+ISSUER, AUDIENCE = "https://hub.example.org/hub/casa/issuer/cms", "condor://pool.test"
 FILES = {
     "/store/user/al/file": b"of al\n",
     "/store/user/alice/file": b"of alice\n",
@@ -77,7 +82,11 @@ def pool(request: pytest.FixtureRequest, peers_directory: Path) -> Iterator[HTCo
     tree = require(lambda: htcondor.programs(request.param))
     directory = peers_directory / f"condor-{request.param}"
     accounts = ("alice", "bob", "carol")
-    running = HTCondorPool(tree, directory, domain="pool.test", key_ids=("POOL", "hub"), accounts=accounts)
+    certificate = make_host_certificate(peers_directory / f"condor-{request.param}-tls")
+    tokens = IssuerTokens(ISSUER, AUDIENCE, certificate, peers_directory / f"condor-{request.param}-issuer")
+    running = HTCondorPool(
+        tree, directory, domain="pool.test", key_ids=("POOL", "hub"), accounts=accounts, issuer_tokens=tokens
+    )
     require(running.start)
     yield running
     running.stop()

@@ -200,6 +200,7 @@ def condor(
     operation: str,
     *,
     environment: Mapping[str, str] | None = None,
+    collector: str = "",
     **arguments: Any,
 ) -> dict[str, Any]:
     """Do something at the pool's schedd with the real client; the answer has a key ``error`` if that was refused.
@@ -211,6 +212,7 @@ def condor(
             ``run`` (job={...}: the same once it is done, with ``out`` and ``err``), ``remove`` (constraint="..."),
             ``query`` (constraint="...": jobs), ``credential`` (name="casa": ask the credd for a token for jobs).
         environment: more variables for the client.
+        collector: its address, if the client should have another one than ``pool.address``.
         arguments: of the operation; `job` is completed by `SMALL_JOB`.
     """
     if "job" in arguments:
@@ -228,7 +230,8 @@ def condor(
             "_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS": "IDTOKENS",  # FS would let this user in without a token
             "_CONDOR_SEC_KNOWN_HOSTS": str(Path(home, "known_hosts")),
         } | dict(environment or {})
-        command = [sys.executable, "-c", _CONDOR_CLIENT, pool.address, operation, json.dumps(arguments)]
+        address = collector or pool.address
+        command = [sys.executable, "-c", _CONDOR_CLIENT, address, operation, json.dumps(arguments)]
         answer: dict[str, Any] = json.loads(_run(command, client, cwd=home))
     return answer
 

@@ -15,7 +15,7 @@ import jwt
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from casa_hub.credentials.htcondor import master_key
+from casa_hub.credentials.idtokens import master_key
 
 #: Files of each credential.
 FILES = {

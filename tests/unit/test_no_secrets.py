@@ -14,7 +14,8 @@ import pytest
 from casa_hub.credentials.base import AccessToken, Credential, Minter
 from casa_hub.credentials.bearer import Bearer
 from casa_hub.credentials.dask import Dask
-from casa_hub.credentials.htcondor import HTCondor, scramble
+from casa_hub.credentials.htcondor import HTCondor
+from casa_hub.credentials.idtokens import scramble
 from casa_hub.credentials.servicex import ServiceX
 from casa_hub.credentials.xcache import XCache
 from casa_hub.errors import CredentialError

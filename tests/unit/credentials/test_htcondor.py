@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from traitlets import TraitError
 
-from casa_hub.credentials.htcondor import HTCondor, master_key, mint_idtoken, scramble
+from casa_hub.credentials.htcondor import HTCondor
+from casa_hub.credentials.idtokens import master_key, mint_idtoken, scramble
 from casa_hub.errors import CredentialError, Severity
 from casa_hub.naming import Server
 from tests.support.minting import HOSTILE, NOW, assert_tells_nothing, public_text, request, write

@@ -20,7 +20,7 @@ from traitlets import Dict, Enum, Int, List, TraitError, Unicode, validate
 
 from casa_hub.credentials.base import Credential, Minter, Request, new_identifier
 from casa_hub.credentials.idtokens import MAKE_KEY, SigningKey, mint_idtoken, read_key
-from casa_hub.credentials.issued import issue
+from casa_hub.credentials.issued import LONGEST, issue
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.keys import BadKeyError, KeyFile
 from casa_hub.naming import Server, by_username, hub_form
@@ -215,6 +215,12 @@ class HTCondor(Minter):
     def key_files(self) -> Mapping[str, str]:
         return {} if self.credential == "token" else {"HTCondor.key_file": self.key_file}
 
+    @property
+    def life(self) -> int:
+        """Seconds that a new credential lives by these settings."""
+        lifetime: int = self.lifetime
+        return min(lifetime, LONGEST) if self.credential == "token" else lifetime
+
     def check(self) -> Sequence[Problem]:
         problems = [] if self.credential == "token" else self._check_key()
 
@@ -255,7 +261,7 @@ class HTCondor(Minter):
     def _token(self, request: Request) -> Credential:
         """A token of the facility's issuer."""
         words = dict.fromkeys(" ".join(COMPUTE[level] for level in self.scopes).split())
-        token = issue(self, request, audience=self.pool_audience, scope=" ".join(words), lifetime=self.lifetime)
+        token = issue(self, request, audience=self.token_audience(), scope=" ".join(words), lifetime=self.life)
         subject = token.identifiers["sub"]
         # A map file that takes any name for an account makes a daemon or an administrator of these.
         if subject.partition("@")[0].lower() in RESERVED:
@@ -378,9 +384,8 @@ class HTCondor(Minter):
     def parse_key(self, content: bytes) -> SigningKey:
         return read_key(content, self.key_id)
 
-    @property
-    def pool_audience(self) -> str:
-        """``aud`` of the pool. Raises CredentialError if it is not set and has no default."""
+    def token_audience(self) -> str:
+        """``aud`` of tokens. Raises CredentialError if it is malformed, or is not set and has no default."""
         if self.audience:
             if not re.fullmatch(r"[!-~]+", self.audience):
                 problem = f"{self.audience!a} is not one word of ASCII characters"
@@ -431,7 +436,7 @@ class HTCondor(Minter):
                 f"{self.collector} is an address, and clients verify a daemon's certificate by its host name",
                 "Name the host as its certificate does.",
             )
-        _ = self.pool_audience
+        self.token_audience()
         if self.ca_file:
             self._authorities.read(self.ca_file)
 

@@ -1,22 +1,15 @@
-"""The part of the demo's pool that accepts tokens of the facility's own issuer, which HTCondor calls SCITOKENS.
-
-HTCondor's library (scitokens-cpp) fetches the issuer's keys by https, and keeps them in a database of its own. This
-pool has no way to the issuer: `IssuerTokens.publish` writes into that database what the library would have fetched.
-"""
+"""The part of the demo's pool that accepts tokens of the facility's own issuer, which HTCondor calls SCITOKENS."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import sqlite3
-import time
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from casa_hub.demo import issuer_keys
 from casa_hub.demo.certificates import HostCertificate
 
 _CONFIG = """\
@@ -29,8 +22,6 @@ AUTH_SSL_SERVER_KEYFILE = {key}
 # The name by which the collector tells clients of a daemon; they compare it with the certificate.
 HOST_ALIAS = localhost
 """
-#: Seconds until the library would fetch the keys again, and until it forgets them.
-_FRESH, _KEPT = 6 * 3600, 4 * 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +30,7 @@ class IssuerTokens:
 
     #: `FacilityIssuer.iss`.
     issuer: str
-    #: `HTCondor.pool_audience`.
+    #: `HTCondor.token_audience`.
     audience: str
     certificate: HostCertificate
     #: Is made by `prepare`.
@@ -52,30 +43,22 @@ class IssuerTokens:
             domain: of the accounts.
             owner: uid and gid of the daemons.
         """
-        for path in (self.directory, self._keys.parent.parent, self._keys.parent):
+        for path in (self.directory, self._keys.parent, self._keys):
             path.mkdir(exist_ok=True)
             os.chown(path, *owner)
         # Without ^ and $ the line would match parts of a name, and it has no capitals: see the operator's guide.
         line = rf'SCITOKENS "^{re.escape(self.issuer)},([a-z_][a-z0-9_.-]*)$" \1@{domain}'
         self._map_file.write_text(f"{line}\n")
 
-    def publish(self, jwks: Mapping[str, Any]) -> None:
-        """Let the daemons know these keys, and no others, from their next look on."""
-        now = int(time.time())
-        known = json.dumps({"jwks": jwks, "next_update": now + _FRESH, "expires": now + _KEPT})
-        with closing(sqlite3.connect(self._keys, timeout=30)) as database, database:
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS keycache (issuer text UNIQUE PRIMARY KEY NOT NULL,keys text NOT NULL)"
-            )
-            database.execute("INSERT OR REPLACE INTO keycache VALUES (?, ?)", (self.issuer, known))
-        status = self._keys.parent.stat()
-        os.chown(self._keys, status.st_uid, status.st_gid)
+    def trust(self, jwks: Mapping[str, Any]) -> None:
+        """Know these keys of the issuer, and no others, until the next call; at once, also while the pool runs."""
+        issuer_keys.know(self._keys, self.issuer, jwks)
 
     def configuration(self) -> str:
         """The lines of the pool's configuration."""
         return _CONFIG.format(
             audience=self.audience,
-            cache=self._keys.parent.parent,
+            cache=self._keys.parent,
             map_file=self._map_file,
             certificate=self.certificate.certificate,
             key=self.certificate.key,
@@ -87,4 +70,4 @@ class IssuerTokens:
 
     @property
     def _keys(self) -> Path:
-        return self.directory / "cache/scitokens/scitokens_cpp.sqllite"  # the library's own spelling
+        return self.directory / "cache" / "scitokens"

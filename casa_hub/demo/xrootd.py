@@ -25,20 +25,17 @@ For an XCache that takes both kinds:
 from __future__ import annotations
 
 import base64
-import json
 import os
 import pwd
 import re
 import shutil
-import sqlite3
 import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
+from casa_hub.demo import issuer_keys
 from casa_hub.demo.certificates import HostCertificate, make_host_certificate
 from casa_hub.demo.packages import SUITE, Programs, Progress, Unavailable, silent, unpack
 from casa_hub.demo.processes import Process, ProcessError, free_port, minimal_environment, read_log
@@ -92,9 +89,6 @@ authorization_strategy = capability
 
 #: The first version whose ztn takes tokens without judging them.
 _ANY_TOKEN = (5, 6)
-#: Seconds that the keys of `XCache.trust` count: ten years, for they are replaced and never asked for.
-_KNOWN = 10 * 365 * 86400
-
 _CACHE = """\
 ofs.osslib libXrdPss.so
 pss.cachelib libXrdPfc.so
@@ -302,18 +296,7 @@ class XCache(_Server):
         For an issuer that the cache can't ask: libscitokens asks by https only, and here it thinks that it has asked
         already. A token that was shown before counts for a minute more, because XRootD remembers what it granted.
         """
-        # A new file in place of the old one: libscitokens opens it for each look, and waits for no lock.
-        file = self._keys / "scitokens_cpp.sqllite"
-        new = file.with_name("new")
-        new.unlink(missing_ok=True)
-        until = int(time.time()) + _KNOWN
-        known = json.dumps({"jwks": dict(jwks), "next_update": until, "expires": until})
-        with closing(sqlite3.connect(new)) as database, database:
-            database.execute("CREATE TABLE keycache (issuer text UNIQUE PRIMARY KEY NOT NULL, keys text NOT NULL)")
-            database.execute("INSERT INTO keycache VALUES (?, ?)", (self.issuer, known))
-        owner = self._keys.stat()
-        os.chown(new, owner.st_uid, owner.st_gid)
-        new.replace(file)
+        issuer_keys.know(self._keys, self.issuer, jwks)
 
     def url(self, path: str, scheme: str = "root") -> str:
         """URL of a logical path (``/store/...``) by ``root``, ``http`` or ``https``."""

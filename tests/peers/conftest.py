@@ -15,7 +15,8 @@ Fixtures, all of session scope:
           `.address` are what a token is made with and for; `.tool("condor_token_create", ...)` runs a tool as
           administrator; `.reconfigure("SEC_TOKEN_REVOCATION_EXPR = ...")` and `.reconfigure("")`; `.log("SchedLog")`.
           `.accounts` are Unix accounts alice, bob, carol when run as root, else empty (jobs run as this user).
-          It takes tokens of ISSUER for AUDIENCE, too: `.issuer_tokens.publish(jwks)`; clients name it localhost then.
+          It takes tokens of `tests.support.peers.ISSUER`, too, by keys that it is told by `.issuer_tokens.trust`;
+          clients name it localhost then.
           Ask it with `tests.support.peers.condor`.
 `traefik` casa_hub.demo.traefik.Traefik with entry points dask (8786) and daskworker (8788) at `.address`; put route
           files into `.routes`.
@@ -44,8 +45,6 @@ from tests.support.chromium import chromium, open_tab  # noqa: F401 - fixtures
 from tests.support.keycloak import Keycloak
 from tests.support.peers import ISSUER, require, suites
 
-#: The issuer whose tokens `pool` takes, as `iss` says it, and the pool's name in them.
-ISSUER, AUDIENCE = "https://hub.example.org/hub/casa/issuer/cms", "condor://pool.test"
 FILES = {
     "/store/user/al/file": b"of al\n",
     "/store/user/alice/file": b"of alice\n",
@@ -83,7 +82,7 @@ def pool(request: pytest.FixtureRequest, peers_directory: Path) -> Iterator[HTCo
     directory = peers_directory / f"condor-{request.param}"
     accounts = ("alice", "bob", "carol")
     certificate = make_host_certificate(peers_directory / f"condor-{request.param}-tls")
-    tokens = IssuerTokens(ISSUER, AUDIENCE, certificate, peers_directory / f"condor-{request.param}-issuer")
+    tokens = IssuerTokens(ISSUER, "condor://pool.test", certificate, peers_directory / f"condor-{request.param}-issuer")
     running = HTCondorPool(
         tree, directory, domain="pool.test", key_ids=("POOL", "hub"), accounts=accounts, issuer_tokens=tokens
     )

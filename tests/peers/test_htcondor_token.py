@@ -28,8 +28,7 @@ from casa_hub.demo.htcondor_tokens import IssuerTokens
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.issuer.tokens import SigningKey, new_private_key
 from casa_hub.naming import Server
-from tests.peers.conftest import AUDIENCE, ISSUER
-from tests.support.peers import condor
+from tests.support.peers import ISSUER, condor
 
 ID = {"executable": "/usr/bin/id", "arguments": "-un"}
 HELD = {"executable": "/bin/true", "hold": "true", "initialdir": "/tmp"}
@@ -48,13 +47,13 @@ class Site:
         (directory / "keys").mkdir()
         self.key, self.pem = new_private_key()
         self.sign_with(self.pem)
-        self.publish(self.key)
+        self.trust(self.key)
 
     def sign_with(self, pem: bytes) -> None:
         (self.directory / "keys/a.pem").write_bytes(pem)
 
-    def publish(self, *keys: SigningKey) -> None:
-        self.tokens.publish({"keys": [dict(key.jwk) for key in keys]})
+    def trust(self, *keys: SigningKey) -> None:
+        self.tokens.trust({"keys": [dict(key.jwk) for key in keys]})
 
     def issuer(self, url: str = ISSUER) -> FacilityIssuer:
         url, _, vo = url.rpartition("/")
@@ -64,7 +63,7 @@ class Site:
         minter = HTCondor(
             **{
                 "credential": "token",
-                "audience": AUDIENCE,
+                "audience": self.tokens.audience,
                 "ca_file": str(self.tokens.certificate.ca_file),
                 "collector": f"localhost:{self.pool.port}",
             }
@@ -81,7 +80,7 @@ class Site:
         return self.mint(username, **how).files["condor_token"].decode().strip()
 
     def with_scope(self, scope: str) -> str:
-        return issue(self.minter(), request(), audience=AUDIENCE, scope=scope, lifetime=600).value
+        return issue(self.minter(), request(), audience=self.tokens.audience, scope=scope, lifetime=600).value
 
     def environment(self, token: str, home: Path) -> dict[str, str]:
         """As a server has it: files, and the variables that name them."""
@@ -171,7 +170,7 @@ def site_of_module(pool: HTCondorPool, tmp_path_factory: pytest.TempPathFactory)
 def site(site_of_module: Site) -> Site:
     """With its own key again, and no other."""
     site_of_module.sign_with(site_of_module.pem)
-    site_of_module.publish(site_of_module.key)
+    site_of_module.trust(site_of_module.key)
     return site_of_module
 
 
@@ -284,7 +283,7 @@ def test_a_user_has_no_rights_over_the_pool(site: Site) -> None:
 def test_a_withdrawn_key_ends_its_tokens(site: Site) -> None:
     token, (other, pem) = site.token(), new_private_key()
     site.accepted(token)
-    site.publish(other)
+    site.trust(other)
     assert "Key ID is not published by the issuer" in site.refused(token)
     site.sign_with(pem)
     site.accepted()

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePosixPath
 from typing import Any
 
-from traitlets import Int, List, TraitError, Unicode, validate
+from traitlets import Int, List, TraitError, Unicode, default, validate
 from traitlets.config import LoggingConfigurable
 
 from casa_hub import bearer_file
@@ -77,11 +77,14 @@ class Facility(LoggingConfigurable):
     bearer_token_file = Unicode(
         bearer_file.DEFAULT,
         help="""Which file the variable `BEARER_TOKEN_FILE` of a server names: any file that one of
-        `Facility.credentials` delivers, or `none`. `xcache_token` (default) is what the XRootD client plugin of the
+        `Facility.credentials` delivers, or `none`. `xcache_token` is what the XRootD client plugin of the
         analysis images reads: the macaroon, or the facility's own token with `XCache.credential: token`; with `both`
         that token is `xcache_jwt`. `access_token` is the user's own token, for WLCG tools and a ServiceX that knows its
-        issuer. The variable is not set if the server doesn't have the file. At its start the hub warns of a choice that
-        breaks a reader of one of `Facility.credentials`.""",
+        issuer. Default: `XCache.token_file`, which is `xcache_token` unless it is set.
+
+        If the server doesn't have the file, or with `none`, the hub doesn't set the variable; one that the image sets
+        stays (Coffea-Casa's of 2026 name the file `access_token`). At its start the hub warns of a choice that breaks a
+        reader of one of `Facility.credentials`.""",
     ).tag(config=True)
 
     secrets_path = Unicode(
@@ -97,6 +100,11 @@ class Facility(LoggingConfigurable):
         or a page. One that lives shorter in a server lives shorter there, too. The user's own token (`bearer`) and what
         ServiceX has issued live as long as their issuer says. Example: `43200`, for half a day without the hub.""",
     ).tag(config=True)
+
+    @default("bearer_token_file")
+    def _file_of_xcache(self) -> str:
+        xcache = self.minters.get("xcache")
+        return next(iter(xcache.bearer_files), bearer_file.DEFAULT) if xcache else bearer_file.DEFAULT
 
     @validate("bearer_token_file")
     def _file_name(self, proposal: dict[str, Any]) -> str:
@@ -586,7 +594,8 @@ def _clashes(files: Mapping[str, Collection[str] | None]) -> list[Problem]:
 
 def _clash(path: str, first: str, second: str) -> Problem:
     problem = f"{first} and {second} both write the file {path}"
-    return Problem(Severity.ERROR, "Facility.credentials", problem, "Remove one of them.")
+    other_name = " Or name another file in XCache.token_file." if "xcache" in {first, second} else ""
+    return Problem(Severity.ERROR, "Facility.credentials", problem, f"Remove one of them.{other_name}")
 
 
 def installed() -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import PurePosixPath
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 
 from traitlets import Enum, Int, List, TraitError, Unicode, validate
 
-from casa_hub.credentials.base import BearerKind, Credential, Minter, Request, new_identifier
+from casa_hub.credentials.base import BearerKind, Credential, Minter, Request, bad_path, new_identifier
 from casa_hub.credentials.issued import LONGEST, Issued, issue
 from casa_hub.credentials.macaroons import (
     ACTIVITIES,
@@ -60,8 +61,23 @@ class XCache(Minter):
         `FacilityIssuer` signs, the XCache has public keys only, and `key_file` and `site_name` aren't used. `both`: for
         an XCache, or several, of which some need the one and some the other.
 
-        The file ``xcache_token`` has the macaroon, or the token with `token`. With `both` it has the macaroon, as
-        before, and the token is in ``xcache_jwt``; `Facility.bearer_token_file` decides which of them programs find.
+        The file ``xcache_token`` (`token_file`) has the macaroon, or the token with `token`. With `both` it has the
+        macaroon, as before, and the token is in ``xcache_jwt``; `Facility.bearer_token_file` decides which of them
+        programs find.
+        """,
+    ).tag(config=True)
+    token_file = Unicode(
+        _FILE,
+        help="""
+        File with the macaroon, or with ``credential: token`` with the token: a name, or a name in one directory, below
+        the server's directory of secrets. It is the default of `Facility.bearer_token_file`. Default: ``xcache_token``.
+
+        ``access_token`` is for Coffea-Casa's images of 2026: its cluster class sends the file that
+        ``BEARER_TOKEN_FILE`` names to batch workers, and XRootD clients there find it under this name only. If `bearer`
+        is in `Facility.credentials`, too, that credential has this file; then give ``xcache/access_token``.
+
+        Change it when no server runs: a running one would get the new file, but not a new variable. On laptops and in
+        CI the file is ``xcache_token`` in any case.
         """,
     ).tag(config=True)
     audience = Unicode(
@@ -161,6 +177,15 @@ class XCache(Minter):
             )
         return value
 
+    @validate("token_file")
+    def _valid_file(self, proposal: Any) -> str:
+        value: str = proposal["value"]
+        if bad_path(value) or value == _SECOND_FILE:
+            raise TraitError(
+                f"XCache.token_file is {value!a}, must be a name, or a name in one directory, and not {_SECOND_FILE}."
+            )
+        return value
+
     @validate("activities")
     def _valid_activities(self, proposal: Any) -> list[str]:
         value: list[str] = proposal["value"]
@@ -189,7 +214,7 @@ class XCache(Minter):
     @property
     def bearer_files(self) -> Mapping[str, BearerKind]:
         kinds = [BearerKind.MACAROON] * self.takes_macaroons + [BearerKind.ISSUED] * self.takes_tokens
-        return dict(zip((_FILE, _SECOND_FILE), kinds, strict=False))
+        return dict(zip((self.token_file, _SECOND_FILE), kinds, strict=False))
 
     @property
     def key_files(self) -> Mapping[str, str]:
@@ -269,6 +294,12 @@ class XCache(Minter):
             identifiers=identifiers,
             summary="; ".join(summary),
         )
+
+    def mint_outside(self, request: Request) -> Credential:
+        # The client knows credentials by the default names; there "access_token" is the user's own.
+        minted = self.mint(request)
+        names = {self.token_file: _FILE}
+        return replace(minted, files={names.get(path, path): content for path, content in minted.files.items()})
 
     def _mint_macaroon(self, request: Request, expires_at: datetime) -> tuple[str, str]:
         """A macaroon and its identifier."""

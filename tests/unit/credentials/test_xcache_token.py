@@ -16,7 +16,7 @@ from pymacaroons import Macaroon
 from traitlets import TraitError
 from traitlets.config import Config
 
-from casa_hub.credentials.base import BearerKind, Credential
+from casa_hub.credentials.base import AccessToken, BearerKind, Credential
 from casa_hub.credentials.macaroons import ACTIVITIES
 from casa_hub.credentials.xcache import XCache
 from casa_hub.errors import CredentialError, Severity
@@ -318,3 +318,39 @@ def test_a_file_of_both_is_missed_without_both(issuer: FacilityIssuer) -> None:
 def test_what_laptops_are_told_of_the_life_is_true(issuer: FacilityIssuer) -> None:
     made = facility(issuer, Facility={"laptop_lifetime": 43200}, XCache={"credential": "token"})
     assert made.lifetime_outside("xcache") == 21600
+
+
+# Under another name
+
+
+@pytest.mark.parametrize("file", ["access_token", "xcache/access_token"])
+def test_images_that_read_another_file_find_it_by_its_name_and_by_the_variable(
+    issuer: FacilityIssuer, key_file: str, file: str
+) -> None:
+    others = ["dask"] if file == "access_token" else ["bearer"]
+    chosen = {"Facility": {"credentials": ["xcache", *others]}, "XCache": {"key_file": key_file, "token_file": file}}
+    made = facility(issuer, **chosen)
+    assert not [problem for problem in made.check_settings() if problem.severity is Severity.ERROR]
+    minted = made.mint(request(token=AccessToken("of.the.user", None)))
+    assert {file, "xcache_jwt"} <= minted.files.keys()
+    assert "xcache_token" not in minted.files
+    assert made.environment(minted, PurePosixPath("/x"))["BEARER_TOKEN_FILE"] == f"/x/{file}"
+
+
+def test_the_client_of_laptops_gets_it_under_the_name_that_it_knows(issuer: FacilityIssuer, key_file: str) -> None:
+    made = facility(issuer, XCache={"key_file": key_file, "token_file": "access_token"})
+    assert made.files_outside("xcache") == ("xcache_jwt", "xcache_token")
+    assert made.minters["xcache"].mint_outside(request()).files["xcache_token"].startswith(b"MDA")
+
+
+def test_the_users_own_token_and_the_xcaches_cannot_have_one_file(issuer: FacilityIssuer) -> None:
+    both = {"Facility": {"credentials": ["xcache", "bearer"]}}
+    made = facility(issuer, **both, XCache={"credential": "token", "token_file": "access_token"})
+    [problem] = [problem for problem in made.check() if problem.severity is Severity.ERROR]
+    assert problem.problem == "xcache and bearer both write the file access_token"
+
+
+@pytest.mark.parametrize("file", ["", "../x", "/etc/passwd", "a/b/c", "xcache_jwt"])
+def test_a_name_that_cannot_be_a_file_of_its_own_is_refused(file: str) -> None:
+    with pytest.raises(TraitError, match=r"XCache\.token_file is .*, must be a name, or a name in one directory, and"):
+        XCache(token_file=file)

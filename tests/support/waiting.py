@@ -12,8 +12,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: Seconds between two looks.
-PAUSE = 0.05
+#: Seconds between two looks: a twentieth of the time that was waited already, but not less and not more than this. What
+#: takes long is looked at more rarely: the looks, and the answers of servers to them, would take most of a processor.
+SHORTEST, LONGEST = 0.05, 0.4
+
+
+def pause(begin: float) -> None:
+    """Sleep until the next look; `begin` is when the waiting began (`time.monotonic`)."""
+    time.sleep(min(max((time.monotonic() - begin) / 20, SHORTEST), LONGEST))
 
 
 def first_true(
@@ -33,7 +39,7 @@ def first_true(
         not_yet: exceptions of the condition that mean "not yet".
         more: text that helps to understand a failure, such as the end of a log.
     """
-    deadline = time.monotonic() + timeout
+    begin = time.monotonic()
     last: object = None
     while True:
         try:
@@ -43,8 +49,8 @@ def first_true(
         else:
             if answer:
                 return answer
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what} (last: {last!r})\n{more()}"
-        time.sleep(PAUSE)
+        assert time.monotonic() - begin < timeout, f"not within {timeout:g} s: {what} (last: {last!r})\n{more()}"
+        pause(begin)
 
 
 def until(
@@ -75,7 +81,7 @@ def until_none(
         except not_yet as error:
             last = error
         assert time.monotonic() - begin < timeout, f"not within {timeout:g} s: {what}: {last!r}"
-        time.sleep(PAUSE)
+        pause(begin)
 
 
 async def until_async(condition: Callable[[], object], seconds: float = 20) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import ssl
 import subprocess
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -45,6 +48,17 @@ def eventually(condition: Callable[[], T], timeout: float = 60.0) -> T:
     result = first_true(asked, "the cluster is as expected", timeout)
     assert result is not None
     return result
+
+
+Answer = tuple[http.client.HTTPResponse, bytes]
+
+
+def _send(
+    connection: http.client.HTTPSConnection, *, method: str, path: str, body: Any, headers: dict[str, str]
+) -> Answer:
+    connection.request(method, path, None if body is None else json.dumps(body), headers)
+    response = connection.getresponse()
+    return response, response.read()
 
 
 class Api(ABC):
@@ -87,25 +101,59 @@ class Api(ABC):
         Raises:
             KubernetesError: the answer is not 2xx.
         """
-        context = ssl.create_default_context(cafile=self.ca_path)
         headers = {"Content-Type": content_type, "Accept": "application/json"}
-        if token is None:
-            self.log_in(context, headers)
-        else:
+        if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        at = urlsplit(self.url)
-        assert at.hostname is not None
-        connection = http.client.HTTPSConnection(at.hostname, at.port or 443, context=context, timeout=timeout)
-        try:
-            connection.request(method, at.path + path, None if body is None else json.dumps(body), headers)
-            response = connection.getresponse()
-            data = response.read()
-        finally:
-            connection.close()
+            context = ssl.create_default_context(cafile=self.ca_path)
+        else:
+            context, login = self._administrator
+            headers |= login
+        send = partial(_send, method=method, path=urlsplit(self.url).path + path, body=body, headers=headers)
+        if method == "GET" and token is None:
+            response, data = self._look(context, send, timeout)
+        else:
+            with contextlib.closing(self._connection(context, timeout)) as connection:
+                response, data = send(connection)
         is_json = response.headers.get_content_type() == "application/json"
         answer = json.loads(data) if is_json else data.decode(errors="replace")
         if response.status >= 300:
             raise KubernetesError(response.status, answer)
+        return answer
+
+    @cached_property
+    def _administrator(self) -> tuple[ssl.SSLContext, dict[str, str]]:
+        """TLS and headers, read once."""
+        context, headers = ssl.create_default_context(cafile=self.ca_path), dict[str, str]()
+        self.log_in(context, headers)
+        return context, headers
+
+    @cached_property
+    def _kept(self) -> threading.local:
+        """The connection with which a thread looks as administrator."""
+        return threading.local()
+
+    def _connection(self, context: ssl.SSLContext, timeout: float) -> http.client.HTTPSConnection:
+        at = urlsplit(self.url)
+        assert at.hostname is not None
+        return http.client.HTTPSConnection(at.hostname, at.port or 443, context=context, timeout=timeout)
+
+    def _look(
+        self, context: ssl.SSLContext, send: Callable[[http.client.HTTPSConnection], Answer], timeout: float
+    ) -> Answer:
+        """By the connection of the last time: tests look many times a second, and most of a look is its handshake."""
+        kept: http.client.HTTPSConnection | None = self._kept.__dict__.pop("connection", None)
+        if kept is not None and kept.sock is not None:
+            kept.sock.settimeout(timeout)
+            with contextlib.suppress(
+                ConnectionError, http.client.HTTPException, ssl.SSLError
+            ):  # the server's end of it
+                answer = send(kept)
+                self._kept.connection = kept
+                return answer
+            kept.close()
+        connection = self._connection(context, timeout)
+        answer = send(connection)
+        self._kept.connection = connection
         return answer
 
     def apply(self, path: str, body: Any, *, manager: str = "tests", force: bool = True, **options: Any) -> Any:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from casa_hub.credmon.signer import Credmon, Profile
 
-#: Seconds between two looks at the directory if nobody calls (SIGHUP). The credd calls when it has a new user.
+#: Seconds between two looks at the directory if nobody calls (SIGHUP), at most. The credd calls when it has a new user.
 _LOOK = 10.0
+#: The same as a part of a token's life, for short ones.
+_PART = 1 / 12
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,8 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     log.info("started; tokens of %s for %s", options.issuer, " ".join(options.audience))
     try:
         while True:
-            due = credmon.scan()
-            got = signal.sigtimedwait({called, *ended}, max(1.0, min(_LOOK, due - time.time())))
+            credmon.scan()
+            got = signal.sigtimedwait({called, *ended}, min(_LOOK, options.lifetime * _PART))
             if got is not None and got.si_signo in ended:
                 break
     finally:

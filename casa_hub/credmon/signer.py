@@ -93,11 +93,8 @@ class Credmon:
         self._made: dict[Path, tuple[str, float]] = {}
         self._told: set[str] = set()
 
-    def scan(self) -> float:
-        """Replace what is due. Returns when it must be called again at the latest, epoch seconds.
-
-        Does not raise: what is wrong is told, once, and tried again by the next call.
-        """
+    def scan(self) -> None:
+        """Replace what is due. Does not raise: what is wrong is told, once, and tried again by the next call."""
         problems: set[str] = set()
         wanted = self._wanted(problems)
         self._made = {use: made for use, made in self._made.items() if use in wanted}
@@ -116,7 +113,6 @@ class Credmon:
         self._told = problems
         if not problems:
             (self._directory / "CREDMON_COMPLETE").touch()
-        return min((due for _, due in self._made.values()), default=float("inf"))
 
     def _wanted(self, problems: set[str]) -> set[Path]:
         """The token files that somebody asked for."""

@@ -107,14 +107,13 @@ def test_who_asks_for_another_credential_gets_none(schedd: Schedd) -> None:
 
 def test_a_token_is_replaced_when_a_third_of_its_life_is_over_and_not_before(schedd: Schedd) -> None:
     use = schedd.ask("alice")
-    due = schedd.credmon.scan()
-    assert due == schedd.now + LIFETIME / 3
+    schedd.credmon.scan()
     first = schedd.claims(use)
-    schedd.now = due - 1
-    assert schedd.credmon.scan() == due
+    schedd.now += LIFETIME / 3 - 1
+    schedd.credmon.scan()
     assert schedd.claims(use) == first
-    schedd.now = due
-    assert schedd.credmon.scan() == due + LIFETIME / 3
+    schedd.now += 1
+    schedd.credmon.scan()
     second = schedd.claims(use)
     assert second["jti"] != first["jti"]
     assert second["exp"] == first["exp"] + LIFETIME / 3
@@ -143,7 +142,7 @@ def test_what_the_credd_removed_is_not_made_again(schedd: Schedd) -> None:
         file.unlink()
     use.parent.rmdir()
     schedd.now += LIFETIME
-    assert schedd.credmon.scan() == float("inf")
+    schedd.credmon.scan()
     assert not use.parent.exists()
     assert schedd.ask("alice") == use
     schedd.credmon.scan()
@@ -152,11 +151,11 @@ def test_what_the_credd_removed_is_not_made_again(schedd: Schedd) -> None:
 
 def test_with_a_bad_key_the_tokens_stay_and_the_log_says_so_once(schedd: Schedd) -> None:
     use = schedd.ask("alice")
-    due = schedd.credmon.scan()
+    schedd.credmon.scan()
     token = use.read_text()
     schedd.key_file.write_text("nonsense")
     schedd.log.clear()
-    schedd.now = due
+    schedd.now += LIFETIME / 3
     schedd.credmon.scan()
     schedd.credmon.scan()
     assert use.read_text() == token
@@ -165,7 +164,7 @@ def test_with_a_bad_key_the_tokens_stay_and_the_log_says_so_once(schedd: Schedd)
     ]
     schedd.new_key()
     schedd.credmon.scan()
-    assert schedd.claims(use)["iat"] == int(due)
+    assert schedd.claims(use)["iat"] == int(schedd.now)
 
 
 @pytest.mark.parametrize("user", ["a b", "a;b", ".a", "-a", "ä"])

@@ -140,7 +140,7 @@ def put(content: bytes, name: str, local_directory: str) -> None:
     Raises OSError.
     """
     path = os.environ.get(VARIABLE, "")
-    if _is_delivered(path) or _read(path) == content:
+    if _is_delivered(path) or _is_condors(path) or _read(path) == content:
         return
     try:
         _replace(Path(path), content)
@@ -153,6 +153,12 @@ def put(content: bytes, name: str, local_directory: str) -> None:
 def _is_delivered(path: str) -> bool:
     """Whether a hub's delivery (or kubelet) keeps the file fresh: it is a link into a directory like ..2026_08_01."""
     return any(part.startswith("..") for part in Path(os.path.realpath(path)).parts)
+
+
+def _is_condors(path: str) -> bool:
+    """Whether HTCondor keeps it fresh: it is in the directory of a job's credentials."""
+    directory = os.environ.get("_CONDOR_CREDS", "")
+    return bool(directory) and Path(os.path.realpath(directory)) in Path(os.path.realpath(path)).parents
 
 
 def _read(path: str) -> bytes | None:

@@ -89,6 +89,78 @@ def test_what_a_delivery_keeps_fresh_is_left(
     assert not [*local.iterdir()]
 
 
+def test_what_htcondor_keeps_fresh_is_left(
+    read_by_programs: Path, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_by_programs.write_bytes(b"of the job")
+    monkeypatch.setenv("_CONDOR_CREDS", str(read_by_programs.parent))
+    put(TOKEN, "xcache_token", str(local))
+    assert read_by_programs.read_bytes() == b"of the job"
+    monkeypatch.setenv("_CONDOR_CREDS", str(local))
+    put(TOKEN, "xcache_token", str(local))
+    assert read_by_programs.read_bytes() == TOKEN
+
+
+class Scheduler:
+    """As much of one as a sender asks, which notes what is sent."""
+
+    def __init__(self, *listeners: str) -> None:
+        self.listeners = [SimpleNamespace(contact_address=address) for address in listeners]
+        self.worker_plugins: dict[str, bytes] = {}
+        self.workers = {f"tls://{name}:1": f"state of {name}" for name in ("good", "gone")} | {"tcp://clear:1": "clear"}
+        self.sent: list[str] = []
+
+    async def broadcast(self, *, msg: dict[str, Any], workers: list[str], on_error: str) -> dict[str, Any]:
+        assert msg["plugin"] == self.worker_plugins[msg["name"]]
+        assert on_error == "ignore"
+        self.sent += workers
+        return {worker: {"status": "OK"} for worker in workers if "gone" not in worker}
+
+
+@pytest.fixture
+def delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A server's files."""
+    directory = tmp_path / "delivered"
+    directory.mkdir()
+    file_layout.write_set(directory, {"xcache_token": b"first"}, datetime.now(UTC))
+    monkeypatch.setenv("BEARER_TOKEN_FILE", str(directory / "xcache_token"))
+    monkeypatch.setattr(dask_fresh_token, "source", "")
+    return directory
+
+
+@pytest.mark.parametrize("listeners", [(), ("tcp://a:1",), ("tls://a:1", "tcp://a:2"), ("inproc://a",), ("wss://a:1",)])
+async def test_a_scheduler_that_takes_others_than_tls_sends_nothing(delivered: Path, listeners: tuple[str]) -> None:
+    scheduler = Scheduler(*listeners)
+    await dask_fresh_token.Sender(scheduler).look()
+    assert (scheduler.worker_plugins, scheduler.sent) == ({}, [])
+
+
+async def test_who_could_not_be_reached_is_tried_again_and_who_could_only_with_the_next_token(
+    delivered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(dask_fresh_token, "time", SimpleNamespace(monotonic=lambda: now))
+    scheduler = Scheduler("tls://a:1")
+    sender = dask_fresh_token.Sender(scheduler)
+    both = ["tls://good:1", "tls://gone:1"]
+    for now, sent in ((0, []), (2, both), (4, []), (31, []), (32, both[1:]), (34, [])):
+        scheduler.sent.clear()
+        await sender.look()
+        assert scheduler.sent == sent, now
+    file_layout.write_set(delivered, {"xcache_token": b"second"}, datetime.now(UTC))
+    await sender.look()
+    assert scheduler.sent == both
+
+
+async def test_a_file_of_the_user_s_own_is_not_sent(delivered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = delivered.parent / "own"
+    own.write_bytes(TOKEN)
+    monkeypatch.setenv("BEARER_TOKEN_FILE", str(own))
+    scheduler = Scheduler("tls://a:1")
+    await dask_fresh_token.Sender(scheduler).look()
+    assert scheduler.worker_plugins == {}
+
+
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Any:
     """As a worker gets it, that has none of our modules."""
     monkeypatch.setattr(dask_fresh_token, "source", Path(dask_fresh_token.__file__).read_text())

@@ -26,7 +26,7 @@ help:
 	@echo "make keycloak    only fetches the Keycloak that tests run on, once; make test does it too"
 	@echo "make lint        ruff, mypy --strict, and no import upwards (import-linter)"
 	@echo "make docs        the documentation as a site (build/site), every link checked; renews the settings' reference"
-	@echo "make bench       what a mint costs, a thousand servers to keep fresh, a page of 500 users, a hundred starts at once"
+	@echo "make bench       what a mint costs, a thousand servers to keep fresh, a page of 500 users, verifiers that ask for keys, a hundred starts at once"
 	@echo "make lock        resolve the versions that the tests run with anew"
 	@echo "make clean       removes the environments; what was fetched and built for the demo and the tests stays in the cache"
 	@echo "make image       a hub's image for Kubernetes, from a wheel of this source"
@@ -84,6 +84,7 @@ bench: $(VENV)/.test
 	$(VENV)/bin/python bench/bench.py
 	$(VENV)/bin/python bench/renewals.py
 	$(VENV)/bin/python bench/admin_page.py
+	$(VENV)/bin/python bench/issuer_pages.py
 	$(VENV)/bin/python bench/storm.py
 	$(VENV)/bin/python bench/node.py
 

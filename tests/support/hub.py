@@ -9,8 +9,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
+
 from casa_hub.testing import hub
 from casa_hub.testing.browser import Browser
+from casa_hub.testing.facility import FacilityHub
 from casa_hub.testing.hub import LATER, free_ports
 from tests.support.forked import Forked
 
@@ -46,6 +49,14 @@ class Hub(hub.Hub):
 
     def popen(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         return Forked("jupyterhub", arguments, self.directory, self.environment)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_facility_hubs() -> Iterator[None]:
+    """The hubs of facilities' own tests (`casa_hub.testing`) start as quickly; for a directory that imports this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FacilityHub, "popen", Hub.popen)
+        yield
 
 
 @contextlib.contextmanager

@@ -23,8 +23,6 @@ from tests.support.idp import IdP
 from tests.support.local_servers import end
 from tests.support.person import Person
 
-pytestmark = pytest.mark.both_hubs
-
 CONFIG = f"""
 c.JupyterHub.spawner_class = "casa-local"
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 50, "slow_stop_timeout": 50}}

@@ -92,7 +92,10 @@ SOAK = [
     Suite("soak", ["-m", "soak", "tests", "--ignore=tests/kubernetes"], environment=IN_FULL),
     Suite(
         "jupyterhub-5",
-        ["-m", "not soak and not both_hubs", "tests/kubernetes/hub", "tests/helm", "tests/hub", "tests/unit"],
+        [
+            *("-m", "not soak and not both_hubs"),
+            *("tests/kubernetes/hub", "tests/helm", "tests/hub", "tests/browser", "tests/unit"),
+        ],
         hub5=True,
         environment=IN_FULL,
     ),

@@ -13,9 +13,6 @@ import pytest
 from tests.kubernetes.hub.servers import NONE, OPERATOR, Site, open_site
 from tests.support.kubernetes.api import MERGE, Api, eventually
 
-pytestmark = pytest.mark.both_hubs
-
-
 OpenHub = Callable[..., Site]
 
 SPAWNERS = {

@@ -40,6 +40,10 @@ def shown(file: str) -> str:
     return f"{SETTING}: {os.path.basename(file)}"  # noqa: PTH119 - as in `KeyDirectory.files`
 
 
+def _known(db: Any) -> dict[str, float]:
+    return {row.kid: row.since for row in db.execute(select(*_table.columns))}
+
+
 class Published:
     """Since when each key is published, in epoch seconds; 0 for the keys with which the issuer began.
 
@@ -57,8 +61,9 @@ class Published:
         """Remember in the hub's database from now on. Raises SQLAlchemyError."""
         mended(db)
         _table.create(db.get_bind(), checkfirst=True)
-        known = {row.kid: row.since for row in db.execute(select(*_table.columns))}
-        self._db, self._since = db, known
+        self._db, self._since = db, _known(db)
+        # What a check of the settings has seen before. It is published from now on, as far as it isn't known.
+        self._unsaved.clear()
 
     def since(self, kids: list[str], now: float) -> Mapping[str, float]:
         """The times of these keys, which are all published now."""
@@ -70,13 +75,18 @@ class Published:
         return self._since
 
     def save(self, now: float) -> None:
-        """Store what is new. For a mint and not for a page: the database may be slow or away, and pages must not be."""
+        """Store what is new. For a mint and not for a page: the database may be slow or away, and pages must not be.
+
+        Another process, such as the hub that this one replaces, may have stored a key: then its time counts.
+        """
         if not self._unsaved or self._db is None or now < self._not_before:
             return
-        rows = [{"kid": kid, "since": self._since[kid]} for kid in sorted(self._unsaved)]
         try:
             with committed(self._db):
-                self._db.execute(insert(_table).values(rows))
+                self._since |= (known := _known(self._db))
+                rows = [{"kid": kid, "since": self._since[kid]} for kid in sorted(self._unsaved - known.keys())]
+                if rows:
+                    self._db.execute(insert(_table).values(rows))
         except SQLAlchemyError:
             roll_back(self._db)
             self._not_before = now + _AGAIN

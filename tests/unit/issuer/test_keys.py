@@ -29,6 +29,8 @@ class Hub:
 
     def start(self) -> None:
         self.keys = KeyDirectory(lambda: str(self.path), lambda: LEAD, self.told.append)
+        self.keys.check(NOW)  # as a hub does before it uses its database
+        self.told.clear()
         if self.db is not None:
             self.keys.published.open(self.db)
 
@@ -82,6 +84,44 @@ def test_the_time_of_a_key_survives_a_restart(hub: Hub) -> None:
     assert hub.signing(NOW) == first
     hub.start()
     assert hub.signing(NOW + LEAD) == second
+
+
+def test_a_key_that_came_after_a_restart_has_its_time_stored(hub: Hub) -> None:
+    first = hub.add("1.pem")
+    hub.signing()
+    hub.start()
+    second = hub.add("2.pem")
+    assert hub.signing(NOW) == first
+    hub.start()
+    assert hub.signing(NOW + LEAD) == second
+
+
+def test_a_key_that_the_check_at_the_start_has_seen_may_be_gone_then(hub: Hub) -> None:
+    first = hub.add("1.pem")
+    hub.signing()
+    hub.add("2.pem")
+    hub.start()
+    (hub.path / "2.pem").unlink()
+    assert hub.signing() == first
+
+
+def test_the_time_of_a_key_is_that_of_the_hub_that_stored_it_first(tmp_path: Path) -> None:
+    """The old pod of a hub and the new one see a key together for a moment; both store what they see."""
+    (tmp_path / "keys").mkdir()
+    engine = create_engine(f"sqlite:///{tmp_path}/hub.sqlite")
+    with Session(engine) as of_old, Session(engine) as of_new:
+        old = Hub(tmp_path / "keys", of_old)
+        first = old.add("1.pem")
+        assert old.signing() == first
+        new = Hub(tmp_path / "keys", of_new)
+        second = new.add("2.pem")
+        assert old.signing(NOW) == first
+        assert new.signing(NOW + LEAD - 1) == first
+        assert new.signing(NOW + LEAD) == second
+        third = new.add("3.pem")
+        new.signing(NOW + LEAD)
+        new.start()
+        assert new.signing(NOW + 2 * LEAD) == third
 
 
 def test_a_key_that_came_while_the_hub_was_down_is_new(hub: Hub) -> None:

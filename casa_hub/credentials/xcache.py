@@ -72,9 +72,9 @@ class XCache(Minter):
         File with the macaroon, or with ``credential: token`` with the token: a name, or a name in one directory, below
         the server's directory of secrets. It is the default of `Facility.bearer_token_file`. Default: ``xcache_token``.
 
-        ``access_token`` is for Coffea-Casa's images of 2026: its cluster class sends the file that
-        ``BEARER_TOKEN_FILE`` names to batch workers, and XRootD clients there find it under this name only. If `bearer`
-        is in `Facility.credentials`, too, that credential has this file; then give ``xcache/access_token``.
+        ``access_token`` is for jobs in Coffea-Casa's worker image, which takes a token from a job under this name only
+        (since 2023). Dask workers need it not: their scheduler sends them the token. If `bearer` is in
+        `Facility.credentials`, too, that credential has this file; then give ``xcache/access_token``.
 
         Change it when no server runs: a running one would get the new file, but not a new variable. On laptops and in
         CI the file is ``xcache_token`` in any case.

@@ -44,7 +44,7 @@ IN_WORKER = Path("/tmp/.xcache/access_token")
 
 #: What a user's notebook does. `there` runs at the worker, in the job.
 NOTEBOOK = """
-import json, os, sys
+import json, os, socket, ssl, sys
 from coffea_casa import CoffeaCasaCluster, bearer_token_path
 from distributed import Client
 
@@ -57,13 +57,24 @@ def there(url):
     return {"token": token, "ad": ad, "read": opener.open(asked, timeout=60).read().decode(),
             "user": os.getuid(), "files": os.listdir(os.environ["_CONDOR_JOB_IWD"])}
 
+def without_certificate(host, port=8786):
+    context = ssl.create_default_context(cafile=os.environ["CERT_DIR"] + "/ca.pem")
+    try:
+        with socket.create_connection((host, port), 60) as connection:
+            with context.wrap_socket(connection, server_hostname=host) as tls:
+                return "let in" if tls.recv(1) else "closed"
+    except ssl.SSLError as error:
+        return error.reason
+
 url, options = sys.argv[1], json.loads(sys.argv[2])
 with CoffeaCasaCluster(**options) as cluster:
     with Client(cluster) as client:
         cluster.scale(1)
         client.wait_for_workers(1, timeout=150)
         found = {"bearer": bearer_token_path(), "contact": cluster.scheduler.contact_address,
-                 "workers": list(client.scheduler_info()["workers"]), "there": client.submit(there, url).result(100)}
+                 "workers": list(client.scheduler_info()["workers"]),
+                 "stranger": without_certificate(os.environ["HOST_IP"]),
+                 "there": client.submit(there, url).result(100)}
 print("FOUND", json.dumps(found))
 """
 
@@ -149,8 +160,17 @@ def worker_log(peers_directory: Path) -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def test_its_cluster_submits_to_the_pool_and_a_worker_reads_through_the_xcache(site: Site, worker_log: Path) -> None:
-    minted, image, environment = site.server(XCache={"token_file": "access_token"})
+@pytest.mark.parametrize(
+    "token_file",
+    [
+        "xcache_token",  # the worker image doesn't look for it: it comes from the scheduler
+        "access_token",  # from the job; later ones come from the scheduler
+    ],
+)
+def test_its_cluster_submits_to_the_pool_and_a_worker_reads_through_the_xcache(
+    site: Site, worker_log: Path, token_file: str
+) -> None:
+    minted, image, environment = site.server(XCache={"token_file": token_file})
     address = free_loopback_address(8786)
     site.lead_to(minted, address)
     worker, nanny = free_port("127.0.0.1"), free_port("127.0.0.1")
@@ -180,12 +200,13 @@ def test_its_cluster_submits_to_the_pool_and_a_worker_reads_through_the_xcache(s
     said = worker_log.read_text()[-2000:] if worker_log.exists() else "nothing"
     assert ran.returncode == 0, f"{ran.stderr[-4000:]}\nThe worker: {said}"
     found = json.loads(ran.stdout.rpartition("FOUND ")[2])
-    assert found["bearer"] == "/etc/cmsaf-secrets/access_token"
+    assert found["bearer"] == f"/etc/cmsaf-secrets/{token_file}"
     assert found["contact"] == f"tls://{minted.routes[0].host}:8786"
     assert found["workers"] == [f"tls://127.0.0.1:{worker}"]
+    assert found["stranger"] == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
     there = found["there"]
-    assert {"ca.pem", "hostcert.pem", "access_token"} <= {*there["files"]}
-    assert there["token"].encode() == minted.files["access_token"]
+    assert {"ca.pem", "hostcert.pem", token_file} <= {*there["files"]}
+    assert there["token"].encode() == minted.files[token_file]
     assert there["read"].encode() == FILES["/store/user/al/file"]
     assert json.loads(there["ad"]["AuthTokenId"]) == minted.credentials["htcondor"].identifiers["jti"]
     assert json.loads(there["ad"]["User"]) == f"alice@{site.pool.domain}"
@@ -195,7 +216,7 @@ def test_its_cluster_submits_to_the_pool_and_a_worker_reads_through_the_xcache(s
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        # The image's own variable names a file that isn't there; the worker image doesn't look for this one.
+        # The image's own variable names the user's own.
         ({}, "/etc/cmsaf-secrets/xcache_token"),
         ({"XCache": {"token_file": "xcache/access_token"}}, "/etc/cmsaf-secrets/xcache/access_token"),
         # The image's own variable, and the user's own token.

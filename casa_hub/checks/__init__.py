@@ -9,6 +9,6 @@ findings:
   `servicex`;
 - `probe`, the only check that creates anything; it removes its objects again.
 
-Shared: `web` and `kube` (one request), `rights` (what the hub may do in Kubernetes), `versions` (which versions of the
-neighbours are safe). No finding holds a secret.
+Shared: `web` and `kube` (one request), `nobody` (tokens to try verifiers with), `rights` (what the hub may do in
+Kubernetes), `versions` (which versions of the neighbours are safe). No finding holds a secret.
 """

@@ -15,21 +15,16 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import jwt
-
 from casa_hub.checks.findings import NOBODY, Finding, error, from_problem, ok, unseen, warning
+from casa_hub.checks.nobody import forged, nobodys_request
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import listens, resolve
-from casa_hub.credentials.base import AccessToken, Request
 from casa_hub.credentials.htcondor import HTCondor
 from casa_hub.credentials.idtokens import mint_idtoken
-from casa_hub.credentials.tokens import unverified_claims
 from casa_hub.errors import CredentialError, Problem
-from casa_hub.issuer.tokens import MIN_RSA_BITS, new_private_key
 from casa_hub.keys import KeyFile
 from casa_hub.naming import Server
 
@@ -62,17 +57,20 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         yield error(thing, "can't be reached", "Check HTCondor.collector, and that the collector runs.")
         return
     try:
-        probe = _token(minter) if minter.credential == "token" else _idtoken(minter)
+        # As a server has it.
+        token = minter.credential == "token"
+        probe = dict(minter.mint(nobodys_request(_LIFETIME)).files) if token else _idtoken(minter)
         answer = await _ping(minter, probe)
         if answer is _MISSING:
             remedy = "Install casa_hub[check] in this environment, or try condor_ping in a server."
             yield unseen(thing, "can't be asked: HTCondor's client is not installed", remedy)
             return
         answer = answer if isinstance(answer, dict) else {"error": "HTCondor's client failed"}
-        for finding in read_token(minter, answer) if minter.credential == "token" else read(minter, answer):
+        for finding in read_token(minter, answer) if token else read(minter, answer):
             yield finding
-        if minter.credential == "token" and "user" in answer:
-            yield read_forged(thing, await _ping(minter, {**probe, _FILE: _forged(probe[_FILE])}))
+        if token and "user" in answer:
+            probe[_FILE] = forged(probe[_FILE].decode().strip()).encode()
+            yield read_forged(thing, await _ping(minter, probe))
     except CredentialError as problem:
         yield from_problem(Problem.of(problem))
     except TimeoutError:
@@ -189,23 +187,6 @@ def _idtoken(minter: HTCondor) -> dict[str, bytes]:
         "scope": "condor:/READ condor:/WRITE",
     }
     return {"condor_tokens.d/condor_token": mint_idtoken(key, minter.key_id, claims).encode()}
-
-
-def _token(minter: HTCondor) -> dict[str, bytes]:
-    """The same of the facility's issuer. Raises CredentialError."""
-    # In place of a log-in, for tokens that name the provider's `sub`.
-    nobody = AccessToken("", None, subject=NOBODY)
-    request = Request(Server("", NOBODY), secrets.token_hex(16), datetime.now(UTC), nobody, longest=_LIFETIME)
-    return dict(minter.mint(request).files)
-
-
-def _forged(token: bytes) -> bytes:
-    """The same claims in the name of the same key, signed by another one of its kind."""
-    text = token.decode().strip()
-    header = jwt.get_unverified_header(text)
-    key, _ = new_private_key(rsa_bits=MIN_RSA_BITS if header["alg"] == "RS256" else None)
-    forged = jwt.encode(dict(unverified_claims(text)), key.private, header["alg"], headers={"kid": header["kid"]})
-    return forged.encode()
 
 
 async def _ping(minter: HTCondor, files: Mapping[str, bytes]) -> Any:

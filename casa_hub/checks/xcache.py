@@ -16,20 +16,16 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 
 import aiohttp
-import jwt
 
 from casa_hub.checks import versions
 from casa_hub.checks.findings import NOBODY, Finding, error, from_problem, ok, unseen, warning
+from casa_hub.checks.nobody import forged, nobodys_request
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import Answer, NoAnswerError, ask, resolve
-from casa_hub.credentials.base import AccessToken, Request
 from casa_hub.credentials.macaroons import mint_macaroon, parse_secret_key
-from casa_hub.credentials.tokens import unverified_claims
 from casa_hub.credentials.xcache import XCache
 from casa_hub.errors import CredentialError, Problem
-from casa_hub.issuer.tokens import MIN_RSA_BITS, new_private_key
 from casa_hub.keys import KeyFile
-from casa_hub.naming import Server
 
 _LIFETIME = timedelta(seconds=60)
 _REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
@@ -209,19 +205,8 @@ def _macaroons(minter: XCache, path: str) -> list[_Try]:
 
 def _tokens(minter: XCache, path: str) -> list[_Try]:
     """With a token of the hub's own, a forged one, and the own one beside its path. Raises CredentialError."""
-    now = datetime.now(UTC)
-    # In place of a log-in, for tokens that name the provider's `sub`.
-    nobody = AccessToken("", None, subject=NOBODY)
-    request = Request(Server("", NOBODY), secrets.token_hex(16), now, nobody, longest=_LIFETIME.seconds)
-    own = minter.issue_token(request, path).value
-    return [_Try(path, own), _Try(path, _forged(own)), _Try(f"{path}-2", own)]
-
-
-def _forged(token: str) -> str:
-    """The same claims in the name of the same key, signed by another one of its kind."""
-    header = jwt.get_unverified_header(token)
-    key, _ = new_private_key(rsa_bits=MIN_RSA_BITS if header["alg"] == "RS256" else None)
-    return jwt.encode(dict(unverified_claims(token)), key.private, header["alg"], headers={"kid": header["kid"]})
+    own = minter.issue_token(nobodys_request(_LIFETIME.seconds), path).value
+    return [_Try(path, own), _Try(path, forged(own)), _Try(f"{path}-2", own)]
 
 
 async def _families(minter: XCache) -> list[socket.AddressFamily]:

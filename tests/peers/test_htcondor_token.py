@@ -5,6 +5,7 @@ Who somebody is at the schedd is asked by one client for all tests, which reads 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import getpass
 import hmac
@@ -15,11 +16,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from casa_hub.checks import htcondor as checks
+from casa_hub.checks.findings import Status
 from casa_hub.credentials.base import Credential, Request
 from casa_hub.credentials.htcondor import HTCondor
 from casa_hub.credentials.issued import issue
@@ -300,6 +304,23 @@ def test_a_daemon_without_a_good_certificate_gets_no_token(site: Site) -> None:
         assert set(answer) == {"error"}
         assert "SciToken is mapped" not in site.pool.log("CollectorLog")[before:]
     site.accepted()
+
+
+def looked(minter: HTCondor) -> list[tuple[Status, str]]:
+    """What `casa-hub check` says of the pool."""
+
+    async def look() -> list[tuple[Status, str]]:
+        site = cast("checks.Site", SimpleNamespace(minter=lambda _: minter))
+        return [(finding.status, finding.problem) async for finding in checks.look(site)]
+
+    return asyncio.run(look())
+
+
+def test_the_check_tries_the_pool_with_a_token_and_a_forged_one(site: Site) -> None:
+    good = [(Status.OK, "accepts this hub's tokens"), (Status.OK, "refuses a forged token")]
+    assert looked(site.minter()) == good
+    ((status, problem),) = looked(site.minter(audience="condor://other.example.org"))
+    assert (status, problem) == (Status.ERROR, "its collector doesn't accept this hub's tokens")
 
 
 def test_a_renewed_file_is_read_by_a_program_that_runs(site: Site) -> None:

@@ -13,6 +13,9 @@ import yaml
 from casa_hub.checks import cluster, hub, issuer, runner, servicex, xcache
 from casa_hub.checks.findings import Finding, Status, error, from_problem, ok, unseen, warning
 from casa_hub.checks.htcondor import read as read_pool
+from casa_hub.checks.htcondor import read_forged as read_forged_at_pool
+from casa_hub.checks.htcondor import read_token as read_token_at_pool
+from casa_hub.checks.nobody import forged
 from casa_hub.checks.rights import needed
 from casa_hub.checks.web import Answer, clock
 from casa_hub.credentials.htcondor import HTCondor
@@ -370,12 +373,12 @@ def test_a_forged_token_differs_from_the_own_one_in_its_signature_only(rsa_bits:
     """Else it would be refused for another reason, and the check would prove nothing."""
     key, _ = new_private_key(rsa_bits=rsa_bits)
     own = key.sign({"iss": "https://x", "sub": "a", "scope": "storage.read:/x"})
-    forged = xcache._forged(own)
+    other = forged(own)
     options = {"verify_signature": False}
-    assert jwt.decode(forged, options=options) == jwt.decode(own, options=options)
-    assert jwt.get_unverified_header(forged) == jwt.get_unverified_header(own)
+    assert jwt.decode(other, options=options) == jwt.decode(own, options=options)
+    assert jwt.get_unverified_header(other) == jwt.get_unverified_header(own)
     with pytest.raises(jwt.InvalidSignatureError):
-        jwt.decode(forged, jwt.PyJWK(dict(key.jwk)), algorithms=["ES256", "RS256"])
+        jwt.decode(other, jwt.PyJWK(dict(key.jwk)), algorithms=["ES256", "RS256"])
 
 
 POOL = {"authorized": True, "method": "TOKEN", "user": "casa-hub-check@pool.test", "schedds": ["one", "two"]}
@@ -397,6 +400,31 @@ POOL = {"authorized": True, "method": "TOKEN", "user": "casa-hub-check@pool.test
 def test_answers_of_a_pool(change: dict[str, Any], expected: list[Status]) -> None:
     minter = HTCondor(collector="cm", schedd="one", uid_domain="pool.test", trust_domain="pool.test")
     assert statuses(read_pool(minter, {**POOL, **change})) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "group", "expected"),
+    [
+        ({}, "", [Status.OK]),
+        ({"error": "Failed to start command."}, "", [Status.ERROR]),
+        ({"authorized": False}, "", [Status.ERROR]),
+        ({"method": "FS"}, "", [Status.ERROR]),
+        ({"schedds": ["two"]}, "", [Status.OK, Status.ERROR]),
+        ({"user": "casa-hub-check@another.domain"}, "", [Status.OK]),
+        # Everybody is one account: fine if that is declared.
+        ({"user": "submituser@pool.test"}, "", [Status.OK, Status.WARNING]),
+        ({"user": "submituser@pool.test"}, "group_cms", [Status.OK]),
+    ],
+)
+def test_answers_of_a_pool_to_a_token(change: dict[str, Any], group: str, expected: list[Status]) -> None:
+    minter = HTCondor(credential="token", collector="cm", schedd="one", accounting_group=group)
+    assert statuses(read_token_at_pool(minter, {**POOL, "method": "SCITOKENS", **change})) == expected
+
+
+def test_answers_of_a_pool_to_a_forged_token() -> None:
+    assert read_forged_at_pool("pool", {"error": "Failed communication with collector."}).status is Status.OK
+    assert read_forged_at_pool("pool", {**POOL, "method": "SCITOKENS"}).status is Status.ERROR
+    assert read_forged_at_pool("pool", None).status is Status.UNSEEN
 
 
 @pytest.mark.parametrize(

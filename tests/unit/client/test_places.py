@@ -9,6 +9,7 @@ import pytest
 
 from casa_hub.client.answers import Issued, issued
 from casa_hub.client.errors import ClientError
+from casa_hub.client.names import HARMLESS
 from casa_hub.client.places import Machine, bearer_file, place, state_directory
 from tests.support.scripted_hub import credential
 
@@ -95,6 +96,28 @@ def test_an_idtoken_has_a_file_for_each_hub_where_htcondor_looks() -> None:
     found = place(made("htcondor", **OF_HTCONDOR), HUB, None, machine(_CONDOR_SEC_TOKEN_DIRECTORY="/x/tokens"))
     assert found.where == Path("/x/tokens/casa-hub-hub.example.org")
     assert "_CONDOR_SEC_TOKEN_DIRECTORY" not in found.variables
+
+
+def test_a_token_of_the_facilitys_issuer_lies_where_a_variable_names_it() -> None:
+    """Among IDTOKENs HTCondor wouldn't find it; nor is it XCache's, which BEARER_TOKEN_FILE names."""
+    issued = {
+        "files": {"condor_token": b"JWT\n", "condor_ca.pem": b"CA"},
+        "environment": {
+            "CONDOR_HOST": "cm.example.org",
+            "_CONDOR_SCITOKENS_FILE": "{directory}/condor_token",
+            "_CONDOR_AUTH_SSL_CLIENT_CAFILE": "{directory}/condor_ca.pem",
+        },
+    }
+    found = place(made("htcondor", **issued), HUB, None, machine())
+    own = state_directory(machine()) / "hub.example.org" / "htcondor"
+    assert found.files == {own / "condor_token": b"JWT\n", own / "condor_ca.pem": b"CA"}
+    assert found.variables == {
+        "CONDOR_HOST": "cm.example.org",
+        "_CONDOR_CONDOR_HOST": "cm.example.org",
+        "_CONDOR_SCITOKENS_FILE": str(own / "condor_token"),
+        "_CONDOR_AUTH_SSL_CLIENT_CAFILE": str(own / "condor_ca.pem"),
+    }
+    assert set(found.variables) <= HARMLESS
 
 
 def test_root_is_told_where_the_idtoken_is_because_htcondor_does_not_look_in_root_s_home() -> None:

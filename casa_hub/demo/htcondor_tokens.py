@@ -22,6 +22,10 @@ AUTH_SSL_SERVER_KEYFILE = {key}
 # The name by which the collector tells clients of a daemon; they compare it with the certificate.
 HOST_ALIAS = localhost
 """
+#: Without ^ and $ it would take parts of a name; it has no capitals, because HTCondor compares some names without case.
+_MAP = """\
+SCITOKENS "^{issuer},([a-z_][a-z0-9_.-]*)$" \\1@{domain}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +50,7 @@ class IssuerTokens:
         for path in (self.directory, self._keys.parent, self._keys):
             path.mkdir(exist_ok=True)
             os.chown(path, *owner)
-        # Without ^ and $ the line would match parts of a name, and it has no capitals: see the operator's guide.
-        line = rf'SCITOKENS "^{re.escape(self.issuer)},([a-z_][a-z0-9_.-]*)$" \1@{domain}'
-        self._map_file.write_text(f"{line}\n")
+        self._map_file.write_text(_MAP.format(issuer=re.escape(self.issuer), domain=domain))
 
     def trust(self, jwks: Mapping[str, Any]) -> None:
         """Know these keys of the issuer, and no others, until the next call; at once, also while the pool runs."""

@@ -6,13 +6,13 @@ import re
 
 import pytest
 
-from casa_hub.demo import htcondor, xrootd
+from casa_hub.demo import htcondor, htcondor_tokens, xrootd
 from tests.docs.pages import ROOT, blocks
 
 PAGE = ROOT / "docs" / "operators.md"
 _XROOTD = xrootd._COMMON + xrootd._MACAROONS.replace("{tokens}", "") + xrootd._TOKENS + xrootd._SCITOKENS
 THEIRS = (
-    (_XROOTD + htcondor._CONFIG)
+    (_XROOTD + htcondor._CONFIG + htcondor_tokens._CONFIG + htcondor_tokens._MAP)
     .replace("{ztn_asks}", xrootd._ONLY_MACAROONS)
     .replace("$(LOCAL_DIR)", "{directory}")
     .splitlines()

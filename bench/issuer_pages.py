@@ -2,16 +2,19 @@
 
     python bench/issuer_pages.py [--rate 1000] [--seconds 10] [--rounds 3]
 
-A real JupyterHub, without a proxy in front. Somebody opens "My credentials" again and again, in turns without and with
-the load: a program of its own that asks for the keys, over connections that stay open, as a proxy's do. Shown are the
-times of the page as a browser sees them, and the CPU of the hub. The processor is shared by browser, hub and load, so
-on a machine with two cores the load's own share shows, too. Always exits with 0: "met" and "missed" are for people.
+A real JupyterHub, without a proxy in front. Somebody opens "My credentials" again and again, in turns without a load,
+with a load that another program answers, and with the same load at the hub: it asks for the keys, over connections that
+stay open, as a proxy's do. Browser, hub and load share the processor, so the second way is what the third is compared
+with. Shown are the times of the page as a browser sees them, and the CPU of the hub's thread. Always exits with 0:
+"met" and "missed" are for people.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import json
 import os
 import statistics
 import subprocess
@@ -54,8 +57,20 @@ class Measured:
     answers: list[float] = field(default_factory=list)
 
 
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """What the hub would answer, by as little as can be."""
+    body = json.dumps({"keys": [new_private_key()[0].jwk] * 2}).encode()
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(reply)
+
+
 async def load(port: int, rate: float, seconds: float) -> int:
-    """Ask for the keys so often; returns how many answers had them."""
+    """Ask for the keys so often, at port 0 this program itself; returns how many answers had them."""
+    if not port:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
     request = f"GET {KEYS} HTTP/1.1\r\nHost: hub.example.org\r\n\r\n".encode()
     begin = time.monotonic()
 
@@ -81,8 +96,8 @@ def cpu(pid: int) -> float:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
-def measure(rate: float, seconds: float, rounds: int, directory: Path) -> tuple[Measured, Measured]:
-    calm, loaded = Measured(), Measured()
+def measure(rate: float, seconds: float, rounds: int, directory: Path) -> list[Measured]:
+    ways = [Measured(), Measured(), Measured()]
     with IdP().running() as idp:
         hub = Hub(directory, casa_config(issuer=idp.issuer) + CONFIG, proxy=False)
         (directory / "issuer").mkdir()
@@ -99,13 +114,14 @@ def measure(rate: float, seconds: float, rounds: int, directory: Path) -> tuple[
             for _ in range(20):
                 browser.page(PAGE).raise_for_status()
             for _ in range(rounds):
-                for way in (calm, loaded):
+                for way, asked_port in zip(ways, (None, 0, port), strict=True):
                     program = None
-                    if way is loaded:
-                        arguments = ["--port", str(port), "--rate", str(rate), "--seconds", str(seconds + 1)]
+                    if asked_port is not None:
+                        arguments = ["--port", str(asked_port), "--rate", str(rate), "--seconds", str(seconds + 1)]
                         command = [sys.executable, __file__, *arguments]
                         program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-                        time.sleep(1)  # it has begun
+                        assert program.stdout is not None
+                        assert program.stdout.readline() == "begun\n"
                     begin, before = time.monotonic(), cpu(hub.process.pid)
                     while time.monotonic() < begin + seconds - 0.5:
                         asked = time.perf_counter()
@@ -116,10 +132,10 @@ def measure(rate: float, seconds: float, rounds: int, directory: Path) -> tuple[
                     if program is not None:
                         out, _ = program.communicate()
                         way.answers.append(int(out) / (seconds + 1))
-    return calm, loaded
+    return ways
 
 
-def report(rate: float, calm: Measured, loaded: Measured) -> str:
+def report(rate: float, calm: Measured, other: Measured, loaded: Measured) -> str:
     def row(what: str, one: Measured) -> str:
         times = sorted(one.pages)
         figures = (statistics.median(times), times[int(len(times) * 0.95)], times[-1])
@@ -130,7 +146,7 @@ def report(rate: float, calm: Measured, loaded: Measured) -> str:
             + f"{100 * statistics.mean(one.cpu):>10.0f} %{asked:>12.0f}"
         )
 
-    slower = statistics.median(loaded.pages) - statistics.median(calm.pages)
+    slower = statistics.median(loaded.pages) - statistics.median(other.pages)
     answers = statistics.mean(loaded.answers)
     targets = [
         (f"{rate:g} key sets a second are answered: {answers:.0f}", answers >= 0.99 * rate),
@@ -139,7 +155,8 @@ def report(rate: float, calm: Measured, loaded: Measured) -> str:
     lines = [
         f"{'ms of a page':28}{'pages':>8}{'median':>10}{'95 %':>10}{'longest':>10}{'hub CPU':>12}{'key sets/s':>12}",
         row("nobody asks for keys", calm),
-        row(f"{rate:g} times a second", loaded),
+        row("another program is asked", other),
+        row("the hub is asked", loaded),
         "",
     ]
     return "\n".join([*lines, *(f"{'met   ' if met else 'missed'}  {target}" for target, met in targets)])
@@ -150,9 +167,10 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=1000)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--port", type=int, help="only ask for keys, at this port of 127.0.0.1")
+    parser.add_argument("--port", type=int, help="only ask for keys, at this port of 127.0.0.1; 0: oneself")
     options = parser.parse_args()
-    if options.port:
+    if options.port is not None:
+        print("begun", flush=True)
         print(asyncio.run(load(options.port, options.rate, options.seconds)))
     else:
         with tempfile.TemporaryDirectory() as name:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from traitlets import Bool, Enum, Float, Int, TraitType
+from traitlets import Bool, Enum, Float, Int, List, TraitType
 from traitlets.config import Configurable
 
 from casa_hub.authenticator import CasaOAuthenticator
@@ -71,7 +71,7 @@ def _kind(trait: TraitType[Any, Any]) -> str:
         return f"one of {', '.join(f'`{value}`' for value in trait.values)}"
     low, high = getattr(trait, "min", None), getattr(trait, "max", None)
     within = " to ".join(f"{end:g}" for end in (low, high) if isinstance(end, (int, float)) and abs(end) != inf)
-    names = {Bool: "`true` or `false`", Int: "whole number", Float: "number"}
+    names = {Bool: "`true` or `false`", Int: "whole number", Float: "number", List: "list"}
     plain = next((text for kind, text in names.items() if isinstance(trait, kind)), type(trait).__name__.lower())
     text = {"unicode": "text", "set": "list", "dict": "mapping"}.get(plain, plain)
     if not within:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from traitlets import Dict, Enum, Int, List, TraitError, Unicode, default, validate
@@ -13,7 +13,7 @@ from traitlets.config import LoggingConfigurable
 
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.issuer.keys import KeyDirectory, shown, signer_of
-from casa_hub.issuer.tokens import thumbprint
+from casa_hub.issuer.tokens import public_jwk
 from casa_hub.loopback import is_loopback
 from casa_hub.moments import iso
 
@@ -23,6 +23,13 @@ PATH = "casa/issuer"
 _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 #: The profile's subjects have so many ASCII characters at most.
 _LONGEST_SUBJECT = 255
+
+
+class _JWKs(List[dict[str, Any]]):
+    """A list of JWKs whose errors don't show them: one of them may be a private key by mistake."""
+
+    def error(self, obj: Any, value: Any, error: Any = None, info: Any = None) -> NoReturn:  # noqa: ARG002
+        raise TraitError("FacilityIssuer.extra_jwks is not a list of JWKs, each of them a dictionary.") from None
 
 
 class FacilityIssuer(LoggingConfigurable):
@@ -67,11 +74,12 @@ class FacilityIssuer(LoggingConfigurable):
         profile allows.
         """,
     ).tag(config=True)
-    extra_jwks: List[dict[str, Any]] = List(
+    extra_jwks = _JWKs(
         Dict(),
         help="""
-        Public keys of the facility's other signers, which are published with the hub's own: JWKs of type EC or RSA,
-        such as that of the credmon of the HTCondor pool. Whoever has such a private key can mint all that the hub's own
+        Public keys of the facility's other signers, which are published with the hub's own: JWKs of EC keys of the
+        curve P-256 or of RSA keys of at least 2048 bits, such as that of the credmon of the HTCondor pool. Whoever has
+        such a private key can mint all that the hub's own
         keys can. Default: none. Example:
         ``[{"kty": "EC", "crv": "P-256", "x": "...", "y": "...", "kid": "..."}]``, as
         ``casa-hub issuer new-key FILE`` prints it.
@@ -105,17 +113,20 @@ class FacilityIssuer(LoggingConfigurable):
         return ""
 
     @validate("extra_jwks")
-    def _public_keys(self, proposal: Any) -> list[dict[str, Any]]:
-        for number, jwk in enumerate(proposal["value"]):
+    def _public_keys(self, proposal: Any) -> list[Mapping[str, str]]:
+        found: dict[str, Mapping[str, str]] = {}
+        for number, given in enumerate(proposal["value"]):
             thing = f"FacilityIssuer.extra_jwks[{number}]"
-            if _PRIVATE & jwk.keys():
+            if _PRIVATE & given.keys():
                 raise TraitError(f"{thing} is a private key. Give the public half alone.")
             try:
-                kid = thumbprint(jwk)
-            except (KeyError, TypeError):
-                raise TraitError(f"{thing} is no JWK of type EC or RSA.") from None
-            jwk.setdefault("kid", kid)
-        return [dict(jwk) for jwk in proposal["value"]]
+                jwk = public_jwk(given)
+            except ValueError as error:
+                raise TraitError(f"{thing} {error}.") from None
+            if jwk["kid"] in found:
+                raise TraitError(f"{thing} has the kid of another one. Give each key a kid of its own, or none.")
+            found[jwk["kid"]] = jwk
+        return list(found.values())
 
     @property
     def iss(self) -> str:
@@ -203,5 +214,5 @@ class FacilityIssuer(LoggingConfigurable):
     def jwks(self, now: float) -> dict[str, list[Mapping[str, Any]]]:
         """The published keys (RFC 7517, 5). Raises CredentialError if the directory has no usable key."""
         own = {key.signing.kid: key.signing.jwk for key in self.directory.keys(now)}
-        extra = {jwk["kid"]: {"use": "sig", **jwk} for jwk in self.extra_jwks}
+        extra = {jwk["kid"]: jwk for jwk in self.extra_jwks}
         return {"keys": list({**extra, **own}.values())}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -85,9 +86,39 @@ def thumbprint(jwk: Mapping[str, Any]) -> str:
     """RFC 7638: SHA-256 of the members that the type of key requires, in the order of their names.
     Raises KeyError if one is missing, or if the type is neither EC nor RSA.
     """
+    return _base64url(sha256(_compact(_required(jwk)).encode()).digest()).decode()
+
+
+def _required(jwk: Mapping[str, Any]) -> dict[str, Any]:
     members = {"EC": ("crv", "kty", "x", "y"), "RSA": ("e", "kty", "n")}[jwk["kty"]]
-    required = {name: jwk[name] for name in members}
-    return _base64url(sha256(_compact(required).encode()).digest()).decode()
+    return {name: jwk[name] for name in members}
+
+
+def public_jwk(jwk: Mapping[str, Any]) -> Mapping[str, str]:
+    """The JWK of somebody else's public key, as it is published: as `SigningKey.jwk`, with the ``kid`` that it has.
+
+    One that verifiers can't read may make them refuse the whole set, and one that is too short can be forged. Raises
+    ValueError, whose text says what is wrong and quotes nothing.
+    """
+    try:
+        kid = jwk.get("kid", thumbprint(jwk))
+        if jwk["kty"] == "EC":
+            x, y = (_integer(jwk[name], _HALF) for name in ("x", "y"))
+            known, algorithm = jwk["crv"] == "P-256", "ES256"
+            ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
+        else:
+            n, e = (_integer(jwk[name]) for name in ("n", "e"))
+            known, algorithm = n.bit_length() >= MIN_RSA_BITS, "RS256"
+            rsa.RSAPublicNumbers(e, n).public_key()
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("is no JWK of type EC or RSA") from None
+    if not known:
+        raise ValueError(f"is neither of the curve P-256 nor an RSA key of at least {MIN_RSA_BITS} bits")
+    if not isinstance(kid, str) or not re.fullmatch(r"[!-~]{1,255}", kid):
+        raise ValueError("has a kid that is not a text of printable characters")
+    if jwk.get("alg", algorithm) != algorithm or jwk.get("use", "sig") != "sig":
+        raise ValueError(f"is for something else than signing with {algorithm}")
+    return {**_required(jwk), "kid": kid, "alg": algorithm, "use": "sig"}
 
 
 def read_private_key(content: bytes) -> SigningKey:
@@ -119,6 +150,16 @@ def new_private_key(*, rsa_bits: int | None = None) -> tuple[SigningKey, bytes]:
 
 def _number(value: int, length: int | None = None) -> str:
     return _base64url(value.to_bytes(length or (value.bit_length() + 7) // 8, "big")).decode()
+
+
+def _integer(text: str, length: int | None = None) -> int:
+    """The reverse of `_number`. Raises ValueError or TypeError."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
+        raise ValueError("not base64url without padding")
+    value = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if length is not None and len(value) != length:
+        raise ValueError("another length")
+    return int.from_bytes(value, "big")
 
 
 def _base64url(data: bytes) -> bytes:

@@ -137,12 +137,41 @@ def test_others_public_keys_are_published_too(tmp_path: Path) -> None:
         ({"kty": "oct", "k": "SECRET"}, "is a private key"),
         ({"kty": "EC", "crv": "P-256"}, "is no JWK"),
         ({"kty": ["EC"]}, "is no JWK"),
+        (["SECRET"], "is not a list of JWKs"),
+        ({**KEY.jwk, "x": "SECRET"}, "is no JWK"),
+        ({**KEY.jwk, "x": KEY.jwk["y"]}, "is no JWK"),  # not a point of the curve
+        ({**KEY.jwk, "crv": "secp256k1"}, "is neither of the curve P-256"),
+        ({"kty": "RSA", "n": "x" * 171, "e": "AQAB"}, "at least 2048 bits"),
+        ({**KEY.jwk, "kid": 5}, "has a kid"),
+        ({**KEY.jwk, "kid": None}, "has a kid"),
+        ({**KEY.jwk, "alg": "HS256"}, "is for something else than signing with ES256"),
+        ({**KEY.jwk, "use": "enc"}, "is for something else than signing with ES256"),
     ],
 )
 def test_what_is_no_public_key_is_refused_and_not_shown(tmp_path: Path, jwk: dict[str, Any], problem: str) -> None:
     with pytest.raises(TraitError, match=problem) as caught:
         issuer(tmp_path, extra_jwks=[jwk])
     assert "SECRET" not in str(caught.value)
+
+
+def test_a_private_key_that_is_no_list_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(TraitError, match="is not a list of JWKs") as caught:
+        issuer(tmp_path, extra_jwks={**KEY.jwk, "d": "SECRET"})
+    assert "SECRET" not in str(caught.value)
+
+
+def test_two_keys_of_others_have_two_names(tmp_path: Path) -> None:
+    given = [{**new_private_key()[0].jwk, "kid": "pool"} for _ in range(2)]
+    with pytest.raises(TraitError, match=r"extra_jwks\[1\] has the kid of another one"):
+        issuer(tmp_path, extra_jwks=given)
+
+
+def test_others_keys_keep_their_names_and_nothing_else_of_their_own(tmp_path: Path) -> None:
+    """Members that JSON doesn't know would leave verifiers without any key."""
+    ec, (rsa, _) = new_private_key()[0].jwk, new_private_key(rsa_bits=2048)
+    given = [{**ec, "kid": "pool", "x5c": b"x"}, {"kty": "RSA", "n": rsa.jwk["n"], "e": rsa.jwk["e"]}]
+    assert issuer(tmp_path, extra_jwks=given).jwks(0.0)["keys"] == [{**ec, "kid": "pool"}, rsa.jwk, KEY.jwk]
+    assert given[1].keys() == {"kty", "n", "e"}, "the operator's own configuration was changed"
 
 
 def test_discovery_leads_to_the_keys(tmp_path: Path) -> None:

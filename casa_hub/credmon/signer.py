@@ -31,6 +31,7 @@ _RENEWED_AT = 1 / 3
 _CLOCK_SKEW = 60
 #: Names of accounts that can stand in a path of a scope.
 _ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_COMPLETE = "CREDMON_COMPLETE"
 _AS_OWNER = "Run the credmon as root, or as the user of HTCondor's daemons."
 
 
@@ -89,8 +90,8 @@ class Credmon:
         self._clock = clock
         self._tell = tell
         self._key_file: KeyFile[SigningKey] = KeyFile("--key", read_private_key, MAKE_KEY)
-        #: Of each token that this process made: its file -> its key, and when it is due.
-        self._made: dict[Path, tuple[str, float]] = {}
+        #: Of each token that this process made: its file -> its key, when it was made, and when it is due.
+        self._made: dict[Path, tuple[str, float, float]] = {}
         self._told: set[str] = set()
 
     def scan(self) -> None:
@@ -108,11 +109,14 @@ class Credmon:
                     self._keep_fresh(use, key)
                 except OSError as error:
                     problems.add(f"{use}: can't be written: {error.strerror}. {_AS_OWNER}")
+        if not problems:
+            try:
+                (self._directory / _COMPLETE).touch()
+            except OSError as error:  # the disk is full
+                problems.add(f"{self._directory / _COMPLETE}: can't be written: {error.strerror}. {_AS_OWNER}")
         for problem in sorted(problems - self._told):
             self._tell(problem)
         self._told = problems
-        if not problems:
-            (self._directory / "CREDMON_COMPLETE").touch()
 
     def _wanted(self, problems: set[str]) -> set[Path]:
         """The token files that somebody asked for."""
@@ -139,15 +143,16 @@ class Credmon:
     def _keep_fresh(self, use: Path, key: SigningKey) -> None:
         """Make this token if it is due. Raises OSError."""
         now = self._clock()
-        kid, due = self._made.get(use, ("", 0.0))
-        if kid == key.kid and now < due and use.exists():
+        kid, made, due = self._made.get(use, ("", 0.0, 0.0))
+        # A clock that was put back has made a token that isn't valid yet.
+        if kid == key.kid and made - _CLOCK_SKEW <= now < due and use.exists():
             return
         claims = self._profile.claims(use.parent.name, int(now))
         try:
             _replace(use, key.sign(claims))
         except FileNotFoundError:  # the credd has just removed the user's directory
             return
-        self._made[use] = (key.kid, now + self._profile.lifetime * _RENEWED_AT)
+        self._made[use] = (key.kid, now, now + self._profile.lifetime * _RENEWED_AT)
         self._tell(f"{use}: made token {claims['jti']}, valid until {claims['exp']}, signed by {key.kid}")
 
 

@@ -119,6 +119,30 @@ def test_a_token_is_replaced_when_a_third_of_its_life_is_over_and_not_before(sch
     assert second["exp"] == first["exp"] + LIFETIME / 3
 
 
+def test_a_clock_that_was_put_back_leaves_no_token_that_is_valid_in_the_future_only(schedd: Schedd) -> None:
+    """A machine without a battery for its clock begins with any time, and hears the right one later."""
+    use = schedd.ask("alice")
+    schedd.credmon.scan()
+    schedd.now -= 86400
+    schedd.credmon.scan()
+    assert schedd.claims(use)["iat"] == int(schedd.now)
+    first = use.read_text()
+    schedd.now -= 30  # a verifier allows for so much
+    schedd.credmon.scan()
+    assert use.read_text() == first
+
+
+def test_a_disk_that_takes_no_new_file_does_not_end_it(schedd: Schedd) -> None:
+    (schedd.directory / "CREDMON_COMPLETE").symlink_to("no/such/directory")
+    schedd.ask("alice")
+    schedd.credmon.scan()
+    schedd.credmon.scan()
+    problem = f"{schedd.directory}/CREDMON_COMPLETE: can't be written: No such file or directory."
+    assert [line for line in schedd.log if "made token" not in line] == [
+        f"{problem} Run the credmon as root, or as the user of HTCondor's daemons."
+    ]
+
+
 def test_a_new_key_signs_at_once(schedd: Schedd) -> None:
     use = schedd.ask("alice")
     schedd.credmon.scan()

@@ -51,6 +51,14 @@ class _Document(RequestHandler):
         self.set_header("Content-Type", "application/json")
         self.set_header("Cache-Control", f"public, max-age={FRESH}")
 
+    def head(self) -> None:
+        self.get()
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:  # noqa: ARG002
+        """No proxy may keep an error: who wants to keep verifiers from the keys would only have to ask wrongly."""
+        self.set_header("Cache-Control", "no-store")
+        self.finish(json.dumps({"error": HTTPStatus(status_code).phrase}))
+
     def _log(self) -> None:
         """No line and no metric for an answer that went well: verifiers ask often, and each line costs more than it."""
         if self.get_status() >= HTTPStatus.INTERNAL_SERVER_ERROR:

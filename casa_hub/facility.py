@@ -230,7 +230,7 @@ class Facility(LoggingConfigurable):
 
     def _trial(self) -> Request:
         """Of nobody, to see what a minter makes."""
-        token = AccessToken("trial", None)
+        token = AccessToken("trial", None, subject="trial")
         return Request(self.server("check"), start_id="0" * 32, now=datetime.now(UTC), token=token)
 
     def _load(self, name: str, available: Mapping[str, Sequence[EntryPoint]]) -> None:

@@ -292,7 +292,7 @@ def test_nothing_shows_a_token(issuer: FacilityIssuer, key_file: str) -> None:
 
 def facility(issuer: FacilityIssuer, **sections: dict[str, Any]) -> Facility:
     facility = {"credentials": ["xcache"], **sections.pop("Facility", {})}
-    keys = {"keys": issuer.keys, "vo": issuer.vo, "url": issuer.url}
+    keys = {"keys": issuer.keys, "vo": issuer.vo, "url": issuer.url, **sections.pop("FacilityIssuer", {})}
     xcache = {"credential": "both", "host": "xcache.example.org", "site_name": "T2", **sections.pop("XCache", {})}
     return Facility(config=Config(Facility=facility, FacilityIssuer=keys, XCache=xcache, **sections))
 
@@ -303,6 +303,11 @@ def test_the_operator_chooses_which_of_both_programs_find(issuer: FacilityIssuer
     assert made.check() == []
     minted = made.mint(request())
     assert made.environment(minted, PurePosixPath("/x"))["BEARER_TOKEN_FILE"] == f"/x/{file}"
+    assert made.files_outside("xcache") == ("xcache_jwt", "xcache_token")
+
+
+def test_files_are_known_also_if_tokens_name_the_subject_of_the_provider(issuer: FacilityIssuer, key_file: str) -> None:
+    made = facility(issuer, XCache={"key_file": key_file}, FacilityIssuer={"subject": "provider"})
     assert made.files_outside("xcache") == ("xcache_jwt", "xcache_token")
 
 

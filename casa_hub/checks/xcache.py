@@ -1,7 +1,7 @@
 """Checks that the XCache accepts this hub's macaroons and tokens and refuses forged ones.
 
 It is asked by HTTP for a file that doesn't exist. It answers 404 to those who may read, and 403 to others. What it is
-asked with is valid for this one file and for a minute, so it is worthless to anybody who intercepts it. So the
+asked with lets read this one file for a minute, so it is worthless to anybody who intercepts it. So the
 certificate of the XCache, usually of a grid's authority, isn't verified.
 """
 
@@ -23,7 +23,7 @@ from casa_hub.checks.nobody import forged, nobodys_request
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import Answer, NoAnswerError, ask, resolve
 from casa_hub.credentials.macaroons import mint_macaroon, parse_secret_key
-from casa_hub.credentials.xcache import XCache
+from casa_hub.credentials.xcache import WRITING, XCache
 from casa_hub.errors import CredentialError, Problem
 from casa_hub.keys import KeyFile
 
@@ -194,7 +194,7 @@ def _macaroons(minter: XCache, path: str) -> list[_Try]:
     end = datetime.now(UTC) + _LIFETIME
     caveats = (
         f"name:{NOBODY}",
-        f"activity:{','.join(minter.activities)}",
+        f"activity:{','.join(word for word in minter.activities if word not in WRITING)}",
         f"path:{path}",
         f"before:{end:%Y-%m-%dT%H:%M:%SZ}",
     )

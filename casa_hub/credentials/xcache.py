@@ -35,7 +35,7 @@ from casa_hub.unknown_keys import is_set
 
 #: Activities that change data. Through a cache they change it at the origin, if the origin trusts the cache.
 WRITING = frozenset({"UPLOAD", "MANAGE", "DELETE", "UPDATE_METADATA"})
-_DELETING = "storage.modify"
+_READING, _DELETING = "storage.read", "storage.modify"
 #: The file that programs read by default, and the one that is beside it if an XCache takes both kinds.
 _FILE, _SECOND_FILE = "xcache_token", "xcache_jwt"
 _TITLES = {"macaroon": "XCache macaroon", "token": "XCache token", "both": "XCache macaroon and token"}
@@ -314,7 +314,7 @@ class XCache(Minter):
         return mint_macaroon(self._read_key().value, self._site(), identifier, caveats), identifier
 
     def issue_token(self, request: Request, path: str | None = None) -> Issued:
-        """A token for the user of a request; `path`: a narrower one than the user's. Raises CredentialError."""
+        """A token for the user of a request; `path`: one that only reads, below this path. Raises CredentialError."""
         scope = self.scope_for(request.server.username, path)
         return issue(self, request, audience=self.token_audience(), scope=scope, lifetime=self.life)
 
@@ -338,7 +338,7 @@ class XCache(Minter):
         return f"{path}/" if template.endswith("{username}") else path
 
     def scope_for(self, username: str, path: str | None = None) -> str:
-        """``scope`` of this user's token; `path`: a narrower one. Raises CredentialError as `path_for`."""
+        """``scope`` of this user's token; `path`: of one that only reads. Raises CredentialError as `path_for`."""
         try:
             opened = storage_path(path or self.path_for(username))
         except ValueError:
@@ -347,7 +347,8 @@ class XCache(Minter):
                 f"{self.path!a} has characters that the path of a scope can't have",
                 "Tokens open paths of letters, digits and ._~!$&'()*+,;=:@- only.",
             ) from None
-        return " ".join(f"{word}:{opened}" for word in self._scope_words())
+        words = self._scope_words()
+        return " ".join(f"{word}:{opened}" for word in words if path is None or word == _READING)
 
     def token_audience(self) -> str:
         """``aud`` of tokens. Raises CredentialError if it is unknown or malformed."""

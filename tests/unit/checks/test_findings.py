@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -379,6 +380,25 @@ def test_a_forged_token_differs_from_the_own_one_in_its_signature_only(rsa_bits:
     assert jwt.get_unverified_header(other) == jwt.get_unverified_header(own)
     with pytest.raises(jwt.InvalidSignatureError):
         jwt.decode(other, jwt.PyJWK(dict(key.jwk)), algorithms=["ES256", "RS256"])
+
+
+def test_what_an_xcache_is_tried_with_lets_write_nothing(tmp_path: Path) -> None:
+    """It goes to whoever answers, because the certificate isn't verified."""
+    _, content = new_private_key()
+    (tmp_path / "1.pem").write_bytes(content)
+    (tmp_path / "xcache.key").write_bytes(base64.b64encode(b"k" * 64) + b"\n")
+    activities = ["READ_METADATA", "DOWNLOAD", "UPLOAD", "DELETE"]
+    minter = XCache(credential="both", host="x", site_name="T2", activities=activities)
+    minter.key_file = str(tmp_path / "xcache.key")
+    minter.issuer = FacilityIssuer(keys=str(tmp_path), vo="cms", url="https://hub.example.org")
+    own, forged, beside = xcache._tokens(minter, "/store/probe")
+    assert own.credential == beside.credential
+    for one in (own, forged):
+        claims = jwt.decode(one.credential, options={"verify_signature": False})
+        assert (claims["scope"], claims["exp"] - claims["iat"]) == ("storage.read:/store/probe", 60)
+    for one in xcache._macaroons(minter, "/store/probe"):
+        caveats = base64.urlsafe_b64decode(one.credential + "=" * (-len(one.credential) % 4))
+        assert b"activity:READ_METADATA,DOWNLOAD\n" in caveats
 
 
 POOL = {"authorized": True, "method": "TOKEN", "user": "casa-hub-check@pool.test", "schedds": ["one", "two"]}

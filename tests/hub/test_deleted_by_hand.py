@@ -61,7 +61,7 @@ def test_files_that_are_removed_by_hand_come_back(make_local_hub: MakeHub, what:
     after = files(hub)
     assert set(after) == set(before)
     kept = {name for name in before if before[name] == after[name]}
-    assert kept == (set(before) - {"xcache_token"} if what == "a file" else {"ca.pem"})
+    assert kept == (set(before) - {"xcache_token"} if what == "a file" else {"ca.pem", "dask_fresh_token.py"})
     record: Any = hub.state("alice")["record"]
     assert record["order"] == 1
     earlier = record["credentials"]["xcache"]["earlier"]

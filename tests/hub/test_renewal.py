@@ -189,7 +189,7 @@ def test_all_is_renewed_on_request_with_a_new_key(make_local_hub: MakeHub) -> No
     after = {path.name: path.read_bytes() for path in (hub.path("alice") / "..data").iterdir()}
     changed = {name for name in before if after[name] != before[name]}
     # The CA is the start's: what has run since then and what comes now still know each other.
-    assert set(before) - changed == {"ca.pem"}
+    assert set(before) - changed == {"ca.pem", "dask_fresh_token.py"}
     assert set(after) == set(before)
     earlier = record(hub)["credentials"]["xcache"]["earlier"]
     assert len(earlier) == 1, "what was made with the old key may have to be blocked"

@@ -385,8 +385,10 @@ def test_no_secret_is_in_the_log_the_pod_or_any_other_object(site: Site) -> None
     everything["routes"] = json.dumps(site.ours()["IngressRouteTCP"])
     metadata = [secret["metadata"] for secret in site.list("secrets")]
     everything["metadata of the Secret"] = json.dumps(metadata)
+    # The program of a scheduler is no secret: it is a part of this package, whose lines a traceback may show.
+    secret = {name: content for name, content in files.items() if not name.endswith("dask_fresh_token.py")}
     for where, text in everything.items():
-        found = [name for name, content in files.items() for piece in pieces(content) if piece in text]
+        found = [name for name, content in secret.items() for piece in pieces(content) if piece in text]
         assert not found, (where, found)
         unknown = SECRETS.search(text)
         assert unknown is None, (where, unknown[0][:20])

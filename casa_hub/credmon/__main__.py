@@ -10,7 +10,7 @@ import signal
 import time
 from pathlib import Path
 
-from casa_hub.credmon.signer import Credmon, Profile
+from casa_hub.credmon.signer import LONGEST, Credmon, Profile
 
 #: Seconds between two looks at the directory if nobody calls (SIGHUP), at most. The credd calls when it has a new user.
 _LOOK = 10.0
@@ -60,7 +60,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--lifetime", type=int, default=3600, help="seconds that a token is valid (%(default)s)")
     parser.add_argument("--log", type=Path, required=True, help="file for the log")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not 1 <= options.lifetime <= LONGEST:
+        parser.error(
+            f"--lifetime is {options.lifetime}, must be 1 to {LONGEST} seconds: the WLCG profile allows no more"
+        )
+    return options
 
 
 def _log(file: Path) -> logging.Logger:

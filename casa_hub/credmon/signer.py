@@ -24,6 +24,8 @@ from casa_hub.errors import CredentialError
 from casa_hub.issuer.tokens import MAKE_KEY, SigningKey, read_private_key
 from casa_hub.keys import KeyFile
 
+#: Seconds that a token may live (WLCG profile 1.3).
+LONGEST = 6 * 3600
 #: A token is replaced when this part of its life is over: the rest is for the way into the job, for the job's work, and
 #: for a schedd that is busy.
 _RENEWED_AT = 1 / 3

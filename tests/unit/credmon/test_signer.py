@@ -10,6 +10,7 @@ from typing import Any
 import jwt
 import pytest
 
+from casa_hub.credmon.__main__ import main
 from casa_hub.credmon.signer import Credmon, Profile
 from casa_hub.issuer.tokens import SigningKey, new_private_key
 
@@ -215,6 +216,25 @@ def test_the_log_names_tokens_and_has_none(schedd: Schedd) -> None:
     token = use.read_text().strip()
     assert schedd.claims(use)["jti"] in schedd.log[0]
     assert not any(part in line for line in schedd.log for part in token.split("."))
+
+
+@pytest.mark.parametrize("lifetime", ["0", "-60", "21601"])
+def test_a_life_that_the_profile_does_not_allow_is_refused(
+    tmp_path: Path, lifetime: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With none at all it would sign without a pause."""
+    given = {
+        "directory": tmp_path,
+        "key": "k",
+        "issuer": ISSUER,
+        "audience": "a",
+        "scope": "s",
+        "log": tmp_path / "log",
+    }
+    with pytest.raises(SystemExit):
+        main([*(f"--{name}={value}" for name, value in given.items()), f"--lifetime={lifetime}"])
+    assert f"--lifetime is {lifetime}, must be 1 to 21600 seconds" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_needs_no_jupyterhub() -> None:

@@ -28,6 +28,8 @@ from casa_hub.errors import CredentialError, Problem
 from casa_hub.keys import KeyFile
 
 _LIFETIME = timedelta(seconds=60)
+#: What XRootD judges each kind of credential with.
+_LIBRARIES = {"macaroon": "libXrdMacaroons.so", "token": "libXrdAccSciTokens.so"}
 _REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 #: Statuses of a redirector, which sends clients on to one of its caches.
 _ELSEWHERE = range(HTTPStatus.MULTIPLE_CHOICES, HTTPStatus.BAD_REQUEST)
@@ -68,11 +70,11 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     if minter.takes_macaroons:
         own, forged, *answers = answers
         yield read(minter, where, own)
-        yield read_forged(where, forged)
+        yield read_forged(where, forged, "macaroon")
     if minter.takes_tokens:
         own, forged, beside = answers
         yield read_token(minter, where, own)
-        yield read_forged_token(where, forged)
+        yield read_forged(where, forged, "token")
         if own.status == HTTPStatus.NOT_FOUND and (kept := read_beside(minter, where, beside)) is not None:
             yield kept
     if version is not None:
@@ -97,20 +99,20 @@ def read(minter: XCache, where: str, answer: Answer) -> Finding:
     return _odd(thing, answer)
 
 
-def read_forged(where: str, answer: Answer) -> Finding:
-    """What the answer to a forged macaroon, of another key, means."""
+def read_forged(where: str, answer: Answer, what: str) -> Finding:
+    """What the answer means to what another key has signed: a macaroon, or a token that names the hub's key."""
     thing = f"XCache {where}"
     if answer.status in _REFUSED:
-        return ok(thing, "refuses a forged macaroon")
+        return ok(thing, f"refuses a forged {what}")
     if answer.status in _ELSEWHERE:
         return _redirected(thing)
     if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        problem = f"failed with status {answer.status} when it was asked with a forged macaroon"
+        problem = f"failed with status {answer.status} when it was asked with a forged {what}"
         return unseen(thing, problem, "Its log says why.")
     return error(
         thing,
-        f"doesn't refuse a forged macaroon (status {answer.status}): everybody can read",
-        "Set ofs.authorize, ofs.authlib libXrdMacaroons.so and http.header2cgi Authorization authz there.",
+        f"doesn't refuse a forged {what} (status {answer.status}): everybody can read",
+        f"Set ofs.authorize, ofs.authlib {_LIBRARIES[what]} and http.header2cgi Authorization authz there.",
     )
 
 
@@ -132,24 +134,6 @@ def read_token(minter: XCache, where: str, answer: Answer) -> Finding:
             "clocks must agree. With scitokens.trace all its log says why.",
         )
     return _odd(thing, answer)
-
-
-def read_forged_token(where: str, answer: Answer) -> Finding:
-    """What the answer to a forged token means: with the name of the hub's key, and signed by another one."""
-    thing = f"XCache {where}"
-    if answer.status in _REFUSED:
-        return ok(thing, "refuses a forged token")
-    if answer.status in _ELSEWHERE:
-        return _redirected(thing)
-    if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return unseen(
-            thing, f"failed with status {answer.status} when it was asked with a forged token", "Its log says why."
-        )
-    return error(
-        thing,
-        f"doesn't refuse a forged token (status {answer.status}): everybody can read",
-        "Set ofs.authorize, ofs.authlib libXrdAccSciTokens.so and http.header2cgi Authorization authz there.",
-    )
 
 
 def read_beside(minter: XCache, where: str, answer: Answer) -> Finding | None:

@@ -327,10 +327,10 @@ def test_routes_that_could_not_be_looked_at_are_not_called_sound() -> None:
 def test_answers_of_an_xcache(status: int, own: Status, forged: Status) -> None:
     minter = XCache(site_name="T3_XX")
     assert xcache.read(minter, "x:1094", answer(status)).status is own
-    assert xcache.read_forged("x:1094", answer(status)).status is forged
+    assert xcache.read_forged("x:1094", answer(status), "macaroon").status is forged
     by_token = XCache(credential="token", host="x")
     assert xcache.read_token(by_token, "x:1094", answer(status)).status is own
-    assert xcache.read_forged_token("x:1094", answer(status)).status is forged
+    assert xcache.read_forged("x:1094", answer(status), "token").status is forged
 
 
 def test_a_refused_token_is_compared_with_what_the_xcache_s_file_must_say() -> None:

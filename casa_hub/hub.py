@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
@@ -114,6 +115,7 @@ class CasaHub:
         """Remember in the database since when keys are published, and add the pages with them to JupyterHub's."""
         try:
             issuer.directory.published.open(self.app.db)
+            issuer.directory.remember(time.time())
         except SQLAlchemyError as error:
             problem = f"the table of the issuer's keys can't be opened ({type(error).__name__})"
             raise ConfigurationError("the hub's database", problem, "See that the hub may create tables.") from None

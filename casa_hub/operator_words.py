@@ -13,12 +13,13 @@ from typing import Any
 from casa_hub.moments import when
 
 ALL_WELL = "All is well."
+NO_KEY_SIGNS = "No key of the facility's issuer signs now, so no token can be made"
 NOTHING_HELD = "Nothing is held back."
 
 
 def to_look_at(answer: Mapping[str, Any]) -> list[str]:
     """A sentence for each thing that an operator should look at, by the status; empty if all is well."""
-    return [*_memberships(answer), *_servers(answer)]
+    return [*_memberships(answer), *_servers(answer), *_issuer(answer)]
 
 
 def dask_secrets(answer: Mapping[str, Any]) -> list[str]:
@@ -98,6 +99,19 @@ def confirmed(answer: Mapping[str, Any]) -> str:
 def ignored(answer: Mapping[str, Any]) -> str:
     """Whose access goes on, of those who were held back."""
     return f"Access goes on for now: {', '.join(answer['ignored'])}." if answer["ignored"] else NOTHING_HELD
+
+
+def _issuer(answer: Mapping[str, Any]) -> Iterator[str]:
+    if why := none_signs(answer):
+        yield f"{NO_KEY_SIGNS}: {why}. Put the file of the key before it back, if that wasn't stolen."
+
+
+def none_signs(answer: Mapping[str, Any]) -> str:
+    """When the first key of the issuer signs, if none does now; "" if one does, or if there is no issuer."""
+    states = answer.get("issuer_keys", [])
+    if not states or any(state["signs"] for state in states):
+        return ""
+    return f"the first one signs from {_when(min(state['signs_from'] for state in states))}"
 
 
 def _when(moment: str) -> str:

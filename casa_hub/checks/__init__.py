@@ -5,8 +5,8 @@ side and prints their findings). Then one module a subject, each with an asynchr
 findings:
 
 - this machine: `configuration`, `hub` (the running hub, if there is one);
-- the neighbours: `issuer`, `cluster`, `traefik`, `xcache`, `htcondor` (with the program `htcondor_ping`),
-  `servicex`;
+- the neighbours: `issuer` (the identity provider), `facility_issuer` (the facility's own), `cluster`, `traefik`,
+  `xcache`, `htcondor` (with the program `htcondor_ping`), `servicex`;
 - `probe`, the only check that creates anything; it removes its objects again.
 
 Shared: `web` and `kube` (one request), `nobody` (tokens to try verifiers with), `rights` (what the hub may do in

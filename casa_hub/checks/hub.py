@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from casa_hub import operate
-from casa_hub.checks.findings import Finding, ok, unseen, warning
+from casa_hub.checks.findings import Finding, error, ok, unseen, warning
 from casa_hub.checks.site import Site
 from casa_hub.credentials.dask import parse_secrets
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.keys import BadKeyError
-from casa_hub.operator_words import what_for
+from casa_hub.operator_words import none_signs, what_for
 
 #: Seconds. The hub asks others in turn, such as the API server.
 _PATIENCE = 20.0
@@ -29,11 +29,16 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     except TimeoutError:
         yield unseen("the running hub", f"no answer within {_PATIENCE:g} s", "See what casa-hub status says.")
         return
-    except CasaError as error:
+    except CasaError as why:
         # No fault: before its first start there is no hub to ask.
-        text = str(error).rstrip(".") if not isinstance(error, ConfigurationError) or len(secrets) > 1 else ""
+        signs = site.facility is not None and site.facility.issuer is not None
+        text = str(why).rstrip(".") if not isinstance(why, ConfigurationError) or len(secrets) > 1 or signs else ""
         if text:
             yield ok("the running hub", f"can't be asked yet. {text}")
+        if signs:
+            yield ok(
+                "FacilityIssuer.keys", "only the running hub knows which key signs, and from when the next one does"
+            )
         if len(secrets) > 1:
             dask = site.dask
             named = dask.secret_file if dask else ""
@@ -65,7 +70,11 @@ def read(answer: Mapping[str, Any]) -> list[Finding]:
 
 def read_issuer_keys(answer: Mapping[str, Any]) -> list[Finding]:
     """What each key of the facility's issuer is for: only the running hub knows since when a key is published."""
-    return [ok(state["key"], what_for(state)) for state in answer.get("issuer_keys", [])]
+    found = [ok(state["key"], what_for(state)) for state in answer.get("issuer_keys", [])]
+    if why := none_signs(answer):
+        remedy = "Put the file of the key before it back, if that wasn't stolen."
+        found.append(error("FacilityIssuer.keys", f"no key signs now, so no token can be made: {why}", remedy))
+    return found
 
 
 def read_secrets(ids: list[str], answer: Mapping[str, Any]) -> list[Finding]:

@@ -17,6 +17,7 @@ from casa_hub.demo.accounts import ACCOUNTS
 from casa_hub.demo.check import Checks
 from casa_hub.demo.facility import PORT, Facility, elapsed_printer
 from casa_hub.errors import CasaError
+from casa_hub.issuer.published import JWKS
 
 
 def run(options: argparse.Namespace, make: type[Facility] = Facility) -> int:
@@ -75,6 +76,7 @@ def _welcome(facility: Facility) -> str:
     lines += ["", "  The hub opens on My credentials, which shows what a server holds. Start one: it opens"]
     lines += ["  quickstart.ipynb, whose cells run from top to bottom."]
     lines += [f"  {line}" for line in facility.about_servers()]
+    lines += [f"  Anybody reads the public keys of the facility's issuer: {facility.tokens.iss}/{JWKS}"]
     lines += ["", "  To operate it, from another terminal (docs/operations.md says what there is):"]
     lines += [f"    {facility.operator_command}"]
     lines += [f"  Missing on this machine: {what} ({why})" for what, why in facility.missing.items()]

@@ -7,6 +7,7 @@ published, because the times of files in a mounted Secret are those of the mount
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -118,15 +119,25 @@ class KeyDirectory:
         path: of the directory; asked anew each time.
         lead: seconds that a key is published before it signs; asked anew each time.
         tell: takes a problem with a file, once for each change of it.
+        note: takes a line about each key that begins or ends to be published.
     """
 
-    def __init__(self, path: Callable[[], str], lead: Callable[[], int], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Callable[[], str],
+        lead: Callable[[], int],
+        tell: Callable[[str], None],
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.published = Published()
         self._path = path
         self._lead = lead
         self._tell = tell
         self._files: dict[str, KeyFile[SigningKey]] = {}
+        self._note = note
         self._told: set[str] = set()
+        #: Of the published keys: kid -> file.
+        self._present: dict[str, str] = {}
 
     def files(self) -> list[str]:
         """Paths of the key files, in the order of their names. Raises CredentialError."""
@@ -158,6 +169,12 @@ class KeyDirectory:
                 found.setdefault(key.kid, (key, file))
         for gone in self._files.keys() - files:
             self._files.pop(gone).forget()
+        present = {kid: file for kid, (_, file) in found.items()}
+        for kid in present.keys() - self._present.keys():
+            self._note(f"The issuer publishes the key {kid} of {present[kid]}")
+        for kid in self._present.keys() - present.keys():
+            self._note(f"The issuer no longer publishes the key {kid}, which was in {self._present[kid]}")
+        self._present = present
         problems = {str(error) for error in errors}
         for problem in sorted(problems - self._told):
             self._tell(problem)
@@ -189,6 +206,12 @@ class KeyDirectory:
                 " FacilityIssuer.key_lead to 0 and renew the keys that verifiers keep.",
             )
         return signer.signing
+
+    def remember(self, now: float) -> None:
+        """Store since when the present keys are published: once at the hub's start, before anybody mints."""
+        with contextlib.suppress(CredentialError):  # told by `check`
+            self.keys(now)
+        self.published.save(now)
 
     def _file(self, path: str) -> KeyFile[SigningKey]:
         if path not in self._files:

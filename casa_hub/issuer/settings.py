@@ -100,7 +100,7 @@ class FacilityIssuer(LoggingConfigurable):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.directory = KeyDirectory(lambda: self.keys, lambda: self.key_lead, self.log.error)
+        self.directory = KeyDirectory(lambda: self.keys, lambda: self.key_lead, self.log.error, self.log.info)
 
     @default("url")
     def _default_url(self) -> str:

@@ -238,6 +238,9 @@ def kill(hub: KilledHub, number: int, lot: random.Random, count: Count) -> None:
             (hub.begin_stop if user in running else hub.begin_start)(user)
 
     users = lot.sample(COME, lot.randint(1, len(COME)))
+    if not (running ^ {*users}) & {*COME}:
+        # None of them would run, and a stop alone has too few operations for a fuse that burns by theirs only.
+        users.remove(lot.choice(users))
     count.starts, count.stops = count.starts + len({*users} - running), count.stops + len({*users} & running)
     threads = [threading.Thread(target=asked, args=(user,)) for user in users]
     for thread in threads:

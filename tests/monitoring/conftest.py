@@ -9,6 +9,7 @@ import pytest
 import requests
 import yaml
 
+from casa_hub.issuer.tokens import new_private_key
 from tests.hub.conftest import MakeHub, casa_idp, make_hub, provider  # noqa: F401 - fixtures
 from tests.support.facility_config import credentials, make_keys
 from tests.support.hub import Browser, Hub
@@ -28,6 +29,9 @@ c.JupyterHub.spawner_class = "casa-local"
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 50, "slow_stop_timeout": 50}}
 c.JupyterHub.services.append({{"name": {SERVICE!r}, "api_token": {TOKEN!r}}})
 c.JupyterHub.load_roles += [{{"name": name, **role}} for name, role in {CHART["loadRoles"]!r}.items()]
+c.FacilityIssuer.keys = "issuer"
+c.FacilityIssuer.vo = "cms"
+c.FacilityIssuer.url = "https://hub.example.org/hub/casa/issuer"
 c.TraefikRoutes.directory = "traefik"
 c.LocalDelivery.directory = "servers"
 c.LocalDelivery.network = "127.124.0.0/16"
@@ -42,6 +46,8 @@ def hub(make_hub: MakeHub, provider: IdP) -> Iterator[Hub]:  # noqa: F811
     hub = make_hub(CONFIG)
     (hub.directory / "traefik").mkdir()
     make_keys(hub.directory)
+    (hub.directory / "issuer").mkdir()
+    (hub.directory / "issuer/1.pem").write_bytes(new_private_key()[1])
     hub.start()
     try:
         person = Person(hub, provider)

@@ -85,3 +85,16 @@ def test_what_was_done_is_told_with_what_is_still_to_be_done() -> None:
     ]
     assert operator_words.confirmed({"confirmed": ["ada", "eve"]}) == "Access ends: ada, eve."
     assert operator_words.confirmed({"confirmed": []}) == "Nothing is held back."
+
+
+def test_an_issuer_of_which_no_key_signs_is_something_to_look_at() -> None:
+    """A rotation that was too quick: without this, all is well until the first token can't be made, hours later."""
+    young = [
+        {"key": "2.pem", "kid": "b", "signs": False, "signs_from": "2026-12-04T12:00:00+00:00"},
+        {"key": "3.pem", "kid": "c", "signs": False, "signs_from": "2026-12-03T12:00:00+00:00"},
+    ]
+    (said,) = operator_words.to_look_at({**WELL, "issuer_keys": young})
+    assert said.startswith("No key of the facility's issuer signs now, so no token can be made: the first one")
+    assert "2026-12-03 12:00 UTC. Put the file of the key before it back" in said
+    signing = {"key": "1.pem", "kid": "a", "signs": True, "signs_from": ""}
+    assert operator_words.to_look_at({**WELL, "issuer_keys": [signing, *young]}) == []

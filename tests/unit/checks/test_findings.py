@@ -487,3 +487,4 @@ def test_what_the_running_hub_says_of_the_issuer_s_keys() -> None:
         "ok: FacilityIssuer.keys: 1.pem: signs.",
         "ok: FacilityIssuer.keys: 2.pem: is published, and signs from 2026-12-03 12:00 UTC.",
     ]
+    assert statuses(hub.read_issuer_keys({**STATUS, "issuer_keys": keys[1:]})) == [Status.OK, Status.ERROR]

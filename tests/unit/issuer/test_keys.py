@@ -124,6 +124,34 @@ def test_the_time_of_a_key_is_that_of_the_hub_that_stored_it_first(tmp_path: Pat
         assert new.signing(NOW + 2 * LEAD) == third
 
 
+def test_a_rotation_is_remembered_also_if_nobody_minted_before_the_restart(hub: Hub) -> None:
+    first = hub.add("1.pem")
+    hub.keys.remember(NOW)
+    second = hub.add("2.pem")
+    hub.start()
+    hub.keys.remember(NOW)
+    assert hub.signing(NOW + LEAD - 1) == first
+    assert hub.signing(NOW + LEAD) == second
+
+
+def test_the_log_says_when_a_key_begins_and_ends_to_be_published(tmp_path: Path) -> None:
+    said: list[str] = []
+    hub = Hub(tmp_path, None)
+    hub.keys = KeyDirectory(lambda: str(tmp_path), lambda: LEAD, print, said.append)
+    first, second = hub.add("1.pem"), hub.add("2.pem")
+    hub.published()
+    (tmp_path / "1.pem").unlink()
+    hub.published()
+    hub.published()
+    assert sorted(said) == sorted(
+        [
+            f"The issuer publishes the key {first} of {tmp_path}/1.pem",
+            f"The issuer publishes the key {second} of {tmp_path}/2.pem",
+            f"The issuer no longer publishes the key {first}, which was in {tmp_path}/1.pem",
+        ]
+    )
+
+
 def test_a_key_that_came_while_the_hub_was_down_is_new(hub: Hub) -> None:
     first = hub.add("1.pem")
     hub.signing()

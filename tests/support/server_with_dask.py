@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,6 +27,8 @@ async def main() -> None:
         **options, dashboard_address=None, protocol="tls://", host=address, scheduler_port=8786, security=security
     ):
         server = await asyncio.create_subprocess_exec(sys.executable, SMALL_SERVER)
+        for told in (signal.SIGINT, signal.SIGTERM):  # else the child would run on after this process's end
+            asyncio.get_running_loop().add_signal_handler(told, server.terminate)
         await server.wait()
 
 

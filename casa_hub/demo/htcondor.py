@@ -73,6 +73,8 @@ MOUNT_PRIVATE_DEV_SHM = False
 NUM_CPUS = {slots}
 START = TRUE
 UPDATE_INTERVAL = 2
+# A credd whose first word came before the collector listened would be unknown for five minutes.
+CREDD_UPDATE_INTERVAL = 2
 NEGOTIATOR_INTERVAL = 2
 NEGOTIATOR_MIN_INTERVAL = 1
 NEGOTIATOR_CYCLE_DELAY = 1
@@ -226,7 +228,7 @@ class HTCondorPool:
             scratch=scratch,
         ).start()
         try:
-            self._process.wait_until("schedd and slots in the collector", self._ready, 60)
+            self._process.wait_until("its daemons in the collector", self._ready, 60)
         except BaseException:
             self.stop()
             raise
@@ -275,7 +277,8 @@ class HTCondorPool:
 
     def _ready(self) -> bool:
         log = self.log("CollectorLog")
-        return all(re.search(rf"(?:{ad})\s*: Inserting", log) for ad in ("ScheddAd", "MachineSlotAd|StartdAd"))
+        ads = ["ScheddAd", "MachineSlotAd|StartdAd", *(["CredD"] if self.job_tokens is not None else [])]
+        return all(re.search(rf"(?:{ad})\s*: Inserting", log) for ad in ads)
 
     def _with_accounts(self, command: Sequence[str | Path]) -> list[str | Path]:
         """The command in a mount namespace, whose passwd and group files have condor and the accounts."""

@@ -27,8 +27,8 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 BUILD = Path("build/tests")
-#: Suites at the same time. A test waits for most of its time, and there are two cores at least.
-AT_ONCE = int(os.environ.get("CASA_HUB_SUITES_AT_ONCE") or max(4, min(os.cpu_count() or 2, 6)))
+#: Suites at the same time. A test waits for more than half of its time, and there are two cores at least.
+AT_ONCE = int(os.environ.get("CASA_HUB_SUITES_AT_ONCE") or max(3, min(os.cpu_count() or 2, 6)))
 #: Seconds between two lines that say what still runs.
 PULSE = 60.0
 #: A file system in memory, and the bytes that must be free there: all suites together use a tenth of it.

@@ -28,10 +28,10 @@ from casa_hub.credentials.base import Minter, Request
 from casa_hub.credentials.dask import Dask
 from casa_hub.credentials.htcondor import HTCondor
 from casa_hub.credentials.idtokens import master_key, scramble
-from casa_hub.credentials.issued import LONGEST, Issued, issue
+from casa_hub.credentials.issued import Issued, issue
 from casa_hub.credentials.xcache import XCache
 from casa_hub.issuer.settings import FacilityIssuer
-from casa_hub.issuer.tokens import MIN_RSA_BITS, new_private_key
+from casa_hub.issuer.tokens import LONGEST, MIN_RSA_BITS, new_private_key
 from casa_hub.naming import Server
 
 #: Microseconds; and how many times.

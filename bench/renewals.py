@@ -39,10 +39,10 @@ sys.path.insert(0, str(ROOT))  # tests.support
 
 from casa_hub.credentials.base import Credential, Minter, Request  # noqa: E402
 from casa_hub.credentials.idtokens import scramble  # noqa: E402
-from casa_hub.credentials.issued import LONGEST, issue  # noqa: E402
+from casa_hub.credentials.issued import issue  # noqa: E402
 from casa_hub.errors import DeliveryError  # noqa: E402
 from casa_hub.facility import Facility  # noqa: E402
-from casa_hub.issuer.tokens import new_private_key  # noqa: E402
+from casa_hub.issuer.tokens import LONGEST, new_private_key  # noqa: E402
 from casa_hub.naming import Server  # noqa: E402
 from casa_hub.servers import renewals as module  # noqa: E402
 from casa_hub.servers.renewals import Renewals  # noqa: E402

@@ -20,8 +20,9 @@ from traitlets import Dict, Enum, Int, List, TraitError, Unicode, validate
 
 from casa_hub.credentials.base import Credential, Minter, Request, new_identifier
 from casa_hub.credentials.idtokens import MAKE_KEY, SigningKey, mint_idtoken, read_key
-from casa_hub.credentials.issued import LONGEST, issue
+from casa_hub.credentials.issued import issue
 from casa_hub.errors import CredentialError, Problem, Severity
+from casa_hub.issuer.tokens import LONGEST
 from casa_hub.keys import BadKeyError, KeyFile
 from casa_hub.naming import Server, by_username, hub_form
 

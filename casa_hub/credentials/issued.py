@@ -11,12 +11,7 @@ from datetime import datetime
 
 from casa_hub.credentials.base import Minter, Request, new_identifier
 from casa_hub.errors import CredentialError
-
-#: Seconds. The profile wants access tokens to live for 15 minutes to 6 hours.
-LONGEST = 6 * 3600
-#: Seconds before a token is issued from which on it is valid, so that a verifier whose clock is late takes it at once;
-#: the profile allows so many.
-_SLACK = 60
+from casa_hub.issuer.tokens import LONGEST, wlcg_claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +45,15 @@ def issue(minter: Minter, request: Request, *, audience: str, scope: str, lifeti
     token = request.token
     subject = issuer.subject_of(request.server.username, "" if token is None else token.subject)
     issued_at = request.now.replace(microsecond=0)
-    expires_at = issued_at + request.lifetime(min(lifetime, LONGEST))
+    life = request.lifetime(min(lifetime, LONGEST))
     identifiers = {"jti": new_identifier(request.server), "sub": subject, "aud": audience}
-    at = int(issued_at.timestamp())
-    value = issuer.sign(
-        {
-            "wlcg.ver": "1.0",
-            **identifiers,
-            "iat": at,
-            "nbf": at - _SLACK,
-            "exp": int(expires_at.timestamp()),
-            "scope": scope,
-        },
-        request.now.timestamp(),
+    claims = wlcg_claims(
+        issuer=issuer.iss,
+        subject=subject,
+        audience=audience,
+        identifier=identifiers["jti"],
+        scope=scope,
+        issued_at=int(issued_at.timestamp()),
+        lifetime=int(life.total_seconds()),
     )
-    return Issued(value, issued_at, expires_at, identifiers)
+    return Issued(issuer.sign(claims, request.now.timestamp()), issued_at, issued_at + life, identifiers)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from traitlets import Enum, Int, List, TraitError, Unicode, validate
 
 from casa_hub.credentials.base import BearerKind, Credential, Minter, Request, bad_path, new_identifier
-from casa_hub.credentials.issued import LONGEST, Issued, issue
+from casa_hub.credentials.issued import Issued, issue
 from casa_hub.credentials.macaroons import (
     ACTIVITIES,
     MAKE_KEY,
@@ -29,6 +29,7 @@ from casa_hub.credentials.macaroons import (
 )
 from casa_hub.credentials.scopes import audience, storage_path, storage_words
 from casa_hub.errors import CredentialError, Problem, Severity
+from casa_hub.issuer.tokens import LONGEST
 from casa_hub.keys import KeyFile
 from casa_hub.naming import Server
 from casa_hub.unknown_keys import is_set

@@ -10,7 +10,8 @@ import signal
 import time
 from pathlib import Path
 
-from casa_hub.credmon.signer import LONGEST, Credmon, Profile
+from casa_hub.credmon.signer import Credmon, Profile
+from casa_hub.issuer.tokens import LONGEST
 
 #: Seconds between two looks at the directory if nobody calls (SIGHUP), at most. The credd calls when it has a new user.
 _LOOK = 10.0

@@ -21,16 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from casa_hub.errors import CredentialError
-from casa_hub.issuer.tokens import MAKE_KEY, SigningKey, read_private_key
+from casa_hub.issuer.tokens import CLOCK_SKEW, MAKE_KEY, SigningKey, read_private_key, wlcg_claims
 from casa_hub.keys import KeyFile
 
-#: Seconds that a token may live (WLCG profile 1.3).
-LONGEST = 6 * 3600
 #: A token is replaced when this part of its life is over: the rest is for the way into the job, for the job's work, and
 #: for a schedd that is busy.
 _RENEWED_AT = 1 / 3
-#: Seconds that a token is valid before it is made, for verifiers whose clocks are late (WLCG profile 1.3: up to 60).
-_CLOCK_SKEW = 60
 #: Names of accounts that can stand in a path of a scope.
 _ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _COMPLETE = "CREDMON_COMPLETE"
@@ -49,18 +45,16 @@ class Profile:
     lifetime: int
 
     def claims(self, username: str, now: int) -> dict[str, Any]:
-        """The claims of a user's token (WLCG profile 1.3)."""
-        return {
-            "wlcg.ver": "1.0",
-            "iss": self.issuer,
-            "sub": username,
-            "aud": self.audience[0] if len(self.audience) == 1 else list(self.audience),
-            "iat": now,
-            "nbf": now - _CLOCK_SKEW,
-            "exp": now + self.lifetime,
-            "jti": secrets.token_hex(16),
-            "scope": " ".join(scope.replace("{username}", username) for scope in self.scopes),
-        }
+        """The claims of a user's token."""
+        return wlcg_claims(
+            issuer=self.issuer,
+            subject=username,
+            audience=self.audience[0] if len(self.audience) == 1 else list(self.audience),
+            identifier=secrets.token_hex(16),
+            scope=" ".join(scope.replace("{username}", username) for scope in self.scopes),
+            issued_at=now,
+            lifetime=self.lifetime,
+        )
 
 
 class Credmon:
@@ -147,7 +141,7 @@ class Credmon:
         now = self._clock()
         kid, made, due = self._made.get(use, ("", 0.0, 0.0))
         # A clock that was put back has made a token that isn't valid yet.
-        if kid == key.kid and made - _CLOCK_SKEW <= now < due and use.exists():
+        if kid == key.kid and made - CLOCK_SKEW <= now < due and use.exists():
             return
         claims = self._profile.claims(use.parent.name, int(now))
         try:

@@ -79,8 +79,7 @@ class FacilityIssuer(LoggingConfigurable):
         help="""
         Public keys of the facility's other signers, which are published with the hub's own: JWKs of EC keys of the
         curve P-256 or of RSA keys of at least 2048 bits, such as that of the credmon of the HTCondor pool. Whoever has
-        such a private key can mint all that the hub's own
-        keys can. Default: none. Example:
+        such a private key can mint all that the hub's own keys can. Default: none. Example:
         ``[{"kty": "EC", "crv": "P-256", "x": "...", "y": "...", "kid": "..."}]``, as
         ``casa-hub issuer new-key FILE`` prints it.
         """,
@@ -208,8 +207,8 @@ class FacilityIssuer(LoggingConfigurable):
         return name
 
     def sign(self, claims: Mapping[str, Any], now: float) -> str:
-        """A signed token with `iss` and these claims. `now`: epoch seconds. Raises CredentialError."""
-        return self.directory.signing(now).sign({"iss": self.iss, **claims})
+        """A signed token with these claims. `now`: epoch seconds. Raises CredentialError."""
+        return self.directory.signing(now).sign(claims)
 
     def jwks(self, now: float) -> dict[str, list[Mapping[str, Any]]]:
         """The published keys (RFC 7517, 5). Raises CredentialError if the directory has no usable key."""

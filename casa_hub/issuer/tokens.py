@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -32,6 +32,11 @@ from casa_hub.keys import BadKeyError
 MIN_RSA_BITS = 2048
 #: Bytes of each half of an ES256 signature, and of a coordinate of P-256.
 _HALF = 32
+#: Seconds that a token may live at most. The profile wants 15 minutes to 6 hours.
+LONGEST = 6 * 3600
+#: Seconds before a token is issued from which on it is valid, so that a verifier whose clock is late takes it at once;
+#: the profile allows so many.
+CLOCK_SKEW = 60
 MAKE_KEY = "Make one: casa-hub issuer new-key FILE."
 
 # Made once, because a token is made in microseconds. json.dumps() would make an encoder for each call.
@@ -80,6 +85,40 @@ class SigningKey:
         else:
             signature = self.private.sign(signed, padding.PKCS1v15(), hashes.SHA256())
         return (signed + b"." + _base64url(signature)).decode()
+
+
+def wlcg_claims(
+    *,
+    issuer: str,
+    subject: str,
+    audience: str | Sequence[str],
+    identifier: str,
+    scope: str,
+    issued_at: int,
+    lifetime: int,
+) -> dict[str, Any]:
+    """What a token says by the WLCG Common JWT Profile 1.3.
+
+    Args:
+        issuer: ``iss``.
+        subject: ``sub``.
+        audience: ``aud``. Verifiers compare it as text.
+        identifier: ``jti``.
+        scope: ``scope``, words with a blank between them.
+        issued_at: ``iat``, epoch seconds.
+        lifetime: seconds; the caller keeps it to `LONGEST`.
+    """
+    return {
+        "wlcg.ver": "1.0",
+        "iss": issuer,
+        "sub": subject,
+        "aud": audience,
+        "jti": identifier,
+        "iat": issued_at,
+        "nbf": issued_at - CLOCK_SKEW,
+        "exp": issued_at + lifetime,
+        "scope": scope,
+    }
 
 
 def thumbprint(jwk: Mapping[str, Any]) -> str:

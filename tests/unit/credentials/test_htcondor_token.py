@@ -6,26 +6,22 @@ from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import jwt
 import pytest
 
 from casa_hub.credentials.htcondor import HTCondor
 from casa_hub.demo.certificates import HostCertificate, make_host_certificate
 from casa_hub.errors import CredentialError, Severity
 from casa_hub.issuer.settings import FacilityIssuer
-from casa_hub.issuer.tokens import new_private_key
-from tests.support.minting import NOW, request, write
+from tests.support.issuer import claims_of as verified_claims
+from tests.support.issuer import issuer_in
+from tests.support.minting import NOW, request
 
-KEY, CONTENT = new_private_key()
-ISS = "https://hub.example.org/hub/casa/issuer/cms"
 ALL = "compute.read compute.create compute.modify compute.cancel"
 
 
 @pytest.fixture(scope="module")
 def issuer(tmp_path_factory: pytest.TempPathFactory) -> FacilityIssuer:
-    directory = tmp_path_factory.mktemp("issuer")
-    write(directory / "1.pem", CONTENT)
-    return FacilityIssuer(keys=str(directory), vo="cms", url=ISS.removesuffix("/cms"))
+    return issuer_in(tmp_path_factory.mktemp("issuer"))
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +37,7 @@ def by_token(issuer: FacilityIssuer | None, **settings: Any) -> HTCondor:
 
 
 def claims_of(content: bytes, audience: str = "condor://condor.example.org") -> dict[str, Any]:
-    """Those of a token that this issuer has signed, for this audience."""
-    options = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
-    claims: dict[str, Any] = jwt.decode(
-        content.strip(), jwt.PyJWK(dict(KEY.jwk)), algorithms=["ES256"], audience=audience, issuer=ISS, options=options
-    )
-    return claims
+    return verified_claims(content.strip(), audience)
 
 
 def test_the_token_says_whose_it_is_and_what_a_user_may_do(issuer: FacilityIssuer) -> None:

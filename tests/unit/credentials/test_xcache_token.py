@@ -22,21 +22,18 @@ from casa_hub.credentials.xcache import XCache
 from casa_hub.errors import CredentialError, Severity
 from casa_hub.facility import Facility
 from casa_hub.issuer.settings import FacilityIssuer
-from casa_hub.issuer.tokens import new_private_key
+from tests.support.issuer import CONTENT, issuer_in
+from tests.support.issuer import claims_of as verified_claims
 from tests.support.minting import HOSTILE, NOW, assert_tells_nothing, public_text, request, write
 
-KEY, CONTENT = new_private_key()
 MACAROON_KEY = bytes(range(64))
 AUDIENCE = "https://xcache.example.org:1094"
-ISS = "https://hub.example.org/hub/casa/issuer/cms"
 HOUR = timedelta(hours=1)
 
 
 @pytest.fixture(scope="module")
 def issuer(tmp_path_factory: pytest.TempPathFactory) -> FacilityIssuer:
-    directory = tmp_path_factory.mktemp("issuer")
-    write(directory / "1.pem", CONTENT)
-    return FacilityIssuer(keys=str(directory), vo="cms", url=ISS.removesuffix("/cms"))
+    return issuer_in(tmp_path_factory.mktemp("issuer"))
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +52,7 @@ def by_both(issuer: FacilityIssuer, key_file: str, **settings: Any) -> XCache:
 
 
 def claims_of(content: bytes) -> dict[str, Any]:
-    """Those of a token that this issuer has signed, for this audience."""
-    options = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
-    claims: dict[str, Any] = jwt.decode(
-        content, jwt.PyJWK(dict(KEY.jwk)), algorithms=["ES256"], audience=AUDIENCE, issuer=ISS, options=options
-    )
-    return claims
+    return verified_claims(content, AUDIENCE)
 
 
 def life_of(credential: Credential) -> timedelta:

@@ -8,24 +8,23 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
 from traitlets import TraitError
 from traitlets.config import Config
 
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request
-from casa_hub.credentials.issued import LONGEST, issue
+from casa_hub.credentials.issued import issue
 from casa_hub.errors import CredentialError
 from casa_hub.facility import Facility
 from casa_hub.issuer.published import cache_file, discovery
 from casa_hub.issuer.settings import FacilityIssuer
-from casa_hub.issuer.tokens import new_private_key
+from casa_hub.issuer.tokens import LONGEST, new_private_key
 from casa_hub.moments import when
 from casa_hub.operator_words import issuer_keys
+from tests.support.issuer import KEY, URL, issuer_in
+from tests.support.issuer import claims_of as verified_claims
 from tests.support.minting import NOW, request
 
-KEY, CONTENT = new_private_key()
-URL = "https://hub.example.org/hub/casa/issuer"
 AUDIENCE = "https://cache.example.org"
 
 
@@ -36,23 +35,14 @@ class Token(Minter):
         raise NotImplementedError
 
 
-def issuer(tmp_path: Path, **settings: Any) -> FacilityIssuer:
-    (tmp_path / "1.pem").write_bytes(CONTENT)
-    return FacilityIssuer(**{"keys": str(tmp_path), "vo": "cms", "url": URL, **settings})
-
-
 def minter(tmp_path: Path, **settings: Any) -> Token:
     made = Token()
-    made.issuer = issuer(tmp_path, **settings)
+    made.issuer = issuer_in(tmp_path, **settings)
     return made
 
 
 def claims_of(token: str) -> dict[str, Any]:
-    options = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
-    claims: dict[str, Any] = jwt.decode(
-        token, jwt.PyJWK(dict(KEY.jwk)), algorithms=["ES256"], audience=AUDIENCE, options=options
-    )
-    return claims
+    return verified_claims(token, AUDIENCE)
 
 
 # -- the address
@@ -96,12 +86,12 @@ def test_the_hubs_public_address_is_the_default(config: dict[str, Any], url: str
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path: Path, settings: dict[str, Any], problem: str) -> None:
-    assert problem in "\n".join(map(str, issuer(tmp_path, **settings).check()))
+    assert problem in "\n".join(map(str, issuer_in(tmp_path, **settings).check()))
 
 
 @pytest.mark.parametrize("url", [URL, "http://127.0.0.1:8000/issuer", "http://localhost/issuer", "http://[::1]/i"])
 def test_https_and_this_machine_are_fine(tmp_path: Path, url: str) -> None:
-    assert issuer(tmp_path, url=url).check() == []
+    assert issuer_in(tmp_path, url=url).check() == []
 
 
 def test_a_facility_without_the_section_has_no_issuer(tmp_path: Path) -> None:
@@ -126,7 +116,7 @@ def test_the_facilitys_minters_have_its_issuer(tmp_path: Path) -> None:
 def test_others_public_keys_are_published_too(tmp_path: Path) -> None:
     other, _ = new_private_key()
     given = {name: other.jwk[name] for name in ("kty", "crv", "x", "y")}
-    published = issuer(tmp_path, extra_jwks=[given]).jwks(0.0)["keys"]
+    published = issuer_in(tmp_path, extra_jwks=[given]).jwks(0.0)["keys"]
     assert {key["kid"] for key in published} == {KEY.kid, other.kid}
 
 
@@ -150,37 +140,37 @@ def test_others_public_keys_are_published_too(tmp_path: Path) -> None:
 )
 def test_what_is_no_public_key_is_refused_and_not_shown(tmp_path: Path, jwk: dict[str, Any], problem: str) -> None:
     with pytest.raises(TraitError, match=problem) as caught:
-        issuer(tmp_path, extra_jwks=[jwk])
+        issuer_in(tmp_path, extra_jwks=[jwk])
     assert "SECRET" not in str(caught.value)
 
 
 def test_a_private_key_that_is_no_list_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(TraitError, match="is not a list of JWKs") as caught:
-        issuer(tmp_path, extra_jwks={**KEY.jwk, "d": "SECRET"})
+        issuer_in(tmp_path, extra_jwks={**KEY.jwk, "d": "SECRET"})
     assert "SECRET" not in str(caught.value)
 
 
 def test_two_keys_of_others_have_two_names(tmp_path: Path) -> None:
     given = [{**new_private_key()[0].jwk, "kid": "pool"} for _ in range(2)]
     with pytest.raises(TraitError, match=r"extra_jwks\[1\] has the kid of another one"):
-        issuer(tmp_path, extra_jwks=given)
+        issuer_in(tmp_path, extra_jwks=given)
 
 
 def test_others_keys_keep_their_names_and_nothing_else_of_their_own(tmp_path: Path) -> None:
     """Members that JSON doesn't know would leave verifiers without any key."""
     ec, (rsa, _) = new_private_key()[0].jwk, new_private_key(rsa_bits=2048)
     given = [{**ec, "kid": "pool", "x5c": b"x"}, {"kty": "RSA", "n": rsa.jwk["n"], "e": rsa.jwk["e"]}]
-    assert issuer(tmp_path, extra_jwks=given).jwks(0.0)["keys"] == [{**ec, "kid": "pool"}, rsa.jwk, KEY.jwk]
+    assert issuer_in(tmp_path, extra_jwks=given).jwks(0.0)["keys"] == [{**ec, "kid": "pool"}, rsa.jwk, KEY.jwk]
     assert given[1].keys() == {"kty", "n", "e"}, "the operator's own configuration was changed"
 
 
 def test_discovery_leads_to_the_keys(tmp_path: Path) -> None:
-    document = discovery(issuer(tmp_path))
+    document = discovery(issuer_in(tmp_path))
     assert (document["issuer"], document["jwks_uri"]) == (f"{URL}/cms", f"{URL}/cms/jwks")
 
 
 def test_the_cache_file_is_that_of_the_issuer(tmp_path: Path) -> None:
-    name, content = cache_file(issuer(tmp_path), 1000.0)
+    name, content = cache_file(issuer_in(tmp_path), 1000.0)
     assert name == sha256(f"{URL}/cms".encode()).hexdigest()
     assert json.loads(content) == {
         f"{URL}/cms": {"expiration": 1000 + 4 * 86400, "jwks": {"keys": [dict(KEY.jwk)]}},
@@ -230,7 +220,7 @@ def test_a_name_that_fits_into_no_token_is_refused(tmp_path: Path, username: str
 
 
 def test_the_state_of_each_key_says_what_it_is_for(tmp_path: Path) -> None:
-    one = issuer(tmp_path, key_lead=100)
+    one = issuer_in(tmp_path, key_lead=100)
     (tmp_path / "0.pem").write_bytes(new_private_key()[1])
     at = NOW.timestamp()
     assert [state["signs"] for state in one.key_states(at)] == [True, False]

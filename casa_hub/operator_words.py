@@ -13,7 +13,7 @@ from typing import Any
 from casa_hub.moments import when
 
 ALL_WELL = "All is well."
-NO_KEY_SIGNS = "No key of the facility's issuer signs now, so no token can be made"
+PUT_BACK = "Put the file of the key before it back, if that wasn't stolen."
 NOTHING_HELD = "Nothing is held back."
 
 
@@ -103,7 +103,7 @@ def ignored(answer: Mapping[str, Any]) -> str:
 
 def _issuer(answer: Mapping[str, Any]) -> Iterator[str]:
     if why := none_signs(answer):
-        yield f"{NO_KEY_SIGNS}: {why}. Put the file of the key before it back, if that wasn't stolen."
+        yield f"No key of the facility's issuer signs now, so no token can be made: {why}. {PUT_BACK}"
 
 
 def none_signs(answer: Mapping[str, Any]) -> str:

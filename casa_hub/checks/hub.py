@@ -15,7 +15,7 @@ from casa_hub.checks.site import Site
 from casa_hub.credentials.dask import parse_secrets
 from casa_hub.errors import CasaError, ConfigurationError
 from casa_hub.keys import BadKeyError
-from casa_hub.operator_words import none_signs, what_for
+from casa_hub.operator_words import PUT_BACK, none_signs, what_for
 
 #: Seconds. The hub asks others in turn, such as the API server.
 _PATIENCE = 20.0
@@ -72,8 +72,7 @@ def read_issuer_keys(answer: Mapping[str, Any]) -> list[Finding]:
     """What each key of the facility's issuer is for: only the running hub knows since when a key is published."""
     found = [ok(state["key"], what_for(state)) for state in answer.get("issuer_keys", [])]
     if why := none_signs(answer):
-        remedy = "Put the file of the key before it back, if that wasn't stolen."
-        found.append(error("FacilityIssuer.keys", f"no key signs now, so no token can be made: {why}", remedy))
+        found.append(error("FacilityIssuer.keys", f"no key signs now, so no token can be made: {why}", PUT_BACK))
     return found
 
 

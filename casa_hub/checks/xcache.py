@@ -69,11 +69,11 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     )
     if minter.takes_macaroons:
         own, forged, *answers = answers
-        yield read(minter, where, own)
+        yield read(minter, where, own, "macaroon")
         yield read_forged(where, forged, "macaroon")
     if minter.takes_tokens:
         own, forged, beside = answers
-        yield read_token(minter, where, own)
+        yield read(minter, where, own, "token")
         yield read_forged(where, forged, "token")
         if own.status == HTTPStatus.NOT_FOUND and (kept := read_beside(minter, where, beside)) is not None:
             yield kept
@@ -81,22 +81,39 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         yield version
 
 
-def read(minter: XCache, where: str, answer: Answer) -> Finding:
-    """What the answer to the hub's own macaroon means."""
+def read(minter: XCache, where: str, answer: Answer, what: str) -> Finding:
+    """What the answer to the hub's own macaroon or token means."""
     thing = f"XCache {where}"
     if answer.status == HTTPStatus.NOT_FOUND:
-        return ok(thing, "accepts this hub's macaroons")
+        return ok(thing, f"accepts this hub's {what}s")
     if answer.status in _ELSEWHERE:
         return _redirected(thing)
     if answer.status in _REFUSED:
-        return error(
-            thing,
-            f"refuses this hub's macaroons (status {answer.status})",
-            f"XCache.key_file must be its macaroons.secretkey, XCache.site_name ({minter.site_name}) its all.sitename, "
-            f"XCache.path ({minter.path}) one that it exports; DOWNLOAD must be in XCache.activities; and the clocks "
-            "must agree. With macaroons.trace all its log says why.",
-        )
-    return _odd(thing, answer)
+        compare = _compare_token if what == "token" else _compare_macaroon
+        return error(thing, f"refuses this hub's {what}s (status {answer.status})", compare(minter))
+    return error(
+        thing,
+        f"answered {answer.status} to a request for a file that doesn't exist",
+        "Its log says why. Check that it can reach its origin.",
+    )
+
+
+def _compare_macaroon(minter: XCache) -> str:
+    return (
+        f"XCache.key_file must be its macaroons.secretkey, XCache.site_name ({minter.site_name}) its all.sitename, "
+        f"XCache.path ({minter.path}) one that it exports; DOWNLOAD must be in XCache.activities; and the clocks "
+        "must agree. With macaroons.trace all its log says why."
+    )
+
+
+def _compare_token(minter: XCache) -> str:
+    issuer = "" if minter.issuer is None else minter.issuer.iss
+    return (
+        f"In its scitokens.cfg, issuer must be {issuer}, audience {minter.token_audience()}, and base_path /; "
+        f"XCache.path ({minter.path}) must be one that it exports; DOWNLOAD must be in XCache.activities. It must "
+        f"reach {issuer}/.well-known/openid-configuration by https, with a certificate that it trusts, and the "
+        "clocks must agree. With scitokens.trace all its log says why."
+    )
 
 
 def read_forged(where: str, answer: Answer, what: str) -> Finding:
@@ -116,26 +133,6 @@ def read_forged(where: str, answer: Answer, what: str) -> Finding:
     )
 
 
-def read_token(minter: XCache, where: str, answer: Answer) -> Finding:
-    """What the answer to a token of the hub's own means."""
-    thing = f"XCache {where}"
-    if answer.status == HTTPStatus.NOT_FOUND:
-        return ok(thing, "accepts this hub's tokens")
-    if answer.status in _ELSEWHERE:
-        return _redirected(thing)
-    if answer.status in _REFUSED:
-        issuer = "" if minter.issuer is None else minter.issuer.iss
-        return error(
-            thing,
-            f"refuses this hub's tokens (status {answer.status})",
-            f"In its scitokens.cfg, issuer must be {issuer}, audience {minter.token_audience()}, and base_path /; "
-            f"XCache.path ({minter.path}) must be one that it exports; DOWNLOAD must be in XCache.activities. It must "
-            f"reach {issuer}/.well-known/openid-configuration by https, with a certificate that it trusts, and the "
-            "clocks must agree. With scitokens.trace all its log says why.",
-        )
-    return _odd(thing, answer)
-
-
 def read_beside(minter: XCache, where: str, answer: Answer) -> Finding | None:
     """What the answer means to a token for a path that is the beginning of the name that was asked for.
 
@@ -151,14 +148,6 @@ def read_beside(minter: XCache, where: str, answer: Answer) -> Finding | None:
     if minter.path.rstrip("/").endswith("{username}"):
         return error(thing, f"{problem}: the token of al opens the directory of alice, too", remedy)
     return warning(thing, f"{problem}: one for /store opens /store2, too", f"{remedy} Or export no such path there.")
-
-
-def _odd(thing: str, answer: Answer) -> Finding:
-    return error(
-        thing,
-        f"answered {answer.status} to a request for a file that doesn't exist",
-        "Its log says why. Check that it can reach its origin.",
-    )
 
 
 def _no_answer(where: str, problem: NoAnswerError) -> Finding:

@@ -326,17 +326,17 @@ def test_routes_that_could_not_be_looked_at_are_not_called_sound() -> None:
 )
 def test_answers_of_an_xcache(status: int, own: Status, forged: Status) -> None:
     minter = XCache(site_name="T3_XX")
-    assert xcache.read(minter, "x:1094", answer(status)).status is own
+    assert xcache.read(minter, "x:1094", answer(status), "macaroon").status is own
     assert xcache.read_forged("x:1094", answer(status), "macaroon").status is forged
     by_token = XCache(credential="token", host="x")
-    assert xcache.read_token(by_token, "x:1094", answer(status)).status is own
+    assert xcache.read(by_token, "x:1094", answer(status), "token").status is own
     assert xcache.read_forged("x:1094", answer(status), "token").status is forged
 
 
 def test_a_refused_token_is_compared_with_what_the_xcache_s_file_must_say() -> None:
     minter = XCache(credential="token", host="x.example.org", path="/store/user/{username}")
     minter.issuer = FacilityIssuer(url="https://hub.example.org/hub/casa/issuer", vo="cms")
-    found = xcache.read_token(minter, "x.example.org:1094", answer(403))
+    found = xcache.read(minter, "x.example.org:1094", answer(403), "token")
     for words in (
         "scitokens.cfg, issuer must be https://hub.example.org/hub/casa/issuer/cms",
         "audience https://x.example.org:1094",

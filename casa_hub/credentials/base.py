@@ -4,6 +4,7 @@ A site's own credential is a subclass of `Minter`, named in the entry-point grou
 
 - `name`, `title` and `mint` must be there;
 - `renewal`, `key_files`, `bearer_files`, `check`, `environment` and `routes` where the defaults don't fit;
+- `fetch`, if it is made of something that somebody else gives for the person's token (`casa_hub.credentials.fetching`);
 - `outside`, and perhaps `mint_outside`, if people may have it on a laptop or in CI, too;
 - settings are traits (``.tag(config=True)``).
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import re
 import secrets
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -26,6 +27,8 @@ from urllib.parse import quote
 
 from traitlets.config import LoggingConfigurable
 
+from casa_hub.credentials.fetching import Fetch, Fetched
+from casa_hub.errors import CredentialError
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.naming import Server
 
@@ -82,12 +85,21 @@ class Request:
     state: Mapping[str, str] = field(default_factory=dict)
     #: Whether the user is one of `CasaOAuthenticator.technical_users`, who have no log-in.
     technical: bool = False
+    #: Name of a credential -> what was fetched for it, or why nothing was (see `Minter.fetch`).
+    fetched: Mapping[str, Fetched | CredentialError] = field(default_factory=dict, repr=False)
     #: Seconds that the credential may live at most; None: as long as the minter's settings say (see `Minter.shortens`).
     longest: int | None = None
 
     def lifetime(self, configured: int) -> timedelta:
         """How long the credential lives, by the minter's own setting (seconds) and `longest`."""
         return timedelta(seconds=configured if self.longest is None else min(configured, self.longest))
+
+    def fetched_for(self, name: str) -> Fetched:
+        """What was fetched for this credential. Raises CredentialError: nothing was."""
+        found = self.fetched.get(name)
+        if isinstance(found, Fetched):
+            return found
+        raise found or CredentialError(name, "the hub has not asked for it", "Log out and in again.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +171,27 @@ class Minter(LoggingConfigurable):
 
     #: The facility's own issuer of tokens (`casa_hub.credentials.issued`), set by `Facility`; None: it has none.
     issuer: FacilityIssuer | None = None
+
+    @classmethod
+    def parts(cls, parent: LoggingConfigurable) -> Sequence[type[Minter]]:  # noqa: ARG003
+        """The classes of the credentials that this section makes, each with a `name` of its own; `parent`: `Facility`.
+
+        Raises TraitError for a wrong setting.
+        """
+        return (cls,)
+
+    @property
+    def fetch(self) -> Fetch | None:
+        """What has to be fetched before a mint, by the minter's settings alone; `renewal` must be `time` then.
+
+        Must not raise: a wrong setting is a matter of `check`.
+        """
+        return None
+
+    @property
+    def paths(self) -> Collection[str] | None:
+        """Paths of the files of each of its credentials; None if only a mint tells them."""
+        return None
 
     @property
     def key_files(self) -> Mapping[str, str]:

@@ -23,9 +23,9 @@ from traitlets import Bool, Enum, Float, Int, List, Set, TraitError, Unicode, de
 from casa_hub import audit
 from casa_hub.database import roll_back
 from casa_hub.errors import ConfigurationError, Severity
-from casa_hub.facility import installed
 from casa_hub.hub import CasaHub
 from casa_hub.identity.errors import OIDCError
+from casa_hub.identity.fetches import Fetches
 from casa_hub.identity.logout import LogoutTokens
 from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.providers import PROVIDERS, Provider, group_syntax_for
@@ -35,6 +35,7 @@ from casa_hub.identity.transport import Client
 from casa_hub.identity.verdicts import Answer, Verdict
 from casa_hub.jupyterhub import HubApp, HubUser
 from casa_hub.membership.admission import Admission, MembershipError
+from casa_hub.membership.fetching import Fetching
 from casa_hub.membership.groups import GroupSource
 from casa_hub.membership.log_ins import LogIns
 from casa_hub.membership.member import Members, Standing
@@ -42,6 +43,7 @@ from casa_hub.membership.policy import Allowed, Policy, Refused, RefusedError, d
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.rights import NAME_LENGTH, Rights
 from casa_hub.membership.usernames import Identities, IdentityError
+from casa_hub.minters import installed
 from casa_hub.startup import on_hub_start
 from casa_hub.unknown_keys import without_value
 from casa_hub.web import admin, bundle_download, credentials_api, credentials_page, frame, laptop, operations
@@ -294,6 +296,11 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
     @cached_property
     def admission(self) -> Admission:
         return Admission(self.recheck, self.technical_users)
+
+    @cached_property
+    def fetching(self) -> Fetching:
+        """What the credentials of servers are made of, fetched with the person's own token."""
+        return Fetching(self.recheck, Fetches(self.provider_side, self.clock))
 
     @cached_property
     def identities(self) -> Identities:

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePosixPath
 from typing import Any
 
 from traitlets import Int, List, TraitError, Unicode, default, validate
 from traitlets.config import LoggingConfigurable
 
-from casa_hub import bearer_file
+from casa_hub import bearer_file, minters
 from casa_hub.audit import Action, Event, tell
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route, bad_path
+from casa_hub.credentials.fetching import Fetch, Outcomes
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
-from casa_hub.metrics import MINTS, OUTCOMES
+from casa_hub.metrics import MINTS
+from casa_hub.minters import broken
 from casa_hub.naming import Server
 from casa_hub.outside import HandedOut, Outside
 from casa_hub.record import EDITED_ENTRY, AnyRecord, ServerRecord, better_from, iso, next_record, outlives
-from casa_hub.unknown_keys import did_you_mean, is_set, without_value
-
-#: Entry-point group of the minters. The package of a site's own credential names its `Minter` in this group.
-GROUP = "casa_hub.credentials"
+from casa_hub.unknown_keys import did_you_mean, is_set
 
 _ASK_OPERATOR = "Tell the operator of this hub; its log says more."
 
@@ -63,8 +60,8 @@ class Facility(LoggingConfigurable):
     required = List(
         Unicode(),
         help="""Those of `Facility.credentials` without which no server starts. If another one can't be minted, the
-        server starts without it, and its spawn page and the hub's log say what is missing and why. Default: none.
-        Example: `[xcache]`.""",
+        server starts without it, and its spawn page and the hub's log say what is missing and why. Where one section
+        makes several, the section's name means all of them. Default: none. Example: `[xcache, "exchange:rucio"]`.""",
     ).tag(config=True)
 
     hub_id = Unicode(
@@ -129,12 +126,9 @@ class Facility(LoggingConfigurable):
         self._files_outside: dict[str, tuple[str, ...]] = {}
         #: The facility's own issuer of tokens; None without settings for one.
         self.issuer = FacilityIssuer(parent=self) if FacilityIssuer.__name__ in self.config else None
-        #: The minters in use, by name, in the order of `credentials`.
-        self.minters: dict[str, Minter] = {}
-        self._load_problems: list[Problem] = []
-        available = _available()
-        for name in dict.fromkeys(self.credentials):
-            self._load(name, available)
+        self._loaded = minters.load(self.credentials, self, self.issuer)
+        #: The minters in use, by the name of what they mint, in the order of `credentials`.
+        self.minters = self._loaded.minters
 
     def server(self, username: str, name: str = "") -> Server:
         """The identity of a server of this hub."""
@@ -145,15 +139,24 @@ class Facility(LoggingConfigurable):
         issuer = {} if self.issuer is None else self.issuer.key_files()
         return {**issuer, **{name: path for one in self.minters.values() for name, path in one.key_files.items()}}
 
-    async def request_of(self, spawner: HubSpawner, server: Server, start_id: str, now: datetime) -> Request:
+    async def request_of(
+        self, spawner: HubSpawner, server: Server, start_id: str, now: datetime, fetched: Outcomes | None = None
+    ) -> Request:
         """What minters may use for a start of the spawner's server, the user's own token included.
 
-        `server`: the identity of that start, which stays the same when the user is renamed.
+        `server`: the identity of that start, which stays the same when the user is renamed. `fetched`: by `fetch`; what
+        isn't there, and is kept of an earlier one, counts as well.
         """
-        return await self.request_for(spawner.user, spawner.authenticator, server, start_id, now)
+        return await self.request_for(spawner.user, spawner.authenticator, server, start_id, now, fetched)
 
-    async def request_for(
-        self, user: HubUser, authenticator: Any, server: Server, start_id: str, now: datetime
+    async def request_for(  # noqa: PLR0917 - one more than for a server
+        self,
+        user: HubUser,
+        authenticator: Any,
+        server: Server,
+        start_id: str,
+        now: datetime,
+        fetched: Outcomes | None = None,
     ) -> Request:
         """As `request_of`, for a user who may have no server."""
         # Only our authenticator has access tokens. A technical user has none: a stored one belongs to a person who had
@@ -161,7 +164,40 @@ class Facility(LoggingConfigurable):
         technical = user.name in getattr(authenticator, "technical_users", ())
         get_token = getattr(authenticator, "access_token", None)
         token: AccessToken | None = await get_token(user) if get_token is not None and not technical else None
-        return Request(server, start_id, now, token, technical=technical)
+        fetching, wanted = getattr(authenticator, "fetching", None), self._fetches()
+        kept = await fetching.kept(user, wanted) if wanted and fetching is not None and not technical else {}
+        return Request(server, start_id, now, token, technical=technical, fetched={**kept, **(fetched or {})})
+
+    def needs_fetching(self, name: str) -> bool:
+        """Whether a credential is made of something that has to be fetched (`Minter.fetch`)."""
+        return name in self.minters and self.minters[name].fetch is not None
+
+    def _fetches(self, names: Collection[str] | None = None) -> dict[str, Fetch]:
+        found = {name: self.minters[name].fetch for name in self.minters if names is None or name in names}
+        return {name: fetch for name, fetch in found.items() if fetch is not None}
+
+    async def fetch(
+        self,
+        spawner: HubSpawner,
+        *,
+        names: Collection[str] | None = None,
+        newer_than: Mapping[str, datetime] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Outcomes:
+        """What the credentials of a server are made of, or why it can't be had. Asks others, and never raises.
+
+        `names`: of which credentials; None for all. `newer_than`, `say`: as for `Fetching.of` of our authenticator,
+        which has checked the membership.
+        """
+        wanted, authenticator = self._fetches(names), spawner.authenticator
+        if not wanted or spawner.user.name in getattr(authenticator, "technical_users", ()):
+            return {}
+        fetching = getattr(authenticator, "fetching", None)
+        if fetching is None:
+            problem = CredentialError("access token", "is missing: the hub's authenticator keeps none", _ASK_OPERATOR)
+            return dict.fromkeys(wanted, problem)
+        outcomes: Outcomes = await fetching.of(spawner.user, wanted, newer_than=newer_than, say=say)
+        return outcomes
 
     # -- checks before the first start
 
@@ -181,21 +217,23 @@ class Facility(LoggingConfigurable):
         try:
             return list(minter.check())
         except Exception as error:  # noqa: BLE001 - a third party's
-            return [_broken(name, "check", error)]
+            return [broken(name, "check", error)]
 
     def check_settings(self) -> list[Problem]:
         """Problems of the facility's own settings. With an ERROR among them no server can start."""
-        problems = list(self._load_problems) + ([] if self.issuer is None else self.issuer.check())
+        problems = list(self._loaded.problems) + ([] if self.issuer is None else self.issuer.check())
         problems += [
             Problem(
                 Severity.ERROR,
                 "Facility.required",
                 f"{name!r} is not in Facility.credentials",
                 # The name of an installed credential is right; any other may be a typing error.
-                "Add it there." if name in _available() else did_you_mean(name, self.credentials) or "Add it there.",
+                "Add it there."
+                if name in minters.installed()
+                else did_you_mean(name, self.credentials) or "Add it there.",
             )
             for name in self.required
-            if name not in self.credentials
+            if name not in self.credentials and name not in self.minters
         ]
         files = self._try_files()
         return problems + self._check_bearer_token_file(files) + _clashes(files)
@@ -223,7 +261,7 @@ class Facility(LoggingConfigurable):
         found: dict[str, Collection[str] | None] = {}
         for name, minter in self.minters.items():
             try:
-                found[name] = list(minter.mint(request).files)
+                found[name] = minter.mint(request).files.keys() if minter.paths is None else minter.paths
             except Exception:  # noqa: BLE001
                 found[name] = None
         return found
@@ -232,31 +270,6 @@ class Facility(LoggingConfigurable):
         """Of nobody, to see what a minter makes."""
         token = AccessToken("trial", None, subject="trial")
         return Request(self.server("check"), start_id="0" * 32, now=datetime.now(UTC), token=token)
-
-    def _load(self, name: str, available: Mapping[str, Sequence[EntryPoint]]) -> None:
-        def problem(text: str, remedy: str) -> None:
-            self._load_problems.append(Problem(Severity.ERROR, "Facility.credentials", text, remedy))
-
-        found = available.get(name, ())
-        if not found:
-            problem(f"there is no credential {name!r}", did_you_mean(name, available))
-            return
-        if len({point.value for point in found}) > 1:
-            problem(f"several packages have a credential {name!r}", "Uninstall all but one of them.")
-            return
-        try:
-            cls = found[0].load()
-            if not (isinstance(cls, type) and issubclass(cls, Minter) and cls.name == name):
-                problem(f"{found[0].value} is no Minter with the name {name!r}", "Correct its package.")
-                return
-            self.minters[name] = cls(parent=self)
-            self.minters[name].issuer = self.issuer
-            for outcome in OUTCOMES:
-                MINTS.labels(name, outcome)
-        except TraitError as error:
-            problem(f"a setting of {name!r} has a wrong value: {without_value(error)}", "Correct it.")
-        except Exception as error:  # noqa: BLE001 - a third party's
-            self._load_problems.append(_broken(name, "load", error))
 
     # -- for a server
 
@@ -270,15 +283,19 @@ class Facility(LoggingConfigurable):
             ConfigurationError: two credentials want the same file.
         """
         # A technical user has no token of an identity provider, so credentials made of that token are left out.
-        left_out = {name for name, minter in self.minters.items() if request.technical and minter.renewal == "token"}
+        left_out = {
+            name
+            for name, minter in self.minters.items()
+            if request.technical and (minter.renewal == "token" or minter.fetch is not None)
+        }
         minters = {name: minter for name, minter in self.minters.items() if name not in left_out}
         if left_out:
             self.log.info("%s is a technical user's: no %s", request.server.identity, ", ".join(sorted(left_out)))
         credentials, missing = self._mint_each(minters, request, {})
         for name in self.credentials:
-            if name not in self.minters:
+            if name not in self._loaded.parts:
                 missing[name] = CredentialError(name, "it could not be loaded at the hub's start", _ASK_OPERATOR)
-        for name in self.required:
+        for name in (part for entry in self.required for part in self._loaded.parts.get(entry, [entry])):
             if name not in credentials and name not in left_out:
                 raise missing.get(name) or CredentialError(name, "it is required, but not enabled", _ASK_OPERATOR)
         for name, reason in missing.items():
@@ -437,7 +454,9 @@ class Facility(LoggingConfigurable):
     def requires_routes(self) -> bool:
         """Whether a required credential needs routes to its servers."""
         return any(
-            type(minter).routes is not Minter.routes for name, minter in self.minters.items() if name in self.required
+            type(self.minters[part]).routes is not Minter.routes
+            for name in self.required
+            for part in self._loaded.parts.get(name, ())
         )
 
     def environment(self, minted: Minted, directory: PurePosixPath) -> dict[str, str]:
@@ -467,7 +486,7 @@ class Facility(LoggingConfigurable):
             try:
                 environment |= (minter.environment_outside if outside else minter.environment)(server, directory)
             except Exception as error:  # noqa: BLE001 - a third party's
-                self.log.error("%s", _broken(name, "environment", error))  # noqa: TRY400 - see _broken
+                self.log.error("%s", broken(name, "environment", error))  # noqa: TRY400 - see `broken`
         if self.bearer_token_file in files:
             environment["BEARER_TOKEN_FILE"] = str(directory / self.bearer_token_file)
         return environment
@@ -484,6 +503,8 @@ class Facility(LoggingConfigurable):
         missing: dict[str, CredentialError] = {}
         for name, minter in minters.items():
             try:
+                if minter.fetch is not None:
+                    request.fetched_for(name)
                 mint = minter.mint_outside if outside else minter.mint
                 credential = mint(replace(request, state=states.get(name, {})))
                 problem = _malformed(credential, request.now)
@@ -494,9 +515,9 @@ class Facility(LoggingConfigurable):
             except CredentialError as error:
                 missing[name] = error
             except Exception as error:  # noqa: BLE001 - a third party's fault must not break the others
-                broken = _broken(name, "mint", error)
-                self.log.error("%s", broken)  # noqa: TRY400 - see _broken
-                missing[name] = CredentialError(broken.thing, broken.problem, _ASK_OPERATOR)
+                fault = broken(name, "mint", error)
+                self.log.error("%s", fault)  # noqa: TRY400 - see `broken`
+                missing[name] = CredentialError(fault.thing, fault.problem, _ASK_OPERATOR)
         return credentials, missing
 
     def _audit(
@@ -572,14 +593,6 @@ def _malformed(new: Credential, now: datetime) -> str:
     return ""
 
 
-def _broken(name: str, what: str, error: Exception) -> Problem:
-    """Type and place of an exception. Its text and the lines of a traceback may hold a secret."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    problem = f"{what} failed with {type(error).__name__}{where}"
-    return Problem(Severity.ERROR, name, problem, "This is a fault of the credential's package.")
-
-
 def _clashes(files: Mapping[str, Collection[str] | None]) -> list[Problem]:
     """Problems of credentials with the same file name."""
     owner: dict[str, str] = {}
@@ -596,15 +609,3 @@ def _clash(path: str, first: str, second: str) -> Problem:
     problem = f"{first} and {second} both write the file {path}"
     other_name = " Or name another file in XCache.token_file." if "xcache" in {first, second} else ""
     return Problem(Severity.ERROR, "Facility.credentials", problem, f"Remove one of them.{other_name}")
-
-
-def installed() -> list[str]:
-    """Names of all installed credentials, enabled or not."""
-    return sorted(_available())
-
-
-def _available() -> dict[str, list[EntryPoint]]:
-    available: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=GROUP):
-        available.setdefault(point.name, []).append(point)
-    return available

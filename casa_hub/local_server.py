@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -39,9 +39,9 @@ class LocalServer(ServerCredentials[Delivered]):
 
     # -- a start: mint, deliver
 
-    async def mint(self) -> list[str]:
-        """Mint the credentials of a new start. Returns a sentence for each; raises as `_mint`."""
-        minted, sentences = await self._mint()
+    async def mint(self, say: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Mint the credentials of a new start. Returns a sentence for each; `say`, and what is raised: as `_mint`."""
+        minted, sentences = await self._mint(say)
         self._minted, self.start_id, self._identity, self.starting = minted, minted.start_id, minted.server, True
         return sentences
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -139,7 +140,7 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
     async def start(self) -> tuple[str, int]:
         """Mint and deliver credentials, then start the process. If any of it fails, all is removed again."""
         running = self.casa_server
-        for number, sentence in enumerate(await running.mint()):
+        for number, sentence in enumerate(await running.mint(partial(self._steps.say, 5))):
             self._steps.say(min(10 + 5 * number, 40), sentence)
         self._adopted = None
         try:

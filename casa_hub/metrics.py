@@ -19,6 +19,13 @@ MINTS = Counter(
 )
 #: Outcomes of `MINTS`. Each exists from the hub's start, otherwise Prometheus would not count the first failure.
 OUTCOMES = ("minted", "renewed", "failed")
+FETCHES = Counter(
+    "casa_hub_fetches",
+    "Requests for what credentials are made of, with a user's token (fetched, outage, refused, sign-in)",
+    ["credential", "outcome"],
+)
+#: Outcomes of `FETCHES`, and of `casa_hub.credentials.fetching.Why`.
+FETCH_OUTCOMES = ("fetched", "outage", "refused", "sign-in")
 OVERDUE = Gauge(
     "casa_hub_credentials_overdue", "Credentials of running servers whose renewal has failed so far", ["credential"]
 )

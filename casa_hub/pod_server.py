@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from kubernetes_asyncio.client import V1Pod
 from sqlalchemy.exc import SQLAlchemyError
 
+from casa_hub.credentials.fetching import Outcomes
 from casa_hub.database import committed
 from casa_hub.delivery.deadline import Deadline
 from casa_hub.delivery.kubernetes import manifests, ownership
@@ -105,10 +106,10 @@ class PodServer(ServerCredentials[DeliveredStart]):
 
     # -- a start: mint, dress, launch
 
-    async def mint(self) -> list[str]:
-        """Mint the credentials of a new start. Returns a sentence for each; raises as `_mint`."""
+    async def mint(self, say: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Mint the credentials of a new start. Returns a sentence for each; `say`, and what is raised: as `_mint`."""
         self._starting = self._known = self._identity = None
-        minted, sentences = await self._mint()
+        minted, sentences = await self._mint(say)
         self._starting = _Starting(minted)
         return sentences
 
@@ -194,10 +195,12 @@ class PodServer(ServerCredentials[DeliveredStart]):
         text = ownership.record_text_of(pod, start.server) or ""  # the record of the start
         return self._holding(self._certain(start) or DeliveredStart(start, text))
 
-    async def _renew(self, names: Collection[str], force: bool, deadline: Deadline) -> Holding | None:
+    async def _renew(
+        self, names: Collection[str], force: bool, fetched: Outcomes | None, deadline: Deadline
+    ) -> Holding | None:
         for tries_left in reversed(range(_RENEWAL_TRIES)):
             try:
-                return await super()._renew(names, force, deadline)
+                return await super()._renew(names, force, fetched, deadline)
             except OvertakenError:
                 if not tries_left:
                     raise

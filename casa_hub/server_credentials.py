@@ -6,10 +6,11 @@ import asyncio
 import math
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Generic, Protocol, TypeVar
 
+from casa_hub.credentials.fetching import Outcomes
 from casa_hub.delivery.deadline import Deadline
 from casa_hub.facility import Facility, Minted
 from casa_hub.hub import CasaHub
@@ -63,10 +64,11 @@ class ServerCredentials(ABC, Generic[D]):
 
     # -- a start
 
-    async def _mint(self) -> tuple[Minted, list[str]]:
+    async def _mint(self, say: Callable[[str], None]) -> tuple[Minted, list[str]]:
         """Mint the credentials of a new start, and describe each in a sentence. Nothing is delivered yet.
 
-        The authenticator's `pre_spawn_start` has already checked the membership.
+        `say`: is told a sentence if somebody has to be asked first, which may take seconds. The authenticator's
+        `pre_spawn_start` has already checked the membership.
 
         Raises:
             CredentialError: a required credential could not be minted.
@@ -77,30 +79,48 @@ class ServerCredentials(ABC, Generic[D]):
         on_hub_start(app)
         # JupyterHub may have begun a hundred starts in this turn of the hub's loop: let other work go first.
         await asyncio.sleep(0)
+        check_name(app, self._spawner, self._named)
+        fetched = await self.facility.fetch(self._spawner, say=say)
         server, now = self._named, datetime.now(UTC)
-        check_name(app, self._spawner, server)
-        minted = self.facility.mint(await self.facility.request_of(self._spawner, server, secrets.token_hex(16), now))
+        request = await self.facility.request_of(self._spawner, server, secrets.token_hex(16), now, fetched)
+        minted = self.facility.mint(request)
         return minted, sentences_of(self.facility, minted, now)
 
     # -- while it runs: what `RunningServer` says
+
+    @abstractmethod
+    def known_holding(self) -> Holding | None:
+        """As `RunningServer.known_holding`."""
 
     async def holding(self) -> Holding | None:
         async with self._renewing:
             running = await self._running(self._deadline())
             return None if running is None else self._holding(running)
 
-    async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
-        async with self._renewing:  # each renewal starts from the record of the one before
-            return await self._renew(names, force, self._deadline())
+    async def fetch(self, names: Collection[str]) -> Outcomes:
+        held = self.known_holding()
+        record = None if held is None else held.record
+        entries = record.credentials if isinstance(record, ServerRecord) else {}
+        has = {name: entry.issued_at for name, entry in entries.items() if entry.files}
+        return await self.facility.fetch(self._spawner, names=names, newer_than=has)
 
-    async def _renew(self, names: Collection[str], force: bool, deadline: Deadline) -> Holding | None:
+    async def renew(
+        self, names: Collection[str], *, force: bool = False, fetched: Outcomes | None = None
+    ) -> Holding | None:
+        async with self._renewing:  # each renewal starts from the record of the one before
+            return await self._renew(names, force, fetched, self._deadline())
+
+    async def _renew(
+        self, names: Collection[str], force: bool, fetched: Outcomes | None, deadline: Deadline
+    ) -> Holding | None:
         running = await self._running(deadline)
         if running is None:
             return None
         held = self._holding(running)
         if not isinstance(held.record, ServerRecord):
             return held
-        request = await self.facility.request_of(self._spawner, running.server, held.start_id, datetime.now(UTC))
+        now = datetime.now(UTC)
+        request = await self.facility.request_of(self._spawner, running.server, held.start_id, now, fetched)
         username = self._spawner.user.name
         minted = self.facility.renew(request, names, held.record, force=force, username=username)
         if minted.credentials:

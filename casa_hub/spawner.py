@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jupyterhub.utils import maybe_future
@@ -81,7 +81,7 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
         The authenticator's `pre_spawn_start` has already checked the membership.
         """
         try:
-            for number, sentence in enumerate(await self.casa_server.mint()):
+            for number, sentence in enumerate(await self.casa_server.mint(partial(self._steps.say, 3))):
                 self._steps.say(min(5 + 3 * number, 20), sentence)
             url: str = await super()._start()
         except BaseException as error:

@@ -23,13 +23,14 @@ from traitlets.config import Application, Configurable
 
 from casa_hub.credentials.base import Minter
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
-from casa_hub.facility import GROUP, Facility
+from casa_hub.facility import Facility
 from casa_hub.hub import ADDED, CasaHub, Home
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.jupyterhub import HubApp
 from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.settings import Keeper
+from casa_hub.minters import GROUP
 from casa_hub.unknown_keys import unknown_keys
 
 

@@ -4,7 +4,8 @@ Read `base` first: `Minter`, the interface of all of them, and `Credential`, wha
 example. The others, from simple to involved: `xcache` (a macaroon or a token), `htcondor` (an IDTOKEN or a token),
 `dask` (a CA and its certificates), `servicex` (a configuration file with the user's refresh token).
 
-Pure parts of them: `macaroons`, `scopes`, `idtokens`. `issued` makes the tokens of the facility's own issuer for all of
+Pure parts of them: `macaroons`, `scopes`, `idtokens`. `fetching` is what a credential says that is made of something
+which somebody else gives for the person's token. `issued` makes the tokens of the facility's own issuer for all of
 them; `tokens` reads what a JSON Web Token of another issuer says about itself. `dask_fresh_token` isn't imported here:
 it runs in servers and at their Dask workers.
 """

@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 from traitlets.config import LoggingConfigurable
 
-from casa_hub.credentials.fetching import Fetch, Fetched
+from casa_hub.credentials.fetching import Fetch, Fetched, Outcomes
 from casa_hub.errors import CredentialError
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.naming import Server
@@ -86,7 +86,7 @@ class Request:
     #: Whether the user is one of `CasaOAuthenticator.technical_users`, who have no log-in.
     technical: bool = False
     #: Name of a credential -> what was fetched for it, or why nothing was (see `Minter.fetch`).
-    fetched: Mapping[str, Fetched | CredentialError] = field(default_factory=dict, repr=False)
+    fetched: Outcomes = field(default_factory=dict, repr=False)
     #: Seconds that the credential may live at most; None: as long as the minter's settings say (see `Minter.shortens`).
     longest: int | None = None
 

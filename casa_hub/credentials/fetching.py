@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import blake2s
-from typing import Any
+from typing import Any, TypeAlias
 
 from casa_hub.errors import CredentialError
 
@@ -70,6 +70,10 @@ class Fetched:
             raise TypeError
         at, expires_at = (datetime.fromtimestamp(document[name], UTC) for name in ("at", "expires_at"))
         return cls(value, at, expires_at)
+
+
+#: Name of a credential -> what was fetched for it, or why nothing was.
+Outcomes: TypeAlias = Mapping[str, Fetched | CredentialError]
 
 
 @dataclass(frozen=True, slots=True)

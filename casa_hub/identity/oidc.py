@@ -209,15 +209,20 @@ class Issuer:
 
     async def _ask_as_client(self, url: str, parameters: dict[str, str], *, patience: float | None = None) -> Reply:
         """One request with this client's credentials; `patience` as in `Transport.ask`."""
+        headers, form = self.as_client(parameters)
+        return await self._transport.ask("POST", url, headers=headers, data=form, patience=patience)
+
+    def as_client(self, parameters: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Headers and form of a request to the token endpoint with this client's credentials."""
         client = self.client
-        headers = {"Accept": "application/json"}
+        headers, form = {"Accept": "application/json"}, dict(parameters)
         if client.basic_auth:
             # Form-urlencoded first (RFC 6749, 2.3.1): secrets with ":" or "%" fail otherwise.
             pair = f"{quote_plus(client.client_id)}:{quote_plus(client.client_secret)}"
             headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
         else:
-            parameters = parameters | {"client_id": client.client_id, "client_secret": client.client_secret}
-        return await self._transport.ask("POST", url, headers=headers, data=parameters, patience=patience)
+            form |= {"client_id": client.client_id, "client_secret": client.client_secret}
+        return headers, form
 
     async def revoke(self, refresh_token: str) -> bool:
         """Let the provider revoke a refresh token, and with it the tokens that were made of it (RFC 7009).

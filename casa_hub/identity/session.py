@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from casa_hub.credentials.base import AccessToken
+from casa_hub.credentials.fetching import Fetched
 from casa_hub.identity.tokens import Tokens
 
 #: Raised when the meaning of the section "casa" in the auth state changes.
@@ -24,6 +26,15 @@ _OURS = frozenset({"access_token", "refresh_token", "scope", "oauth_user", "casa
 _WARNING = 86400.0
 #: Two times that differ by less seconds are the same end: providers round.
 _SAME_END = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Something that was fetched with the log-in's token."""
+
+    #: `Fetch.fingerprint` of the request.
+    fingerprint: str
+    fetched: Fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,8 @@ class Session:
     revoked_at: float = 0.0
     #: `sid` of the same person's earlier log-ins, the newest first: JupyterHub's cookies in those browsers still work.
     earlier_sids: tuple[str, ...] = ()
+    #: Name of a credential -> what was fetched for it (`casa_hub.membership.fetching`).
+    fetched: Mapping[str, Kept] = field(default_factory=dict)
 
     @classmethod
     def of_login(cls, tokens: Tokens, *, issuer: str, claims: Mapping[str, Any]) -> Session:
@@ -155,6 +168,9 @@ class Session:
                 "revoked_at": self.revoked_at,
                 "added_groups": list(self.added_groups),
                 "earlier_sids": list(self.earlier_sids),
+                "fetched": {
+                    name: {**kept.fetched.to_document(), "for": kept.fingerprint} for name, kept in self.fetched.items()
+                },
             },
         }
 
@@ -187,6 +203,7 @@ class Session:
                 added_groups=tuple(casa.get("added_groups", ())),
                 others={name: value for name, value in state.items() if name not in _OURS},  # type: ignore[union-attr]
                 earlier_sids=tuple(casa.get("earlier_sids", ())),
+                fetched=_kept(casa.get("fetched")),
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -195,3 +212,12 @@ class Session:
         """The access token, for minters."""
         expires_at = None if self.expires_at is None else datetime.fromtimestamp(self.expires_at, UTC)
         return AccessToken(self.access_token, expires_at, self.issuer, self.sub)
+
+
+def _kept(documents: Any) -> dict[str, Kept]:
+    """What can be read of it. The rest is fetched again."""
+    found = {}
+    for name, document in documents.items() if isinstance(documents, dict) else ():
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError, OSError):
+            found[name] = Kept(str(document["for"]), Fetched.from_document(document))
+    return found

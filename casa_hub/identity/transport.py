@@ -44,6 +44,8 @@ class Client:
     leeway: float = 60.0
     #: Seconds that one request may take.
     timeout: float = 10.0
+    #: Setting with `ca_file`, for messages.
+    ca_setting: str = "CasaOAuthenticator.ca_file"
 
 
 class Reply(NamedTuple):
@@ -170,7 +172,7 @@ class Transport:
                     context = await asyncio.to_thread(ssl.create_default_context, cafile=self._client.ca_file)
                 except (OSError, ssl.SSLError) as error:
                     raise cant_say(
-                        f"CasaOAuthenticator.ca_file ({self._client.ca_file})",
+                        f"{self._client.ca_setting} ({self._client.ca_file})",
                         f"can't be read as PEM ({type(error).__name__})",
                         "Name a file with the certificate authority of the issuer in PEM.",
                     ) from error

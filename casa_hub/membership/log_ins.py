@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.database import mended, roll_back
 from casa_hub.identity.discovery import same_issuer
 from casa_hub.identity.oidc import Issuer
-from casa_hub.identity.session import Session
+from casa_hub.identity.session import Kept, Session
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.jupyterhub import HubUser
 from casa_hub.membership.member import UNASKED, Members, Standing
@@ -35,7 +36,9 @@ class LogIns:
         async with member.saving:
             stored = await self.stored(user)
         unsaved = member.unsaved
-        return unsaved if unsaved is not None and stored is not None and unsaved.id == stored.id else stored
+        if unsaved is None or stored is None or unsaved.id != stored.id:
+            return stored
+        return replace(unsaved, fetched=stored.fetched)
 
     def is_of_this_provider(self, session: Session) -> bool:
         """Whether a log-in was at the identity provider that this hub has now: only that one may see its tokens."""
@@ -73,8 +76,9 @@ class LogIns:
                 if stored is not None and stored.id == session.id:
                     if not stored.refresh_token:  # a log-out at the provider has dropped it during a refresh
                         session = replace(session, refresh_token="")
-                    # A site may have changed its own part since this session was read.
-                    await user.save_auth_state(replace(session, others=stored.others).to_auth_state())
+                    # Both may have changed since this session was read: a site's own part, and what was fetched.
+                    latest = replace(session, others=stored.others, fetched=stored.fetched)
+                    await user.save_auth_state(latest.to_auth_state())
                 else:
                     log.info("Tokens of an earlier log-in of %s are dropped: there is a newer one", user.name)
         except SQLAlchemyError:
@@ -82,6 +86,22 @@ class LogIns:
             member.unsaved = session
             raise
         member.unsaved = None
+
+    async def keep(self, user: HubUser, session_id: str, fetched: Mapping[str, Kept]) -> None:
+        """Store what was fetched with a log-in's token, unless there is a later log-in. Drops what has expired.
+        If the database doesn't take it, the log says so, and it is fetched again when it is needed.
+        """
+        now = datetime.fromtimestamp(self.members.now(), UTC)
+        try:
+            async with self.members[user.name].saving:
+                stored = await self.stored(user)
+                if stored is None or stored.id != session_id:
+                    return
+                kept = {name: one for name, one in stored.fetched.items() if one.fetched.expires_at > now}
+                await user.save_auth_state(replace(stored, fetched={**kept, **fetched}).to_auth_state())
+        except SQLAlchemyError as error:
+            roll_back(user.db)
+            log.error("What was fetched for %s can't be stored (%s)", user.name, type(error).__name__)  # noqa: TRY400
 
     async def forget(self, user: HubUser, session_id: str) -> bool:
         """Drop what is stored of a log-in, unless there is a later one. Returns whether none is stored any more."""

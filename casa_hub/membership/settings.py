@@ -44,3 +44,13 @@ class Keeper(LoggingConfigurable):
         access ends; a new log-in keeps everything. 0: access ends at once. Never longer than
         `Keeper.membership_max_age` since the last "yes".""",
     ).tag(config=True)
+
+    fetch_patience = Float(
+        10,
+        min=0,
+        max=60,
+        help="""Seconds that the start of a server waits, at most and for all of it together, for what is fetched with
+        its user's token: exchanged tokens, a proxy. What has not come by then comes to the running server, unless it is
+        one of `Facility.required`: without that the start fails. A server whose user has them all from an earlier start
+        doesn't wait.""",
+    ).tag(config=True)

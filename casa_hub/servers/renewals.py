@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, auto
 
+from casa_hub.credentials.fetching import Outcomes
 from casa_hub.facility import Facility
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.metrics import LIFE_LEFT, OVERDUE, UNKEPT
@@ -125,6 +126,8 @@ class _Credential:
     warned: bool = False
     #: As `Held.secret`.
     secret: str = ""
+    #: Whether somebody is being asked for what a new one is made of.
+    asking: bool = False
 
     @property
     def overdue(self) -> bool:
@@ -133,7 +136,7 @@ class _Credential:
 
     def is_due(self, now: float) -> bool:
         """Whether to try now; a first renewal may come early, along with the renewal of another credential."""
-        if self.at is None:
+        if self.at is None or self.asking:
             return False
         if self.state is _State.HELD and not self.failures and self.expires is not None:
             return renewal_schedule.along(self.issued, self.expires, self.at) <= now
@@ -239,8 +242,10 @@ class Renewals:
 
         async def work() -> None:
             for spawner, running in servers:  # all workers take from the same iterator
+                asked = [name for name in names or self._facility.minters if self._facility.needs_fetching(name)]
+                fetched = await running.fetch(asked) if asked else None
                 async with self._room:
-                    failed = await self._renew_one_now(spawner, running, names)
+                    failed = await self._renew_one_now(spawner, running, names, fetched)
                 if failed:
                     failures[running.server.identity] = "; ".join(f"{name}: {why}" for name, why in failed.items())
                 elif failed is not None:
@@ -251,7 +256,7 @@ class Renewals:
         return Report(tuple(renewed), failures)
 
     async def _renew_one_now(
-        self, spawner: HubSpawner, running: RunningServer, names: Collection[str]
+        self, spawner: HubSpawner, running: RunningServer, names: Collection[str], fetched: Outcomes | None
     ) -> Mapping[str, str] | None:
         """Name of a credential, or ``all`` -> why it was not renewed; None if the server has stopped."""
         server = self._known(spawner, running)
@@ -260,7 +265,7 @@ class Renewals:
         unknown = {name: "this hub has no such credential" for name in names if name not in self._facility.minters}
         failed: Mapping[str, str] | None = {}
         if not server.unkept:
-            failed = await self._renew(server, names or list(self._facility.minters), force=True)
+            failed = await self._renew(server, names or list(self._facility.minters), force=True, fetched=fetched)
         if server.unkept:
             return {"all": f"{server.unkept}. {_RESTART}"}
         if failed is None:
@@ -381,6 +386,13 @@ class Renewals:
             if server.at != when or self._servers.get(server.spawner) is not server:
                 continue
             server.at = None
+            asked = [name for name in server.due(self._clock()) if self._facility.needs_fetching(name)]
+            if asked:
+                for name in asked:
+                    server.credentials[name].asking = True
+                self._background.start(self._fetch(server, asked), f"what {server.identity} is renewed by")
+                self._plan(server)
+                continue
             if server.busy:  # `_attend` plans the next try when it ends
                 continue
             server.busy = True
@@ -481,7 +493,7 @@ class Renewals:
 
     def _plan(self, server: _Server) -> None:
         """Note when there is something to do for a server next."""
-        times = [server.look, *(one.at for one in server.credentials.values())]
+        times = [server.look, *(one.at for one in server.credentials.values() if not one.asking)]
         at = min((each for each in times if each is not None), default=None)
         if at != server.at and at is not None:
             heapq.heappush(self._due, (at, next(self._numbers), server))
@@ -491,18 +503,9 @@ class Renewals:
     async def _attend(self, server: _Server) -> None:
         """Renew what is due of a server. The caller has acquired `_room`."""
         try:
-            # After a restart of the hub, only what the server had at its start is known so far.
-            if server.look is not None:
-                server.look = self._clock() + _LOOK  # if it fails
-            holding = await server.running.holding()
-            server.look = None
-            if holding is None or holding.start_id != server.start_id or isinstance(holding.record, Unreadable):
-                self._end(server, holding)
+            if not await self._read(server):
                 return
-            unsure = [name for name, one in server.credentials.items() if one.state is _State.UNSURE]
-            self._update(server, holding.record)
-            self._make_unsure(server, unsure)  # also where an earlier hub has brought a newer one since the start
-            due = server.due(self._clock())
+            due = [name for name in server.due(self._clock()) if not self._facility.needs_fetching(name)]
             forced = [name for name in due if server.credentials[name].force]
             for names in (forced, [name for name in due if name not in forced]):
                 if names:
@@ -515,11 +518,47 @@ class Renewals:
             self._plan(server)
             self._wake.set()
 
-    async def _renew(self, server: _Server, names: Collection[str], *, force: bool) -> Mapping[str, str] | None:
+    async def _read(self, server: _Server) -> bool:
+        """Read what a server has now; False if nothing more is done for it. Raises as `RunningServer.holding`.
+
+        After a restart of the hub, only what the server had at its start is known so far.
+        """
+        if server.look is not None:
+            server.look = self._clock() + _LOOK  # if it fails
+        holding = await server.running.holding()
+        server.look = None
+        if holding is None or holding.start_id != server.start_id or isinstance(holding.record, Unreadable):
+            self._end(server, holding)
+            return False
+        unsure = [name for name, one in server.credentials.items() if one.state is _State.UNSURE]
+        self._update(server, holding.record)
+        self._make_unsure(server, unsure)  # also where an earlier hub has brought a newer one since the start
+        return True
+
+    async def _fetch(self, server: _Server, names: Collection[str]) -> None:
+        """Renew credentials (`names`) that others are asked for first: for seconds, in which nothing else waits."""
+        try:
+            if not await self._read(server):
+                return
+            fetched = await server.running.fetch(names)
+            async with self._room:
+                await self._renew(server, names, force=False, fetched=fetched)
+        except Exception as error:  # noqa: BLE001 - as in `_attend`
+            self._failed(server, dict.fromkeys(names, self._reason(server, error)))
+        finally:
+            for name in names:
+                if name in server.credentials:
+                    server.credentials[name].asking = False
+            self._plan(server)
+            self._wake.set()
+
+    async def _renew(
+        self, server: _Server, names: Collection[str], *, force: bool, fetched: Outcomes | None = None
+    ) -> Mapping[str, str] | None:
         """Renew some of a server's credentials. Returns what failed -> why; None if the server doesn't run any more."""
         refused = False
         try:
-            holding = await server.running.renew(names, force=force)
+            holding = await server.running.renew(names, force=force, fetched=fetched)
             if holding is None or isinstance(holding.record, Unreadable):
                 self._end(server, holding)
                 return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from casa_hub.credentials.fetching import Outcomes
 from casa_hub.errors import CasaError, DeliveryError
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.naming import Server
@@ -55,14 +56,22 @@ class RunningServer(Protocol):
         Raises DeliveryError if the server's record can't be read now.
         """
 
-    async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
+    async def fetch(self, names: Collection[str]) -> Outcomes:
+        """Ask others for what new ones of these credentials are made of, newer than what the server has.
+
+        It may take a minute; so no renewal of something else should wait for it. Never raises.
+        """
+
+    async def renew(
+        self, names: Collection[str], *, force: bool = False, fetched: Outcomes | None = None
+    ) -> Holding | None:
         """Mint some credentials of the server anew and replace their files, all at once. None as for `holding`.
 
         A credential keeps its file if it can't be minted, or if the new one would not be valid for longer (but see
         `force`: its key or its user's token has changed). The result has the server's newest record, in which the
         renewed credentials have the highest `order`, and in `failed` the credentials that were not renewed. An
-        unreadable record is returned as it is; nothing is renewed then. Raises DeliveryError if the renewal failed, as
-        far as is known.
+        unreadable record is returned as it is; nothing is renewed then. `fetched`: by `fetch`.
+        Raises DeliveryError if the renewal failed, as far as is known.
         """
 
     async def lacks(self, since: float) -> Collection[str] | None:

@@ -9,16 +9,21 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from casa_hub.credentials.base import AccessToken, Request
+from casa_hub.credentials.fetching import Outcomes
 from casa_hub.facility import Facility
 from casa_hub.naming import Server
 from casa_hub.record import ServerRecord, parse_text
 from casa_hub.servers.running import Holding
+
+
+async def _nothing(names: Collection[str]) -> Outcomes:
+    return {}
 
 
 class RunningServer:
@@ -52,6 +57,9 @@ class RunningServer:
         #: What it lacks beside credentials, and the tries to bring it back.
         self.gone: set[str] = set()
         self.brought: list[tuple[str, ...]] = []
+        #: Names of each fetch, and what it brings.
+        self.fetches: list[tuple[str, ...]] = []
+        self.fetching: Callable[[Collection[str]], Awaitable[Outcomes]] = _nothing
         self._renewing = asyncio.Lock()
 
     def request(self) -> Request:
@@ -72,13 +80,20 @@ class RunningServer:
         self.fault()
         return self._holding(self.text)
 
-    async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
+    async def fetch(self, names: Collection[str]) -> Outcomes:
+        self.fetches.append(tuple(names))
+        return await self.fetching(names)
+
+    async def renew(
+        self, names: Collection[str], *, force: bool = False, fetched: Outcomes | None = None
+    ) -> Holding | None:
         async with self._renewing:
             self.asked.append(tuple(names))
             holding = self._holding(self.text)
             if holding is None or not isinstance(holding.record, ServerRecord):
                 return holding
-            minted = self.facility.renew(self.request(), names, holding.record, force=force)
+            request = replace(self.request(), fetched=fetched or {})
+            minted = self.facility.renew(request, names, holding.record, force=force)
             await asyncio.sleep(self.takes)
             self.fault()
             self.files |= minted.files

@@ -18,6 +18,7 @@ from traitlets import Bool, Int, TraitError
 from traitlets.config import Config
 
 from casa_hub import facility as module
+from casa_hub import minters
 from casa_hub import record as record_module
 from casa_hub.audit import Action, Event
 from casa_hub.credentials.base import AccessToken, BearerKind, Credential, Minter, Request, Route
@@ -133,11 +134,11 @@ ALL = (XCache, Bearer, ServiceX, Dask, Clash, Broken, BadPath, BadEnvironment, O
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     """As if a package had brought these minters."""
-    points = [EntryPoint(cls.name, f"{__name__}:{cls.__name__}", module.GROUP) for cls in ALL]
-    points.append(EntryPoint("absent", "no_such_module:Absent", module.GROUP))
-    points.append(EntryPoint("misnamed", f"{__name__}:XCache", module.GROUP))
-    points += [EntryPoint("twice", f"{__name__}:{name}", module.GROUP) for name in ("XCache", "Dask")]
-    monkeypatch.setattr(module, "entry_points", lambda group: [point for point in points if point.group == group])
+    points = [EntryPoint(cls.name, f"{__name__}:{cls.__name__}", minters.GROUP) for cls in ALL]
+    points.append(EntryPoint("absent", "no_such_module:Absent", minters.GROUP))
+    points.append(EntryPoint("misnamed", f"{__name__}:XCache", minters.GROUP))
+    points += [EntryPoint("twice", f"{__name__}:{name}", minters.GROUP) for name in ("XCache", "Dask")]
+    monkeypatch.setattr(minters, "entry_points", lambda group: [point for point in points if point.group == group])
     return points
 
 
@@ -621,7 +622,7 @@ class OfStart(Token):
 def told(monkeypatch: pytest.MonkeyPatch, installed: list[EntryPoint]) -> list[Event]:
     events: list[Event] = []
     monkeypatch.setattr(module, "tell", lambda _, event: events.append(event))
-    installed += [EntryPoint(cls.name, f"{__name__}:{cls.__name__}", module.GROUP) for cls in (Deaf, OfStart)]
+    installed += [EntryPoint(cls.name, f"{__name__}:{cls.__name__}", minters.GROUP) for cls in (Deaf, OfStart)]
     return events
 
 
@@ -696,7 +697,7 @@ def test_a_site_s_own_credential_stays_in_servers_unless_its_class_says_otherwis
     told: list[Event], installed: list[EntryPoint]
 ) -> None:
     assert Minter.outside is False
-    installed.append(EntryPoint("inside", f"{__name__}:Inside", module.GROUP))
+    installed.append(EntryPoint("inside", f"{__name__}:Inside", minters.GROUP))
     made = facility("inside", "xcache")
     assert list(made.minters_outside) == ["xcache"]
     with pytest.raises(CredentialError, match="no such credential outside of servers"):

@@ -18,8 +18,9 @@ from prometheus_client import REGISTRY
 from traitlets import Bool, Float
 from traitlets.config import Config
 
-from casa_hub import facility as facility_module
+from casa_hub import minters as minters_module
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Renewal, Request
+from casa_hub.credentials.fetching import Outcomes
 from casa_hub.errors import CredentialError, DeliveryError
 from casa_hub.facility import Facility
 from casa_hub.naming import Server
@@ -136,10 +137,10 @@ class Hub:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds become hundredths."""
     points = [
-        EntryPoint(cls.name, f"{__name__}:{cls.__name__}", facility_module.GROUP)
+        EntryPoint(cls.name, f"{__name__}:{cls.__name__}", minters_module.GROUP)
         for cls in (Pass, Badge, Certificate, Own)
     ]
-    monkeypatch.setattr(facility_module, "entry_points", lambda group: points)
+    monkeypatch.setattr(minters_module, "entry_points", lambda group: points)
     monkeypatch.setattr(
         module,
         "time",
@@ -269,13 +270,15 @@ async def test_a_hundred_due_at_once_are_renewed_four_at_a_time(make: Callable[.
     busy, most = 0, 0
 
     class Slow(RunningServer):
-        async def renew(self, names: Collection[str], *, force: bool = False) -> Holding | None:
+        async def renew(
+            self, names: Collection[str], *, force: bool = False, fetched: Outcomes | None = None
+        ) -> Holding | None:
             nonlocal busy, most
             busy += 1
             most = max(most, busy)
             await asyncio.sleep(0.01)
             busy -= 1
-            return await super().renew(names, force=force)
+            return await super().renew(names, force=force, fetched=fetched)
 
     servers = [Slow(hub.facility, Server("", f"user-{number}"), f"{number:032x}", clock=clock) for number in range(100)]
     for running in servers:

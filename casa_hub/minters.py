@@ -1,0 +1,111 @@
+"""The installed minters, and those of one hub by the names in `Facility.credentials`."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+
+from traitlets import TraitError
+from traitlets.config import LoggingConfigurable
+
+from casa_hub.credentials.base import Minter
+from casa_hub.errors import ConfigurationError, Problem, Severity
+from casa_hub.issuer.settings import FacilityIssuer
+from casa_hub.metrics import FETCH_OUTCOMES, FETCHES, MINTS, OUTCOMES
+from casa_hub.unknown_keys import did_you_mean, without_value
+
+#: Entry-point group of the minters. The package of a site's own credential names its `Minter` in this group.
+GROUP = "casa_hub.credentials"
+
+_CORRECT = "Correct its package."
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The minters of one hub."""
+
+    #: Name of what it mints -> minter, in the order of the settings.
+    minters: dict[str, Minter] = field(default_factory=dict)
+    #: Name in `Facility.credentials` -> names of what it stands for; without those that can't be loaded.
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Why some can't be loaded.
+    problems: list[Problem] = field(default_factory=list)
+
+
+def load(names: Iterable[str], parent: LoggingConfigurable, issuer: FacilityIssuer | None) -> Loaded:
+    """Make the minters with these names; `parent`: with the configuration. Each is there in the metrics from now on."""
+    loaded, available = Loaded(), _available()
+    for name in dict.fromkeys(names):
+        try:
+            found = _parts(_class(name, available), parent)
+        except ConfigurationError as error:
+            loaded.problems.append(Problem.of(error))
+        except TraitError as error:
+            loaded.problems.append(
+                Problem.of(_wrong(f"a setting of {name!r} has a wrong value: {without_value(error)}", "Correct it."))
+            )
+        except Exception as error:  # noqa: BLE001 - a third party's
+            loaded.problems.append(broken(name, "load", error))
+        else:
+            for part, minter in found.items():
+                minter.issuer = issuer
+                _show(part, minter)
+            loaded.minters.update(found)
+            loaded.parts[name] = tuple(found)
+    return loaded
+
+
+def _class(name: str, available: Mapping[str, Sequence[EntryPoint]]) -> type[Minter]:
+    """Raises ConfigurationError."""
+    found = available.get(name, ())
+    if not found:
+        raise _wrong(f"there is no credential {name!r}", did_you_mean(name, available))
+    if len({point.value for point in found}) > 1:
+        raise _wrong(f"several packages have a credential {name!r}", "Uninstall all but one of them.")
+    cls = found[0].load()
+    if isinstance(cls, type) and issubclass(cls, Minter) and cls.name == name:
+        return cls
+    raise _wrong(f"{found[0].value} is no Minter with the name {name!r}", _CORRECT)
+
+
+def _parts(cls: type[Minter], parent: LoggingConfigurable) -> dict[str, Minter]:
+    """Raises ConfigurationError or TraitError."""
+    found = {part.name: part(parent=parent) for part in cls.parts(parent)}
+    for name, minter in found.items():
+        if minter.fetch is not None and minter.renewal != "time":
+            raise _wrong(f"{name!r} is made of what is fetched, but isn't renewed by time", _CORRECT)
+    return found
+
+
+def _wrong(problem: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError("Facility.credentials", problem, remedy)
+
+
+def _show(name: str, minter: Minter) -> None:
+    """Let Prometheus count from 0."""
+    for outcome in OUTCOMES:
+        MINTS.labels(name, outcome)
+    for outcome in FETCH_OUTCOMES if minter.fetch is not None else ():
+        FETCHES.labels(name, outcome)
+
+
+def broken(name: str, what: str, error: Exception) -> Problem:
+    """A third party's fault: type and place of the exception. Its text, or a traceback's lines, may hold a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    problem = f"{what} failed with {type(error).__name__}{where}"
+    return Problem(Severity.ERROR, name, problem, "This is a fault of the credential's package.")
+
+
+def installed() -> list[str]:
+    """Names of all installed credentials, enabled or not."""
+    return sorted(_available())
+
+
+def _available() -> dict[str, list[EntryPoint]]:
+    available: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        available.setdefault(point.name, []).append(point)
+    return available

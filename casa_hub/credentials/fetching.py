@@ -100,8 +100,8 @@ class Fetch:
     #: What an answer means. Pure; must not trust it. Raises FetchError.
     read: Callable[[Answer], Fetched] = field(repr=False)
     #: Where to. `TOKEN_ENDPOINT`: this hub's client asks, and the person's token is the form's ``subject_token``
-    #: (RFC 8693). ``/path``: below the issuer of the identity provider, with the token as ``Authorization: Bearer``.
-    #: Else a URL of the operator's, https or loopback, also with the token as ``Authorization: Bearer``.
+    #: (RFC 8693). ``/path``: below the issuer of the identity provider, with the token as ``Authorization: Bearer`` and
+    #: this hub's client in the form. Else a URL of the operator's, https or loopback, with the token likewise.
     url: str = TOKEN_ENDPOINT
     form: Mapping[str, str] = field(default_factory=dict)
     #: PEM file with the certificate authority of a URL of the operator's; "" for the system's.

@@ -136,6 +136,7 @@ class Fetching:
                 person.session_id, person.new = session_id, {}
             work = self._fetch(asking, person, session_id)
             task = asyncio.create_task(work, name=f"{asking.fetch.title} of {user.name}")
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits any more
             person.tasks[name] = self._background.keep(task)
         return person.tasks[name]
 
@@ -144,9 +145,8 @@ class Fetching:
         try:
             try:
                 fetched = await self._ask(asking)
-            except FetchError as error:
+            except FetchError as error:  # told by whoever wanted it
                 metrics.FETCHES.labels(name, error.why.value).inc()
-                log.warning("No %s for %s: %s", fetch.title, user.name, error)
                 raise
             metrics.FETCHES.labels(name, "fetched").inc()
             if person.session_id == session_id:

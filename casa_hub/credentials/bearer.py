@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import ClassVar
 
 from casa_hub.credentials.base import BearerKind, Credential, Minter, Renewal, Request
-from casa_hub.credentials.tokens import expiry, unverified_claims
+from casa_hub.credentials.tokens import expiry, is_bearer, unverified_claims
 from casa_hub.errors import CredentialError
 from casa_hub.moments import when
 
@@ -32,8 +31,7 @@ class Bearer(Minter):
         token = request.token
         if token is None:
             raise CredentialError("access token", "is missing: the hub holds none for this user", _LOG_IN)
-        # RFC 6750, 2.1. Other characters would break the HTTP header of the program that reads the file.
-        if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", token.value):
+        if not is_bearer(token.value):
             raise CredentialError(
                 "access token",
                 "has characters that a bearer token can't have",

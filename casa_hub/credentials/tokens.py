@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -9,11 +10,16 @@ from typing import Any
 import jwt
 
 
+def is_bearer(token: str) -> bool:
+    """Whether a text has a bearer token's characters (RFC 6750, 2.1). Others would break a header."""
+    return re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", token) is not None
+
+
 def unverified_claims(token: str) -> Mapping[str, Any]:
     """Claims of a JSON Web Token; empty for any other text. The signature is not verified: never decide by them."""
     try:
         claims: Mapping[str, Any] = jwt.decode(token, options={"verify_signature": False})
-    except (jwt.PyJWTError, ValueError):
+    except (jwt.PyJWTError, ValueError, RecursionError):  # the last: JSON of a thousand brackets
         return {}
     return claims
 

@@ -19,12 +19,13 @@ Sources: INDIGO IAM 1.12 and Keycloak 26.4, both measured; IAM's refresh granter
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from http import HTTPStatus
 
 from casa_hub.identity.challenges import bearer_error
+from casa_hub.text import oauth_error, provider_words
 
 
 class Verdict(StrEnum):
@@ -105,13 +106,13 @@ _NOT_NOW = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStat
 
 def of_token_answer(status: int, body: object) -> Answer:
     """What the token endpoint's refusal of a refresh means. Status 200: a success with an unusable body."""
-    code, description = _error_of(body)
+    code, description = oauth_error(body)
     return replace(_read("The token end point", status, code, description), status=status)
 
 
 def of_userinfo_answer(status: int, body: object, challenges: Sequence[str] = ()) -> Answer:
     """What a refusal of userinfo means; `challenges`: the values of its ``WWW-Authenticate`` headers."""
-    code, description = _error_of(body)
+    code, description = oauth_error(body)
     if status == HTTPStatus.NOT_FOUND and _ACCOUNT_GONE.fullmatch(code):
         return Answer(Verdict.NO, "The identity provider says that the account does not exist any more.", status=status)
     in_header = bearer_error(challenges)
@@ -123,18 +124,10 @@ def of_userinfo_answer(status: int, body: object, challenges: Sequence[str] = ()
     return replace(_read("Userinfo", status, code, description), status=status)
 
 
-def _error_of(body: object) -> tuple[str, str]:
-    """Error code and description of a JSON body; each "" if it is missing or not text."""
-    if not isinstance(body, Mapping):
-        return "", ""
-    code, description = body.get("error"), body.get("error_description")
-    return code if isinstance(code, str) else "", description if isinstance(description, str) else ""
-
-
 def _read(end_point: str, status: int, code: str, description: str) -> Answer:
     if status in _NOT_NOW or status not in _REFUSALS or not code:
         return Answer(Verdict.CANT_SAY, f"{end_point} of the identity provider gave no usable answer (HTTP {status}).")
-    said = _sanitised(code, description)
+    said = provider_words(code, description)
     if code in _ABOUT_A_PERSON:
         for sentence, reason in _NO:
             if sentence.fullmatch(description):
@@ -147,24 +140,3 @@ def _read(end_point: str, status: int, code: str, description: str) -> Answer:
     return Answer(
         Verdict.CANT_SAY, f"{end_point} of the identity provider gave an unknown answer (HTTP {status}, {said})."
     )
-
-
-_CODE = re.compile(r"[a-z_]{1,40}")
-#: Printable ASCII without the quoting characters of HTML and of logs.
-_UNSAFE = re.compile(r"[^ !#$%()*+,\-./0-9:;=?@A-Z\[\]^_a-z{|}~]+")
-_DESCRIPTION_LENGTH = 120
-_WORD_LENGTH = 24
-_HANDLE_LENGTH = 8
-
-
-def _sanitised(code: str, description: str) -> str:
-    """Error code and description without words that may be tokens: some providers quote the refused token."""
-    shown = code if _CODE.fullmatch(code) else "unknown error code"
-    words = (word for word in _UNSAFE.sub(" ", description).split() if not _may_be_secret(word))
-    text = " ".join(words)[:_DESCRIPTION_LENGTH].rstrip()
-    return f"{shown}: {text}" if text else shown
-
-
-def _may_be_secret(word: str) -> bool:
-    """Whether a word is longer than those of known descriptions ("user_session_not_found"), or like hexadecimal."""
-    return len(word) > _WORD_LENGTH or (len(word) >= _HANDLE_LENGTH and any(c.isdigit() for c in word))

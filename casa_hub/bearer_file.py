@@ -110,6 +110,9 @@ def _of_servicex(file: Delivered) -> str:
             return "the ServiceX client takes a macaroon for its access token and fails with MalformedError"
         case BearerKind.ISSUED:
             return f"the ServiceX client sends the token of {file.credential} as its access token, and is refused"
+        case BearerKind.EXCHANGED:
+            sends = f"the ServiceX client sends the token of {file.credential} as its access token"
+            return f"{sends}, which is refused unless it is for that ServiceX"
     return ""
 
 
@@ -118,7 +121,7 @@ def _of_wlcg_tools(file: Delivered) -> str:
     match file.kind:
         case BearerKind.MACAROON:
             what = "a macaroon"
-        case BearerKind.ISSUED:
+        case BearerKind.ISSUED | BearerKind.EXCHANGED:
             what = f"the token of {file.credential}, which is for one service alone,"
         case _:
             return ""

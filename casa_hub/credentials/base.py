@@ -53,6 +53,8 @@ class BearerKind(StrEnum):
     MACAROON = "a macaroon"
     #: A token of the facility's own issuer, for the one service whose credential it is.
     ISSUED = "a token of the facility's own issuer"
+    #: A token of the identity provider that was got for the user's own one, for one service alone.
+    EXCHANGED = "a token of the identity provider for one service"
     #: The user's own token of the identity provider.
     OWN = "the user's own token"
 

@@ -608,4 +608,6 @@ def _clashes(files: Mapping[str, Collection[str] | None]) -> list[Problem]:
 def _clash(path: str, first: str, second: str) -> Problem:
     problem = f"{first} and {second} both write the file {path}"
     other_name = " Or name another file in XCache.token_file." if "xcache" in {first, second} else ""
+    if first.startswith("exchange:") or second.startswith("exchange:"):
+        other_name += " Or set file of the service in TokenExchange.services."
     return Problem(Severity.ERROR, "Facility.credentials", problem, f"Remove one of them.{other_name}")

@@ -22,16 +22,18 @@ from traitlets import TraitError
 from traitlets.config import Application, Configurable
 
 from casa_hub.credentials.base import Minter
+from casa_hub.credentials.fetching import TOKEN_ENDPOINT
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.hub import ADDED, CasaHub, Home
+from casa_hub.identity.providers import PROVIDERS
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.jupyterhub import HubApp
 from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.settings import Keeper
 from casa_hub.minters import GROUP
-from casa_hub.unknown_keys import unknown_keys
+from casa_hub.unknown_keys import unknown_keys, value_of
 
 
 def begin_with_hub() -> None:
@@ -94,6 +96,7 @@ def problems(hub: CasaHub, classes: Iterable[type[Configurable]] = ()) -> list[P
     config, spawners = hub.app.config, hub.spawner_class
     found = unknown_keys(config, [*sections(hub.app.authenticator_class, spawners), *classes])
     found += hub.facility.check_settings()
+    found += _exchanges(hub)
     if hub.home is not None:
         found += hub.home.check_hub(hub)
     elif ADDED in config:
@@ -104,6 +107,24 @@ def problems(hub: CasaHub, classes: Iterable[type[Configurable]] = ()) -> list[P
         remedy = "Set it to casa or casa-local, or call casa_hub.hooks.install(c)."
         found.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, remedy))
     return found
+
+
+def _exchanges(hub: CasaHub) -> list[Problem]:
+    """Problems of exchanged tokens that depend on the identity provider, which no credential knows."""
+    cls = hub.app.authenticator_class
+    if not issubclass(cls, Configurable) or "provider" not in cls.class_trait_names():
+        return []
+    provider = PROVIDERS.get(str(value_of(hub.app.config, cls, "provider")))
+    if provider is None or not provider.exchange_needs_scope:
+        return []
+    remedy = "Set scope to what the service asks for. The client must be registered for it at the provider."
+    return [
+        Problem(
+            Severity.ERROR, minter.name, f"{provider.title} gives a token only for a scope, and none is set", remedy
+        )
+        for minter in hub.facility.minters.values()
+        if minter.fetch is not None and minter.fetch.url == TOKEN_ENDPOINT and not minter.fetch.form.get("scope")
+    ]
 
 
 def not_the_hubs_fault(error: BaseException, app: HubApp) -> None:

@@ -48,6 +48,8 @@ class Provider:
     groups_live_in_userinfo: bool = False
     #: Whether it speaks for many institutions, so that the operator must list those whose members may log in.
     needs_allowed_idps: bool = False
+    #: Whether it refuses to exchange a token (RFC 8693) without being asked for a scope.
+    exchange_needs_scope: bool = False
 
 
 #: IAM: ``profile`` brings ``preferred_username``, ``offline_access`` the refresh token, ``wlcg.groups`` the groups.
@@ -67,6 +69,7 @@ def _iam(name: str, title: str, issuer: str) -> Provider:
         issuer=issuer,
         scopes=_IAM_SCOPES,
         groups_claim="wlcg.groups",  # IAM's userinfo reads it out of the token presented to it: the groups are frozen
+        exchange_needs_scope=True,
     )
 
 

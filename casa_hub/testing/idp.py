@@ -2,7 +2,8 @@
 
 It runs in a thread of the test, on loopback, and asks for no password: everybody can log in as anybody. The extensions
 are around the mock, which is unchanged: PKCE is verified, refresh tokens can rotate, the groups can be frozen in the
-access token as INDIGO IAM does, and any answer can be replaced by a recorded one.
+access token as INDIGO IAM does, access tokens are exchanged for other ones (RFC 8693), and any answer can be replaced
+by a recorded one.
 """
 
 from __future__ import annotations
@@ -15,24 +16,30 @@ import json
 import logging
 import secrets
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs, unquote_plus, urlencode
 
+import jwt
 import werkzeug.serving
 
 with warnings.catch_warnings(record=True):  # warnings about its own libraries
     import oidc_provider_mock
     from oidc_provider_mock._storage import User, storage
 
+#: Grant type of a token exchange (RFC 8693), in `IdP.hold`, `IdP.requests` and `IdP.change`.
+EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 #: Secrets in the token endpoint's answers (RFC 6749, 5.1) and requests.
 _TOKENS = ("access_token", "refresh_token", "id_token")
-_REDEEMABLE = ("code", "code_verifier", "refresh_token")
+_REDEEMABLE = ("code", "code_verifier", "refresh_token", "subject_token")
 
 
 class IdP:
@@ -73,7 +80,13 @@ class IdP:
         #: Subject -> the same, for refreshes of this subject; and answers of userinfo for this subject.
         self.refresh_answers: dict[str, tuple[int, Any]] = {}
         self.userinfo_answers: dict[str, Any] = {}
-        #: Path of token endpoint, userinfo, discovery or key set -> function that changes the answer.
+        #: Audience -> the same, for exchanges; "" for those that name none.
+        self.exchange_answers: dict[str, tuple[int, Any]] = {}
+        #: Seconds that exchanged tokens live, by what they say.
+        self.exchange_life = 3600
+        #: Whether exchanged tokens are no JSON Web Tokens.
+        self.exchange_opaque = False
+        #: Path of token endpoint, userinfo, discovery or key set, or `EXCHANGE` -> function that changes the answer.
         self.change: dict[str, Change] = {}
         #: Whether a refresh token can be used only once.
         self.rotate = False
@@ -162,9 +175,10 @@ class IdP:
         if path == "/oauth2/token":
             self.token_requests.append(dict(form))
             self.requests[form.get("grant_type", "")] += 1
-            refusal = self._refusal(form)
-            if refusal is not None:
-                return _reply(start_response, *refusal)
+            exchanges, client_id = form.get("grant_type") == EXCHANGE, _client(form, environ)
+            own = self._exchange(form, client_id) if exchanges else self._refusal(form)
+            if own is not None:
+                return _reply(start_response, *own)
             _replace_form(environ, form)
         answer = self.answers.get(path)
         if path == "/oauth2/revoke" and answer is None:
@@ -202,6 +216,37 @@ class IdP:
             form["refresh_token"] = real
         return self.refresh_answer
 
+    def _exchange(self, form: dict[str, str], client_id: str) -> tuple[int, Any]:
+        """The answer to a token exchange: for a living access token of somebody, one for another audience."""
+        audience, subject_token = form.get("audience", ""), form.get("subject_token", "")
+        if not client_id:
+            return 401, {"error": "invalid_client"}
+        if audience in self.exchange_answers:
+            return self.exchange_answers[audience]
+        with self.app.test_client() as client:
+            userinfo = client.get("/userinfo", headers={"Authorization": f"Bearer {subject_token}"})
+        if userinfo.status_code != HTTPStatus.OK:
+            return 401, {"error": "invalid_token", "error_description": "The subject token is not valid."}
+        now, life = int(time.time()), self.exchange_life
+        claims = {"iss": self.issuer, "sub": userinfo.get_json()["sub"], "act": {"sub": client_id}, "iat": now}
+        claims |= {"exp": now + life, "jti": secrets.token_hex(8)}
+        claims |= {"aud": audience} if audience else {}
+        answer: dict[str, Any] = {"token_type": "Bearer", "expires_in": life}
+        answer["issued_token_type"] = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - no secret
+        if form.get("scope"):
+            claims["scope"] = answer["scope"] = form["scope"]
+        answer["access_token"] = secrets.token_urlsafe(24) if self.exchange_opaque else self._signed(claims)
+        answer = self.change.get(EXCHANGE, dict)(answer)
+        self.token_answers.append(answer)
+        return 200, answer
+
+    def _signed(self, claims: dict[str, Any]) -> str:
+        """A JSON Web Token by the key that signs the ID tokens."""
+        with self.app.test_request_context():
+            self.app.preprocess_request()
+            key = storage.jwk.as_dict(is_private=True)
+        return jwt.encode(claims, jwt.PyJWK(key, "RS256").key, "RS256", headers={"kid": key["kid"]})
+
     def _pkce_holds(self, form: dict[str, str]) -> bool:
         digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
         challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
@@ -226,6 +271,7 @@ class IdP:
             document = json.loads(body)
             if path == "/.well-known/openid-configuration":
                 document["revocation_endpoint"] = f"{self.issuer}/oauth2/revoke"
+                document["grant_types_supported"] = [*document["grant_types_supported"], EXCHANGE]
             if path == "/oauth2/token":
                 self._made(document, form)
             if path == "/userinfo" and self.frozen:
@@ -254,6 +300,14 @@ class IdP:
             self._snapshots[document["access_token"]] = answer.get_json()
         if document.get("refresh_token"):
             self._owners[document["refresh_token"]] = answer.get_json()["sub"]
+
+
+def _client(form: dict[str, str], environ: dict[str, Any]) -> str:
+    """Id of the client that asks for a token; "" if it doesn't authenticate."""
+    authorization: str = environ.get("HTTP_AUTHORIZATION", "")
+    if not authorization.startswith("Basic "):
+        return form.get("client_id", "") if form.get("client_secret") else ""
+    return unquote_plus(base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")[0])
 
 
 def _flat(text: str) -> dict[str, str]:

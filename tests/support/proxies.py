@@ -106,6 +106,11 @@ class Authority:
         builder = builder.add_extension(_signs(certificates=True), critical=True)
         builder = builder.add_extension(self._identifier, critical=False)
         self.certificate = builder.sign(self.key, hashes.SHA256())
+        self._revoked: list[Holder] = []
+
+    def revoke(self, holder: Holder) -> None:
+        """Put a person's certificate on the list that `publish` writes."""
+        self._revoked.append(holder)
 
     def certify(
         self, common_name: str, *, key_number: int = 1, life: timedelta = 10 * DAY, now: datetime | None = None
@@ -134,10 +139,11 @@ class Authority:
         policy = f"access_id_CA X509 '{dn(self.name)}'\npos_rights globus CA:sign\ncond_subjects globus '\"/*\"'\n"
         (directory / f"{found}.signing_policy").write_text(policy)
         now = datetime.now(UTC)
-        crl = x509.CertificateRevocationListBuilder(self.name, now - DAY, now + 30 * DAY).sign(
-            self.key, hashes.SHA256()
-        )
-        (directory / f"{found}.r0").write_bytes(crl.public_bytes(Encoding.PEM))
+        builder = x509.CertificateRevocationListBuilder(self.name, now - DAY, now + 30 * DAY)
+        for holder in self._revoked:
+            entry = x509.RevokedCertificateBuilder(holder.certificate.serial_number, now - DAY)
+            builder = builder.add_revoked_certificate(entry.build())
+        (directory / f"{found}.r0").write_bytes(builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
 
 def _signs(*, certificates: bool = False) -> x509.KeyUsage:

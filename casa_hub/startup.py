@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from copy import deepcopy
 from importlib.metadata import entry_points
 from typing import Any
 
 from jupyterhub.app import JupyterHub
 from traitlets import TraitError
 from traitlets.config import Application, Configurable
+from traitlets.config.loader import LazyConfigValue
 
 from casa_hub.credentials.base import Minter
 from casa_hub.credentials.fetching import TOKEN_ENDPOINT
@@ -96,7 +98,7 @@ def problems(hub: CasaHub, classes: Iterable[type[Configurable]] = ()) -> list[P
     config, spawners = hub.app.config, hub.spawner_class
     found = unknown_keys(config, [*sections(hub.app.authenticator_class, spawners), *classes])
     found += hub.facility.check_settings()
-    found += _exchanges(hub)
+    found += _exchanges(hub) + _scopes(hub)
     if hub.home is not None:
         found += hub.home.check_hub(hub)
     elif ADDED in config:
@@ -124,6 +126,27 @@ def _exchanges(hub: CasaHub) -> list[Problem]:
         )
         for minter in hub.facility.minters.values()
         if minter.fetch is not None and minter.fetch.url == TOKEN_ENDPOINT and not minter.fetch.form.get("scope")
+    ]
+
+
+def _scopes(hub: CasaHub) -> list[Problem]:
+    """Scopes that a credential needs in the person's token, and that nobody asks for at the log-in."""
+    cls = hub.app.authenticator_class
+    if not issubclass(cls, Configurable) or "scope" not in cls.class_trait_names():
+        return []
+    asked = value_of(hub.app.config, cls, "scope")
+    if isinstance(asked, LazyConfigValue):  # scope.append(...); a copy, because it keeps what it was asked first
+        asked = deepcopy(asked).get_value([])
+    fetches = {minter.title: minter.fetch for minter in hub.facility.minters.values()}
+    return [
+        Problem(
+            Severity.WARNING,
+            f"{cls.__name__}.scope",
+            f"is without {fetch.scope}, so nobody gets the credential {title}",
+            "Add it to those of the provider's preset, and let the client be registered for it.",
+        )
+        for title, fetch in fetches.items()
+        if fetch is not None and fetch.scope and fetch.scope not in asked
     ]
 
 

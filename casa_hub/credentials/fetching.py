@@ -106,6 +106,8 @@ class Fetch:
     form: Mapping[str, str] = field(default_factory=dict)
     #: PEM file with the certificate authority of a URL of the operator's; "" for the system's.
     ca_file: str = ""
+    #: Scope that the person's token must have, so that the hub has to ask for it at the log-in; "" if none is known.
+    scope: str = ""
 
     @property
     def fingerprint(self) -> str:

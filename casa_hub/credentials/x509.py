@@ -157,7 +157,7 @@ class X509(Minter):
         if self.source == "service":
             return Fetch(_TITLE, self._read, self.url, ca_file=self.ca_file)
         form = {"lifetimeSecs": str(self.lifetime)} | ({"issuer": self.issuer_dn} if self.issuer_dn else {})
-        return Fetch(_TITLE, self._read, self.url or _PATH, form)
+        return Fetch(_TITLE, self._read, self.url or _PATH, form, scope=SCOPE)
 
     def check(self) -> Sequence[Problem]:
         wrong = self._wrong_setting()

@@ -1,11 +1,13 @@
 """Proxies as `X509` delivers them at a real XRootD: by root:// with GSI, and by https:// with TLS.
 
 They are made by a stand-in of IAM's end point, of certificates of an authority that the server trusts. The server maps
-people by their certificates' names, and refuses who is not in its map.
+people by their certificates' names, and refuses who is not in its map. At the end a whole hub delivers and renews them.
 """
 
 from __future__ import annotations
 
+import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,12 +18,18 @@ import pytest
 from casa_hub.credentials.base import Request
 from casa_hub.credentials.fetching import Answer as Sent
 from casa_hub.credentials.fetching import FetchError
-from casa_hub.credentials.x509 import X509
+from casa_hub.credentials.x509 import SCOPE, X509
 from casa_hub.demo import xrootd
 from casa_hub.naming import Server
+from casa_hub.processes import signed_in
 from tests.support.gsi import GsiServer, by_https, by_root
+from tests.support.hub import CLIENT_SECRET, Hub, casa_config
+from tests.support.idp import IdP
+from tests.support.local_servers import end
 from tests.support.peers import Answer, require, suites
+from tests.support.person import Person
 from tests.support.proxies import Authority, Holder, key
+from tests.support.proxycert import Proxies, beside
 
 HOUR = timedelta(hours=1)
 AUTHORITY = Authority()
@@ -125,3 +133,74 @@ def test_a_proxy_that_no_server_takes_is_not_delivered(
     assert answer.status == 401, answer
     with pytest.raises(FetchError):
         delivered(chain)
+
+
+#: Seconds that a proxy lives; it is renewed when a third of that is left.
+LIFE = 10
+
+CONFIG = """
+c.JupyterHub.spawner_class = "casa-local"
+c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 60, "slow_stop_timeout": 60}}
+c.Facility.credentials = ["x509"]
+c.X509.certificate_directory = {authorities!r}
+c.LocalDelivery.directory = "servers"
+c.LocalDelivery.network = "127.91.0.0/16"
+"""
+
+
+@pytest.fixture
+def proxies(idp: IdP) -> Proxies:
+    """Where people have stored proxies, at the identity provider."""
+    made = beside(idp)
+    idp.answers["/iam/proxycert"] = made.iam("hub", CLIENT_SECRET)
+    return made
+
+
+@pytest.fixture
+def hub(tmp_path: Path, idp: IdP, proxies: Proxies, server: GsiServer) -> Iterator[Hub]:
+    scope = ["openid", "profile", "email", "offline_access", "wlcg.groups", SCOPE]
+    text = casa_config(idp.issuer, scope=scope) + CONFIG.format(authorities=str(server.authorities))
+    made = Hub(tmp_path, text, proxy=False)
+    with made.running():
+        yield made
+    end(made)
+    assert not [line for chain in proxies.handed_out for line in chain.splitlines()[1:] if line[:40] in made.log]
+
+
+def test_a_server_reads_on_through_three_lives_of_its_proxy(
+    hub: Hub, idp: IdP, proxies: Proxies, server: GsiServer
+) -> None:
+    """A file is opened again and again, each time by a new process, as with XRootD's own programs."""
+    alice = Person(hub, idp)
+    proxies.stored[alice.sub] = ALICE.proxy(100 * HOUR)
+    proxies.life = LIFE
+    assert alice.browser.spawn().status_code == 201, hub.log[-3000:]
+    directory = hub.directory / "servers" / Server("", alice.name).slug
+    process = signed_in(directory / "process")
+    assert process is not None
+    environment = {name: process.environment()[name] for name in ("X509_USER_PROXY", "X509_CERT_DIR")}
+    file = Path(environment["X509_USER_PROXY"])
+    assert file == directory / "x509_proxy"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+    ends, seen, refused = time.monotonic() + 3 * LIFE + 2, set(), []
+    asked = 0
+    while time.monotonic() < ends:
+        for way, ask_by in WAYS.items():
+            asked += 1
+            seen.add(file.read_bytes())
+            answer = ask_by(server, server.file("alice"), environment)
+            if answer.content != server.content("alice"):
+                refused.append((way, answer))
+    assert refused == []
+    assert asked > 3 * LIFE
+    # Renewed after two thirds of each life.
+    assert len(seen) >= 4
+    assert {sub for sub, _ in proxies.asked} == {alice.sub}
+    # The first ones are worth nothing now; the last one is.
+    old = directory.with_name("old")
+    old.touch(mode=0o600)
+    old.write_text(proxies.handed_out[0])
+    for ask_by in WAYS.values():
+        answer = ask_by(server, server.file("alice"), environment | {"X509_USER_PROXY": str(old)})
+        assert answer.status == 401, answer

@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         "check",
         help="what is wrong with a hub's configuration",
         description="Say what is wrong with a facility, before or while its hub runs: the configuration and the keys, "
-        "and whether identity provider, the facility's issuer, cluster, Traefik, XCache, HTCondor and ServiceX fit it; "
+        "and whether identity provider, the facility's issuer, cluster, Traefik, XCache, HTCondor, ServiceX, token "
+        "exchange, S3 and what makes X.509 proxies fit it; "
         "and which of several Dask secrets isn't needed any more. It changes nothing without --probe. Exit code 0: "
         "sound; 1: an error; 2: something couldn't be looked at.",
     )

@@ -6,7 +6,8 @@ findings:
 
 - this machine: `configuration`, `hub` (the running hub, if there is one);
 - the neighbours: `issuer` (the identity provider), `facility_issuer` (the facility's own), `cluster`, `traefik`,
-  `xcache`, `htcondor` (with the program `htcondor_ping`), `servicex`;
+  `xcache`, `htcondor` (with the program `htcondor_ping`), `servicex`, `s3`; `exchange` and `x509`, which ask for what
+  those credentials are made of (by `fetches`);
 - `probe`, the only check that creates anything; it removes its objects again.
 
 Shared: `web` and `kube` (one request), `nobody` (tokens to try verifiers with), `rights` (what the hub may do in

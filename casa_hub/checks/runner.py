@@ -15,13 +15,16 @@ from typing import Any
 from casa_hub.checks import (
     cluster,
     configuration,
+    exchange,
     facility_issuer,
     htcondor,
     hub,
     issuer,
     probe,
+    s3,
     servicex,
     traefik,
+    x509,
     xcache,
 )
 from casa_hub.checks.findings import Finding, Status, unseen
@@ -42,6 +45,9 @@ REMOTE: Mapping[str, Look] = {
     "xcache": xcache.look,
     "htcondor": htcondor.look,
     "servicex": servicex.look,
+    "exchange": exchange.look,
+    "s3": s3.look,
+    "x509": x509.look,
 }
 #: Checks that create something.
 PROBE: Mapping[str, Look] = {"probe": probe.look}

@@ -19,8 +19,6 @@ from casa_hub.checks.web import NoAnswerError, ask
 from casa_hub.credentials.fetching import TOKEN_ENDPOINT, Fetch, FetchError, Why
 from casa_hub.identity.discovery import document_url
 
-#: Of the presets of `CasaOAuthenticator.provider`.
-_IAM = "-iam"
 #: In the description of an `invalid_request` that isn't about the token. RFC 8693, 2.2.2 has that code for a token that
 #: is refused, too, and leaves the description to the provider.
 _NOT_THE_TOKEN = re.compile(r"scope|audience|not enabled|not allowed|grant|client", re.IGNORECASE)
@@ -32,8 +30,6 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     wanted = {name: fetch for name, fetch in fetches.items() if fetch is not None and fetch.url == TOKEN_ENDPOINT}
     if not wanted or site.authenticator is None:
         return
-    for finding in without_scope(wanted, site.authenticator.provider):
-        yield finding
     async with asking(site.authenticator) as asks:
         client = asks.issuer.client
         try:
@@ -46,15 +42,6 @@ async def look(site: Site) -> AsyncIterator[Finding]:
             yield finding
         for finding in together(await asyncio.gather(*(_try(asks, *one) for one in wanted.items()))):
             yield finding
-
-
-def without_scope(wanted: Mapping[str, Fetch], provider: str | None) -> list[Finding]:
-    """The services without a scope; `provider`: `CasaOAuthenticator.provider`."""
-    if not (provider or "").endswith(_IAM):
-        return []
-    problem = "asks for no scope, without which INDIGO IAM 1.12 gives no token"
-    remedy = "Set the service's scope in TokenExchange.services to what its tokens shall allow."
-    return [warning(name, problem, remedy) for name, fetch in wanted.items() if not fetch.form.get("scope")]
 
 
 def offered(document: Mapping[str, Any], wanted: Mapping[str, Fetch]) -> list[Finding]:

@@ -14,8 +14,6 @@ from casa_hub.checks.findings import Finding, error, ok, unseen, warning
 from casa_hub.checks.site import Site
 from casa_hub.credentials.fetching import FetchError, Why
 
-#: What the hub's log-ins must ask for, so that INDIGO IAM makes proxies.
-_SCOPE = "proxy:generate"
 _REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
 
@@ -24,8 +22,6 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     if minter is None or minter.fetch is None or site.authenticator is None:
         return
     by_iam = minter.source == "iam"
-    if by_iam:
-        yield scope(tuple(site.authenticator.scope))
     async with asking(site.authenticator) as asks:
         where = asks.issuer.client.issuer.rstrip("/") + minter.fetch.url if by_iam else minter.fetch.url
         try:
@@ -35,14 +31,6 @@ async def look(site: Site) -> AsyncIterator[Finding]:
             return
         refusal = asks.meaning(minter.fetch, reply)
         yield read_iam(where, reply.status, refusal) if by_iam else read_service(where, reply.status)
-
-
-def scope(asked: tuple[str, ...]) -> Finding:
-    """Whether log-ins ask for the scope that INDIGO IAM wants."""
-    if _SCOPE in asked:
-        return ok("CasaOAuthenticator.scope", f"asks for {_SCOPE}")
-    remedy = f"Add {_SCOPE} to it, and to the client's registration; users get a proxy from their next log-in on."
-    return error("CasaOAuthenticator.scope", f"lacks {_SCOPE}, without which INDIGO IAM makes no proxy", remedy)
 
 
 def no_answer(where: str, problem: FetchError, *, by_iam: bool) -> Finding:

@@ -93,12 +93,6 @@ def test_only_a_list_of_grants_without_exchange_is_told(document: dict[str, Any]
     assert all("https://idp.test" in one.thing for one in found)
 
 
-@pytest.mark.parametrize(("provider", "named"), [("cms-iam", [TAPE]), ("keycloak", []), ("oidc", []), (None, [])])
-def test_a_service_without_a_scope_is_told_where_indigo_iam_wants_one(provider: str | None, named: list[str]) -> None:
-    wanted = {RUCIO: fetch(scope="openid", audience="rucio"), TAPE: fetch(audience="tape")}
-    assert [one.thing for one in exchange.without_scope(wanted, provider)] == named
-
-
 def test_the_same_finding_of_several_services_is_one() -> None:
     findings = [error(RUCIO, "is refused", "Do it."), ok("exchange:eos", "sound"), error(TAPE, "is refused", "Do it.")]
     assert exchange.together(findings) == [
@@ -216,13 +210,6 @@ def test_what_iam_says_of_proxies(status: int, refusal: FetchError | None, expec
 )
 def test_what_a_service_says_of_proxies(status: int, expected: Status) -> None:
     assert x509.read_service("https://proxies.test", status).status is expected
-
-
-@pytest.mark.parametrize(
-    ("asked", "expected"), [(("openid", "proxy:generate"), Status.OK), (("openid",), Status.ERROR)]
-)
-def test_log_ins_must_ask_for_the_scope_of_proxies(asked: tuple[str, ...], expected: Status) -> None:
-    assert x509.scope(asked).status is expected
 
 
 @pytest.mark.parametrize(("by_iam", "expected"), [(True, Status.UNSEEN), (False, Status.ERROR)])

@@ -13,6 +13,9 @@ import traceback
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TypeAlias
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub import metrics
 from casa_hub.credentials.fetching import Answer, Fetch, Fetched, FetchError, Outcomes, Why
@@ -20,6 +23,7 @@ from casa_hub.errors import CasaError, CredentialError
 from casa_hub.identity.fetches import Fetches
 from casa_hub.identity.session import Kept, Session
 from casa_hub.jupyterhub import HubUser
+from casa_hub.membership.member import Standing
 from casa_hub.membership.recheck import Recheck
 from casa_hub.tasks import Background
 
@@ -30,6 +34,8 @@ _STARTS, _RENEWALS = 16, 8
 _RENEWAL_PATIENCE = 45.0
 
 _LOG_IN = "Log out and in again."
+_ITS_PACKAGE = "This is a fault of the credential's package. Tell the operator of this hub; its log says more."
+_ITS_LOG = "Tell the operator of this hub; its log says more."
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +45,8 @@ class _Asking:
     """One request."""
 
     user: HubUser
+    #: The log-in of whoever it is for.
+    session: Session
     #: Of the credential.
     name: str
     fetch: Fetch
@@ -47,13 +55,16 @@ class _Asking:
 
 
 @dataclass(slots=True)
-class _Person:
-    """What is under way for one of the hub's users."""
+class _LogIn:
+    """What is under way with the token of one log-in."""
 
-    tasks: dict[str, asyncio.Task[Fetched]] = field(default_factory=dict)
-    #: Of this log-in, fetched and not stored yet.
-    session_id: str = ""
+    #: By the credential's name.
+    tasks: dict[str, asyncio.Task[_Outcome]] = field(default_factory=dict)
+    #: Fetched and not stored yet.
     new: dict[str, Kept] = field(default_factory=dict)
+
+
+_Outcome: TypeAlias = Fetched | FetchError
 
 
 class Fetching:
@@ -64,14 +75,15 @@ class Fetching:
         self._fetches = fetches
         self._log_ins = recheck.log_ins
         self._members = recheck.members
-        self._people: dict[int, _Person] = {}
+        #: By the random id of the log-in: the database may give the number of a deleted user to another person.
+        self._under_way: dict[str, _LogIn] = {}
         self._for_starts, self._for_renewals = asyncio.Semaphore(_STARTS), asyncio.Semaphore(_RENEWALS)
         self._background = Background()
 
     async def kept(self, user: HubUser, wanted: Mapping[str, Fetch]) -> dict[str, Fetched]:
         """Of `wanted` (name of a credential -> request) what is kept and has not expired; asks nobody."""
         session = await self._log_ins.session(user)
-        return {} if session is None else self._of(user, session, wanted, self._now())
+        return {} if session is None else self._of(session, wanted)
 
     async def of(
         self,
@@ -83,39 +95,51 @@ class Fetching:
     ) -> Outcomes:
         """All of `wanted`, or why not. Never raises.
 
+        Where nobody answers, the last one goes on for as long as it lives.
+
         Args:
             user: JupyterHub's user, whose membership was checked.
             wanted: name of a credential -> request.
-            newer_than: for a renewal, name of a credential -> when that was fetched which the server has. None: for a
-                start, which waits `Keeper.fetch_patience` at most.
+            newer_than: for a renewal, name of a credential -> when that was fetched which the server has, perhaps
+                without its fraction of a second. None: for a start, which waits `Keeper.fetch_patience` at most.
             say: is told a sentence for people, if somebody has to be asked.
         """
-        starts, now = newer_than is None, self._now()
-        session = await self._log_ins.session(user)
+        try:
+            session = await self._log_ins.session(user)
+        except SQLAlchemyError as error:
+            log.error("The log-in of %s can't be read (%s)", user.name, type(error).__name__)  # noqa: TRY400
+            return dict.fromkeys(wanted, FetchError("the hub's database", "can't be read", _ITS_LOG))
         if session is None:
             problem = CredentialError("access token", "is missing: the hub holds none for this user", _LOG_IN)
             return dict.fromkeys(wanted, problem)
-        outcomes: dict[str, Fetched | CredentialError] = {
+        usable = {
             name: one
-            for name, one in self._of(user, session, wanted, now).items()
-            if now < one.counts_until(f"{name} {session.id}")
-            and (starts or one.at > (newer_than or {}).get(name, _NEVER))
+            for name, one in self._of(session, wanted).items()
+            if newer_than is None or one.at.replace(microsecond=0) > newer_than.get(name, _NEVER)
+        }
+        now = self._now()
+        outcomes: dict[str, Fetched | CredentialError] = {
+            name: one for name, one in usable.items() if now < one.counts_until(f"{name} {session.id}")
         }
         left = [name for name in wanted if name not in outcomes]
         if not left:
             return outcomes
         say(f"Asking for {_listed([wanted[name].title for name in left])}")
-        room = self._for_starts if starts else self._for_renewals
-        tasks = {name: self._task(_Asking(user, name, wanted[name], room), session.id) for name in left}
-        patience = self._members.settings.fetch_patience if starts else _RENEWAL_PATIENCE
+        room = self._for_starts if newer_than is None else self._for_renewals
+        tasks = {name: self._task(_Asking(user, session, name, wanted[name], room)) for name in left}
+        patience = self._members.settings.fetch_patience if newer_than is None else _RENEWAL_PATIENCE
         await asyncio.wait(tasks.values(), timeout=patience)
+        now = self._now()
         for name, task in tasks.items():
-            outcomes[name] = _outcome(task, wanted[name], patience)
+            outcome = _outcome(task, wanted[name], patience)
+            silence = isinstance(outcome, FetchError) and outcome.why is Why.OUTAGE
+            last = usable.get(name) if silence else None
+            outcomes[name] = last if last is not None and last.expires_at > now else outcome
         return outcomes
 
-    def _of(self, user: HubUser, session: Session, wanted: Mapping[str, Fetch], now: datetime) -> dict[str, Fetched]:
-        person = self._people.get(user.id)
-        new = person.new if person is not None and person.session_id == session.id else {}
+    def _of(self, session: Session, wanted: Mapping[str, Fetch]) -> dict[str, Fetched]:
+        under_way, now = self._under_way.get(session.id), self._now()
+        new = {} if under_way is None else under_way.new
         return {
             name: kept.fetched
             for name, kept in {**session.fetched, **new}.items()
@@ -127,108 +151,139 @@ class Fetching:
 
     # -- one request
 
-    def _task(self, asking: _Asking, session_id: str) -> asyncio.Task[Fetched]:
+    def _task(self, asking: _Asking) -> asyncio.Task[_Outcome]:
         """The request that is under way, or a new one."""
-        user, name = asking.user, asking.name
-        person = self._people.setdefault(user.id, _Person())
-        if name not in person.tasks:
-            if person.session_id != session_id:
-                person.session_id, person.new = session_id, {}
-            work = self._fetch(asking, person, session_id)
-            task = asyncio.create_task(work, name=f"{asking.fetch.title} of {user.name}")
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits any more
-            person.tasks[name] = self._background.keep(task)
-        return person.tasks[name]
+        tasks = self._under_way.setdefault(asking.session.id, _LogIn()).tasks
+        if asking.name not in tasks:
+            task = asyncio.create_task(self._fetch(asking), name=f"{asking.fetch.title} of {asking.user.name}")
+            tasks[asking.name] = self._background.keep(task)
+        return tasks[asking.name]
 
-    async def _fetch(self, asking: _Asking, person: _Person, session_id: str) -> Fetched:
-        user, name, fetch = asking.user, asking.name, asking.fetch
+    async def _fetch(self, asking: _Asking) -> _Outcome:
+        name, fetch, used = asking.name, asking.fetch, asking.session
         try:
-            try:
-                fetched = await self._ask(asking)
-            except FetchError as error:  # told by whoever wanted it
-                metrics.FETCHES.labels(name, error.why.value).inc()
-                raise
-            metrics.FETCHES.labels(name, "fetched").inc()
-            if person.session_id == session_id:
-                person.new[name] = Kept(fetch.fingerprint, fetched)
-            return fetched
-        finally:
-            del person.tasks[name]
-            if not person.tasks:  # together: each is a commit of the hub's database
-                self._background.start(self._store(user, person), f"what was fetched for {user.name}")
-
-    async def _store(self, user: HubUser, person: _Person) -> None:
-        new = dict(person.new)
-        if new:
-            await self._log_ins.keep(user, person.session_id, new)
-        for name, kept in new.items():
-            if person.new.get(name) is kept:
-                del person.new[name]
-        if not person.tasks and not person.new and self._people.get(user.id) is person:
-            del self._people[user.id]
-
-    async def _ask(self, asking: _Asking) -> Fetched:
-        """Raises FetchError."""
-        session = await self._member(asking, self._members.settings.recheck_interval)
-        try:
-            return await self._ask_with(session, asking)
+            used, outcome = await self._ask(asking)
         except FetchError as error:
-            if error.why is not Why.SIGN_IN:
-                raise
-            # The provider may have ended this access token before its time (IAM does at each refresh), and only that.
-            self._recheck.doubt(asking.user.name)
-            newer = await self._member(asking, 0)
-            if newer.access_token == session.access_token:
-                raise
-            return await self._ask_with(newer, asking)
+            outcome = error
+        except CasaError as error:
+            outcome = FetchError(fetch.title, error.problem, error.remedy)
+        except Exception:
+            log.exception("%s could not be asked for", fetch.title)
+            outcome = FetchError(fetch.title, "an error of the hub", _ITS_LOG)
+        finally:
+            del self._under_way[asking.session.id].tasks[name]
+        if isinstance(outcome, FetchError):
+            metrics.FETCHES.labels(name, outcome.why.value).inc()
+        else:
+            metrics.FETCHES.labels(name, "fetched").inc()
+            self._under_way.setdefault(used.id, _LogIn()).new[name] = Kept(fetch.fingerprint, outcome)
+        for session_id in {asking.session.id, used.id}:
+            self._store_if_complete(asking.user, session_id)
+        return outcome
 
-    async def _member(self, asking: _Asking, max_age: float) -> Session:
-        """The log-in of somebody who is a member, with a fresh access token. Raises FetchError."""
+    def _store_if_complete(self, user: HubUser, session_id: str) -> None:
+        """Store what was fetched with a log-in's token, as soon as nothing more is under way: each store is a commit
+        of the hub's database.
+        """
+        log_in = self._under_way.get(session_id, _LogIn())
+        if log_in.new and not log_in.tasks:
+            self._background.start(self._store(user, session_id, log_in), f"what was fetched for {user.name}")
+        self._tidy(session_id, log_in)
+
+    async def _store(self, user: HubUser, session_id: str, log_in: _LogIn) -> None:
+        new = dict(log_in.new)
+        try:
+            await self._log_ins.keep(user, session_id, new)
+        finally:
+            for name, kept in new.items():
+                if log_in.new.get(name) is kept:
+                    del log_in.new[name]
+            self._tidy(session_id, log_in)
+
+    def _tidy(self, session_id: str, log_in: _LogIn) -> None:
+        if not log_in.tasks and not log_in.new and self._under_way.get(session_id) is log_in:
+            del self._under_way[session_id]
+
+    async def _ask(self, asking: _Asking) -> tuple[Session, _Outcome]:
+        """What was fetched, and with which log-in's token. Raises FetchError: it was not asked for."""
         user = asking.user
-        standing = await self._recheck.of(user, max_age=max_age, for_server=True)
-        member = self._members[user.name]
-        refused = not self._members.outcome(member, standing).may_start or member.ending(standing.session_id)
-        session = None if refused else await self._log_ins.session(user)
+        await self._check(asking, self._members.settings.recheck_interval)
+        session, outcome = await self._ask_once(asking)
+        if not isinstance(outcome, FetchError) or outcome.why is not Why.SIGN_IN:
+            return session, outcome
+        # The provider may have ended this access token before its time (IAM does at each refresh), and only that.
+        newer = await self._session(asking)
+        if newer.access_token == session.access_token:
+            self._recheck.doubt(user.name)
+            await self._check(asking, 0)
+            newer = await self._session(asking)
+        return (session, outcome) if newer.access_token == session.access_token else await self._ask_once(asking)
+
+    async def _check(self, asking: _Asking, max_age: float) -> None:
+        """Ask about the membership, unless somebody did not long ago. Raises FetchError: there is none."""
+        standing = await self._recheck.of(asking.user, max_age=max_age, for_server=True)
+        self._refuse(asking, standing, standing.session_id)
+
+    async def _session(self, asking: _Asking) -> Session:
+        """The log-in of somebody who is a member, as far as is known now. Raises FetchError for any other."""
+        user, before = asking.user, asking.session
+        session = await self._log_ins.session(user)
+        standing = await self._log_ins.known(user)
+        self._refuse(asking, standing, "" if session is None else session.id)
         if session is None or not session.access_token or not self._log_ins.is_of_this_provider(session):
-            problem = f"nothing is asked for without a membership: {standing.reason or 'there is no log-in'}"
-            raise FetchError(asking.fetch.title, problem.rstrip("."), _LOG_IN, Why.SIGN_IN)
+            raise _refusal(asking, "there is no log-in")
+        if (session.issuer, session.sub) != (before.issuer, before.sub):
+            raise _refusal(asking, "somebody else has logged in")
         return session
 
-    async def _ask_with(self, session: Session, asking: _Asking) -> Fetched:
-        fetch = asking.fetch
+    def _refuse(self, asking: _Asking, standing: Standing, session_id: str) -> None:
+        """Raises FetchError for who may have no server."""
+        member = self._members[asking.user.name]
+        if not self._members.outcome(member, standing).may_start or member.ending(session_id):
+            raise _refusal(asking, standing.reason or "there is no log-in")
+
+    async def _ask_once(self, asking: _Asking) -> tuple[Session, _Outcome]:
+        """What an answer means, and with which log-in's token it was had. Raises FetchError: it was not asked for."""
         async with asking.room:
-            reply = await self._fetches.ask(fetch, session.access_token)
-        now = self._now()
+            session = await self._session(asking)  # not before: others may have had their turns for minutes
+            try:
+                reply = await self._fetches.ask(asking.fetch, session.access_token)
+            except FetchError as error:
+                return session, error
+        await self._session(asking)  # who has left meanwhile gets nothing
+        return session, self._read(
+            asking.fetch, Answer(reply.status, reply.body, self._now(), session.issuer, session.sub)
+        )
+
+    def _read(self, fetch: Fetch, answer: Answer) -> _Outcome:
         try:
-            fetched = fetch.read(Answer(reply.status, reply.body, now, session.issuer, session.sub))
-        except FetchError:
-            raise
+            fetched = fetch.read(answer)
+            if not isinstance(fetched.value, str) or not fetched.at.tzinfo or not fetched.expires_at.tzinfo:
+                raise TypeError(fetch.title)  # noqa: TRY301 - the same fault of the same package
+        except FetchError as error:
+            return error
         except Exception as error:  # noqa: BLE001 - a site's own; its text may hold a secret
             where = traceback.extract_tb(error.__traceback__)[-1]
             log.error("%s: its answer could not be read: %s at %s:%s", fetch.title, type(error).__name__, *where[:2])  # noqa: TRY400
-            problem = "the answer could not be read"
-            raise FetchError(fetch.title, problem, "Tell the operator of this hub; its log says more.") from None
-        if fetched.expires_at <= now:
-            raise FetchError(fetch.title, "what was fetched has expired already", "Compare the clocks of both sides.")
+            return FetchError(fetch.title, "the answer could not be read", _ITS_PACKAGE)
+        if fetched.expires_at <= answer.now:
+            return FetchError(fetch.title, "what was fetched has expired already", "Compare the clocks of both sides.")
         return fetched
 
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-def _outcome(task: asyncio.Task[Fetched], fetch: Fetch, patience: float) -> Fetched | CredentialError:
+def _refusal(asking: _Asking, why: str) -> FetchError:
+    problem = f"nothing is asked for without a membership: {why}".rstrip(".")
+    return FetchError(asking.fetch.title, problem, _LOG_IN, Why.SIGN_IN)
+
+
+def _outcome(task: asyncio.Task[_Outcome], fetch: Fetch, patience: float) -> _Outcome:
     if not task.done():
         problem = f"there is no answer after {patience:g} seconds"
         return FetchError(fetch.title, problem, "The hub waits for it, and the running server gets it.")
-    error = task.exception()
-    if error is None:
-        return task.result()
-    if isinstance(error, CredentialError):
-        return error
-    if isinstance(error, CasaError):
-        return FetchError(fetch.title, error.problem, error.remedy)
-    log.error("%s could not be asked for", fetch.title, exc_info=error)
-    return FetchError(fetch.title, "an error of the hub", "Tell the operator of this hub; its log says more.")
+    return task.result()
 
 
 def _listed(titles: Collection[str]) -> str:

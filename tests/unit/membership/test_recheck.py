@@ -37,6 +37,7 @@ class User:
 
     name: str = "alice"
     state: dict[str, Any] | None = None
+    id: int = 1
     db: Any = field(
         default_factory=lambda: SimpleNamespace(is_active=True, in_transaction=lambda: False, rollback=lambda: None)
     )
@@ -112,7 +113,8 @@ class World:
         assert isinstance(claims, Mapping)
         return self.decision
 
-    def log_in(self, session_id: str = "one") -> None:
+    def log_in(self, session_id: str = "one", user: User | None = None, **more: Any) -> None:
+        user = user or self.user
         session = Session(
             id=session_id,
             issuer=ISSUER,
@@ -127,8 +129,9 @@ class World:
             refresh_expires_at=None if self.refresh_life is None else self.now + self.refresh_life,
             refresh_told_at=self.now,
         )
-        self.user.state = session.to_auth_state()
-        self.recheck.logged_in(self.user.name, session, YES)
+        session = replace(session, **more)
+        user.state = session.to_auth_state()
+        self.recheck.logged_in(user.name, session, YES)
 
     async def ask(self, *, later: float = 300.0, **more: Any) -> Standing:
         self.now += later

@@ -9,7 +9,7 @@ LOCK := tests/lock
 # Tests that need no server of the facility, and take seconds.
 UNIT := tests/unit
 
-.PHONY: help demo demo-check demo-kubernetes demo-kubernetes-check unit test soak kubernetes keycloak lint docs bench lock image clean
+.PHONY: help demo demo-check demo-kubernetes demo-kubernetes-check unit test soak kubernetes keycloak seaweedfs lint docs bench lock image clean
 
 help:
 	@echo "make demo        a whole facility on this machine; open it in a browser"
@@ -24,6 +24,7 @@ help:
 	@echo "make soak        what make test shortens or leaves out: long tests in full, everything with JupyterHub 5.5"
 	@echo "make kubernetes  only builds the Kubernetes that tests run on: nine minutes, once; make test does it too"
 	@echo "make keycloak    only fetches the Keycloak that tests run on, once; make test does it too"
+	@echo "make seaweedfs   only builds the S3 that tests run on: four minutes, once; make test does it too"
 	@echo "make lint        ruff, mypy --strict, and no import upwards (import-linter)"
 	@echo "make docs        the documentation as a site (build/site), every link checked; renews the settings' reference"
 	@echo "make bench       what a mint costs, a thousand servers to keep fresh, a page of 500 users, verifiers that ask for keys, a hundred starts at once"
@@ -54,11 +55,11 @@ ifdef TESTS
 test: $(VENV)/.test
 	CASA_HUB_BUILD=1 $(VENV)/bin/python -m pytest $(TESTS)
 else
-test: $(VENV)/.test $(VENV_HUB5)/.test kubernetes keycloak
+test: $(VENV)/.test $(VENV_HUB5)/.test kubernetes keycloak seaweedfs
 	@$(VENV)/bin/python -m tests.support.all_tests $(VENV_HUB5)/bin/python
 endif
 
-soak: $(VENV)/.test $(VENV_HUB5)/.test kubernetes keycloak
+soak: $(VENV)/.test $(VENV_HUB5)/.test kubernetes keycloak seaweedfs
 	@$(VENV)/bin/python -m tests.support.all_tests --soak $(VENV_HUB5)/bin/python
 
 # Never fails: without it (no Go, no root for a node) its tests are skipped, or fail where all peers are required.
@@ -68,6 +69,10 @@ kubernetes: $(VENV)/.test
 # Likewise: without Java and Maven its tests are skipped. Where all peers are required, root lets Debian install both.
 keycloak: $(VENV)/.test
 	@$(VENV)/bin/python -m tests.support.keycloak
+
+# Likewise, without Go.
+seaweedfs: $(VENV)/.test
+	@$(VENV)/bin/python -m tests.support.seaweedfs
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -45,16 +45,21 @@ def idp(provider: IdP) -> IdP:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build the Kubernetes of the chosen tests, if CASA_HUB_BUILD=1 asks for it, as `make test TESTS=...` does.
+    """Build what the chosen tests run on, if CASA_HUB_BUILD=1 asks for it, as `make test TESTS=...` does.
 
-    It is built before the first test, because a test's time-out is shorter than the build.
+    Kubernetes and SeaweedFS are built before the first test, because a test's time-out is shorter than the build.
     """
     if os.environ.get("CASA_HUB_BUILD") != "1" or session.config.option.collectonly:
         return
     paths = {item.path.relative_to(HERE) for item in session.items if item.path.is_relative_to(HERE)}
     fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    tell = partial(print, file=sys.__stderr__, flush=True)
     with_node = any(path.is_relative_to("kubernetes/node") for path in paths)
     if with_node or "plane" in fixtures or any(path.is_relative_to("kubernetes") for path in paths):
         from tests.support.kubernetes import build  # noqa: PLC0415 - most tests don't need it
 
-        build.prepare(with_node=with_node, write=partial(print, file=sys.__stderr__, flush=True))
+        build.prepare(with_node=with_node, write=tell)
+    if "weed" in fixtures:
+        from tests.support import seaweedfs  # noqa: PLC0415
+
+        seaweedfs.prepare(tell)

@@ -31,6 +31,8 @@ _NOT_IN_SESSIONS = re.compile(r"[^A-Za-z0-9_+=,.@-]")
 _SHORTEST, _LONGEST = 2, 64
 #: AWS has an account in it, Ceph a tenant or nothing.
 _ROLE = re.compile(r"arn:[a-z0-9-]+:iam:[^\s/]*:?role/[A-Za-z0-9_+=,.@/-]+")
+#: An S3 may put ``sub`` into a policy as it is, where these would be a pattern, or another variable.
+_PATTERN = re.compile(r"[*?${}]")
 #: RFC 6749, 3.3.
 _SCOPE = re.compile(r"[!#-\[\]-~]+( [!#-\[\]-~]+)*")
 
@@ -144,6 +146,10 @@ class S3(Minter):
         self._check_role()
         self._check_scope()
         issued = issue(self, request, audience=self.token_audience(), scope=self.scope, lifetime=self.lifetime)
+        subject = issued.identifiers["sub"]
+        if _PATTERN.search(subject):
+            problem = "has characters that are a pattern in policies of an S3"
+            raise CredentialError(f"user {subject!a}", problem, "Names without *?${} get a token.")
         return Credential(
             name=self.name,
             # No newline: SDKs send the file as it is.

@@ -19,9 +19,13 @@ class Answer(socketserver.StreamRequestHandler):
             if not (line := self.rfile.readline()):
                 return
             head += line
-        path = head.split(b" ", 2)[1].split(b"?")[0].decode()
-        body = (json.dumps(dict(os.environ)) if path.endswith("/env") else path).encode()
+        body = self.answer(head.split(b" ", 2)[1].decode()).encode()
         self.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    def answer(self, target: str) -> str:
+        """What it says to a request for this path and query."""
+        path = target.partition("?")[0]
+        return json.dumps(dict(os.environ)) if path.endswith("/env") else path
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -32,7 +36,12 @@ class Server(socketserver.ThreadingTCPServer):
         """A client that went away is none of the hub's log."""
 
 
-if __name__ == "__main__":
+def serve(answer: type[Answer]) -> None:
+    """Serve where the hub expects it, until the hub ends this process."""
     url = urlsplit(os.environ["JUPYTERHUB_SERVICE_URL"])
-    with contextlib.suppress(KeyboardInterrupt), Server((url.hostname or "", url.port or 0), Answer) as server:
+    with contextlib.suppress(KeyboardInterrupt), Server((url.hostname or "", url.port or 0), answer) as server:
         server.serve_forever()
+
+
+if __name__ == "__main__":
+    serve(Answer)

@@ -175,12 +175,19 @@ def test_hostile_names_make_no_odd_variable_and_no_odd_file(issuer: FacilityIssu
     minter = s3(issuer)
     server = Server("", username)
     assert all(re.fullmatch(r"[!-~]+", value) for value in minter.environment(server, PurePosixPath("/x")).values())
-    if re.fullmatch(r"[ -~]{1,255}", username):
+    if re.fullmatch(r"[ -~]{1,255}", username) and not set("*?${}") & set(username):
         credential = minter.mint(request(username))
         assert claims_of(credential.files["s3_token"], ENDPOINT)["sub"] == username
     else:
-        with pytest.raises(CredentialError, match="can't be the sub of a token"):
+        with pytest.raises(CredentialError, match=r"can't be the sub of a token|are a pattern in policies"):
             minter.mint(request(username))
+
+
+@pytest.mark.parametrize("username", ["*", "al?ce", "${jwt:sub}", "{username}"])
+def test_who_is_called_like_a_pattern_of_a_policy_gets_none(issuer: FacilityIssuer, username: str) -> None:
+    """With ``*`` in the place of the user's name, the policy of SeaweedFS opens everybody's bucket."""
+    with pytest.raises(CredentialError, match="are a pattern in policies"):
+        s3(issuer).mint(request(username))
 
 
 def test_nothing_public_shows_the_token(issuer: FacilityIssuer) -> None:

@@ -31,6 +31,8 @@ _NOT_IN_SESSIONS = re.compile(r"[^A-Za-z0-9_+=,.@-]")
 _SHORTEST, _LONGEST = 2, 64
 #: AWS has an account in it, Ceph a tenant or nothing.
 _ROLE = re.compile(r"arn:[a-z0-9-]+:iam:[^\s/]*:?role/[A-Za-z0-9_+=,.@/-]+")
+_ROLE_NAME = re.compile(r"[A-Za-z0-9_+=,.@-]{1,64}")
+_USERNAME = "{username}"
 #: An S3 may put ``sub`` into a policy as it is, where these would be a pattern, or another variable.
 _PATTERN = re.compile(r"[*?${}]")
 #: RFC 6749, 3.3.
@@ -65,6 +67,9 @@ class S3(Minter):
         The role that users take there; servers find it as ``AWS_ROLE_ARN``. Its trust policy decides whose tokens it
         takes, and its own policy what they open. There is no default.
         Example: ``arn:aws:iam:::role/physicist`` at a Ceph, ``arn:aws:iam::123456789012:role/physicist`` elsewhere.
+
+        ``{username}`` stands for the user's name, where each user has a role: ``arn:aws:iam:::role/{username}``. Each
+        trust policy must then demand the user's ``sub``. A user whose name can't be that of a role gets no token.
         """,
     ).tag(config=True)
     region = Unicode(
@@ -143,8 +148,8 @@ class S3(Minter):
 
     def mint(self, request: Request) -> Credential:
         self._check_addresses()
-        self._check_role()
         self._check_scope()
+        role = self.role_for(request.server.username)
         issued = issue(self, request, audience=self.token_audience(), scope=self.scope, lifetime=self.lifetime)
         subject = issued.identifiers["sub"]
         if _PATTERN.search(subject):
@@ -157,13 +162,13 @@ class S3(Minter):
             issued_at=issued.issued_at,
             expires_at=issued.expires_at,
             identifiers=issued.identifiers,
-            summary=f"{self.role_arn} at {self.endpoint}",
+            summary=f"{role} at {self.endpoint}",
         )
 
     def environment(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:
         return {
             "AWS_WEB_IDENTITY_TOKEN_FILE": str(directory / _FILE),
-            "AWS_ROLE_ARN": self.role_arn,
+            "AWS_ROLE_ARN": self.role_for(server.username),
             "AWS_ROLE_SESSION_NAME": session_name(server.username),
             "AWS_ENDPOINT_URL_S3": self.endpoint,
             "AWS_ENDPOINT_URL_STS": self.sts_endpoint or self.endpoint,
@@ -191,8 +196,16 @@ class S3(Minter):
         if not re.fullmatch(r"[A-Za-z0-9-]+", self.region):
             raise CredentialError("S3.region", f"{self.region!a} is not a region", "Example: us-east-1.")
 
+    def role_for(self, username: str) -> str:
+        """The ARN of this user's role. Raises CredentialError if it is unknown or malformed, or not for this name."""
+        self._check_role()
+        if _USERNAME in self.role_arn and not _ROLE_NAME.fullmatch(username):
+            remedy = "Such names have letters, digits and _+=,.@- only, and at most 64 of them."
+            raise CredentialError(f"user name {username!a}", "can't be that of a role in S3.role_arn", remedy)
+        return self.role_arn.replace(_USERNAME, username)
+
     def _check_role(self) -> None:
-        if not _ROLE.fullmatch(self.role_arn):
+        if not _ROLE.fullmatch(self.role_arn.replace(_USERNAME, "user")):
             problem = f"{self.role_arn!a} is not the ARN of a role" if self.role_arn else "is not set"
             raise CredentialError("S3.role_arn", problem, "Example: arn:aws:iam::123456789012:role/physicist.")
 

@@ -38,8 +38,6 @@ from tests.support.with_token import WITH_TOKEN
 SERVER = Path(seaweedfs.__file__).with_name("server_with_s3.py")
 #: Seconds that a token lives; the hub renews it when a third is left.
 LIFE = 18
-#: The bucket of a role's user, in a policy of SeaweedFS.
-OWN = ["arn:aws:s3:::${jwt:sub}", "arn:aws:s3:::${jwt:sub}/*"]
 
 CONFIG = (
     WITH_TOKEN
@@ -62,6 +60,14 @@ c.S3.lifetime = {life}
 )
 
 
+def of_the_page() -> dict[str, Any]:
+    """What docs/s3.md tells an operator of SeaweedFS."""
+    page = Path(__file__).parents[2].joinpath("docs/s3.md").read_text(encoding="utf-8")
+    [text] = re.findall(r'^```json\n(\{\n  "sts".+?)^```', page, re.DOTALL | re.MULTILINE)
+    settings: dict[str, Any] = json.loads(text)
+    return settings
+
+
 class Site:
     """A hub with an issuer, an S3 that trusts it, and alice's server."""
 
@@ -77,11 +83,14 @@ class Site:
         # The hub's address is part of the issuer's name, and the hub chooses it.
         self.hub = Hub(hub_directory, "", proxy=False)
         self.iss = f"{self.hub.url}/hub/casa/issuer/cms"
+        self.settings = of_the_page()
+        [provider], [role] = self.settings["providers"], self.settings["roles"]
+        provider["config"].update(issuer=self.iss, clientIds=[self.audience])
         # Keys of a minute: an SDK asks for new ones long before the end, so that each request needs a sound token.
-        role = self.s3.trust(self.iss, self.audience, opens=OWN, session="1m")
-        self.role = role
+        self.settings["sts"].update(signingKey=base64.b64encode(os.urandom(32)).decode(), tokenDuration="1m")
+        self.role: str = role["roleArn"]
         with (hub_directory / "jupyterhub_config.py").open("a") as config:
-            config.write(CONFIG.format(**values, role=role))
+            config.write(CONFIG.format(**values, role=self.role))
         self.delivered = hub_directory / "casa-hub-servers" / Server("", "alice").slug
         options: dict[str, Any] = {"endpoint_url": self.s3.url, "region_name": "us-east-1"}
         self._options = options
@@ -94,7 +103,7 @@ class Site:
         return key
 
     def start(self) -> None:
-        self.s3.start()
+        self.s3.start(self.settings)
         administrator = self.client(self.s3.access_key, self.s3.secret_key)
         for name in ("alice", "bob"):
             administrator.create_bucket(Bucket=name)

@@ -16,10 +16,10 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import requests
 
@@ -40,6 +40,8 @@ _CHOICES = re.compile(
 )
 _REMEDY = "Check the network and Go's settings (GOPROXY), and try again."
 
+#: Options for what it listens at, the S3 first.
+_PORTS = tuple(f"{part}.port{kind}" for part in ("s3", "master", "volume", "filer") for kind in ("", ".grpc"))
 #: Seconds until it serves, on a machine that is busy with other tests.
 _START = 120.0
 
@@ -119,94 +121,38 @@ def _run(command: Sequence[str], directory: Path) -> str:
 
 
 class SeaweedFS:
-    """An S3 with an STS at the same address. It ends with this process, however that ends."""
+    """An S3 with an STS at the same address. `stop` it; it ends with this process, however that ends."""
 
-    def __init__(self, weed: Path, directory: Path, *, port: int = 0) -> None:
+    def __init__(self, weed: Path, directory: Path) -> None:
         """Args:
         weed: what `program` returns.
         directory: for its data, its log and its settings.
-        port: of the address; 0 for any.
         """
-        ports = free_ports(9, self)
-        self.port = port or ports[0]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._directory = directory
+        ports = free_ports(len(_PORTS), self)
+        self.url = f"http://127.0.0.1:{ports[0]}"
         #: An administrator, who makes buckets.
         self.access_key, self.secret_key = "administrator", base64.b32encode(os.urandom(20)).decode()
         self._iam, self._identities = directory / "iam.json", directory / "identities.json"
         self._data = directory / "data"
-        numbers = dict(
-            zip(
-                ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"),
-                ports[1:],
-                strict=False,
-            )
-        )
         self._process = Process(
             "SeaweedFS",
             [
                 *(weed, "-logtostderr", "server", f"-dir={self._data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-                *(f"-{name}={number}" for name, number in numbers.items()),
+                *(f"-{name}={number}" for name, number in zip(_PORTS, ports, strict=True)),
                 *("-master.telemetry=false", "-master.electionTimeout=1s", "-master.volumeSizeLimitMB=64"),
                 *("-volume.max=20", "-volume.preStopSeconds=0", f"-filer.localSocket={directory / 'filer.sock'}"),
-                *("-filer", "-s3", f"-s3.port={self.port}", f"-s3.port.grpc={ports[7]}", "-s3.port.iceberg=0"),
-                *("-s3.port.lance=0", f"-s3.config={self._identities}", f"-s3.iam.config={self._iam}"),
+                *("-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+                *(f"-s3.config={self._identities}", f"-s3.iam.config={self._iam}"),
             ],
             log=directory / "seaweedfs.log",
             env=minimal_environment(HOME=str(directory)),
             cwd=directory,
         )
 
-    def trust(self, issuer: str, audience: str, *, opens: Sequence[str], session: str = "1h") -> str:
-        """Write down whose tokens it takes, before it starts; the ARN of the role that they take.
-
-        Args:
-            issuer: ``iss``.
-            audience: ``aud``.
-            opens: resources that the role opens.
-            session: how long keys live if a client asks for no time.
-        """
-        name, version = "physicist", {"Version": "2012-10-17"}
-        may_take = {
-            "Effect": "Allow",
-            "Principal": {"Federated": "casa-hub"},
-            "Action": ["sts:AssumeRoleWithWebIdentity"],
-        }
-        may_do = {"Effect": "Allow", "Action": ["s3:*"], "Resource": list(opens)}
-        arn = f"arn:aws:iam::role/{name}"
-        document = {
-            "sts": {
-                "tokenDuration": session,
-                "maxSessionLength": "12h",
-                "issuer": "seaweedfs",
-                "signingKey": base64.b64encode(os.urandom(32)).decode(),
-            },
-            "providers": [
-                {
-                    "name": "casa-hub",
-                    "type": "oidc",
-                    "enabled": True,
-                    "config": {"issuer": issuer, "clientIds": [audience]},
-                }
-            ],
-            "policy": {"defaultEffect": "Deny"},
-            "roles": [
-                {
-                    "roleName": name,
-                    "roleArn": arn,
-                    "trustPolicy": version | {"Statement": [may_take]},
-                    "attachedPolicies": [name],
-                    "maxSessionDuration": 3600,
-                }
-            ],
-            "policies": [{"name": name, "document": version | {"Statement": [may_do]}}],
-        }
-        self._iam.write_text(json.dumps(document, indent=1))
-        return arn
-
-    def start(self) -> Self:
-        """Start it with what `trust` wrote; returns when it serves."""
+    def start(self, iam: Mapping[str, Any]) -> None:
+        """Start it, with this file of ``-s3.iam.config``: whose tokens it takes. Returns when it serves."""
         self._data.mkdir(exist_ok=True)
+        self._iam.write_text(json.dumps(iam))
         keys = {"accessKey": self.access_key, "secretKey": self.secret_key}
         identity = {"name": "administrator", "credentials": [keys], "actions": ["Admin", "Read", "List", "Write"]}
         self._identities.write_text(json.dumps({"identities": [identity]}))
@@ -216,16 +162,9 @@ class SeaweedFS:
         except BaseException:
             self.stop()
             raise
-        return self
 
     def stop(self) -> None:
         self._process.stop()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _serves(self) -> bool:
         try:

@@ -110,6 +110,17 @@ def test_a_role_has_an_account_a_tenant_or_neither(issuer: FacilityIssuer, role:
     assert s3(issuer, role_arn=role).check() == []
 
 
+def test_each_user_may_have_a_role(issuer: FacilityIssuer) -> None:
+    minter = s3(issuer, role_arn="arn:aws:iam:::role/user/{username}")
+    assert minter.check() == []
+    assert minter.mint(request()).summary == f"arn:aws:iam:::role/user/alice at {ENDPOINT}"
+    found = minter.environment(request().server, PurePosixPath("/x"))
+    assert found["AWS_ROLE_ARN"] == "arn:aws:iam:::role/user/alice"
+    for name in ("al/ice", "al ice", "a" * 65, ""):
+        with pytest.raises(CredentialError, match="can't be that of a role"):
+            minter.mint(request(name))
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"endpoint": ""}, r"S3\.endpoint: is not set"),
     ({"endpoint": "s3.example.org"}, r"S3\.endpoint: 's3\.example\.org' is not the URL of a service"),
@@ -122,6 +133,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"role_arn": ""}, r"S3\.role_arn: is not set"),
     ({"role_arn": "physicist"}, r"S3\.role_arn: 'physicist' is not the ARN of a role"),
     ({"role_arn": "arn:aws:iam::1:user/alice"}, r"S3\.role_arn: .* is not the ARN of a role"),
+    ({"role_arn": "{username}"}, r"S3\.role_arn: .* is not the ARN of a role"),
     ({"role_arn": f"{ROLE}\n"}, r"S3\.role_arn: .* is not the ARN of a role"),
     ({"audience": "two words"}, r"S3\.audience: 'two words' is not an audience"),
     ({"scope": "two  blanks"}, r"S3\.scope: 'two  blanks' is not a scope"),

@@ -53,8 +53,8 @@ class Facility(LoggingConfigurable):
     credentials = List(
         Unicode(),
         help="""Names of the credentials that every server gets, from the entry-point group `casa_hub.credentials`:
-        xcache, htcondor, dask, bearer, servicex, exchange, s3, x509, and those of other installed packages. Default: none.
-        Each has a configuration section of its own. Example: `[xcache, htcondor, dask, bearer]`.""",
+        xcache, htcondor, dask, bearer, servicex, exchange, s3, x509, and those of other installed packages.
+        Default: none. Each has a configuration section of its own. Example: `[xcache, htcondor, dask, bearer]`.""",
     ).tag(config=True)
 
     required = List(

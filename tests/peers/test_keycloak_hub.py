@@ -36,14 +36,14 @@ def make_servers(keycloak: Keycloak, tmp_path_factory: pytest.TempPathFactory) -
     """Makes hubs with a client each, not yet started, whose servers are ended with the module whatever happens."""
     hubs: list[Hub] = []
 
-    def make(realm: Realm, scope: list[str], *, max_age: float = 600.0) -> Hub:
+    def make(realm: Realm, scope: list[str], *, max_age: float = 600.0, more: str = "") -> Hub:
         client_id = f"hub-{len(hubs)}"
         text = casa_config(realm.issuer, provider="keycloak", client_id=client_id, scope=scope)
         text += SERVERS.format(
             credentials=CREDENTIALS, net=next(networks), recheck=RECHECK, grace=120.0, max_age=max_age
         )
         text += f"c.Keeper.revoked_grace = {REVOKED_GRACE}\n"
-        hub = Hub(tmp_path_factory.mktemp("hub"), text, proxy=True)
+        hub = Hub(tmp_path_factory.mktemp("hub"), text + more, proxy=True)
         hubs.append(hub)
         realm.add_client(client_id, CLIENT_SECRET, hub.url, backchannel=True)
         (hub.directory / "traefik").mkdir()

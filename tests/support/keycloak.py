@@ -280,6 +280,28 @@ class Realm:
         path = f"/clients/{self._clients[client_id]}"
         self._admin("PUT", path, self._admin("GET", path).json() | settings)
 
+    def let_exchange(self, client_id: str) -> None:
+        """Let a client exchange tokens ("Standard token exchange" in its settings)."""
+        attributes = self._admin("GET", f"/clients/{self._clients[client_id]}").json()["attributes"]
+        self.change_client(client_id, attributes=attributes | {"standard.token.exchange.enabled": "true"})
+
+    def add_audience(self, client_id: str, audience: str, scope: str) -> None:
+        """Let a client ask for a scope that brings an audience, which is another client of the realm."""
+        mapper = {
+            "name": "audience",
+            "protocol": "openid-connect",
+            "protocolMapper": "oidc-audience-mapper",
+            "config": {"included.client.audience": audience, "access.token.claim": "true"},
+        }
+        made = {
+            "name": scope,
+            "protocol": "openid-connect",
+            "attributes": {"include.in.token.scope": "true"},
+            "protocolMappers": [mapper],
+        }
+        scope_id = _made(self._admin("POST", "/client-scopes", made))
+        self._admin("PUT", f"/clients/{self._clients[client_id]}/optional-client-scopes/{scope_id}")
+
     # -- people
 
     def add_account(self, *groups: str) -> Account:

@@ -33,7 +33,7 @@ from tests.support.hub import CLIENT_SECRET, Browser, Hub, casa_config
 from tests.support.idp import IdP
 from tests.support.waiting import until
 
-CREDENTIALS = credentials("xcache", "htcondor", "dask", "bearer", "servicex")
+CREDENTIALS = credentials("xcache", "htcondor", "dask", "bearer", "servicex", "exchange")
 CONFIG = """
 import logging
 
@@ -57,6 +57,10 @@ c.ServiceX.endpoint = "https://servicex.example.org"
 c.ServiceX.type = "uproot"
 c.ServiceX.mode = "registered"
 c.ServiceX.tokens_file = "servicex.yaml"
+c.TokenExchange.services = {
+    "tape": {"audience": "tape", "scope": "storage.stage:/", "environment": {"TAPE_TOKEN": "{file}"}},
+    "closed": {"audience": "closed", "scope": "storage.stage:/"},
+}
 """
 
 #: Characters of a piece that is looked for: short enough for a half, too long for chance.
@@ -213,6 +217,11 @@ def run(idp: IdP, made: Secrets, tmp_path: Path) -> Iterator[Run]:
         made.add(secret)
     for token in tokens.values():
         made.add(token)
+    idp.exchange_life = 6
+    quoted = secrets.token_urlsafe(40)
+    made.add(quoted)
+    refusal = {"error": "invalid_scope", "error_description": f"not with the token {quoted}"}
+    idp.exchange_answers["closed"] = 403, refusal
     with hub.running():
         yield Run(hub, idp, reader, operator)
 
@@ -223,7 +232,9 @@ def given(idp: IdP) -> Iterable[str]:
         yield from (str(value) for name, value in answer.items() if name.endswith("_token") and value)
     for form in idp.token_requests:
         yield from (
-            form[name] for name in ("code", "code_verifier", "refresh_token", "client_secret") if form.get(name)
+            form[name]
+            for name in ("code", "code_verifier", "refresh_token", "client_secret", "subject_token")
+            if form.get(name)
         )
 
 
@@ -294,10 +305,11 @@ def live(run: Run, made: Secrets, watcher: Watcher, root: Path) -> list[dict[str
     run.spawn(bob, "bob")
     states = [json.loads(path.read_bytes()) for path in root.glob("*/state.json")]
     assert len(states) == 2, hub.log[-5000:]
+    assert "(invalid_scope: not with the token)" in hub.log
     run.look(alice, bob, guest)
 
     # Of two servers, each at least twice.
-    for name in ("xcache_token", "condor_token", "access_token"):
+    for name in ("xcache_token", "condor_token", "access_token", "tape_token"):
         until(lambda name=name: len(watcher.versions[name]) >= 6, f"renewals of {name}", more=hub_log)  # type: ignore[misc]
     run.look(alice, bob)
 

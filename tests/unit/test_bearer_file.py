@@ -10,7 +10,7 @@ from casa_hub.bearer_file import NONE, Delivered, check
 from casa_hub.credentials.base import BearerKind
 from casa_hub.errors import Severity
 
-MACAROON, ISSUED, OWN = BearerKind.MACAROON, BearerKind.ISSUED, BearerKind.OWN
+MACAROON, ISSUED, OWN, EXCHANGED = BearerKind.MACAROON, BearerKind.ISSUED, BearerKind.OWN, BearerKind.EXCHANGED
 #: What a facility's XCache takes -> the files of its credential.
 XCACHE = {
     "macaroon": {"xcache_token": Delivered("xcache", MACAROON)},
@@ -22,6 +22,7 @@ OTHERS = {
     "servicex": {".servicex": Delivered("servicex")},
     "pool": {"pool_token": Delivered("pool", ISSUED)},
     "site": {"site_macaroon": Delivered("site", MACAROON)},
+    "exchange:tape": {"tape_token": Delivered("exchange:tape", EXCHANGED)},
     "dask": {"ca.pem": Delivered("dask")},
 }
 
@@ -47,6 +48,7 @@ def troubles(choice: str, xcache: str, *others: str) -> list[str]:
         ("access_token", "both", ["bearer"], ["knows no other issuer than the facility's refuses the user's token"]),
         ("pool_token", "token", ["pool"], ["refuses the token of pool, and the XRootD client shows"]),
         ("site_macaroon", "macaroon", ["site"], ["takes macaroons only refuses the macaroon of site"]),
+        ("tape_token", "both", ["exchange:tape"], ["refuses the token of exchange:tape, and the XRootD client shows"]),
         ("none", "macaroon", [], ["finds no macaroon for XCache by itself"]),
         ("none", "token", [], ["finds no token for XCache by itself"]),
         ("none", "both", [], ["finds no macaroon for XCache by itself"]),
@@ -55,9 +57,16 @@ def troubles(choice: str, xcache: str, *others: str) -> list[str]:
         ("xcache_token", "token", ["servicex"], ["sends the token of xcache as its access token, and is refused"]),
         ("xcache_jwt", "both", ["servicex"], ["sends the token of xcache as its access token, and is refused"]),
         ("access_token", "", ["servicex", "bearer"], []),
+        (
+            "tape_token",
+            "",
+            ["servicex", "exchange:tape"],
+            ["the token of exchange:tape as its access token, which is refused unless it is for that ServiceX"],
+        ),
         # The WLCG tools want the user's own.
         ("xcache_token", "macaroon", ["bearer"], ["send a macaroon where the user's token is expected"]),
         ("xcache_token", "token", ["bearer"], ["the token of xcache, which is for one service alone, where"]),
+        ("tape_token", "", ["bearer", "exchange:tape"], ["the token of exchange:tape, which is for one service alone"]),
         ("none", "", ["bearer", "servicex"], []),
         # Two readers.
         ("xcache_token", "both", ["servicex", "bearer"], ["MalformedError", "send a macaroon"]),

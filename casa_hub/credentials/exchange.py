@@ -23,6 +23,22 @@ GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - no secret
 
 
+def asking(service: Service) -> Fetch:
+    """The request for a service's token."""
+    form = {"grant_type": GRANT, "subject_token_type": _ACCESS_TOKEN}
+    form |= {"audience": service.audience} if service.audience else {}
+    form |= {"scope": service.scope} if service.scope else {}
+    return Fetch(title=f"a token for {service.title}", read=partial(read, service=service), form=form)
+
+
+def identifiers(token: str, service: Service) -> Mapping[str, str]:
+    """By what the token is recognised elsewhere, for `Credential.identifiers`."""
+    claims = unverified_claims(token)
+    public = {name: claims.get(name) for name in ("iss", "jti")}
+    public["aud"] = " ".join(audiences(claims)) or service.audience
+    return {key: value for key, value in public.items() if value and isinstance(value, str)}
+
+
 class TokenExchange(Minter):
     """Delivers a token for each service. Each is a credential of its own, `exchange:NAME`, made by a subclass."""
 
@@ -89,10 +105,7 @@ class TokenExchange(Minter):
 
     @property
     def fetch(self) -> Fetch:
-        form = {"grant_type": GRANT, "subject_token_type": _ACCESS_TOKEN}
-        form |= {"audience": self.service.audience} if self.service.audience else {}
-        form |= {"scope": self.service.scope} if self.service.scope else {}
-        return Fetch(title=f"a token for {self.service.title}", read=partial(read, service=self.service), form=form)
+        return asking(self.service)
 
     @property
     def paths(self) -> Collection[str]:
@@ -118,16 +131,13 @@ class TokenExchange(Minter):
         except ValueError as error:
             remedy = "The preset eos is for the identity provider of an EOS: remove it from the service."
             raise CredentialError(self.title, str(error), remedy) from None
-        claims = unverified_claims(fetched.value)
-        public = {name: claims.get(name) for name in ("iss", "jti")}
-        public["aud"] = " ".join(audiences(claims)) or self.service.audience
         return Credential(
             name=self.name,
             # No newline: not every reader strips it, and HTTP headers must not have one.
             files={self.service.file: content.encode()},
             issued_at=fetched.at,
             expires_at=fetched.expires_at,
-            identifiers={key: value for key, value in public.items() if value and isinstance(value, str)},
+            identifiers=identifiers(fetched.value, self.service),
             summary=" at ".join(filter(None, (self.service.scope, self.service.audience))),
         )
 

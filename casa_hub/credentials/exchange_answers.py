@@ -131,14 +131,14 @@ _KNOWN = (
         "invalid_request",
         "The scope parameter is required",
         "INDIGO IAM gives none without a scope",
-        f"{_TELL}: the service needs scope in TokenExchange.services.",
+        f"{_TELL}: the service needs scope in {{setting}}.",
     ),
     _Refusal("invalid_client", "Unauthorized grant type", _NOT_ENABLED, f"{_TELL}: {_REGISTER}."),
     _Refusal(
         "access_denied",
         ".*offline_access",
         "the identity provider gives none with the scope offline_access",
-        f"{_TELL}: offline_access has to go from the service's scope in TokenExchange.services.",
+        f"{_TELL}: offline_access has to go from the service's scope in {{setting}}.",
     ),
     _Refusal(
         "invalid_grant",
@@ -164,8 +164,7 @@ _KNOWN = (
         "invalid_scope",
         "",
         "this hub's client may not ask for the scope {scope}",
-        f"{_TELL}: the scope has to be registered for the client at the identity provider, or changed in "
-        "TokenExchange.services.",
+        f"{_TELL}: the scope has to be registered for the client at the identity provider, or changed in {{setting}}.",
     ),
     _Refusal("invalid_target", "", _NO_AUDIENCE, f"{_TELL}: the provider has to know the audience (RFC 8693, 2.2.2)."),
     _Refusal("invalid_token", "", _STALE, _LOG_IN, Why.SIGN_IN),
@@ -202,7 +201,11 @@ def _refusal(answer: Answer, service: Service, thing: str) -> FetchError:
     said = provider_words(code, description)
     for known in _KNOWN:
         if code == known.code and re.match(known.description, description):
-            names = {"audience": service.audience or "any audience", "scope": service.scope or "that it has by default"}
+            names = {
+                "audience": service.audience or "any audience",
+                "scope": service.scope or "that it has by default",
+                "setting": service.setting,
+            }
             problem = f"{known.problem.format(**names)} ({said})"
             return FetchError(thing, problem, known.remedy.format(**names), known.why)
     return FetchError(thing, f"the identity provider refuses it ({said})", f"{_TELL}.", Why.REFUSED)

@@ -103,6 +103,8 @@ class Service:
     #: Variable -> text, in which `PLACEHOLDER` stands for the file.
     environment: Mapping[str, str]
     form: Form = Form.TOKEN
+    #: Where the operator sets its scope.
+    setting: str = "TokenExchange.services"
 
 
 def read_services(settings: Mapping[Any, Any]) -> tuple[Service, ...]:

@@ -311,7 +311,7 @@ def test_keys_outlive_their_token(site: Site) -> None:
     """AWS' shortest life of keys is a quarter of an hour, whatever the token's. The role limits the longest."""
     token = site.token(exp=now(3))
     alice = site.client_of(token, DurationSeconds=900)
-    until(lambda: site.refused(token) == "ExpiredToken", "the token is refused", 30)
+    until(lambda: site.refused(token) == "ExpiredTokenException", "the token is refused", 30)
     alice.put_object(Bucket="alice", Key="late", Body=b"after the end of the token")
     long = site.session(site.token(), DurationSeconds=12 * 3600)
     assert long["Expiration"] - datetime.now(UTC) <= timedelta(hours=1)
@@ -322,14 +322,14 @@ def test_an_sdk_goes_on_with_renewed_tokens_and_not_with_an_expired_one(site: Si
     ends = unverified_claims(first)["exp"]
     until(lambda: site.delivered_token != first, "the hub renews the token")
     until(lambda: time.time() > ends, "the first one has ended")
-    assert site.refused(first) == "ExpiredToken"
+    assert site.refused(first) == "ExpiredTokenException"
     assert "error" not in site.in_server("put_object", Bucket="alice", Key="long", Body="run")
 
     site.hub.stop()
     last = site.delivered_token
     until(lambda: time.time() > unverified_claims(last)["exp"], "the last one has ended")
     refused = site.in_server("get_object", Bucket="alice", Key="long")
-    assert refused == {"error": "ExpiredToken", "by": "AssumeRoleWithWebIdentity"}
+    assert refused == {"error": "ExpiredTokenException", "by": "AssumeRoleWithWebIdentity"}
 
     site.hub.start()
     until(lambda: site.delivered_token != last, "the hub renews the token after its restart")

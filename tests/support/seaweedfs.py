@@ -31,6 +31,8 @@ MODULE = "github.com/seaweedfs/seaweedfs"
 VERSION = "v0.0.0-20261109003541-7506e5f91cd6"
 #: Of the module's content, as go.sum has it. Its own go.sum holds those of all others.
 SUM = "h1:LOYZFToHq9F7pSR6lkPGfkM8RmHlVFrzndKdhmNZjrU="
+#: What is built of the module's content, and how.
+_PARTS = frozenset({"go.mod", "go.sum", "telemetry", "weed"})
 #: Packages that do nothing but make one more choice known: other stores of metadata, clouds, queues, key servers.
 _CHOICES = re.compile(
     rf'^\s*_ "{re.escape(MODULE)}/weed/'
@@ -85,17 +87,13 @@ def _build(scratch: Path) -> Path:
     if module["Sum"] != SUM:
         raise Unavailable("SeaweedFS", f"{MODULE} is not what it was: {module['Sum']}", "Look at what has changed.")
     tree = scratch / "tree"
-    (tree / "weed").mkdir(parents=True)
-    for name in ("go.mod", "go.sum"):
-        shutil.copyfile(Path(module["Dir"], name), tree / name)
-    for source in Path(module["Dir"], "weed").rglob("*"):
-        if source.is_file() and not source.name.endswith("_test.go"):
-            place = tree / source.relative_to(module["Dir"])
-            place.parent.mkdir(parents=True, exist_ok=True)
+    for source in Path(module["Dir"]).rglob("*"):
+        path = source.relative_to(module["Dir"])
+        wanted = path.parts[0] in _PARTS and not source.name.endswith("_test.go")
+        if wanted and source.is_file():
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
             content = source.read_bytes()
-            if source.suffix == ".go":
-                content = _CHOICES.sub("", content.decode()).encode()
-            place.write_bytes(content)
+            (tree / path).write_bytes(_CHOICES.sub("", content.decode()).encode() if path.suffix == ".go" else content)
     weed = scratch / "weed"
     _run(["nice", go, "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", str(weed), "./weed"], tree)
     return weed
@@ -130,6 +128,11 @@ class SeaweedFS:
         """
         ports = free_ports(len(_PORTS), self)
         self.url = f"http://127.0.0.1:{ports[0]}"
+        #: It makes them, there and nowhere else, and leaves some behind.
+        self._sockets = [
+            Path(f"/tmp/seaweedfs-{name.partition('.')[0]}-grpc-{port}.sock")
+            for name, port in zip(_PORTS, ports, strict=True)
+        ]
         #: An administrator, who makes buckets.
         self.access_key, self.secret_key = "administrator", base64.b32encode(os.urandom(20)).decode()
         self._iam, self._identities = directory / "iam.json", directory / "identities.json"
@@ -147,6 +150,7 @@ class SeaweedFS:
             log=directory / "seaweedfs.log",
             env=minimal_environment(HOME=str(directory)),
             cwd=directory,
+            grace=1.0,
         )
 
     def start(self, iam: Mapping[str, Any]) -> None:
@@ -165,6 +169,8 @@ class SeaweedFS:
 
     def stop(self) -> None:
         self._process.stop()
+        for socket in self._sockets:
+            socket.unlink(missing_ok=True)
 
     def _serves(self) -> bool:
         try:

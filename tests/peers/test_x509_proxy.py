@@ -7,6 +7,7 @@ people by their certificates' names, and refuses who is not in its map. At the e
 from __future__ import annotations
 
 import stat
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -15,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from casa_hub.credentials.base import Request
+from casa_hub.credentials.base import Credential, Request
 from casa_hub.credentials.fetching import Answer as Sent
 from casa_hub.credentials.fetching import FetchError
 from casa_hub.credentials.x509 import SCOPE, X509
 from casa_hub.demo import xrootd
+from casa_hub.demo.packages import Programs, unpack
+from casa_hub.demo.processes import minimal_environment
 from casa_hub.naming import Server
 from casa_hub.processes import signed_in
 from tests.support.gsi import GsiServer, by_https, by_root
@@ -28,7 +31,7 @@ from tests.support.idp import IdP
 from tests.support.local_servers import end
 from tests.support.peers import Answer, require, suites
 from tests.support.person import Person
-from tests.support.proxies import Authority, Holder, key
+from tests.support.proxies import Authority, Holder, key, pem_of, pem_of_key
 from tests.support.proxycert import Proxies, beside
 
 HOUR = timedelta(hours=1)
@@ -52,12 +55,16 @@ def server(request: pytest.FixtureRequest, peers_directory: Path) -> Iterator[Gs
         yield running
 
 
-def delivered(chain: Holder) -> bytes:
-    """What a server gets of an answer with this chain. Raises FetchError."""
+def minted_of(pem: str) -> Credential:
+    """What a server gets of an answer with this proxy. Raises FetchError."""
     minter, now = X509(), datetime.now(UTC)
     assert minter.fetch is not None
-    fetched = minter.fetch.read(Sent(200, {"certificate_chain": chain.pem}, now, "https://iam.example.org/", "sub"))
-    return minter.mint(Request(Server("", "alice"), "0" * 32, now, fetched={"x509": fetched})).files["x509_proxy"]
+    fetched = minter.fetch.read(Sent(200, {"certificate_chain": pem}, now, "https://iam.example.org/", "sub"))
+    return minter.mint(Request(Server("", "alice"), "0" * 32, now, fetched={"x509": fetched}))
+
+
+def delivered(chain: Holder) -> bytes:
+    return minted_of(chain.pem).files["x509_proxy"]
 
 
 def ask(way: str, server: GsiServer, path: str, proxy: bytes, directory: Path) -> Answer:
@@ -133,6 +140,54 @@ def test_a_proxy_that_no_server_takes_is_not_delivered(
     assert answer.status == 401, answer
     with pytest.raises(FetchError):
         delivered(chain)
+
+
+TOOLS: dict[str, list[str]] = {
+    "grid-proxy-init": ["-valid", "12:00"],
+    "voms-proxy-init2": ["-valid", "12:00"],
+    # With the attributes that a VOMS server would put into it.
+    "voms-proxy-fake": [
+        *("-rfc", "-newformat", "-hours", "12", "-hostcert", "host.pem", "-hostkey", "hostkey.pem"),
+        *("-voms", "cms", "-fqan", "/cms/Role=NULL/Capability=NULL", "-uri", "voms.example.org:15000"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def tools() -> Programs:
+    return require(lambda: unpack(["globus-proxy-utils", "voms-clients"]))
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_grid_tools_make_is_delivered_as_it_is_and_named_as_they_name_it(
+    tools: Programs, server: GsiServer, tmp_path: Path, tool: str
+) -> None:
+    """A facility's own service calls one of these."""
+    for name, holder in {"": ALICE, "host": AUTHORITY.certify("voms.example.org", key_number=2)}.items():
+        (tmp_path / f"{name}.pem").write_text(pem_of(holder.certificate))
+        (tmp_path / f"{name}key.pem").write_text(pem_of_key(holder.key))
+        (tmp_path / f"{name}key.pem").chmod(0o400)
+
+    def run(program: str, *arguments: str) -> str:
+        environment = minimal_environment(X509_CERT_DIR=str(server.authorities))
+        command = [str(tools.program(program)), *arguments]
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout.strip()
+
+    run(tool, "-cert", ".pem", "-key", "key.pem", "-out", "made", *TOOLS[tool])
+    made = (tmp_path / "made").read_text()
+    minted = minted_of(made)
+    assert minted.files["x509_proxy"].decode() == made
+    assert minted.summary == "of " + run("grid-proxy-info", "-file", "made", "-identity")
+    for name in ("subject", "issuer"):
+        assert minted.identifiers[name] == run("grid-proxy-info", "-file", "made", f"-{name}")
+    assert minted.expires_at is not None
+    left = (minted.expires_at - datetime.now(UTC)).total_seconds()
+    assert abs(left - int(run("grid-proxy-info", "-file", "made", "-timeleft"))) < 10
+    for way in WAYS:
+        answer = ask(way, server, server.file("alice"), made.encode(), tmp_path)
+        assert answer.status == 200, answer.message
 
 
 #: Seconds that a proxy lives; it is renewed when a third of that is left.

@@ -124,6 +124,8 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_signs(), critical=True)
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(common_name)]), critical=False)
+        identifier = x509.SubjectKeyIdentifier.from_public_key(own.public_key())
+        builder = builder.add_extension(identifier, critical=False)
         authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._identifier)
         builder = builder.add_extension(authority, critical=False)
         return Holder(builder.sign(self.key, hashes.SHA256()), own)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 _CONFIG = """\
 DAEMON_LIST = $(DAEMON_LIST), CREDD, CREDMON_OAUTH
+# As HTCondor 24 does: through the pool's one port. Before, all credds of a machine wanted port 9620.
+CREDD_ARGS = -f
 # A client that doesn't know the credd's address asks the collector for a credd with the schedd's name.
 CREDD_HOST = $(SCHEDD_NAME)
 SEC_CREDENTIAL_DIRECTORY_OAUTH = $(LOCAL_DIR)/credentials.d

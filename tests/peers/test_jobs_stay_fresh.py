@@ -7,9 +7,11 @@ it has not seen, and the test reads the lives of the others itself.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -37,6 +39,8 @@ FILE = "/store/user/alice/file"
 #: Seconds. A token is replaced after a third of it, and copied into jobs two seconds later at most.
 LIFE = 12
 LIVES = 3
+#: Of a credd, until HTCondor 23.
+USUAL_PORT = 9620
 #: Values of JobStatus.
 RUNNING, HELD = 2, 5
 
@@ -130,7 +134,10 @@ def farm(
         accounts=("alice", "bob"),
         job_tokens=tokens,
     )
-    require(pool.start)
+    with socket.socket() as taken:  # as by the credd of another pool on this machine
+        with contextlib.suppress(OSError):  # there is one
+            taken.bind(("127.0.0.1", USUAL_PORT))
+        require(pool.start)
     yield Farm(pool, issuer)
     pool.stop()
 

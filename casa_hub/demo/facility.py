@@ -30,11 +30,12 @@ from casa_hub.demo.accounts import ACCOUNTS, ADMINISTRATORS, DOMAIN, MEMBERS, RE
 from casa_hub.demo.credd import JobTokens
 from casa_hub.demo.names import HostNames, facility_address
 from casa_hub.demo.packages import Progress, Unavailable
-from casa_hub.demo.processes import Process, free_port, minimal_environment, read_log
+from casa_hub.demo.processes import Process, minimal_environment, read_log
 from casa_hub.demo.traefik import DASK_PORT, DASK_WORKER_PORT, Traefik
 from casa_hub.errors import CasaError
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.issuer.tokens import new_private_key, read_private_key
+from casa_hub.loopback import free_port
 from casa_hub.naming import Server
 from casa_hub.processes import Process as ServerProcess
 from casa_hub.processes import signed_in
@@ -74,7 +75,7 @@ class Facility:
         self.directory = directory
         self._progress = progress
         self.address = facility_address(DASK_PORT, DASK_WORKER_PORT)
-        self.url = f"http://127.0.0.1:{free_port() if port is None else port}"
+        self.url = f"http://127.0.0.1:{free_port(self) if port is None else port}"
         self.issuer = ""
         #: Issuer of the facility's own tokens, with the keys and the address that the hub has, too.
         self.tokens = FacilityIssuer(
@@ -247,7 +248,7 @@ class Facility:
 
     def _issuer_port(self) -> int:
         """The port of the identity provider, always the same: the hub has bound the user names to this issuer."""
-        port = int(self._key("issuer-port", lambda path: path.write_text(str(free_port()))).read_text())
+        port = int(self._key("issuer-port", lambda path: path.write_text(str(free_port(self)))).read_text())
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -339,8 +340,8 @@ class Facility:
         settings: dict[str, Any] = {
             "directory": str(self.directory),
             "url": self.url,
-            "hub_port": free_port(),
-            "proxy_api_port": free_port(),
+            "hub_port": free_port(self),
+            "proxy_api_port": free_port(self),
             "proxy_password": proxy_password,
             "proxy_password_hash": "{SHA}" + base64.b64encode(sha1).decode(),
             "issuer": self.issuer,

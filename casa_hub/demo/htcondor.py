@@ -19,7 +19,8 @@ from typing import Self
 from casa_hub.demo.credd import JobTokens
 from casa_hub.demo.htcondor_tokens import IssuerTokens
 from casa_hub.demo.packages import SUITE, Programs, Progress, Unavailable, silent, unpack
-from casa_hub.demo.processes import Process, free_port, minimal_environment, read_log
+from casa_hub.demo.processes import Process, minimal_environment, read_log
+from casa_hub.loopback import free_port
 
 _CONFIG = """\
 RELEASE_DIR = {release}
@@ -136,7 +137,7 @@ class HTCondorPool:
         """
         self.domain = domain
         self.host = host
-        self.port = free_port(host)
+        self.port = free_port(self, host)
         self.directory = directory
         self.accounts = tuple(accounts) if os.geteuid() == 0 else ()
         self.issuer_tokens = issuer_tokens

@@ -135,14 +135,6 @@ def read_log(path: Path) -> str:
         return ""
 
 
-def free_port(address: str = "127.0.0.1") -> int:
-    """A TCP port of `address` on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def free_loopback_address(*ports: int, address: str | None = None) -> str:
     """A loopback address (127.0.0.0/8) with these ports free; by default a random one, against collisions.
 

@@ -38,7 +38,8 @@ from typing import Any, Self
 from casa_hub.demo import issuer_keys
 from casa_hub.demo.certificates import HostCertificate, make_host_certificate
 from casa_hub.demo.packages import SUITE, Programs, Progress, Unavailable, silent, unpack
-from casa_hub.demo.processes import Process, ProcessError, free_port, minimal_environment, read_log
+from casa_hub.demo.processes import Process, ProcessError, minimal_environment, read_log
+from casa_hub.loopback import free_port
 
 _COMMON = """\
 all.adminpath {scratch}
@@ -134,7 +135,7 @@ class _Server:
 
     def __init__(self, name: str, tree: Programs, directory: Path, data: Path, template: str) -> None:
         self.name = name
-        self.port = free_port()
+        self.port = free_port(self)
         self.directory = directory
         self.data = data
         self.tree = tree

@@ -11,17 +11,16 @@ import re
 import secrets
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
 import requests
 
+from casa_hub.loopback import free_ports
 from casa_hub.testing.browser import Browser
 
 #: Configuration of every test hub.
@@ -78,21 +77,6 @@ CasaOAuthenticator.clock = staticmethod(lambda: time.time() + float(Path("ahead"
 def password_hash(password: str) -> str:
     """As in a file of htpasswd(1), for a random password: nobody can guess it, so the hash need not be slow."""
     return "{SHA}" + base64.b64encode(hashlib.sha1(password.encode(), usedforsecurity=False).digest()).decode()
-
-
-def free_ports(count: int, owner: object, address: str = "127.0.0.1") -> list[int]:
-    """Free ports of a loopback address, reserved as long as `owner` exists.
-
-    Each port is held by a socket that is bound and doesn't listen. Linux lets a server bind and listen beside it,
-    because both have SO_REUSEADDR, but gives the port to no process that asks for any free port. Without the
-    reservation another test could get the port before the server has started, or while it restarts.
-    """
-    held = [socket.socket() for _ in range(count)]
-    for each in held:
-        weakref.finalize(owner, each.close)
-        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        each.bind((address, 0))
-    return [each.getsockname()[1] for each in held]
 
 
 class Hub:

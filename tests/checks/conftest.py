@@ -19,10 +19,11 @@ import pytest
 from casa_hub.demo import xrootd
 from casa_hub.demo.htcondor import SCHEDD, HTCondorPool
 from casa_hub.demo.names import HostNames
-from casa_hub.demo.processes import free_loopback_address, free_port
+from casa_hub.demo.processes import free_loopback_address
 from casa_hub.demo.traefik import Traefik
 from casa_hub.demo.xrootd import XCache
 from casa_hub.issuer.tokens import new_private_key
+from casa_hub.loopback import free_port
 from tests.peers.conftest import names, peers_directory, pool, traefik, xcache  # noqa: F401 - fixtures
 from tests.support.idp import IdP
 from tests.support.kubernetes import build
@@ -258,7 +259,7 @@ def facility(  # noqa: PLR0917 - a facility has as many parts
             pool,
             hub_account(plane, namespace),
             open_xrootd,
-            f"127.0.0.1:{free_port()}",
+            f"127.0.0.1:{free_port(idp)}",
             process,
         )
         made.sound()

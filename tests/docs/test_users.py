@@ -16,7 +16,8 @@ from traitlets.config import Config
 
 from casa_hub.credentials.base import Request
 from casa_hub.credentials.dask import Dask
-from casa_hub.demo.processes import Process, free_port, minimal_environment, read_log
+from casa_hub.demo.processes import Process, minimal_environment, read_log
+from casa_hub.loopback import free_port
 from casa_hub.naming import Server
 from casa_hub.web.bundle import Bundle
 from tests.docs.pages import ROOT, blocks, commands
@@ -48,7 +49,7 @@ def port(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[int]:
         for command in commands(block)
         if "dask scheduler" in command
     ]
-    files, port, log = secrets(tmp_path / "server", "0" * 32), free_port(), tmp_path / "log"
+    files, port, log = secrets(tmp_path / "server", "0" * 32), free_port(request), tmp_path / "log"
     command = command.replace("--port 8786", f"--port {port} --host 127.0.0.1 --no-dashboard")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = minimal_environment(PATH=path, CERT_DIR=str(files))

@@ -28,10 +28,11 @@ from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.demo.htcondor import SCHEDD, HTCondorPool
 from casa_hub.demo.names import HostNames
 from casa_hub.demo.packages import cache_root, locked, silent
-from casa_hub.demo.processes import free_loopback_address, free_port
+from casa_hub.demo.processes import free_loopback_address
 from casa_hub.demo.traefik import Traefik
 from casa_hub.demo.xrootd import XCache
 from casa_hub.facility import Facility, Minted
+from casa_hub.loopback import free_ports
 from casa_hub.naming import Server
 from tests.peers.conftest import FILES
 from tests.support.coffea_casa import CoffeaCasa, Image, coffea_casa
@@ -173,7 +174,7 @@ def test_its_cluster_submits_to_the_pool_and_a_worker_reads_through_the_xcache(
     minted, image, environment = site.server(XCache={"token_file": token_file})
     address = free_loopback_address(8786)
     site.lead_to(minted, address)
-    worker, nanny = free_port("127.0.0.1"), free_port("127.0.0.1")
+    worker, nanny = free_ports(2, site)
     in_worker = {
         "CONDA_DIR": str(site.package.environment),
         "BEARER_TOKEN_FILE": str(IN_WORKER),

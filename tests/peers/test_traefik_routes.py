@@ -20,8 +20,8 @@ from traitlets.config import Config
 from casa_hub.credentials.base import Request
 from casa_hub.delivery.local.delivery import LocalDelivery
 from casa_hub.facility import Facility, Minted
+from casa_hub.loopback import free_ports
 from casa_hub.naming import Server
-from tests.support.hub import free_ports
 
 ALICE, BOB = Server("", "alice"), Server("", "bob", "lab")
 TRAEFIK = shutil.which("traefik", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")

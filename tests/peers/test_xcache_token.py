@@ -38,10 +38,10 @@ from casa_hub.credentials.base import Credential, Minter, Request
 from casa_hub.credentials.issued import issue
 from casa_hub.demo import xrootd
 from casa_hub.demo.certificates import HostCertificate, make_host_certificate
-from casa_hub.demo.processes import free_port
 from casa_hub.issuer import published
 from casa_hub.issuer.settings import PATH, FacilityIssuer
 from casa_hub.issuer.tokens import SigningKey, new_private_key
+from casa_hub.loopback import free_port
 from casa_hub.naming import Server
 from tests.support.peers import ISSUER, Asked, http, root, roots
 from tests.support.renewed_files import read_on, renewed_files
@@ -324,7 +324,7 @@ def ignorant(site: Site, peers_directory: Path, tmp_path: Path) -> Iterator[Site
         origin=site.xcache.origin,
         key_file=site.xcache.key_file,
         site=site.xcache.site,
-        issuer=f"https://localhost:{free_port()}/hub/{PATH}/cms",
+        issuer=f"https://localhost:{free_port(site)}/hub/{PATH}/cms",
     )
     with own:
         yield Site(own, tmp_path, own.issuer)

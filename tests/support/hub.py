@@ -14,10 +14,10 @@ import pytest
 from casa_hub.testing import hub
 from casa_hub.testing.browser import Browser
 from casa_hub.testing.facility import FacilityHub
-from casa_hub.testing.hub import LATER, free_ports
+from casa_hub.testing.hub import LATER
 from tests.support.forked import Forked
 
-__all__ = ["CLIENT_SECRET", "SMALL_SERVER", "Browser", "Hub", "all_ended", "casa_config", "free_ports", "wait_for_port"]
+__all__ = ["CLIENT_SECRET", "SMALL_SERVER", "Browser", "Hub", "all_ended", "casa_config", "wait_for_port"]
 
 #: As good as a notebook's server for whether one may be started and reached.
 SMALL_SERVER = str(Path(__file__).with_name("small_server.py"))

@@ -30,7 +30,8 @@ import requests
 
 from casa_hub.demo.packages import Progress, Unavailable, cache_root, locked, silent
 from casa_hub.demo.processes import Process, minimal_environment
-from tests.support.hub import Browser, free_ports
+from casa_hub.loopback import free_port
+from tests.support.hub import Browser
 
 VERSION = "26.4.5"
 ARTIFACT = f"org.keycloak:keycloak-quarkus-dist:{VERSION}:zip"
@@ -153,7 +154,7 @@ class Keycloak:
         home: what `distribution` returns.
         directory: for its log.
         """
-        (port,) = free_ports(1, self)
+        port = free_port(self)
         self.url = f"http://127.0.0.1:{port}"
         self._password = secrets.token_urlsafe(18)
         self._http = requests.Session()

@@ -16,7 +16,8 @@ import psycopg
 from psycopg import sql
 
 from casa_hub.demo.packages import Progress, Unavailable, silent, unpack
-from casa_hub.demo.processes import Process, free_port, minimal_environment
+from casa_hub.demo.processes import Process, minimal_environment
+from casa_hub.loopback import free_port
 
 #: The release of PostgreSQL that Debian trixie has.
 PACKAGE = "postgresql-17"
@@ -40,7 +41,7 @@ class PostgreSQL:
         self._bin = next((programs.root / "usr/lib/postgresql").glob("*/bin"), None)
         if self._bin is None:
             raise Unavailable(PACKAGE, "has no programs", f"Remove {programs.root} and try again.")
-        self.port = free_port()
+        self.port = free_port(self)
         self._directory = directory
         self._data = directory / "data"
         self._scratch = Path(tempfile.mkdtemp(prefix="casa-pg-"))  # a socket's path is at most 107 bytes long

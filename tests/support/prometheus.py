@@ -14,7 +14,8 @@ import requests
 import yaml
 
 from casa_hub.demo.packages import Programs, unpack
-from casa_hub.demo.processes import Process, free_port, minimal_environment
+from casa_hub.demo.processes import Process, minimal_environment
+from casa_hub.loopback import free_port
 
 FILES = Path(__file__).parents[2] / "helm-values" / "monitoring"
 RULES = FILES / "casa-hub-rules.yaml"
@@ -117,7 +118,7 @@ class Prometheus:
             Unavailable: as `unpack`.
         """
         program = programs().program("prometheus")
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self.url = f"http://127.0.0.1:{free_port(self)}"
         directory.mkdir(parents=True, exist_ok=True)
         jobs = [
             {

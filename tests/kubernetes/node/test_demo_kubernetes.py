@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from casa_hub.demo.browser import Browser
-from casa_hub.demo.processes import free_port
+from casa_hub.loopback import free_port
 from tests.support.kubernetes import build
 from tests.support.kubernetes.cluster import cgroup_roots
 from tests.support.peers import descendants, require, still_there
@@ -41,7 +41,8 @@ def test_the_check_passes_every_step() -> None:
 def test_a_person_is_let_in_from_outside_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     tmp_path.chmod(0o711)
     # Not the usual port: the demo of another suite may take it while this one starts its cluster.
-    arguments = ["--directory", str(tmp_path / "demo"), "--port", str(free_port())]
+    port = free_port(test_a_person_is_let_in_from_outside_and_ctrl_c_ends_all_of_it)
+    arguments = ["--directory", str(tmp_path / "demo"), "--port", str(port)]
     with subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         lines = list(takewhile(lambda line: line != "  Ctrl-C ends everything.\n", demo.stdout))

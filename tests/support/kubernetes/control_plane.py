@@ -22,7 +22,7 @@ from typing import Any, Self
 import trustme
 
 from casa_hub.demo.processes import Process, minimal_environment
-from casa_hub.testing.hub import free_ports
+from casa_hub.loopback import free_port
 from tests.support.kubernetes.api import Api, KubernetesError
 
 #: What objects without a node need; a node needs "*".
@@ -157,12 +157,8 @@ class ControlPlane(Api):
         self._processes.append(process.start())
         return process
 
-    def _free_port(self) -> int:
-        (port,) = free_ports(1, self, self.address)
-        return port
-
     def _start_etcd(self) -> str:
-        client, peer = (f"http://{self.address}:{self._free_port()}" for _ in range(2))
+        client, peer = (f"http://{self.address}:{free_port(self, self.address)}" for _ in range(2))
         self._run(
             "etcd",
             f"--data-dir={self.work_dir}/etcd",
@@ -177,7 +173,7 @@ class ControlPlane(Api):
         return client
 
     def _start_apiserver(self, etcd: str) -> Process:
-        self._port = self._free_port()
+        self._port = free_port(self, self.address)
         self.write_kubeconfig(self.kubeconfig, self._admin)
         return self._run(
             "kube-apiserver",
@@ -214,7 +210,7 @@ class ControlPlane(Api):
             f"--controllers={','.join(self.controllers)}",
             "--leader-elect=false",
             f"--bind-address={self.address}",
-            f"--secure-port={self._free_port()}",
+            f"--secure-port={free_port(self, self.address)}",
             f"--cert-dir={self.work_dir}/controller-manager",
             "--authentication-skip-lookup",
             f"--root-ca-file={self.ca_path}",

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from casa_hub.demo.doors import Address, Doors
-from casa_hub.demo.processes import free_port
 from casa_hub.errors import CasaError
+from casa_hub.loopback import free_port
 
 LOOPBACK = "127.0.0.1"
 
@@ -24,7 +24,7 @@ def inside() -> Iterator[socket.socket]:
 
 
 def leading_to(listening: socket.socket) -> tuple[Address, Doors]:
-    door = (LOOPBACK, free_port())
+    door = (LOOPBACK, free_port(listening))
     return door, Doors({door: listening.getsockname()[:2]}, contextlib.nullcontext)
 
 
@@ -74,7 +74,7 @@ def test_the_thread_that_leads_is_inside(inside: socket.socket) -> None:
 
 
 def test_a_taken_address_is_named_and_no_other_is_kept(inside: socket.socket) -> None:
-    free, taken = (LOOPBACK, free_port()), inside.getsockname()[:2]
+    free, taken = (LOOPBACK, free_port(inside)), inside.getsockname()[:2]
     with pytest.raises(CasaError, match=f"{taken[1]}.*already in use.*End the program that uses it"):
         Doors({free: taken, taken: taken}, contextlib.nullcontext)
     with socket.create_server(free):

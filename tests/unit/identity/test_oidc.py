@@ -34,7 +34,8 @@ from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.tokens import RefreshedTokenError, Tokens
 from casa_hub.identity.transport import ANSWER_LIMIT, USERINFO_LIMIT, Client
 from casa_hub.identity.verdicts import Verdict
-from tests.support.hub import free_ports, wait_for_port
+from casa_hub.loopback import free_port
+from tests.support.hub import wait_for_port
 from tests.support.idp import IdP
 from tests.support.tokens import Signer, by_hand, id_claims
 
@@ -435,7 +436,7 @@ async def test_it_is_known_when_the_provider_was_last_heard_of_and_since_when_it
 
 
 async def test_a_provider_that_can_t_be_reached_is_silent_and_no_secret_tells_why() -> None:
-    (port,) = free_ports(1, test_a_provider_that_can_t_be_reached_is_silent_and_no_secret_tells_why)
+    port = free_port(test_a_provider_that_can_t_be_reached_is_silent_and_no_secret_tells_why)
     clock = Clock()
     issuer = Issuer(Client(f"http://127.0.0.1:{port}", "hub", SECRET, timeout=30), clock=clock)
     with pytest.raises(OIDCError):
@@ -756,7 +757,7 @@ async def test_a_ca_file_that_can_t_be_used_is_named(tmp_path: Path, content: st
 
 @pytest.fixture(scope="module")
 def proxy_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    (port,) = free_ports(1, tmp_path_factory)
+    port = free_port(tmp_path_factory)
     arguments = ["--hostname", "127.0.0.1", "--port", str(port), "--num-workers", "1", "--num-acceptors", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "proxy", *arguments],

@@ -134,7 +134,8 @@ class Kernel:
             for cookie in self._browser.cookies
             if cookie.domain == host and self._path.startswith(cookie.path)
         )
-        connection = await websocket_connect(HTTPRequest(url, headers={"Cookie": cookies}))
+        # The server answers when the kernel has started.
+        connection = await websocket_connect(HTTPRequest(url, headers={"Cookie": cookies}, request_timeout=TIMEOUT))
         try:
             identity = uuid.uuid4().hex
             content = {"code": source, "allow_stdin": False, "stop_on_error": False}

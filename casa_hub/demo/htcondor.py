@@ -278,7 +278,12 @@ class HTCondorPool:
 
     def _ready(self) -> bool:
         log = self.log("CollectorLog")
-        ads = ["ScheddAd", "MachineSlotAd|StartdAd", *(["CredD"] if self.job_tokens is not None else [])]
+        ads = ["ScheddAd", "MachineSlotAd|StartdAd"]
+        if self.job_tokens is not None:
+            ads.append("CredD")
+            # Who asks for a token waits for the credmon, but for 20 seconds only.
+            if not self.log("CredmonLog"):
+                return False
         return all(re.search(rf"(?:{ad})\s*: Inserting", log) for ad in ads)
 
     def _with_accounts(self, command: Sequence[str | Path]) -> list[str | Path]:

@@ -241,12 +241,13 @@ class _Known:
     """The servers that run, start or stop, by the hub's database."""
 
     def __init__(self, app: HubApp) -> None:
-        columns = mended(app.db).query(orm.User.name, orm.Spawner.name, orm.Spawner.state).join(orm.Spawner.user)
-        rows = columns.filter(orm.Spawner.server_id.is_not(None)).all()
-        states = [state or {} for _, _, state in rows]
+        # Not the column of states alone: SQLAlchemy can't cache a query by its type, and says so in the log.
+        saved = mended(app.db).query(orm.Spawner, orm.User.name).join(orm.Spawner.user)
+        rows = saved.filter(orm.Spawner.server_id.is_not(None)).all()
+        states = [spawner.state or {} for spawner, _ in rows]
         #: Their start ids, which stay when a user is renamed.
         self.starts = {state[START_ID] for state in states if START_ID in state}
-        self._names = {(username, name) for username, name, _ in rows}
+        self._names = {(username, spawner.name) for spawner, username in rows}
         # Process ids of servers that an earlier version of this package started.
         self._pids = {state["pid"] for state in states if START_ID not in state and "pid" in state}
 

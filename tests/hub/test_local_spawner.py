@@ -88,6 +88,10 @@ def test_a_server_has_its_credentials_and_nothing_of_the_hub(hub: LocalHub) -> N
     assert not process.alive
 
 
+def test_the_hub_starts_without_a_warning_of_the_database_s_library(hub: LocalHub) -> None:
+    assert "SAWarning" not in hub.log
+
+
 def test_two_named_servers_of_one_user_hold_separate_credentials(hub: LocalHub) -> None:
     for name in ("one", "two"):
         assert hub.spawn("alice", name)[-1]["ready"], hub.log[-5000:]

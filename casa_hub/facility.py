@@ -20,9 +20,10 @@ from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.metrics import MINTS
 from casa_hub.minters import broken
+from casa_hub.moments import exact
 from casa_hub.naming import Server
 from casa_hub.outside import HandedOut, Outside
-from casa_hub.record import EDITED_ENTRY, AnyRecord, ServerRecord, better_from, iso, next_record, outlives
+from casa_hub.record import EDITED_ENTRY, AnyRecord, ServerRecord, better_from, next_record, outlives
 from casa_hub.unknown_keys import did_you_mean, is_set
 
 _ASK_OPERATOR = "Tell the operator of this hub; its log says more."
@@ -336,7 +337,7 @@ class Facility(LoggingConfigurable):
                 continue
             new, _ = credentials.pop(name)
             if new.expires_at == entry.expires_at:
-                problem = f"a new one would be valid until {iso(entry.expires_at)} as well"
+                problem = f"a new one would be valid until {exact(entry.expires_at)} as well"
                 missing[name] = CredentialError(name, problem, "Its key or token must be replaced first.")
             else:
                 later[name] = better_from(new, entry)
@@ -539,7 +540,7 @@ class Facility(LoggingConfigurable):
                 start_id=request.start_id,
                 credential=name,
                 identifiers=new.identifiers,
-                expires_at=iso(new.expires_at),
+                expires_at=exact(new.expires_at),
                 reason="for a technical user, who has no log-in" if request.technical else "",
             )
             self._tell(event)
@@ -586,7 +587,7 @@ def _malformed(new: Credential, now: datetime) -> str:
     if new.issued_at.utcoffset() is None or (new.expires_at is not None and new.expires_at.utcoffset() is None):
         return "its times have no time zone"
     if new.expires_at is not None and new.expires_at <= now:
-        return f"what was minted expired at {iso(new.expires_at)}"
+        return f"what was minted expired at {exact(new.expires_at)}"
     for texts in (new.identifiers, new.state):
         if not all(isinstance(text, str) for pair in texts.items() for text in pair):
             return "its identifiers or its state are not strings"

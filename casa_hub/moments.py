@@ -1,4 +1,4 @@
-"""Times as text, in UTC: one form for people, one for programs."""
+"""Times as text, in UTC: a form for people, one for programs, and one that loses nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def when(moment: float | datetime) -> str:
 def iso(moment: float | datetime) -> str:
     """For programs: ISO 8601, in the API's JSON."""
     return _utc(moment).isoformat(timespec="seconds")
+
+
+def exact(moment: datetime | None) -> str | None:
+    """For records and the audit: ISO 8601 with parts of a second. None is for a credential without expiry."""
+    return None if moment is None else _utc(moment).isoformat()
 
 
 def _utc(moment: float | datetime) -> datetime:

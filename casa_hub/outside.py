@@ -12,7 +12,7 @@ from datetime import datetime
 
 from casa_hub.audit import Action, Event
 from casa_hub.errors import CredentialError
-from casa_hub.record import iso
+from casa_hub.moments import exact
 
 #: Credentials that one person may hold outside at the same time; they are kept in memory.
 MOST = 1000
@@ -44,7 +44,7 @@ class HandedOut:
             start_id=self.start_id,
             credential=self.credential,
             identifiers=self.identifiers,
-            expires_at=iso(self.expires_at),
+            expires_at=exact(self.expires_at),
             reason=reason,
             started_as=self.started_as if self.started_as != username else "",
             by=by,

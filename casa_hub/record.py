@@ -27,6 +27,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from casa_hub.credentials.base import Credential, Request
+from casa_hub.moments import exact
 
 #: Version of the format. A new version needs a step in `parse`.
 VERSION = 2
@@ -54,7 +55,7 @@ class Replaced:
 
     def to_document(self) -> Document:
         """For JSON."""
-        return {"identifiers": dict(self.identifiers), "expires_at": iso(self.expires_at)}
+        return {"identifiers": dict(self.identifiers), "expires_at": exact(self.expires_at)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,8 @@ class CredentialRecord:
     def to_document(self) -> Document:
         """For JSON."""
         return {
-            "issued_at": iso(self.issued_at),
-            "expires_at": iso(self.expires_at),
+            "issued_at": exact(self.issued_at),
+            "expires_at": exact(self.expires_at),
             "identifiers": dict(self.identifiers),
             "state": dict(self.state),
             "files": list(self.files),
@@ -380,8 +381,3 @@ def better_from(new: Credential, entry: CredentialRecord) -> datetime:
         return datetime.max.replace(tzinfo=UTC)
     # One second more, because some minters cut their times to whole seconds.
     return entry.expires_at - (new.expires_at - new.issued_at) + timedelta(seconds=1)
-
-
-def iso(moment: datetime | None) -> str | None:
-    """A time in the form of records and the audit."""
-    return None if moment is None else moment.astimezone(UTC).isoformat()

@@ -28,8 +28,9 @@ from casa_hub.jupyterhub import HubApp, HubSpawner, HubUser
 from casa_hub.membership.log_ins import LogIns
 from casa_hub.membership.member import Member, Members, Revocation, RevocationReport
 from casa_hub.membership.tables import Entry, Ledger
+from casa_hub.moments import exact
 from casa_hub.outside import Outside
-from casa_hub.record import AnyRecord, Unreadable, iso, to_block
+from casa_hub.record import AnyRecord, Unreadable, to_block
 from casa_hub.servers.running import RunningServer, running_server
 from casa_hub.tasks import Background, repeat
 
@@ -328,7 +329,7 @@ class Revocations:
                 start_id=holding.start_id,
                 credential=one.credential,
                 identifiers=one.identifiers,
-                expires_at=iso(one.expires_at),
+                expires_at=exact(one.expires_at),
                 started_as=running.server.username if running.server.username != user.name else "",
                 reason=f"{reason} (This may not be all of it: {one.problem}.)" if one.problem else reason,
                 by=revocation.entry.requested_by,

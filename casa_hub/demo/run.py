@@ -26,15 +26,19 @@ def run(options: argparse.Namespace, make: type[Facility] = Facility) -> int:
 
 
 def serve(make: type[Facility], directory: Path | None, *, port: int | None) -> int:
-    """Start the facility and stay until Ctrl-C."""
+    """Start the facility and stay until Ctrl-C, which is its orderly end. Returns the exit code."""
     progress = elapsed_printer()
     facility = make(directory or _state_directory() / make.name, port=_port(port), progress=progress)
     with _ended_by_signals(), facility.running():
-        print(_welcome(facility), flush=True)
         assert facility.hub is not None  # noqa: S101
-        facility.hub.wait()
-        print(facility.hub.last_lines(), file=sys.stderr)
-        return 1
+        try:
+            print(_welcome(facility), flush=True)
+            facility.hub.wait()
+        except KeyboardInterrupt:
+            pass
+        else:
+            print(facility.hub.last_lines(), file=sys.stderr)
+            return 1
     return 0
 
 

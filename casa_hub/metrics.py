@@ -24,8 +24,15 @@ FETCHES = Counter(
     "Requests for what credentials are made of, with a user's token (fetched, outage, refused, sign-in)",
     ["credential", "outcome"],
 )
-#: Outcomes of `FETCHES`, and of `casa_hub.credentials.fetching.Why`.
-FETCH_OUTCOMES = ("fetched", "outage", "refused", "sign-in")
+#: The outcome of a request that was answered as it should be.
+FETCHED = "fetched"
+#: Outcomes of `FETCHES`: the others are those of `casa_hub.credentials.fetching.Why`.
+FETCH_OUTCOMES = (FETCHED, "outage", "refused", "sign-in")
+FETCH_USERS = Gauge(
+    "casa_hub_fetch_users",
+    "Users by what came of the last request for what a credential is made of (fetched, outage, refused, sign-in)",
+    ["credential", "outcome"],
+)
 OVERDUE = Gauge(
     "casa_hub_credentials_overdue", "Credentials of running servers whose renewal has failed so far", ["credential"]
 )

@@ -13,7 +13,7 @@ from traitlets.config import LoggingConfigurable
 from casa_hub.credentials.base import Minter
 from casa_hub.errors import ConfigurationError, Problem, Severity
 from casa_hub.issuer.settings import FacilityIssuer
-from casa_hub.metrics import FETCH_OUTCOMES, FETCHES, MINTS, OUTCOMES
+from casa_hub.metrics import FETCH_OUTCOMES, FETCH_USERS, FETCHES, MINTS, OUTCOMES
 from casa_hub.unknown_keys import did_you_mean, without_value
 
 #: Entry-point group of the minters. The package of a site's own credential names its `Minter` in this group.
@@ -89,6 +89,7 @@ def _show(name: str, minter: Minter) -> None:
         MINTS.labels(name, outcome)
     for outcome in FETCH_OUTCOMES if minter.fetch is not None else ():
         FETCHES.labels(name, outcome)
+        FETCH_USERS.labels(name, outcome)
 
 
 def broken(name: str, what: str, error: Exception) -> Problem:

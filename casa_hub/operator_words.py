@@ -19,7 +19,7 @@ NOTHING_HELD = "Nothing is held back."
 
 def to_look_at(answer: Mapping[str, Any]) -> list[str]:
     """A sentence for each thing that an operator should look at, by the status; empty if all is well."""
-    return [*_memberships(answer), *_servers(answer), *_issuer(answer)]
+    return [*_memberships(answer), *_fetches(answer), *_servers(answer), *_issuer(answer)]
 
 
 def dask_secrets(answer: Mapping[str, Any]) -> list[str]:
@@ -53,6 +53,28 @@ def _memberships(answer: Mapping[str, Any]) -> Iterator[str]:
     refused = Counter(user["reason"] for user in answer["client_refused"])
     for reason, count in sorted(refused.items()):
         yield f"The membership of {count} users can't be checked: {reason}"
+
+
+#: Why something can't be fetched (`casa_hub.credentials.fetching.Why`), before ": credential for 3 users".
+_WHY = {"refused": "Refused", "outage": "No usable answer", "sign-in": "Refused, because of the sign-in"}
+#: How a remedy for users begins; the operator reads what follows.
+_TELL = "Tell the operator of this hub"
+
+
+def _fetches(answer: Mapping[str, Any]) -> Iterator[str]:
+    for one in answer.get("fetches", []):  # hubs of earlier versions don't have it
+        users = f"{one['users']} user{'s' if one['users'] > 1 else ''}"
+        told = f"{_WHY[one['why']]}: {one['credential']} for {users}. {one['problem']}. {for_operator(one['remedy'])}"
+        yield told.rstrip()
+
+
+def for_operator(remedy: str) -> str:
+    """A remedy for users, for the operator, to whom it may send them; "" if it says nothing else.
+
+    "Tell the operator of this hub: the client needs ..." -> "The client needs ..."
+    """
+    told = remedy.removeprefix(_TELL).lstrip(":. ") if remedy.startswith(_TELL) else remedy
+    return f"{told[:1].upper()}{told[1:]}"
 
 
 def _servers(answer: Mapping[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from casa_hub import operator_words
 from casa_hub.authenticator import CasaOAuthenticator
 from casa_hub.checks.findings import NOBODY
 from casa_hub.checks.web import TIMEOUT
@@ -19,8 +20,6 @@ from casa_hub.identity.fetches import Fetches
 from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.transport import Reply
 
-#: How a remedy for users begins; the operator is told what follows.
-_TELL = "Tell the operator of this hub"
 _SEE = "Compare its settings with the registration of this hub's client."
 
 
@@ -56,9 +55,5 @@ async def asking(authenticator: CasaOAuthenticator) -> AsyncIterator[Asking]:
 
 
 def for_operator(remedy: str) -> str:
-    """A remedy that users read, for whom it sends them to.
-
-    "Tell the operator of this hub: the client needs ..." -> "The client needs ..."
-    """
-    told = remedy.removeprefix(_TELL).lstrip(":. ") if remedy.startswith(_TELL) else remedy
-    return f"{told[:1].upper()}{told[1:]}" or _SEE
+    """As `operator_words.for_operator`; never empty."""
+    return operator_words.for_operator(remedy) or _SEE

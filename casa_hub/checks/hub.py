@@ -57,6 +57,7 @@ def read(answer: Mapping[str, Any]) -> list[Finding]:
         "client_refused": "users can't be checked, because the identity provider refuses this hub's client",
         "overdue": "credentials were not renewed in time",
         "missing": "credentials or objects of running servers are missing",
+        "fetches": "credentials can't be fetched for some users",
         "unkept": "servers run without renewal of their credentials",
         "unsure": "servers run whose credentials can't be read now",
     }

@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeAlias
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from casa_hub import metrics
 from casa_hub.credentials.fetching import Answer, Fetch, Fetched, FetchError, Outcomes, Why
 from casa_hub.errors import CasaError, CredentialError
 from casa_hub.identity.fetches import Fetches
 from casa_hub.identity.session import Kept, Session
 from casa_hub.jupyterhub import HubUser
+from casa_hub.membership.fetch_outcomes import FetchOutcomes, Trouble
 from casa_hub.membership.member import Standing
 from casa_hub.membership.recheck import Recheck
 from casa_hub.tasks import Background
@@ -77,6 +77,7 @@ class Fetching:
         self._members = recheck.members
         #: By the random id of the log-in: the database may give the number of a deleted user to another person.
         self._under_way: dict[str, _LogIn] = {}
+        self._outcomes = FetchOutcomes(self._members.now)
         self._for_starts, self._for_renewals = asyncio.Semaphore(_STARTS), asyncio.Semaphore(_RENEWALS)
         self._background = Background()
 
@@ -149,6 +150,10 @@ class Fetching:
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._members.now(), UTC)
 
+    def troubles(self) -> Sequence[Trouble]:
+        """What can't be fetched now, for the operator."""
+        return self._outcomes.troubles()
+
     # -- one request
 
     def _task(self, asking: _Asking) -> asyncio.Task[_Outcome]:
@@ -172,10 +177,8 @@ class Fetching:
             outcome = FetchError(fetch.title, "an error of the hub", _ITS_LOG)
         finally:
             del self._under_way[asking.session.id].tasks[name]
-        if isinstance(outcome, FetchError):
-            metrics.FETCHES.labels(name, outcome.why.value).inc()
-        else:
-            metrics.FETCHES.labels(name, "fetched").inc()
+        self._outcomes.note(name, asking.user.id, outcome)
+        if not isinstance(outcome, FetchError):
             self._under_way.setdefault(used.id, _LogIn()).new[name] = Kept(fetch.fingerprint, outcome)
         for session_id in {asking.session.id, used.id}:
             self._store_if_complete(asking.user, session_id)

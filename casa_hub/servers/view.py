@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from casa_hub.credentials.base import Minter, Renewal, Route
 from casa_hub.credentials.dask import DASHBOARD_PORT
+from casa_hub.record import CredentialRecord
 from casa_hub.servers.renewals import Held, Missing
 from casa_hub.text import sentence
 
@@ -38,6 +39,9 @@ class CredentialView:
     name: str
     title: str
     purpose: str
+    #: For whom it is: the audience of a token. Or as whom it makes known: the subject of a proxy. "" for none.
+    audience: str
+    subject: str
     #: Programs that find it by themselves; "" if none does.
     found_by: str
     #: Paths below the server's directory of secrets.
@@ -61,20 +65,25 @@ class Address:
 
 
 def credentials(
-    minters: Mapping[str, Minter], held: Iterable[Held], files: Mapping[str, Sequence[str]], in_variable: str
+    minters: Mapping[str, Minter],
+    held: Iterable[Held],
+    entries: Mapping[str, CredentialRecord],
+    in_variable: str,
 ) -> list[CredentialView]:
     """The credentials of one server, in the order of the facility's own.
 
-    `files`: credential -> its files. `in_variable`: the file that ``BEARER_TOKEN_FILE`` names.
+    `entries`: of the server's record. `in_variable`: the file that ``BEARER_TOKEN_FILE`` names.
     """
     places = {name: place for place, name in enumerate(minters)}
     return [
-        _credential(one, minters.get(one.name), files.get(one.name, ()), in_variable)
+        _credential(one, minters.get(one.name), entries.get(one.name), in_variable)
         for one in sorted(held, key=lambda one: places.get(one.name, len(places)))
     ]
 
 
-def _credential(held: Held, minter: Minter | None, files: Sequence[str], in_variable: str) -> CredentialView:
+def _credential(held: Held, minter: Minter | None, entry: CredentialRecord | None, in_variable: str) -> CredentialView:
+    files = () if entry is None else entry.files
+    known_as = {} if entry is None or held.missing else entry.identifiers
     renewal: Renewal = "request" if minter is None else minter.renewal
     found_by = "" if minter is None else minter.found_by
     readers = [reader for reader in (_VARIABLE if in_variable in files else "", found_by) if reader]
@@ -84,8 +93,10 @@ def _credential(held: Held, minter: Minter | None, files: Sequence[str], in_vari
         name=held.name,
         title=held.name if minter is None else minter.title,
         purpose="" if minter is None else minter.purpose,
+        audience=known_as.get("aud", ""),
+        subject=known_as.get("subject", ""),
         found_by="; ".join(readers),
-        files=() if held.missing else tuple(files),
+        files=() if held.missing else files,
         state=state,
         expires_at=None if held.missing else held.expires,
         renewed_at=held.next_at if by_time else None,

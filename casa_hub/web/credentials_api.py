@@ -154,7 +154,8 @@ class CredentialHandler(CredentialsAPI):
         may = offered(facility, self.expanded_scopes)
         # Without the scope, nobody is told what there is.
         if scope_of(name) not in self.expanded_scopes and (name in may or not any(may.values())):
-            raise web.HTTPError(HTTPStatus.FORBIDDEN, f"This needs the scope {scope_of(name)}")
+            needed = scope_of(name) or "of a credential"
+            raise web.HTTPError(HTTPStatus.FORBIDDEN, f"This needs the scope {needed}")
         if name not in may:
             problem = f"This hub has no credential {name!r} for use outside of servers. {did_you_mean(name, may)}"
             raise web.HTTPError(HTTPStatus.NOT_FOUND, problem)

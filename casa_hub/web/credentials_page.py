@@ -129,7 +129,7 @@ def server_view(
     held = view.credentials(
         facility.minters,
         hub.renewals.held(spawner),
-        {name: entry.files for name, entry in known.items()},
+        known,
         facility.bearer_token_file,
     )
     identity = "" if server is None else server.server.identity

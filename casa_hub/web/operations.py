@@ -173,11 +173,17 @@ async def status(casa: CasaHub, found: Survey) -> dict[str, Any]:
     missing = [
         {"server": show(one.server), "what": one.what, "why": one.why} async for one in in_turns(casa.mending.missing())
     ]
+    fetching = getattr(casa.app.authenticator, "fetching", None)  # another authenticator has none
+    fetches = [
+        {"credential": one.credential, "why": one.why, "users": one.users, "problem": one.problem, "remedy": one.remedy}
+        for one in ([] if fetching is None else fetching.troubles())
+    ]
     return {
         "held_back": held,
         "client_refused": [{"user": name, "reason": reason} for name, reason in casa.mass_loss.client_refused()],
         "overdue": overdue,
         "missing": missing,
+        "fetches": fetches,
         "unkept": found.unkept,
         "unsure": found.unsure,
         "dask_secrets": dict(found.dask_secrets),

@@ -12,6 +12,7 @@ HUB = {"job": "hub", "namespace": "facility", "instance": "hub-1"}
 STARTS = "jupyterhub_server_spawn_duration_seconds_count"
 REQUESTS = "jupyterhub_request_duration_seconds_count"
 VERDICTS = "casa_hub_membership_verdicts_total"
+FETCHES, FETCH_USERS = "casa_hub_fetches_total", "casa_hub_fetch_users"
 LOG_IN, CALLBACK = (f"casa_hub.web.pages.Casa{name}Handler" for name in ("Login", "Callback"))
 
 
@@ -186,6 +187,70 @@ CASES = [
         {one("casa_hub_credentials_overdue", credential="htcondor"): "0x5 1x30"},
         quiet=(5, 19),
         fires=(22,),
+    ),
+    Case(
+        "CasaHubFetchesFail",
+        "the identity provider gives no usable answer to exchanges, though some tokens still live",
+        {
+            one(FETCH_USERS, credential="exchange:rucio", outcome="outage"): "0x5 1 2 3x90",
+            one(FETCH_USERS, credential="exchange:rucio", outcome="refused"): "0x90",
+            one(FETCH_USERS, credential="exchange:rucio", outcome="fetched"): "40x90",
+            one(FETCHES, credential="exchange:rucio", outcome="fetched"): "0+1x5 5x90",
+        },
+        quiet=(5, 20, 40),
+        fires=(47, 80),
+    ),
+    Case(
+        "CasaHubFetchesFail",
+        "the client may not exchange any more",
+        {
+            one(FETCH_USERS, credential="exchange:rucio", outcome="refused"): "0x5 2x40 9x50",
+            one(FETCH_USERS, credential="exchange:rucio", outcome="fetched"): "12x60 1x40",
+            one(FETCHES, credential="exchange:rucio", outcome="fetched"): "9x100",
+        },
+        quiet=(40, 60, 69),
+        fires=(72,),
+    ),
+    Case(
+        "CasaHubFetchesFail",
+        "one person has no certificate, and nobody else asks",
+        {
+            one(FETCH_USERS, credential="x509", outcome="refused"): "1x120",
+            one(FETCH_USERS, credential="x509", outcome="fetched"): "0x120",
+            one(FETCHES, credential="x509", outcome="refused"): "0+1x120",
+            one(FETCHES, credential="x509", outcome="fetched"): "0x120",
+        },
+        quiet=(15, 60, 110),
+    ),
+    Case(
+        "CasaHubFetchesFail",
+        "some have no certificate, and others have a proxy that lives for hours",
+        {
+            one(FETCH_USERS, credential="x509", outcome="refused"): "5x120",
+            one(FETCH_USERS, credential="x509", outcome="fetched"): "30x120",
+            one(FETCHES, credential="x509", outcome="fetched"): "30x120",
+        },
+        quiet=(15, 60, 110),
+    ),
+    Case(
+        "CasaHubFetchesFail",
+        "some have no certificate, and others are given theirs",
+        {
+            one(FETCH_USERS, credential="x509", outcome="refused"): "5x120",
+            one(FETCH_USERS, credential="x509", outcome="fetched"): "2x120",
+            one(FETCHES, credential="x509", outcome="fetched"): "0+1x120",
+        },
+        quiet=(15, 60, 110),
+    ),
+    Case(
+        "CasaHubFetchesFail",
+        "another service gives nothing, too",
+        {
+            one(FETCH_USERS, credential="exchange:rucio", outcome="outage"): "3x60",
+            one(FETCHES, credential="exchange:rucio", outcome="fetched"): "0+1x60",
+            one(FETCHES, credential="exchange:eos", outcome="fetched"): "0x60",
+        },
+        quiet=(15, 50),
     ),
     Case(
         "CasaHubObjectsMissing",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from casa_hub import operator_words
+from casa_hub.credentials.fetching import Why
 
 WELL: dict[str, Any] = {
     "held_back": [],
@@ -15,6 +16,10 @@ WELL: dict[str, Any] = {
     "unsure": {},
     "dask_secrets": {"1f2e": 3},
 }
+
+
+def fetch(why: str, users: int, problem: str, remedy: str) -> dict[str, Any]:
+    return {"credential": "exchange:rucio", "why": why, "users": users, "problem": problem, "remedy": remedy}
 
 
 def test_where_all_is_well_there_is_nothing_to_look_at() -> None:
@@ -39,6 +44,11 @@ def test_each_thing_is_a_sentence_of_its_own() -> None:
                 {"server": "ada", "credential": "bearer", "until": "", "why": "no token"},
             ],
             "missing": [{"server": "ada", "what": "Service", "why": "it does not exist"}],
+            "fetches": [
+                fetch("refused", 3, "Rucio token: the client may not", "Tell the operator of this hub: let it."),
+                fetch("outage", 1, "https://idp.test: no answer within 5 s", "It is tried again."),
+                fetch("sign-in", 2, "Rucio token: the sign-in is over", ""),
+            ],
             "unkept": {"eve": "it was started without casa_hub"},
             "unsure": {"zoe": "no answer"},
             "dask_secrets": {},
@@ -49,12 +59,20 @@ def test_each_thing_is_a_sentence_of_its_own() -> None:
         "Held back since 2026-03-01 12:00 UTC, ignored until 2026-03-01 16:00 UTC: bob: not in /cms",
         "If these are true, end their access: casa-hub confirm",
         "The membership of 2 users can't be checked: invalid_client",
+        "Refused: exchange:rucio for 3 users. Rucio token: the client may not. Let it.",
+        "No usable answer: exchange:rucio for 1 user. https://idp.test: no answer within 5 s. It is tried again.",
+        "Refused, because of the sign-in: exchange:rucio for 2 users. Rucio token: the sign-in is over.",
         "Not renewed: xcache of ada, which is valid until 2026-03-01 12:00 UTC: no key",
         "Not renewed: bearer of ada: no token",
         "Missing, and tried again: Service of ada: it does not exist",
         "Not renewed: all credentials of eve: it was started without casa_hub. Restart the server to mend it.",
         "Unknown: the credentials of zoe can't be read now: no answer",
     ]
+
+
+def test_each_reason_why_nothing_is_fetched_has_words() -> None:
+    for why in Why:
+        assert len(operator_words.to_look_at({**WELL, "fetches": [fetch(why, 1, "", "")]})) == 1
 
 
 def test_a_hub_of_an_earlier_version_says_less() -> None:

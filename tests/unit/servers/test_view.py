@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import ClassVar
 
 import pytest
 
 from casa_hub.credentials.base import Credential, Minter, Renewal, Request, Route
+from casa_hub.record import CredentialRecord
 from casa_hub.servers import view
 from casa_hub.servers.renewals import Held, Missing
 
@@ -35,7 +37,14 @@ class OnRequest(ByTime):
 
 
 MINTERS: dict[str, Minter] = {cls.name: cls() for cls in (ByTime, ByToken, OnRequest)}
-FILES = {"cache": ["cache_token"], "token": ["access_token"]}
+MOMENT = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def entry(*files: str, **identifiers: str) -> CredentialRecord:
+    return CredentialRecord(MOMENT, MOMENT, identifiers, {}, files)
+
+
+ENTRIES = {"cache": entry("cache_token", identifier="one"), "token": entry("access_token", aud="https://cache.test")}
 
 
 def held(name: str, *, missing: bool = False, why: str = "", next_at: float | None = None) -> Held:
@@ -43,7 +52,7 @@ def held(name: str, *, missing: bool = False, why: str = "", next_at: float | No
 
 
 def seen(one: Held, in_variable: str = "none") -> view.CredentialView:
-    [found] = view.credentials(MINTERS, [one], FILES, in_variable)
+    [found] = view.credentials(MINTERS, [one], ENTRIES, in_variable)
     return found
 
 
@@ -93,9 +102,17 @@ def test_a_credential_whose_renewal_fails_keeps_its_end_and_says_why() -> None:
     assert found.problem == "its key can't be read. The hub tries again by itself."
 
 
+def test_a_token_says_for_whom_it_is_and_a_proxy_as_whom_it_makes_known() -> None:
+    entries = {"token": ENTRIES["token"], "cache": entry("x509_proxy", subject="/DC=test/CN=Alice", issuer="/DC=test")}
+    found = view.credentials(MINTERS, [held("cache"), held("token")], entries, "none")
+    assert [(one.audience, one.subject) for one in found] == [("", "/DC=test/CN=Alice"), ("https://cache.test", "")]
+    [lacking] = view.credentials(MINTERS, [held("token", missing=True)], entries, "none")
+    assert (lacking.audience, lacking.subject) == ("", "")
+
+
 def test_credentials_come_in_the_order_of_the_facility_and_unknown_ones_last() -> None:
     names = ["removed", "certificates", "cache"]
-    found = view.credentials(MINTERS, [held(name) for name in names], FILES, "none")
+    found = view.credentials(MINTERS, [held(name) for name in names], ENTRIES, "none")
     assert [one.title for one in found] == ["Cache macaroon", "Certificates", "removed"]
 
 

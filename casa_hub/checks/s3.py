@@ -1,15 +1,17 @@
 """Checks that the S3 answers, and that its STS refuses forged tokens and knows this hub's.
 
 The STS is asked for keys (``AssumeRoleWithWebIdentity`` of the AWS STS API, version 2011-06-15) with a token of a user
-that doesn't exist, and with the same one forged. Keys that it gives are dropped unread; they would open what the role
-opens to a user of that name, for a quarter of an hour.
+that doesn't exist, and with a forged one. Keys that it gives are dropped unread; they would open what the role opens to
+a user of that name, for a quarter of an hour. Where users' tokens are the identity provider's, there is no token of such
+a user, and only a forged one is tried.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -20,14 +22,16 @@ from casa_hub.checks.nobody import forged, nobodys_request
 from casa_hub.checks.site import Site
 from casa_hub.checks.web import Answer, BadCertificateError, NoAnswerError, ask, clock
 from casa_hub.errors import CredentialError, Problem
+from casa_hub.issuer.tokens import new_private_key
 
 #: Seconds that the tokens live, and that keys for them would live: AWS' shortest.
 _LIFETIME, _KEYS = 60, 900
 _VERSION = "2011-06-15"
 _DENIED = "AccessDenied"
+_NO_ROLE = "NoSuchEntity"
 #: How an STS refuses a token (AWS, Ceph, SeaweedFS).
 _REFUSALS = frozenset(
-    {_DENIED, "InvalidIdentityToken", "IDPRejectedClaim", "ExpiredTokenException", "ExpiredToken"}
+    {_DENIED, _NO_ROLE, "InvalidIdentityToken", "IDPRejectedClaim", "ExpiredTokenException", "ExpiredToken"}
     | {"InvalidParameterValue", "InvalidClientTokenId"}
 )
 #: Statuses of S3s to a stranger's request for the list of buckets: an empty list (Ceph), or a refusal.
@@ -55,13 +59,11 @@ async def look(site: Site) -> AsyncIterator[Finding]:
     minter = site.minter("s3")
     if minter is None:
         return
-    sts = minter.sts_endpoint or minter.endpoint
     try:
-        [token] = minter.mint(nobodys_request(_LIFETIME)).files.values()
+        tried = _Tokens.of(minter)
     except CredentialError as problem:
         yield from_problem(Problem.of(problem))
         return
-    own = token.decode()
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
         try:
             answer = await ask(session, f"{minter.endpoint.rstrip('/')}/")
@@ -71,20 +73,41 @@ async def look(site: Site) -> AsyncIterator[Finding]:
         except NoAnswerError as problem:
             yield _no_answer(f"S3 {minter.endpoint}", "S3.endpoint", problem)
         try:
-            without, with_own = [await _ask(session, sts, minter.role_arn, one) for one in (forged(own), own)]
+            without = await _ask(session, minter, tried.forged)
+            own = await _ask(session, minter, tried.own) if tried.own else None
         except NoAnswerError as problem:
-            yield _no_answer(f"STS {sts}", "S3.sts_endpoint", problem)
+            yield _no_answer(f"STS {minter.sts_endpoint or minter.endpoint}", "S3.sts_endpoint", problem)
             return
-    for finding in read_sts(minter, without, with_own):
+    for finding in read_sts(minter, without, own):
         yield finding
 
 
-async def _ask(session: aiohttp.ClientSession, sts: str, role: str, token: str) -> Said:
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Tokens of nobody."""
+
+    forged: str = field(repr=False)
+    #: "" where there is none.
+    own: str = field(repr=False)
+
+    @classmethod
+    def of(cls, minter: Any) -> _Tokens:
+        """Raises CredentialError."""
+        if minter.fetch is None:
+            [token] = minter.mint(nobodys_request(_LIFETIME)).files.values()
+            return cls(forged(token.decode()), token.decode())
+        claims = {"iss": "https://casa-hub-check.invalid", "sub": NOBODY, "aud": minter.token_audience()}
+        claims |= {"exp": int(time.time()) + _LIFETIME}
+        return cls(new_private_key()[0].sign(claims), "")
+
+
+async def _ask(session: aiohttp.ClientSession, minter: Any, token: str) -> Said:
     """Ask for keys. Raises NoAnswerError."""
+    sts = minter.sts_endpoint or minter.endpoint
     form = {
         "Action": "AssumeRoleWithWebIdentity",
         "Version": _VERSION,
-        "RoleArn": role,
+        "RoleArn": minter.role_for(NOBODY),
         "RoleSessionName": NOBODY,
         "DurationSeconds": str(_KEYS),
         "WebIdentityToken": token,
@@ -109,8 +132,8 @@ def read_s3(endpoint: str, answer: Answer) -> Finding:
     return warning(thing, problem, "Check S3.endpoint: it is the URL without a bucket.")
 
 
-def read_sts(minter: Any, without: Said, own: Said) -> list[Finding]:
-    """What an STS says to a forged token (`without` the issuer's key) and to the hub's own one of nobody."""
+def read_sts(minter: Any, without: Said, own: Said | None) -> list[Finding]:
+    """What an STS says to a forged token (`without` the issuer's key), and to the hub's own one of nobody, if any."""
     where = minter.sts_endpoint or minter.endpoint
     thing = f"STS {where}"
     if without.gave:
@@ -123,7 +146,11 @@ def read_sts(minter: Any, without: Said, own: Said) -> list[Finding]:
         problem = f"is no STS that takes tokens (AssumeRoleWithWebIdentity): it answers {without}"
         remedy = "Check S3.sts_endpoint. In a Ceph, rgw_s3_auth_use_sts must be true and rgw_sts_key be set."
         return [error(thing, problem, remedy)]
-    return [ok(thing, f"refuses a forged token ({without.code})"), _own(minter, thing, without, own)]
+    sound = ok(thing, f"refuses a forged token ({without.code})")
+    if own is None:
+        seen = "only a user's token shows whether it takes those of the identity provider"
+        return [sound, ok(thing, seen)]
+    return [sound, _own(minter, thing, without, own)]
 
 
 def _own(minter: Any, thing: str, without: Said, own: Said) -> Finding:
@@ -137,9 +164,10 @@ def _own(minter: Any, thing: str, without: Said, own: Said) -> Finding:
         f"role {minter.role_arn} must be there, and its trust policy must name that provider. The STS must reach "
         f"{issuer}/.well-known/openid-configuration by https, with a certificate that it trusts. Its log says why."
     )
-    if own.code != _DENIED:
+    of_each = minter.role_for(NOBODY) != minter.role_arn
+    if own.code != _DENIED and not (own.code == _NO_ROLE and of_each):
         return error(thing, f"refuses this hub's tokens ({own})", compare)
-    if without.code != _DENIED:
+    if without.code != own.code:
         return ok(thing, f"knows this hub's tokens, and has no role for the user {NOBODY}, who doesn't exist")
     problem = (
         f"refuses this hub's token of the user {NOBODY}, who doesn't exist, in the same words as a forged one "

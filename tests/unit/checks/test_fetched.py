@@ -124,8 +124,14 @@ def test_there_is_always_a_remedy(remedy: str) -> None:
 class Minter:
     """What the check asks an S3's minter."""
 
-    endpoint, sts_endpoint, role_arn = "https://s3.test", "", "arn:aws:iam:::role/physicist"
+    endpoint, sts_endpoint = "https://s3.test", ""
     issuer = None
+
+    def __init__(self, role: str = "physicist") -> None:
+        self.role_arn = f"arn:aws:iam:::role/{role}"
+
+    def role_for(self, username: str) -> str:
+        return self.role_arn.replace("{username}", username)
 
     def token_audience(self) -> str:
         return self.endpoint
@@ -160,6 +166,18 @@ def test_what_an_sts_says_to_a_forged_token_and_to_nobodys(
     assert [one.status for one in found] == status
     assert words in str(found[-1])
     assert {one.thing for one in found} == {"STS https://s3.test"}
+
+
+def test_where_each_user_has_a_role_nobody_has_none() -> None:
+    none = Said(404, "NoSuchEntity")
+    assert [one.status for one in s3.read_sts(Minter("{username}"), REFUSED, none)] == [Status.OK, Status.OK]
+    assert [one.status for one in s3.read_sts(Minter(), REFUSED, none)] == [Status.OK, Status.ERROR]
+
+
+def test_without_a_token_of_the_hub_s_own_only_the_forged_one_is_told() -> None:
+    found = s3.read_sts(Minter(), REFUSED, None)
+    assert [one.status for one in found] == [Status.OK, Status.OK]
+    assert "only a user's token shows" in found[1].problem
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 The STS is asked for keys (``AssumeRoleWithWebIdentity`` of the AWS STS API, version 2011-06-15) with a token of a user
 that doesn't exist, and with a forged one. Keys that it gives are dropped unread; they would open what the role opens to
-a user of that name, for a quarter of an hour. Where users' tokens are the identity provider's, there is no token of such
-a user, and only a forged one is tried.
+a user of that name, for a quarter of an hour. Where users' tokens are the identity provider's, there is none of such a
+user, and only a forged one is tried.
 """
 
 from __future__ import annotations

@@ -74,15 +74,18 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         # Audience: swan-cern/values.yaml of SWAN's charts. File and variables: SWAN's images and its extension
         # SwanOauthRenew write and read them; EOS's client eosxd reads OAUTH2_TOKEN (fusex/auth of EOS), and its servers
-        # take the file's content apart in common/OAuth.cc.
+        # take the file's content apart in common/OAuth.cc. They ask userinfo with the token. Keycloak refuses that
+        # without the scope "openid" (measured at 26.4); the exchange that SWAN uses needs not be asked for it.
         "eos": Preset(
             title="EOS",
             audience="eos-service",
+            scope="openid",
             environment={"OAUTH2_FILE": PLACEHOLDER, "OAUTH2_TOKEN": f"FILE:{PLACEHOLDER}"},
             form=Form.EOS,
         ),
-        # Audience: as of EOS. CS3's extension of JupyterLab reads the file that its setting `token_path` names.
-        "cernbox": Preset(title="CERNBox", audience="cernbox-service"),
+        # Audience: as of EOS. CERNBox's server (Reva, pkg/auth/manager/oidc) asks userinfo, too. CS3's extension of
+        # JupyterLab reads the file that its setting `token_path` names.
+        "cernbox": Preset(title="CERNBox", audience="cernbox-service", scope="openid"),
     }
 )
 

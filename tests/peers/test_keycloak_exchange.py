@@ -108,6 +108,17 @@ async def test_an_older_access_token_of_a_living_session_is_taken(exchanger: Mak
     assert await one.exchanged()
 
 
+async def test_who_asks_keycloak_about_a_token_is_refused_after_the_session(exchanger: MakeExchanger) -> None:
+    """EOS asks userinfo. There a token needs the scope openid, which the exchange must ask for."""
+    one = await exchanger(ONLINE)
+    plain, asked = await one.exchanged(), await one.exchanged(scope=f"openid {one.scope}")
+    assert (await one.member.seen(asked.value)).verdict == "yes"
+    refused = await one.member.seen(plain.value)
+    assert (refused.verdict, refused.status) == ("cant-say", 403)
+    one.member.realm.end_sessions(one.member.account)
+    assert (await one.member.seen(asked.value)).verdict == "log-in-again"
+
+
 # -- what it refuses
 
 

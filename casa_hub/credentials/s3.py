@@ -1,5 +1,7 @@
 """A token with which the AWS SDKs get themselves keys for an S3 (``AssumeRoleWithWebIdentity``), and how they find it.
 
+It is of the facility's own issuer, or of the identity provider, by an exchange.
+
 The hub knows no key of the S3. It delivers a token and names its file; an SDK shows the token to the STS of the S3,
 which answers with keys of some minutes or hours, and reads the file again when it needs new ones.
 
@@ -15,14 +17,19 @@ from pathlib import PurePosixPath
 from typing import Any, ClassVar
 from urllib.parse import SplitResult, urlsplit
 
-from traitlets import Int, TraitError, Unicode, validate
+from traitlets import Enum, Int, TraitError, Unicode, validate
 
 from casa_hub.credentials.base import BearerKind, Credential, Minter, Request
+from casa_hub.credentials.exchange import asking, identifiers
+from casa_hub.credentials.exchange_services import Service
+from casa_hub.credentials.fetching import Fetch
 from casa_hub.credentials.issued import issue
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.issuer.tokens import LONGEST
 from casa_hub.loopback import is_loopback
+from casa_hub.moments import when
 from casa_hub.naming import Server
+from casa_hub.unknown_keys import is_set
 
 _FILE = "s3_token"
 _PORTS = {"https": 443, "http": 80}
@@ -79,19 +86,30 @@ class S3(Minter):
         any, or has its zone group's name. Default: ``us-east-1``, which SDKs expect of a service without regions.
         """,
     ).tag(config=True)
+    source = Enum(
+        ["issuer", "exchange"],
+        default_value="issuer",
+        help="""
+        Where the tokens come from. `issuer` (default): the hub's own `FacilityIssuer` signs them. `exchange`: the
+        identity provider gives one for the user's own token (RFC 8693), for an S3 that trusts the provider and not the
+        hub. This hub's client must then be allowed to exchange tokens there, as for `TokenExchange`.
+        """,
+    ).tag(config=True)
     audience = Unicode(
         "",
         help="""
-        ``aud`` of the tokens, as the STS has it among the client IDs of this issuer: compared as text. An audience of
+        ``aud`` of the tokens, as the STS has it among the client IDs of the issuer: compared as text. An audience of
         its own keeps the S3 from using these tokens elsewhere. Default: the STS' URL, without its default port and a
-        slash at the end: ``https://s3.example.org``.
+        slash at the end: ``https://s3.example.org``. With ``source: exchange`` there is no default; in Keycloak it is
+        the name of a client.
         """,
     ).tag(config=True)
     scope = Unicode(
         "",
         help="""
         ``scope`` of the tokens: words with a blank between them, for a trust policy that asks for one. Default: none,
-        so that a token opens nothing but the role.
+        so that a token opens nothing but the role. With ``source: exchange`` it is asked for; INDIGO IAM gives no token
+        without a scope.
         """,
     ).tag(config=True)
     lifetime = Int(
@@ -99,8 +117,8 @@ class S3(Minter):
         min=1,
         help="""
         Seconds that a token is valid, at most 21600 (6 hours); it is renewed while the server runs. The keys that the
-        STS gives for it have a life of their own, which the role limits, and may outlive the token. Default: 3600, an
-        hour.
+        STS gives for it have a life of their own, which the role limits, and may outlive the token. With ``source:
+        exchange`` the identity provider decides. Default: 3600, an hour.
         """,
     ).tag(config=True)
 
@@ -111,13 +129,25 @@ class S3(Minter):
             raise TraitError(f"S3.lifetime is {value}, must be at most {LONGEST} seconds: the WLCG profile's longest.")
         return value
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shortens = self.source == "issuer"  # type: ignore[misc]
+
+    @property
+    def fetch(self) -> Fetch | None:
+        return asking(self._service()) if self.source == "exchange" and self.audience else None
+
+    @property
+    def life(self) -> int | None:
+        return self.lifetime if self.source == "issuer" else None
+
     @property
     def paths(self) -> Sequence[str]:
         return (_FILE,)
 
     @property
     def bearer_files(self) -> Mapping[str, BearerKind]:
-        return {_FILE: BearerKind.ISSUED}
+        return {_FILE: BearerKind.ISSUED if self.source == "issuer" else BearerKind.EXCHANGED}
 
     def check(self) -> Sequence[Problem]:
         problems: list[Problem] = []
@@ -136,6 +166,14 @@ class S3(Minter):
         return [*dict.fromkeys(problems), *self._advice()]
 
     def _advice(self) -> list[Problem]:
+        """Problems of settings that may be meant so."""
+        problems = self._in_clear()
+        if self.source == "exchange" and is_set(self.config, type(self), "lifetime"):
+            problem = "has no effect with S3.source exchange: the identity provider decides"
+            problems.append(Problem(Severity.WARNING, "S3.lifetime", problem, "Remove it."))
+        return problems
+
+    def _in_clear(self) -> list[Problem]:
         setting = "S3.sts_endpoint" if self.sts_endpoint else "S3.endpoint"
         try:
             address = _address(setting, self.sts_endpoint or self.endpoint)
@@ -150,6 +188,10 @@ class S3(Minter):
         self._check_addresses()
         self._check_scope()
         role = self.role_for(request.server.username)
+        made = self._exchanged if self.source == "exchange" else self._issued
+        return made(request, f"{role} at {self.endpoint}")
+
+    def _issued(self, request: Request, summary: str) -> Credential:
         issued = issue(self, request, audience=self.token_audience(), scope=self.scope, lifetime=self.lifetime)
         subject = issued.identifiers["sub"]
         if _PATTERN.search(subject):
@@ -157,13 +199,29 @@ class S3(Minter):
             raise CredentialError(f"user {subject!a}", problem, "Names without *?${} get a token.")
         return Credential(
             name=self.name,
-            # No newline: SDKs send the file as it is.
-            files={_FILE: issued.value.encode()},
+            files=_file(issued.value),
             issued_at=issued.issued_at,
             expires_at=issued.expires_at,
             identifiers=issued.identifiers,
-            summary=f"{role} at {self.endpoint}",
+            summary=summary,
         )
+
+    def _exchanged(self, request: Request, summary: str) -> Credential:
+        self.token_audience()
+        fetched = request.fetched_for(self.name)
+        if fetched.expires_at <= request.now:
+            raise CredentialError(self.title, f"expired at {when(fetched.expires_at)}", "Log out and in again.")
+        return Credential(
+            name=self.name,
+            files=_file(fetched.value),
+            issued_at=fetched.at,
+            expires_at=fetched.expires_at,
+            identifiers=identifiers(fetched.value, self._service()),
+            summary=summary,
+        )
+
+    def _service(self) -> Service:
+        return Service("s3", "S3", self.audience, self.scope, _FILE, {}, setting="S3.scope")
 
     def environment(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:
         return {
@@ -183,6 +241,9 @@ class S3(Minter):
                 remedy = "Copy the client ID that the STS has for this issuer exactly."
                 raise CredentialError("S3.audience", f"{self.audience!a} is not an audience", remedy)
             return self.audience
+        if self.source == "exchange":
+            remedy = "Set it to the client ID that the STS has for the identity provider."
+            raise CredentialError("S3.audience", "is not set, so a token would be for any service", remedy)
         address = _address("S3.endpoint", self.sts_endpoint or self.endpoint)
         host = (address.hostname or "").lower()
         host = f"[{host}]" if ":" in host else host
@@ -216,7 +277,7 @@ class S3(Minter):
             )
 
     def _check_source(self) -> None:
-        if self.issuer is None:
+        if self.source == "issuer" and self.issuer is None:
             problem = "is issuer, but this hub has no issuer of tokens"
             raise CredentialError("S3.source", problem, "Set FacilityIssuer.keys and FacilityIssuer.vo.")
 
@@ -227,6 +288,11 @@ def session_name(username: str) -> str:
     It proves nothing, because the client chooses it.
     """
     return _NOT_IN_SESSIONS.sub("-", username)[:_LONGEST].ljust(_SHORTEST, "-")
+
+
+def _file(token: str) -> Mapping[str, bytes]:
+    # No newline: SDKs send the file as it is.
+    return {_FILE: token.encode()}
 
 
 def _address(setting: str, url: str) -> SplitResult:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
+import jwt
 import pytest
-from hypothesis import given
+from hypothesis import given as for_all
 from hypothesis import strategies as st
 from traitlets import TraitError
 from traitlets.config import Config
 
-from casa_hub.credentials.base import BearerKind
+from casa_hub.credentials.base import BearerKind, Request
+from casa_hub.credentials.fetching import TOKEN_ENDPOINT, Answer, Fetched, FetchError
 from casa_hub.credentials.s3 import S3, session_name
 from casa_hub.errors import CredentialError, Severity
 from casa_hub.facility import Facility
@@ -171,7 +174,7 @@ def test_a_typing_error_in_a_role_is_not_said_twice(issuer: FacilityIssuer) -> N
     assert len(s3(issuer, endpoint="nonsense").check()) == 1
 
 
-@given(st.one_of(st.text(), st.sampled_from(HOSTILE)))
+@for_all(st.one_of(st.text(), st.sampled_from(HOSTILE)))
 def test_a_session_has_a_name_that_aws_allows(username: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9_+=,.@-]{2,64}", session_name(username))
 
@@ -219,3 +222,87 @@ def test_a_facility_delivers_it_by_its_name(issuer: FacilityIssuer) -> None:
     )
     minted = Facility(config=config).mint(request())
     assert set(minted.files) == {"s3_token"}
+
+
+# -- by an exchange
+
+AUDIENCE = "https://s3.example.org/of-the-provider"
+PROVIDER = "https://iam.example.org"
+
+
+def exchanging(**settings: Any) -> S3:
+    return s3(None, **{"source": "exchange", "audience": AUDIENCE, "scope": "openid", **settings})
+
+
+def given(**changes: Any) -> Answer:
+    claims = {"iss": PROVIDER, "sub": "0f1e", "aud": AUDIENCE, "jti": "of-the-provider", **changes}
+    body = {"access_token": jwt.encode(claims, "k" * 32, "HS256"), "token_type": "Bearer", "expires_in": 1800}
+    return Answer(200, body, NOW, PROVIDER, "0f1e")
+
+
+def with_fetched(fetched: Fetched | CredentialError) -> Request:
+    return replace(request(), fetched={"s3": fetched})
+
+
+def test_the_provider_is_asked_for_a_token_for_the_s3_alone() -> None:
+    minter = exchanging()
+    assert minter.check() == []
+    assert minter.fetch is not None
+    assert (minter.fetch.title, minter.fetch.url) == ("a token for S3", TOKEN_ENDPOINT)
+    form = dict(minter.fetch.form)
+    assert (form["audience"], form["scope"]) == (AUDIENCE, "openid")
+    assert form["grant_type"] == "urn:ietf:params:oauth:grant-type:token-exchange"
+    assert s3(None).fetch is None
+
+
+def test_what_the_provider_gave_is_delivered_as_the_issuers_token_would_be() -> None:
+    minter = exchanging()
+    assert minter.fetch is not None
+    fetched = minter.fetch.read(given())
+    credential = minter.mint(with_fetched(fetched))
+    assert credential.files == {"s3_token": fetched.value.encode()}
+    assert (credential.issued_at, credential.expires_at) == (NOW, NOW + timedelta(seconds=1800))
+    assert credential.identifiers == {"iss": PROVIDER, "jti": "of-the-provider", "aud": AUDIENCE}
+    assert minter.bearer_files == {"s3_token": BearerKind.EXCHANGED}
+    assert (minter.shortens, minter.life) == (False, None)
+    environment = minter.environment(request().server, PurePosixPath("/x"))
+    assert environment["AWS_WEB_IDENTITY_TOKEN_FILE"] == "/x/s3_token"
+    assert fetched.value not in public_text(credential)
+
+
+def test_a_token_for_another_service_is_not_taken() -> None:
+    minter = exchanging()
+    assert minter.fetch is not None
+    with pytest.raises(FetchError, match="is not for the audience"):
+        minter.fetch.read(given(aud="https://rucio.example.org"))
+
+
+def test_a_refusal_names_the_setting_of_the_s3() -> None:
+    minter = exchanging()
+    assert minter.fetch is not None
+    refused = Answer(400, {"error": "invalid_scope", "error_description": "Invalid scope"}, NOW, PROVIDER, "0f1e")
+    with pytest.raises(FetchError, match=r"S3 token: this hub's client may not ask .* or changed in S3\.scope"):
+        minter.fetch.read(refused)
+
+
+def test_an_expired_one_and_none_at_all_are_not_delivered() -> None:
+    old = Fetched("a.b.c", NOW - timedelta(hours=1), NOW)
+    with pytest.raises(CredentialError, match="expired at"):
+        exchanging().mint(with_fetched(old))
+    with pytest.raises(CredentialError, match="has not asked for it"):
+        exchanging().mint(request())
+
+
+def test_without_an_audience_the_token_would_be_for_everybody() -> None:
+    [problem] = exchanging(audience="").check()
+    assert str(problem).startswith("S3.audience: is not set, so a token would be for any service")
+    with pytest.raises(CredentialError, match=r"S3\.audience"):
+        exchanging(audience="").mint(with_fetched(Fetched("a.b.c", NOW, NOW + timedelta(hours=1))))
+
+
+def test_a_lifetime_that_decides_nothing_is_told() -> None:
+    config = Config(
+        {"S3": {"endpoint": ENDPOINT, "role_arn": ROLE, "audience": "s3", "source": "exchange", "lifetime": 60}}
+    )
+    [problem] = S3(config=config).check()
+    assert (problem.severity, problem.thing) == (Severity.WARNING, "S3.lifetime")

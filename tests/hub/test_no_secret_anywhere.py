@@ -27,13 +27,14 @@ from casa_hub.audit import PREFIX
 from casa_hub.credentials.base import Request
 from casa_hub.credentials.dask import Authority, Start, parse_secrets
 from casa_hub.credentials.idtokens import master_key, scramble
+from casa_hub.issuer.tokens import new_private_key
 from casa_hub.naming import Server
 from tests.support.facility_config import credentials
 from tests.support.hub import CLIENT_SECRET, Browser, Hub, casa_config
 from tests.support.idp import IdP
 from tests.support.waiting import until
 
-CREDENTIALS = credentials("xcache", "htcondor", "dask", "bearer", "servicex", "exchange")
+CREDENTIALS = credentials("xcache", "htcondor", "dask", "bearer", "servicex", "exchange", "s3")
 CONFIG = """
 import logging
 
@@ -57,6 +58,12 @@ c.ServiceX.endpoint = "https://servicex.example.org"
 c.ServiceX.type = "uproot"
 c.ServiceX.mode = "registered"
 c.ServiceX.tokens_file = "servicex.yaml"
+c.FacilityIssuer.keys = "issuer"
+c.FacilityIssuer.vo = "cms"
+c.FacilityIssuer.url = f"http://127.0.0.1:{c.JupyterHub.hub_port}/hub/casa/issuer"
+c.S3.endpoint = "https://s3.example.org"
+c.S3.role_arn = "arn:aws:iam:::role/physicist"
+c.S3.lifetime = 6
 c.TokenExchange.services = {
     "tape": {"audience": "tape", "scope": "storage.stage:/", "environment": {"TAPE_TOKEN": "{file}"}},
     "closed": {"audience": "closed", "scope": "storage.stage:/"},
@@ -210,6 +217,12 @@ def run(idp: IdP, made: Secrets, tmp_path: Path) -> Iterator[Run]:
     (hub.directory / "traefik").mkdir()
     for name in ("xcache.key", "htcondor.key", "dask.secret"):
         key(hub.directory, name, made)
+    (hub.directory / "issuer").mkdir()
+    signing, pem = new_private_key()
+    (hub.directory / "issuer/1.pem").write_bytes(pem)
+    made.add(signing.private.private_numbers().private_value.to_bytes(32))  # type: ignore[union-attr]
+    for line in pem.decode().splitlines()[1:-1]:
+        made.add(line)
     tokens = {user: secrets.token_urlsafe(40) for user in ("alice", "bob")}
     (hub.directory / "servicex.yaml").write_text("".join(f"{user}: {token}\n" for user, token in tokens.items()))
     (hub.directory / "servicex.yaml").chmod(0o600)

@@ -67,7 +67,7 @@ def program(progress: Progress | None = None) -> Path:
             if not built.exists():
                 built.parent.mkdir(exist_ok=True)
                 begin = time.monotonic()
-                progress("building it, about 5 minutes on two cores")
+                progress("building it, about 4 minutes on two cores")
                 with tempfile.TemporaryDirectory(dir=built.parent, prefix="making-") as scratch:
                     _build(Path(scratch)).rename(built)
                 progress(f"built it in {(time.monotonic() - begin) / 60:.1f} minutes")

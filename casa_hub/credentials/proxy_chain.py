@@ -56,6 +56,8 @@ class ProxyChain:
     serial: str
     #: When the first of the certificates expires; aware UTC.
     expires_at: datetime
+    #: Whether that is sooner than whoever made it wanted: what it was made of ends then, too.
+    cut_short: bool
 
 
 def read_proxy(text: str, now: datetime) -> ProxyChain:
@@ -67,14 +69,15 @@ def read_proxy(text: str, now: datetime) -> ProxyChain:
         for lower, upper in pairwise(chain):
             _look_at_signature(lower, upper)
         own = _of_person(chain)
-        _look_at_times(chain, now)
+        expires_at = _end(chain, now)
         return ProxyChain(
             pem="".join(f"{pem}\n" for pem in (certificates[0], key, *certificates[1:])),
             identity=_name(own.subject),
             subject=_name(chain[0].subject),
             issuer=_name(chain[0].issuer),
             serial=f"{chain[0].serial_number:x}",
-            expires_at=min(one.not_valid_after_utc for one in chain),
+            expires_at=expires_at,
+            cut_short=expires_at < chain[0].not_valid_after_utc,
         )
     except BadProxyError:
         raise
@@ -108,13 +111,14 @@ def _of_person(chain: Sequence[x509.Certificate]) -> x509.Certificate:
     raise BadProxyError("lacks the certificate of the person, of which it was made")
 
 
-def _look_at_times(chain: Sequence[x509.Certificate], now: datetime) -> None:
+def _end(chain: Sequence[x509.Certificate], now: datetime) -> datetime:
     expires_at = min(one.not_valid_after_utc for one in chain)
     if expires_at <= now:
         raise BadProxyError(f"expired at {when(expires_at)}")
     begins_at = max(one.not_valid_before_utc for one in chain)
     if begins_at > now + _LEEWAY:
         raise BadProxyError(f"is not valid before {when(begins_at)}: the clocks of the two sides differ")
+    return expires_at
 
 
 def _look_at_key(pem: str, certificate: x509.Certificate) -> None:

@@ -34,6 +34,8 @@ _TITLE = "an X.509 proxy"
 _SHORTEST, _LONGEST_ISSUER = 120, 128
 
 _TELL = "Tell the operator of this hub."
+#: After whose it is: nobody can renew it then, and the person has to act before the end.
+_CUT_SHORT = ", only as long as the one that it was made of"
 #: The button's name is IAM's.
 _ADD_PROXY = (
     "Sign in to the identity provider. On your page there, link your certificate, press "
@@ -183,7 +185,7 @@ class X509(Minter):
             issued_at=fetched.at,
             expires_at=min(fetched.expires_at, proxy.expires_at),
             identifiers={"subject": proxy.subject, "issuer": proxy.issuer, "serial": proxy.serial},
-            summary=f"of {proxy.identity}",
+            summary=f"of {proxy.identity}{_CUT_SHORT if proxy.cut_short else ''}",
         )
 
     def environment(self, server: Server, directory: PurePosixPath) -> Mapping[str, str]:  # noqa: ARG002
@@ -191,7 +193,11 @@ class X509(Minter):
         return variables | ({"X509_CERT_DIR": self.certificate_directory} if self.certificate_directory else {})
 
     def _wrong_setting(self) -> CredentialError | None:
-        parts = urlsplit(self.url)
+        try:
+            parts = urlsplit(self.url)
+            parts.port  # noqa: B018 - raises for what is no number
+        except ValueError:
+            return CredentialError("X509.url", f"{self.url!a} is not a URL", "Correct it.")
         if self.source == "iam":
             if self.url and not (self.url.startswith("/") and not parts.netloc):
                 problem = f"{self.url!a} is no path below CasaOAuthenticator.issuer"

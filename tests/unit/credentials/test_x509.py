@@ -82,7 +82,10 @@ def test_another_order_and_words_between_are_put_right() -> None:
 def test_a_proxy_is_over_when_the_first_of_its_certificates_is() -> None:
     """IAM makes proxies that outlive the one which the person has stored: no server takes them any more then."""
     soon = ALICE.proxy(HOUR, now=NOW).proxy(12 * HOUR, now=NOW)
-    assert read(x509(), of_iam(soon.pem)).expires_at == NOW + HOUR
+    fetched = read(x509(), of_iam(soon.pem))
+    assert fetched.expires_at == NOW + HOUR
+    told = x509().mint(with_fetched(fetched)).summary
+    assert told == "of /DC=test/CN=Alice A. Liddell, only as long as the one that it was made of"
 
 
 def test_a_key_on_an_elliptic_curve_is_a_key() -> None:
@@ -258,6 +261,9 @@ WRONG = {
     "no address": ({"source": "service"}, "X509.url: is not set"),
     "in clear": ({"source": "service", "url": "http://proxies.example.org/"}, "is no https address"),
     "no host": ({"source": "service", "url": "https:///x"}, "is no https address"),
+    "half an address": ({"source": "service", "url": "https://[proxies"}, "is not a URL"),
+    "no port": ({"source": "service", "url": "https://proxies.example.org:x/"}, "is not a URL"),
+    "half a path": ({"url": "//[iam"}, "is not a URL"),
     "a path": ({"source": "service", "url": "/iam/proxycert"}, "is no https address"),
     "an address for IAM": ({"url": "https://iam.example.org/iam/proxycert"}, "is no path below"),
     "another host for IAM": ({"url": "//evil.example.org/iam/proxycert"}, "is no path below"),

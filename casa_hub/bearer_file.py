@@ -27,7 +27,7 @@ _XCACHE, _SERVICEX, _BEARER = "xcache", "servicex", "bearer"
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class ServerFile:
     """A file that servers get."""
 
     credential: str
@@ -36,7 +36,7 @@ class Delivered:
 
 
 def check(
-    choice: str, files: Mapping[str, Delivered], credentials: Collection[str], *, chosen: bool, all_known: bool
+    choice: str, files: Mapping[str, ServerFile], credentials: Collection[str], *, chosen: bool, all_known: bool
 ) -> list[Problem]:
     """Problems of the choice.
 
@@ -56,7 +56,7 @@ def check(
     ]
 
 
-def _not_delivered(choice: str, files: Mapping[str, Delivered], *, certain: bool) -> Problem:
+def _not_delivered(choice: str, files: Mapping[str, ServerFile], *, certain: bool) -> Problem:
     choices = " or ".join([*sorted(path for path, file in files.items() if file.kind is not None), NONE])
     if choice in _SOURCES:
         problem = f"{choice} needs the credential {_SOURCES[choice]}"
@@ -69,7 +69,7 @@ def _not_delivered(choice: str, files: Mapping[str, Delivered], *, certain: bool
     return Problem(Severity.WARNING, SETTING, problem, remedy)
 
 
-def _troubles(choice: str, files: Mapping[str, Delivered], credentials: Collection[str]) -> list[str]:
+def _troubles(choice: str, files: Mapping[str, ServerFile], credentials: Collection[str]) -> list[str]:
     """What goes wrong with each reader that the facility has, as clauses."""
     if choice == NONE:
         kinds = _kinds(files, _XCACHE)
@@ -86,11 +86,11 @@ def _troubles(choice: str, files: Mapping[str, Delivered], credentials: Collecti
     return [trouble for name, trouble in reader.items() if trouble and name in credentials]
 
 
-def _kinds(files: Mapping[str, Delivered], credential: str) -> set[BearerKind]:
+def _kinds(files: Mapping[str, ServerFile], credential: str) -> set[BearerKind]:
     return {file.kind for file in files.values() if file.credential == credential and file.kind is not None}
 
 
-def _of_xrootd(file: Delivered, taken: Collection[BearerKind]) -> str:
+def _of_xrootd(file: ServerFile, taken: Collection[BearerKind]) -> str:
     """The XRootD client with the plug-in of the analysis images. `taken`: what the XCache takes."""
     if file.credential == _XCACHE:
         return ""
@@ -104,7 +104,7 @@ def _of_xrootd(file: Delivered, taken: Collection[BearerKind]) -> str:
     )
 
 
-def _of_servicex(file: Delivered) -> str:
+def _of_servicex(file: ServerFile) -> str:
     match file.kind:
         case BearerKind.MACAROON:
             return "the ServiceX client takes a macaroon for its access token and fails with MalformedError"
@@ -116,7 +116,7 @@ def _of_servicex(file: Delivered) -> str:
     return ""
 
 
-def _of_wlcg_tools(file: Delivered) -> str:
+def _of_wlcg_tools(file: ServerFile) -> str:
     """Tools that the user's own token is delivered for."""
     match file.kind:
         case BearerKind.MACAROON:

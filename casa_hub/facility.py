@@ -240,11 +240,11 @@ class Facility(LoggingConfigurable):
         return problems + self._check_bearer_token_file(files) + _clashes(files)
 
     def _check_bearer_token_file(self, files: Mapping[str, Collection[str] | None]) -> list[Problem]:
-        delivered: dict[str, bearer_file.Delivered] = {}
+        delivered: dict[str, bearer_file.ServerFile] = {}
         for name, minter in self.minters.items():
             kinds = minter.bearer_files
             for path in (*kinds, *(files[name] or ())):
-                delivered.setdefault(path, bearer_file.Delivered(name, kinds.get(path)))
+                delivered.setdefault(path, bearer_file.ServerFile(name, kinds.get(path)))
         return bearer_file.check(
             self.bearer_token_file,
             delivered,

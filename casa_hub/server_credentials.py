@@ -22,7 +22,7 @@ from casa_hub.servers.running import Holding, check_name
 from casa_hub.startup import on_hub_start
 
 
-class DeliveredStart(Protocol):
+class RunningStart(Protocol):
     """A running start and what its delivery has brought."""
 
     @property
@@ -30,7 +30,7 @@ class DeliveredStart(Protocol):
         """The server's identity at its start."""
 
 
-D = TypeVar("D", bound=DeliveredStart)
+D = TypeVar("D", bound=RunningStart)
 
 
 class ServerCredentials(ABC, Generic[D]):

@@ -6,24 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casa_hub.bearer_file import NONE, Delivered, check
+from casa_hub.bearer_file import NONE, ServerFile, check
 from casa_hub.credentials.base import BearerKind
 from casa_hub.errors import Severity
 
 MACAROON, ISSUED, OWN, EXCHANGED = BearerKind.MACAROON, BearerKind.ISSUED, BearerKind.OWN, BearerKind.EXCHANGED
 #: What a facility's XCache takes -> the files of its credential.
 XCACHE = {
-    "macaroon": {"xcache_token": Delivered("xcache", MACAROON)},
-    "token": {"xcache_token": Delivered("xcache", ISSUED)},
-    "both": {"xcache_token": Delivered("xcache", MACAROON), "xcache_jwt": Delivered("xcache", ISSUED)},
+    "macaroon": {"xcache_token": ServerFile("xcache", MACAROON)},
+    "token": {"xcache_token": ServerFile("xcache", ISSUED)},
+    "both": {"xcache_token": ServerFile("xcache", MACAROON), "xcache_jwt": ServerFile("xcache", ISSUED)},
 }
 OTHERS = {
-    "bearer": {"access_token": Delivered("bearer", OWN)},
-    "servicex": {".servicex": Delivered("servicex")},
-    "pool": {"pool_token": Delivered("pool", ISSUED)},
-    "site": {"site_macaroon": Delivered("site", MACAROON)},
-    "exchange:tape": {"tape_token": Delivered("exchange:tape", EXCHANGED)},
-    "dask": {"ca.pem": Delivered("dask")},
+    "bearer": {"access_token": ServerFile("bearer", OWN)},
+    "servicex": {".servicex": ServerFile("servicex")},
+    "pool": {"pool_token": ServerFile("pool", ISSUED)},
+    "site": {"site_macaroon": ServerFile("site", MACAROON)},
+    "exchange:tape": {"tape_token": ServerFile("exchange:tape", EXCHANGED)},
+    "dask": {"ca.pem": ServerFile("dask")},
 }
 
 
@@ -105,13 +105,13 @@ def test_a_default_that_nothing_delivers_is_no_fault() -> None:
 KINDS = st.none() | st.sampled_from(BearerKind)
 FILES = st.dictionaries(
     st.sampled_from(["xcache_token", "xcache_jwt", "access_token", "a", "b"]),
-    st.builds(Delivered, st.sampled_from(["xcache", "bearer", "servicex", "dask"]), KINDS),
+    st.builds(ServerFile, st.sampled_from(["xcache", "bearer", "servicex", "dask"]), KINDS),
 )
 
 
 @given(FILES, st.sampled_from(["xcache_token", "access_token", "a", NONE]), st.booleans(), st.booleans())
 def test_a_choice_is_an_error_only_if_nothing_is_there_and_each_reader_is_told_once(
-    files: dict[str, Delivered], choice: str, chosen: bool, all_known: bool
+    files: dict[str, ServerFile], choice: str, chosen: bool, all_known: bool
 ) -> None:
     credentials = sorted({file.credential for file in files.values()})
     problems = check(choice, files, credentials, chosen=chosen, all_known=all_known)
@@ -119,5 +119,5 @@ def test_a_choice_is_an_error_only_if_nothing_is_there_and_each_reader_is_told_o
     assert any(problem.severity is Severity.ERROR for problem in problems) <= (not delivered and chosen)
     assert len(problems) <= 3
     assert len({str(problem) for problem in problems}) == len(problems)
-    if delivered and choice != NONE and files[choice] == Delivered("xcache", BearerKind.ISSUED):
+    if delivered and choice != NONE and files[choice] == ServerFile("xcache", BearerKind.ISSUED):
         assert not any("XRootD" in problem.problem for problem in problems)

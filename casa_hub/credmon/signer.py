@@ -14,13 +14,13 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from casa_hub.errors import CredentialError
+from casa_hub.files import replace_file
 from casa_hub.issuer.tokens import CLOCK_SKEW, MAKE_KEY, SigningKey, read_private_key, wlcg_claims
 from casa_hub.keys import KeyFile
 
@@ -145,20 +145,8 @@ class Credmon:
             return
         claims = self._profile.claims(use.parent.name, int(now))
         try:
-            _replace(use, key.sign(claims))
+            replace_file(use, key.sign(claims).encode())
         except FileNotFoundError:  # the credd has just removed the user's directory
             return
         self._made[use] = (key.kid, now, now + self._profile.lifetime * _RENEWED_AT)
         self._tell(f"{use}: made token {claims['jti']}, valid until {claims['exp']}, signed by {key.kid}")
-
-
-def _replace(file: Path, content: str) -> None:
-    """Write a file (0600) that its readers see whole or not at all. Raises OSError."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(content)
-        Path(temporary).replace(file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

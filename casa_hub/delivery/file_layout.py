@@ -27,11 +27,11 @@ from datetime import datetime
 from pathlib import Path
 
 from casa_hub.credentials.base import bad_path
+from casa_hub.files import is_on_its_way, write_new
 
 DATA = "..data"
-#: Temporary names: of a link before it is renamed, and of a file of `replace_file`.
+#: Temporary name of a link before it is renamed.
 _LINK_ON_ITS_WAY = re.compile(r"\.\.[0-9a-f]{8}\.new")
-_FILE_ON_ITS_WAY = re.compile(r"\..+\.[0-9a-f]{8}\.new")
 
 
 def read_set(directory: Path) -> dict[str, bytes]:
@@ -84,23 +84,6 @@ def remove_old_sets(directory: Path) -> None:
             remove(Path(entry.path))
 
 
-def is_on_its_way(name: str) -> bool:
-    """Whether a plain file of that name is a temporary file of `replace_file`."""
-    return _FILE_ON_ITS_WAY.fullmatch(name) is not None
-
-
-def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Give a file new content in one step; readers find the old content or the new one."""
-    # Begins with a dot and has no suffix of its own: Traefik's and others' directory watchers leave it alone.
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.new")
-    try:
-        _write(temporary, content, mode)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def make_directory(path: Path) -> None:
     """Make a directory with mode 0700, and missing parents with mode 0711, unless it exists already.
 
@@ -137,13 +120,7 @@ def _fill(directory: Path, files: Mapping[str, bytes]) -> None:
     for sub in {path.partition("/")[0] for path in files if "/" in path}:
         (directory / sub).mkdir(mode=0o700)
     for path, content in files.items():
-        _write(directory / path, content, 0o600)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        os.fchmod(file.fileno(), mode)  # open() applies the umask
-        file.write(content)
+        write_new(directory / path, content, 0o600)
 
 
 def _link(directory: Path, name: str, target: str) -> None:

@@ -11,9 +11,9 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from casa_hub.delivery.file_layout import replace_file
 from casa_hub.demo.packages import Progress, nss_wrapper, silent
 from casa_hub.demo.processes import free_loopback_address
+from casa_hub.files import replace_file
 
 _EXAMPLE = "casa-hub-example.dask.localhost"
 

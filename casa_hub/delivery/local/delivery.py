@@ -40,6 +40,7 @@ from casa_hub.delivery.removals import Removal, removal
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import ConfigurationError, DeliveryError, Problem
 from casa_hub.facility import Minted
+from casa_hub.files import replace_file
 from casa_hub.naming import Server
 from casa_hub.processes import Process, signature, signed_in
 from casa_hub.record import AnyRecord, ServerRecord, Unreadable, parse
@@ -389,7 +390,7 @@ class LocalDelivery(LoggingConfigurable):
         directory = self.root / f".new.{secrets.token_hex(8)}"
         directory.mkdir(mode=0o700)
         try:
-            file_layout.replace_file(directory / "state.json", new.to_json())
+            replace_file(directory / "state.json", new.to_json())
             file_layout.write_set(directory, files, datetime.now(UTC))
             self._remove(self.path(new.server))
             directory.rename(self.path(new.server))
@@ -408,7 +409,7 @@ class LocalDelivery(LoggingConfigurable):
             kept = {path: content for path, content in kept.items() if path in named}
         file_layout.write_set(directory, kept | dict(files), datetime.now(UTC))
         # After the files: a state that is older than the files does no harm, but one that is newer promises too much.
-        file_layout.replace_file(directory / "state.json", new.to_json())
+        replace_file(directory / "state.json", new.to_json())
 
     def _gone(self, has: Delivered) -> list[str]:
         exists = {
@@ -427,15 +428,15 @@ class LocalDelivery(LoggingConfigurable):
     def _write_state(self, has: Delivered, pid: int) -> None:
         directory = self.path(has.server)
         file_layout.make_directory(directory)
-        file_layout.replace_file(directory / "state.json", has.to_json())
+        replace_file(directory / "state.json", has.to_json())
         if pid and self.process(has.server) is None:
-            file_layout.replace_file(self.process_file(has.server), signature(pid))
+            replace_file(self.process_file(has.server), signature(pid))
         self.routes.publish(has.server, has.start_id, has.routes, has.address)
 
     def _remove_contents(self, withdrawn: Delivered) -> None:
         directory = self.path(withdrawn.server)
         self.routes.retract(withdrawn.server, withdrawn.start_id)
-        file_layout.replace_file(directory / "state.json", withdrawn.to_json())
+        replace_file(directory / "state.json", withdrawn.to_json())
         file_layout.write_set(directory, {}, datetime.now(UTC))
         file_layout.remove_old_sets(directory)
 

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from casa_hub.credentials.base import Route
-from casa_hub.delivery.file_layout import is_on_its_way, replace_file
 from casa_hub.delivery.traefik import TraefikRoutes, checked, rule
 from casa_hub.errors import DeliveryError, Problem, Severity
+from casa_hub.files import is_on_its_way, replace_file
 from casa_hub.naming import Server
 
 #: Begins the first line of each file, which names its server, so that files of others are never touched.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from casa_hub.credentials.base import bad_path
 from casa_hub.delivery import file_layout
+from casa_hub.files import replace_file
 
 NOW = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
 FILES = {"xcache_token": b"m", "ca.pem": b"c", ".servicex": b"s", "condor_tokens.d/condor_token": b"t"}
@@ -72,14 +73,14 @@ def test_files_beside_the_set_are_left_alone(tmp_path: Path) -> None:
 def test_a_set_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file_layout.write_set(tmp_path, FILES, NOW)
     before = {entry.name for entry in tmp_path.iterdir()}
-    write = file_layout._write
+    write = file_layout.write_new
 
     def full(path: Path, content: bytes, mode: int) -> None:
         if path.name == "b":
             raise OSError(28, "No space left on device")
         write(path, content, mode)
 
-    monkeypatch.setattr(file_layout, "_write", full)
+    monkeypatch.setattr(file_layout, "write_new", full)
     with pytest.raises(OSError, match="No space"):
         file_layout.write_set(tmp_path, {"a": b"1", "b": b"2"}, NOW)
     assert {entry.name for entry in tmp_path.iterdir()} == before
@@ -148,8 +149,8 @@ def test_any_path_that_is_accepted_stays_inside(path: str) -> None:
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    file_layout.replace_file(path, b"1")
-    file_layout.replace_file(path, b"2", 0o644)
+    replace_file(path, b"1")
+    replace_file(path, b"2", 0o644)
     assert path.read_bytes() == b"2"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]

@@ -15,10 +15,9 @@ from casa_hub.credentials.base import Credential, Request
 from casa_hub.credentials.htcondor import HTCondor
 from casa_hub.demo.htcondor import HTCondorPool
 from casa_hub.naming import Server
-from tests.support.peers import condor
+from tests.support.peers import HELD, condor, only_its_owner_removes_a_job
 
 ID = {"executable": "/usr/bin/id", "arguments": "-un"}
-HELD = {"executable": "/bin/true", "hold": "true", "initialdir": "/tmp"}
 
 
 class Site:
@@ -137,12 +136,7 @@ def test_jobs_of_a_shared_account_are_counted_by_user(site: Site) -> None:
 
 
 def test_another_users_job_is_not_removed(site: Site) -> None:
-    job = site.ask(site.token(), "submit", job=HELD)
-    which = f"ClusterId == {job['ClusterId']}"
-    refused = site.ask(site.token("bob"), "remove", constraint=which)
-    assert (refused["TotalPermissionDenied"], refused["TotalSuccess"]) == (1, 0)
-    removed = site.ask(site.token(), "remove", constraint=which)
-    assert (removed["TotalPermissionDenied"], removed["TotalSuccess"]) == (0, 1)
+    only_its_owner_removes_a_job(site.ask, site.token(), site.token("bob"))
 
 
 def expired(site: Site) -> str:

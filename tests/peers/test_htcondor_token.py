@@ -32,10 +32,9 @@ from casa_hub.demo.htcondor_tokens import IssuerTokens
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.issuer.tokens import SigningKey, new_private_key
 from casa_hub.naming import Server
-from tests.support.peers import ISSUER, condor
+from tests.support.peers import HELD, ISSUER, condor, only_its_owner_removes_a_job
 
 ID = {"executable": "/usr/bin/id", "arguments": "-un"}
-HELD = {"executable": "/bin/true", "hold": "true", "initialdir": "/tmp"}
 ALL = "compute.read compute.create compute.modify compute.cancel"
 
 
@@ -191,12 +190,7 @@ def test_a_job_runs_as_the_account_that_the_pool_makes_of_the_user(site: Site, u
 
 
 def test_another_users_job_is_not_removed(site: Site) -> None:
-    job = site.ask(site.token(), "submit", job=HELD)
-    which = f"ClusterId == {job['ClusterId']}"
-    refused = site.ask(site.token("bob"), "remove", constraint=which)
-    assert (refused["TotalPermissionDenied"], refused["TotalSuccess"]) == (1, 0)
-    removed = site.ask(site.token(), "remove", constraint=which)
-    assert (removed["TotalPermissionDenied"], removed["TotalSuccess"]) == (0, 1)
+    only_its_owner_removes_a_job(site.ask, site.token(), site.token("bob"))
 
 
 @pytest.mark.parametrize("username", ["Alice", "alice@other.example", "alice smith"])

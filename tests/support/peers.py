@@ -192,6 +192,8 @@ print(json.dumps(answer, default=str))
 
 #: What every job of a test asks for, since a pool of tests has little.
 SMALL_JOB = {"transfer_executable": "false", "request_cpus": "1", "request_memory": "16M", "request_disk": "1M"}
+#: A job that stays in the queue.
+HELD = {"executable": "/bin/true", "hold": "true", "initialdir": "/tmp"}
 
 
 def condor(
@@ -234,6 +236,16 @@ def condor(
         command = [sys.executable, "-c", _CONDOR_CLIENT, address, operation, json.dumps(arguments)]
         answer: dict[str, Any] = json.loads(_run(command, client, cwd=home))
     return answer
+
+
+def only_its_owner_removes_a_job(ask: Callable[..., dict[str, Any]], owner: str, other: str) -> None:
+    """`ask`: as `condor`, of one pool. `owner`, `other`: tokens of two users."""
+    job = ask(owner, "submit", job=HELD)
+    which = f"ClusterId == {job['ClusterId']}"
+    refused = ask(other, "remove", constraint=which)
+    assert (refused["TotalPermissionDenied"], refused["TotalSuccess"]) == (1, 0), refused
+    removed = ask(owner, "remove", constraint=which)
+    assert (removed["TotalPermissionDenied"], removed["TotalSuccess"]) == (0, 1), removed
 
 
 def _run(command: list[str], environment: dict[str, str], cwd: str | None = None, given: str = "") -> str:

@@ -48,7 +48,7 @@ def test_a_hub_of_your_own_is_sound(follow: str, tmp_path: Path) -> None:
     assert "error" not in done.stdout
     assert {path.name for path in (tmp_path / "casa-hub").iterdir()} == {
         "xcache",
-        "POOL",
+        "condor",
         "dask",
         "crypt-key",
         "client-secret",
@@ -56,7 +56,7 @@ def test_a_hub_of_your_own_is_sound(follow: str, tmp_path: Path) -> None:
 
 
 def test_a_step_left_out_is_told(follow: str, tmp_path: Path) -> None:
-    without = "\n".join(line for line in follow.splitlines() if "/POOL" not in line)
+    without = "\n".join(line for line in follow.splitlines() if "/condor" not in line)
     done = run(without, tmp_path)
     assert done.returncode == 1
     assert "HTCondor.key_file" in done.stdout

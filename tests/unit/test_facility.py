@@ -14,14 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
-from traitlets import Bool, Int, TraitError
-from traitlets.config import Config
+from traitlets import Bool, Int, List, TraitError, Unicode
+from traitlets.config import Config, LoggingConfigurable
 
 from casa_hub import facility as module
 from casa_hub import minters
 from casa_hub import record as record_module
 from casa_hub.audit import Action, Event
 from casa_hub.credentials.base import AccessToken, BearerKind, Credential, Minter, Request, Route
+from casa_hub.credentials.fetching import Fetch, Fetched, FetchError, Outcomes, Why
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.facility import Facility
 from casa_hub.hub import CasaHub
@@ -128,7 +129,73 @@ class Odd(Token):
         return replace(super().mint(request), **self.change)
 
 
-ALL = (XCache, Bearer, ServiceX, Dask, Clash, Broken, BadPath, BadEnvironment, Odd)
+class Pulled(Token):
+    """What is fetched: a section that makes as many credentials as it has audiences."""
+
+    name, path = "pulled", "pulled"
+    audiences = List(Unicode(), ["rucio", "panda"]).tag(config=True)
+
+    @classmethod
+    def parts(cls, parent: LoggingConfigurable) -> Sequence[type[Minter]]:
+        audiences = cls(parent=parent).audiences
+        return [type("Part", (Part,), {"name": f"pulled:{one}", "path": f"pulled_{one}"}) for one in audiences]
+
+
+class Part(Token):
+    @property
+    def fetch(self) -> Fetch | None:
+        return Fetch(f"a token for {self.name}", lambda _: fetched(), form={"audience": self.name})
+
+    def mint(self, request: Request) -> Credential:
+        found = request.fetched_for(self.name)
+        new = replace(super().mint(request), issued_at=found.at, expires_at=found.expires_at)
+        return replace(new, files={self.path: found.value.encode()})
+
+
+class PulledByToken(Part):
+    name, path = "bytoken", "bytoken"
+    renewal = "token"
+
+
+class PulledAtTimes(Part):
+    """Its request can't be told."""
+
+    name, path = "attimes", "attimes"
+
+    @property
+    def fetch(self) -> Fetch | None:
+        raise RuntimeError("SECRET")
+
+
+class PulledOddly(Part):
+    name, path = "oddly", "oddly"
+    fetch = "https://service.example.org"  # type: ignore[assignment]
+
+
+class BadParts(Token):
+    name, path = "badparts", "badparts"
+
+    @classmethod
+    def parts(cls, parent: LoggingConfigurable) -> Sequence[type[Minter]]:
+        raise RuntimeError("SECRET")
+
+
+class Impostor(Token):
+    name, path = "impostor", "impostor"
+
+    @classmethod
+    def parts(cls, parent: LoggingConfigurable) -> Sequence[type[Minter]]:
+        return [XCache]
+
+
+def fetched(value: str = "SECRET fetched") -> Fetched:
+    return Fetched(value, NOW, NOW + timedelta(hours=1))
+
+
+ALL = (
+    *(XCache, Bearer, ServiceX, Dask, Clash, Broken, BadPath, BadEnvironment, Odd),
+    *(Pulled, PulledByToken, PulledAtTimes, PulledOddly, BadParts, Impostor),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -177,12 +244,18 @@ def test_a_section_configures_its_minter() -> None:
         (["twice"], "several packages have a credential 'twice'"),
         (["misnamed"], "is no Minter with the name 'misnamed'"),
         (["absent"], "load failed with ModuleNotFoundError"),
+        (["bytoken"], "'bytoken' is made of what is fetched, but isn't renewed by time"),
+        (["attimes"], "attimes: load failed with RuntimeError"),
+        (["oddly"], "what 'oddly' wants to be fetched is no Fetch"),
+        (["badparts"], "badparts: load failed with RuntimeError"),
+        (["xcache", "impostor"], "several credentials are called 'xcache'"),
     ],
 )
 def test_a_credential_that_cannot_be_loaded_is_an_error_that_says_why(credentials: list[str], expected: str) -> None:
     [problem] = facility(*credentials).check_settings()
     assert problem.severity is Severity.ERROR
     assert expected in str(problem)
+    assert "SECRET" not in str(problem)
 
 
 def test_a_wrong_value_of_a_minter_s_setting_is_told_without_the_value() -> None:
@@ -715,3 +788,127 @@ def test_the_environment_outside_has_places_to_fill_in(told: list[Event]) -> Non
     }
     assert made.files_outside("xcache") == ("xcache_token",)
     assert facility("broken").files_outside("broken") == ()
+
+
+# -- what is fetched
+
+RUCIO, PANDA = "pulled:rucio", "pulled:panda"
+REFUSED = FetchError("a token for panda", "you may not have it", "Ask for the group.", Why.REFUSED)
+
+
+class Fetching:
+    """In place of `casa_hub.membership.fetching`."""
+
+    def __init__(self, outcomes: Outcomes, kept: Outcomes | None = None) -> None:
+        self.outcomes, self.has = outcomes, kept or {}
+        self.asked: list[tuple[list[str], Any]] = []
+
+    async def kept(self, user: Any, wanted: Mapping[str, Fetch]) -> Outcomes:
+        return {name: one for name, one in self.has.items() if name in wanted}
+
+    async def of(self, user: Any, wanted: Mapping[str, Fetch], *, newer_than: Any = None, say: Any = None) -> Outcomes:
+        self.asked.append(([*wanted], newer_than))
+        return {name: self.outcomes[name] for name in wanted}
+
+
+def spawner(fetching: Fetching | None, *, technical: bool = False) -> Any:
+    names = {"alice"} if technical else set()
+    ours = SimpleNamespace(fetching=fetching, technical_users=names)
+    return SimpleNamespace(
+        user=SimpleNamespace(name="alice"), authenticator=SimpleNamespace() if fetching is None else ours
+    )
+
+
+async def asked_for(one: Facility, whose: Any) -> Request:
+    return await one.request_of(whose, ALICE, "0" * 32, NOW, await one.fetch(whose))
+
+
+async def test_what_is_fetched_is_handed_to_its_own_minter() -> None:
+    one = facility("pulled", "xcache")
+    fetching = Fetching({RUCIO: fetched("for rucio"), PANDA: fetched("for panda")})
+    minted = one.mint(await asked_for(one, spawner(fetching)))
+    assert minted.files["pulled_rucio"] == b"for rucio"
+    assert minted.files["pulled_panda"] == b"for panda"
+    assert minted.missing == {}
+    assert fetching.asked == [([RUCIO, PANDA], None)]
+
+
+async def test_one_fetch_that_fails_is_told_and_leaves_the_others_alone() -> None:
+    one = facility("pulled", "xcache", required=["xcache", RUCIO])
+    minted = one.mint(await asked_for(one, spawner(Fetching({RUCIO: fetched(), PANDA: REFUSED}))))
+    assert list(minted.credentials) == [RUCIO, "xcache"]
+    assert minted.missing == {PANDA: "a token for panda: you may not have it. Ask for the group."}
+
+
+@pytest.mark.parametrize("required", ["pulled", PANDA], ids=["the section's name", "its own name"])
+async def test_a_required_one_that_can_t_be_fetched_ends_the_start_with_the_reason(required: str) -> None:
+    one = facility("pulled", required=[required])
+    assert one.check_settings() == []
+    request = await asked_for(one, spawner(Fetching({RUCIO: fetched(), PANDA: REFUSED})))
+    with pytest.raises(FetchError, match="you may not have it") as caught:
+        one.mint(request)
+    assert caught.value.why is Why.REFUSED
+
+
+async def test_what_was_refused_just_now_is_not_taken_from_what_is_kept() -> None:
+    one = facility("pulled")
+    fetching = Fetching({RUCIO: fetched("new"), PANDA: REFUSED}, kept={RUCIO: fetched("old"), PANDA: fetched("old")})
+    minted = one.mint(await asked_for(one, spawner(fetching)))
+    assert minted.files == {"pulled_rucio": b"new"}
+
+
+async def test_who_asks_nobody_gets_what_is_kept() -> None:
+    """A laptop's request, and the mending of a server that has lost its files."""
+    one = facility("pulled")
+    request = await one.request_of(spawner(Fetching({}, kept={RUCIO: fetched("kept")})), ALICE, "0" * 32, NOW)
+    assert one.mint_outside(request, RUCIO, None, user_id=1).files == {"pulled_rucio": b"kept"}
+    with pytest.raises(CredentialError, match="the hub has not asked for it"):
+        one.mint_outside(request, PANDA, None, user_id=1)
+
+
+async def test_nothing_is_fetched_for_a_technical_user_and_nothing_of_it_is_required() -> None:
+    one = facility("pulled", "xcache", required=["pulled"])
+    fetching = Fetching({}, kept={RUCIO: fetched("of who had the name before")})
+    asked = await asked_for(one, spawner(fetching, technical=True))
+    minted = one.mint(asked)
+    assert (list(minted.credentials), minted.missing, fetching.asked) == (["xcache"], {}, [])
+    assert one.renew(asked, [RUCIO], minted.record, force=True).credentials == {}
+    with pytest.raises(CredentialError, match="a technical user has no token"):
+        one.mint_outside(asked, RUCIO, None, user_id=1)
+
+
+async def test_with_another_authenticator_what_is_fetched_is_missing_and_says_why() -> None:
+    one = facility("pulled", "xcache")
+    minted = one.mint(await asked_for(one, spawner(None)))
+    assert list(minted.credentials) == ["xcache"]
+    assert minted.missing.keys() == {RUCIO, PANDA}
+    assert "the hub's authenticator keeps none" in minted.missing[RUCIO]
+
+
+async def test_only_what_is_named_is_fetched_and_nothing_without_a_need() -> None:
+    one, fetching = facility("pulled", "xcache"), Fetching({RUCIO: fetched(), PANDA: fetched()})
+    assert await one.fetch(spawner(fetching), names=["xcache"]) == {}
+    assert (await one.fetch(spawner(fetching), names=[PANDA], newer_than={PANDA: NOW})).keys() == {PANDA}
+    assert fetching.asked == [([PANDA], {PANDA: NOW})]
+    assert await facility("xcache").fetch(spawner(fetching)) == {}
+
+
+async def test_no_secret_of_what_is_fetched_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    one = facility("pulled")
+    with caplog.at_level(logging.DEBUG):
+        request = await asked_for(one, spawner(Fetching({RUCIO: fetched(), PANDA: REFUSED})))
+        minted = one.mint(request)
+    told = [repr(request), repr(minted), json.dumps(minted.record.to_document()), caplog.text]
+    told.append(repr(one.environment(minted, DIRECTORY)))
+    assert "SECRET" not in "".join(told)
+
+
+def test_a_section_may_make_nothing() -> None:
+    one = facility("pulled", "xcache", Pulled={"audiences": []}, required=["pulled"])
+    assert one.check_settings() == []
+    assert list(one.mint(request()).credentials) == ["xcache"]
+
+
+def test_two_parts_of_one_name_are_refused_at_the_hub_s_start() -> None:
+    [problem] = facility("pulled", Pulled={"audiences": ["rucio", "rucio"]}).check_settings()
+    assert "several credentials are called 'pulled:rucio'" in str(problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import jwt
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casa_hub.identity.session import Session
+from casa_hub.credentials.fetching import Fetched
+from casa_hub.identity.session import Kept, Session
 from casa_hub.identity.tokens import Tokens, read_answer
 
 NOW, DAY = 1.7e9, 86400.0
@@ -119,6 +121,21 @@ def test_a_session_is_outlived_at_its_end_or_within_the_leeway_before(life: floa
 def test_what_is_stored_of_a_session_is_read_again(end: float | None, told_at: float, revoked_at: float) -> None:
     one = replace(session(end, told_at), revoked_at=revoked_at, earlier_sids=("2", "1"))
     assert Session.from_auth_state(json.loads(json.dumps(one.to_auth_state()))) == one
+
+
+def test_what_was_fetched_is_stored_with_a_session_and_stays_through_a_refresh() -> None:
+    at = datetime(2026, 8, 1, 12, 0, 0, 250000, tzinfo=UTC)
+    kept = {"exchange:rucio": Kept("of the request", Fetched("very-secret", at, at + timedelta(hours=1)))}
+    one = replace(session(None), fetched=kept)
+    assert Session.from_auth_state(json.loads(json.dumps(one.to_auth_state()))) == one
+    assert one.refreshed(answer()).fetched == kept
+    assert "very-secret" not in repr(one)
+
+
+def test_a_new_log_in_begins_with_nothing_fetched() -> None:
+    at = datetime(2026, 8, 1, tzinfo=UTC)
+    kept = {"a": Kept("f", Fetched("very-secret", at, at))}
+    assert session(None).after(replace(session(None), fetched=kept)).fetched == {}
 
 
 def test_a_session_that_an_earlier_version_stored_is_read() -> None:

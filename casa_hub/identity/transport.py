@@ -167,21 +167,26 @@ class Transport:
     async def session(self) -> aiohttp.ClientSession:
         """The HTTP session of the requests; `close` ends it."""
         if self._session is None or self._session.closed:
-            if self._client.ca_file:
-                try:
-                    context = await asyncio.to_thread(ssl.create_default_context, cafile=self._client.ca_file)
-                except (OSError, ssl.SSLError) as error:
-                    raise cant_say(
-                        f"{self._client.ca_setting} ({self._client.ca_file})",
-                        f"can't be read as PEM ({type(error).__name__})",
-                        "Name a file with the certificate authority of the issuer in PEM.",
-                    ) from error
-                connector = aiohttp.TCPConnector(ssl=context, limit=50)
-            else:
-                connector = aiohttp.TCPConnector(limit=50)
+            context = await self._context() if self._client.ca_file else None
+            if self._session is not None and not self._session.closed:  # of another request, meanwhile
+                return self._session
+            connector = (
+                aiohttp.TCPConnector(limit=50) if context is None else aiohttp.TCPConnector(ssl=context, limit=50)
+            )
             # No cookies: the requests of all users share this session.
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return self._session
+
+    async def _context(self) -> ssl.SSLContext:
+        """For the certificate authority of `Client.ca_file`. Raises OIDCError."""
+        try:
+            return await asyncio.to_thread(ssl.create_default_context, cafile=self._client.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise cant_say(
+                f"{self._client.ca_setting} ({self._client.ca_file})",
+                f"can't be read as PEM ({type(error).__name__})",
+                "Name a file with the certificate authority of the issuer in PEM.",
+            ) from error
 
 
 def _integer(digits: str) -> float:

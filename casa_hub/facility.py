@@ -171,11 +171,14 @@ class Facility(LoggingConfigurable):
 
     def needs_fetching(self, name: str) -> bool:
         """Whether a credential is made of something that has to be fetched (`Minter.fetch`)."""
-        return name in self.minters and self.minters[name].fetch is not None
+        return name in self._loaded.fetches
+
+    def _takes_token(self, name: str, minter: Minter) -> bool:
+        """Whether a credential is made of the user's own token, or of what is fetched with it."""
+        return minter.renewal == "token" or self.needs_fetching(name)
 
     def _fetches(self, names: Collection[str] | None = None) -> dict[str, Fetch]:
-        found = {name: self.minters[name].fetch for name in self.minters if names is None or name in names}
-        return {name: fetch for name, fetch in found.items() if fetch is not None}
+        return {name: fetch for name, fetch in self._loaded.fetches.items() if names is None or name in names}
 
     async def fetch(
         self,
@@ -285,9 +288,7 @@ class Facility(LoggingConfigurable):
         """
         # A technical user has no token of an identity provider, so credentials made of that token are left out.
         left_out = {
-            name
-            for name, minter in self.minters.items()
-            if request.technical and (minter.renewal == "token" or minter.fetch is not None)
+            name for name, minter in self.minters.items() if request.technical and self._takes_token(name, minter)
         }
         minters = {name: minter for name, minter in self.minters.items() if name not in left_out}
         if left_out:
@@ -391,7 +392,7 @@ class Facility(LoggingConfigurable):
         minter = self.minters_outside.get(name)
         if minter is None:
             raise CredentialError(name, "this hub has no such credential outside of servers", _ASK_OPERATOR)
-        if request.technical and minter.renewal == "token":
+        if request.technical and self._takes_token(name, minter):
             raise CredentialError(minter.title, "a technical user has no token of an identity provider", "")
         states: dict[str, Mapping[str, str]] = {}
         if minter.of_start:
@@ -504,7 +505,7 @@ class Facility(LoggingConfigurable):
         missing: dict[str, CredentialError] = {}
         for name, minter in minters.items():
             try:
-                if minter.fetch is not None:
+                if self.needs_fetching(name):
                     request.fetched_for(name)
                 mint = minter.mint_outside if outside else minter.mint
                 credential = mint(replace(request, state=states.get(name, {})))

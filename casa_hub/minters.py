@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 
@@ -11,6 +11,7 @@ from traitlets import TraitError
 from traitlets.config import LoggingConfigurable
 
 from casa_hub.credentials.base import Minter
+from casa_hub.credentials.fetching import Fetch
 from casa_hub.errors import ConfigurationError, Problem, Severity
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.metrics import FETCH_OUTCOMES, FETCH_USERS, FETCHES, MINTS, OUTCOMES
@@ -30,6 +31,8 @@ class Loaded:
     minters: dict[str, Minter] = field(default_factory=dict)
     #: Name in `Facility.credentials` -> names of what it stands for; without those that can't be loaded.
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Name of what is minted -> what has to be fetched first (`Minter.fetch`), of those of which something has to be.
+    fetches: dict[str, Fetch] = field(default_factory=dict)
     #: Why some can't be loaded.
     problems: list[Problem] = field(default_factory=list)
 
@@ -39,7 +42,10 @@ def load(names: Iterable[str], parent: LoggingConfigurable, issuer: FacilityIssu
     loaded, available = Loaded(), _available()
     for name in dict.fromkeys(names):
         try:
-            found = _parts(_class(name, available), parent)
+            found = _parts(_class(name, available), parent, loaded.minters)
+            for minter in found.values():
+                minter.issuer = issuer
+            fetches = _fetches(found)
         except ConfigurationError as error:
             loaded.problems.append(Problem.of(error))
         except TraitError as error:
@@ -49,10 +55,9 @@ def load(names: Iterable[str], parent: LoggingConfigurable, issuer: FacilityIssu
         except Exception as error:  # noqa: BLE001 - a third party's
             loaded.problems.append(broken(name, "load", error))
         else:
-            for part, minter in found.items():
-                minter.issuer = issuer
-                _show(part, minter)
+            _show(found, fetches)
             loaded.minters.update(found)
+            loaded.fetches.update(fetches)
             loaded.parts[name] = tuple(found)
     return loaded
 
@@ -70,12 +75,28 @@ def _class(name: str, available: Mapping[str, Sequence[EntryPoint]]) -> type[Min
     raise _wrong(f"{found[0].value} is no Minter with the name {name!r}", _CORRECT)
 
 
-def _parts(cls: type[Minter], parent: LoggingConfigurable) -> dict[str, Minter]:
+def _parts(cls: type[Minter], parent: LoggingConfigurable, others: Collection[str]) -> dict[str, Minter]:
     """Raises ConfigurationError or TraitError."""
-    found = {part.name: part(parent=parent) for part in cls.parts(parent)}
-    for name, minter in found.items():
-        if minter.fetch is not None and minter.renewal != "time":
+    found: dict[str, Minter] = {}
+    for part in cls.parts(parent):
+        if part.name in found or part.name in others:
+            raise _wrong(f"several credentials are called {part.name!r}", "Remove all but one of them.")
+        found[part.name] = part(parent=parent)
+    return found
+
+
+def _fetches(minters: Mapping[str, Minter]) -> dict[str, Fetch]:
+    """Asked once, for all servers. Raises ConfigurationError."""
+    found: dict[str, Fetch] = {}
+    for name, minter in minters.items():
+        fetch = minter.fetch
+        if fetch is None:
+            continue
+        if not isinstance(fetch, Fetch):
+            raise _wrong(f"what {name!r} wants to be fetched is no Fetch", _CORRECT)
+        if minter.renewal != "time":
             raise _wrong(f"{name!r} is made of what is fetched, but isn't renewed by time", _CORRECT)
+        found[name] = fetch
     return found
 
 
@@ -83,13 +104,14 @@ def _wrong(problem: str, remedy: str) -> ConfigurationError:
     return ConfigurationError("Facility.credentials", problem, remedy)
 
 
-def _show(name: str, minter: Minter) -> None:
+def _show(names: Iterable[str], fetched: Collection[str]) -> None:
     """Let Prometheus count from 0."""
-    for outcome in OUTCOMES:
-        MINTS.labels(name, outcome)
-    for outcome in FETCH_OUTCOMES if minter.fetch is not None else ():
-        FETCHES.labels(name, outcome)
-        FETCH_USERS.labels(name, outcome)
+    for name in names:
+        for outcome in OUTCOMES:
+            MINTS.labels(name, outcome)
+        for outcome in FETCH_OUTCOMES if name in fetched else ():
+            FETCHES.labels(name, outcome)
+            FETCH_USERS.labels(name, outcome)
 
 
 def broken(name: str, what: str, error: Exception) -> Problem:

@@ -79,8 +79,8 @@ class ServerCredentials(ABC, Generic[D]):
         on_hub_start(app)
         # JupyterHub may have begun a hundred starts in this turn of the hub's loop: let other work go first.
         await asyncio.sleep(0)
-        check_name(app, self._spawner, self._named)
         fetched = await self.facility.fetch(self._spawner, say=say)
+        check_name(app, self._spawner, self._named)  # afterwards: a user may be renamed within these seconds
         server, now = self._named, datetime.now(UTC)
         request = await self.facility.request_of(self._spawner, server, secrets.token_hex(16), now, fetched)
         minted = self.facility.mint(request)

@@ -186,7 +186,9 @@ class Minter(LoggingConfigurable):
     def fetch(self) -> Fetch | None:
         """What has to be fetched before a mint, by the minter's settings alone; `renewal` must be `time` then.
 
-        Must not raise: a wrong setting is a matter of `check`.
+        It is asked once, at the hub's start, and must not raise: a wrong setting is a matter of `check`. The
+        credential's `issued_at` is `Fetched.at`, and it expires no later than what was fetched: by that a renewal sees
+        whether something newer has been fetched already.
         """
         return None
 

@@ -230,48 +230,75 @@ class Renewals:
         `usernames`: whose servers; None for all running servers. `names`: of the credentials; none for all.
         `only`: which of these servers.
         """
-        renewed: list[str] = []
-        failures: dict[str, str] = {}
-        servers = iter(
-            [
-                (spawner, running)
-                for user, spawner, running in running_servers(self._app)
-                if running is not None and (usernames is None or user.name in usernames) and only(spawner)
-            ]
-        )
+        servers = [
+            (spawner, running)
+            for user, spawner, running in running_servers(self._app)
+            if running is not None and (usernames is None or user.name in usernames) and only(spawner)
+        ]
+        asked = list(names or self._facility.minters)
+        fetched = [name for name in asked if self._facility.needs_fetching(name)]
+        others = [name for name in asked if name not in fetched]
+        failures: dict[str, dict[str, str]] = {}
+        stopped: set[str] = set()
 
-        async def work() -> None:
-            for spawner, running in servers:  # all workers take from the same iterator
-                asked = [name for name in names or self._facility.minters if self._facility.needs_fetching(name)]
-                fetched = await running.fetch(asked) if asked else None
-                async with self._room:
-                    failed = await self._renew_one_now(spawner, running, names, fetched)
-                if failed:
-                    failures[running.server.identity] = "; ".join(f"{name}: {why}" for name, why in failed.items())
-                elif failed is not None:
-                    renewed.append(running.server.identity)
+        async def renew(
+            spawner: HubSpawner, running: RunningServer, some: Collection[str], brought: Outcomes | None
+        ) -> None:
+            async with self._room:
+                failed = await self._renew_one_now(spawner, running, some, brought, by_name=bool(names))
+            if failed is None:
+                stopped.add(running.server.identity)
+            elif failed:
+                failures.setdefault(running.server.identity, {}).update(failed)
+
+        async def work(each: Iterator[tuple[HubSpawner, RunningServer]]) -> None:
+            for spawner, running in each:  # all workers take from the same iterator
+                await renew(spawner, running, others, None)
                 await asyncio.sleep(0)
 
-        await asyncio.gather(*(work() for _ in range(_AT_ONCE)))
-        return Report(tuple(renewed), failures)
+        async def ask(spawner: HubSpawner, running: RunningServer) -> None:
+            await renew(spawner, running, fetched, await running.fetch(fetched))
+
+        each = iter(servers if others or not fetched else ())
+        await asyncio.gather(*(work(each) for _ in range(_AT_ONCE)))
+        asking = []  # afterwards, and all at once: a silent provider takes most of a minute
+        for spawner, running in servers if fetched else ():
+            asking.append(asyncio.create_task(ask(spawner, running), name=f"renewal of {running.server.identity}"))
+            await asyncio.sleep(_PACE)
+        await asyncio.gather(*asking)
+        identities = [running.server.identity for _, running in servers]
+        return Report(
+            tuple(one for one in identities if one not in failures and one not in stopped),
+            {one: "; ".join(f"{name}: {why}" for name, why in failed.items()) for one, failed in failures.items()},
+        )
 
     async def _renew_one_now(
-        self, spawner: HubSpawner, running: RunningServer, names: Collection[str], fetched: Outcomes | None
+        self,
+        spawner: HubSpawner,
+        running: RunningServer,
+        names: Collection[str],
+        fetched: Outcomes | None,
+        *,
+        by_name: bool,
     ) -> Mapping[str, str] | None:
-        """Name of a credential, or ``all`` -> why it was not renewed; None if the server has stopped."""
+        """Name of a credential, or ``all`` -> why it was not renewed; None if the server has stopped.
+
+        `by_name`: whether the operator has named them; else they belong to all of the server.
+        """
         server = self._known(spawner, running)
         if server is None:
             return {"all": "it can't be seen now, or is about to end"}
         unknown = {name: "this hub has no such credential" for name in names if name not in self._facility.minters}
         failed: Mapping[str, str] | None = {}
         if not server.unkept:
-            failed = await self._renew(server, names or list(self._facility.minters), force=True, fetched=fetched)
+            failed = await self._renew(server, names, force=True, fetched=fetched)
         if server.unkept:
             return {"all": f"{server.unkept}. {_RESTART}"}
         if failed is None:
             return None
         # Asked for all: what the server already lacked is not this renewal's failure.
-        asked = names or [name for name, one in server.credentials.items() if one.state is not _State.MISSING]
+        known = server.credentials
+        asked = names if by_name else [name for name, one in known.items() if one.state is not _State.MISSING]
         return unknown | {name: why for name, why in failed.items() if name in asked}
 
     def overdue(self) -> list[Overdue]:
@@ -392,6 +419,7 @@ class Renewals:
                     server.credentials[name].asking = True
                 self._background.start(self._fetch(server, asked), f"what {server.identity} is renewed by")
                 self._plan(server)
+                await asyncio.sleep(_PACE)
                 continue
             if server.busy:  # `_attend` plans the next try when it ends
                 continue
@@ -505,11 +533,9 @@ class Renewals:
         try:
             if not await self._read(server):
                 return
-            due = [name for name in server.due(self._clock()) if not self._facility.needs_fetching(name)]
-            forced = [name for name in due if server.credentials[name].force]
-            for names in (forced, [name for name in due if name not in forced]):
-                if names:
-                    await self._renew(server, names, force=names is forced)
+            await self._renew_due(
+                server, [name for name in server.due(self._clock()) if not self._facility.needs_fetching(name)]
+            )
         except Exception as error:  # noqa: BLE001 - a third party's or the hub's database's is as good a reason to retry
             self._failed(server, dict.fromkeys(server.due(self._clock()), self._reason(server, error)))
         finally:
@@ -542,7 +568,7 @@ class Renewals:
                 return
             fetched = await server.running.fetch(names)
             async with self._room:
-                await self._renew(server, names, force=False, fetched=fetched)
+                await self._renew_due(server, names, fetched)
         except Exception as error:  # noqa: BLE001 - as in `_attend`
             self._failed(server, dict.fromkeys(names, self._reason(server, error)))
         finally:
@@ -551,6 +577,12 @@ class Renewals:
                     server.credentials[name].asking = False
             self._plan(server)
             self._wake.set()
+
+    async def _renew_due(self, server: _Server, names: Collection[str], fetched: Outcomes | None = None) -> None:
+        forced = [name for name in names if name in server.credentials and server.credentials[name].force]
+        for some in (forced, [name for name in names if name not in forced]):
+            if some:
+                await self._renew(server, some, force=some is forced, fetched=fetched)
 
     async def _renew(
         self, server: _Server, names: Collection[str], *, force: bool, fetched: Outcomes | None = None

@@ -36,13 +36,15 @@ class RunningServer:
         start_id: str,
         token: AccessToken | None = None,
         clock: Callable[[], float] = time.time,
+        *,
+        fetched: Outcomes | None = None,
     ) -> None:
         self.facility = facility
         self.clock = clock
         self.server = server
         self.running_start: str | None = start_id
         self.token = token
-        minted = facility.mint(self.request())
+        minted = facility.mint(replace(self.request(), fetched=fetched or {}))
         self.files = dict(minted.files)
         #: As text, since that is what a real home keeps.
         self.at_start = self.text = json.dumps(minted.record.to_document())

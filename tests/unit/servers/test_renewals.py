@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import EntryPoint
@@ -20,7 +21,7 @@ from traitlets.config import Config
 
 from casa_hub import minters as minters_module
 from casa_hub.credentials.base import AccessToken, Credential, Minter, Renewal, Request
-from casa_hub.credentials.fetching import Outcomes
+from casa_hub.credentials.fetching import Fetch, Fetched, FetchError, Outcomes
 from casa_hub.errors import CredentialError, DeliveryError
 from casa_hub.facility import Facility
 from casa_hub.naming import Server
@@ -109,6 +110,28 @@ class Own(Token):
         return request.token.expires_at if request.token is not None else None
 
 
+class Pulled(Token):
+    """What is fetched."""
+
+    name = "pulled"
+
+    @property
+    def fetch(self) -> Fetch:
+        return Fetch(f"a token for {self.name}", lambda _: fetched())
+
+    def mint(self, request: Request) -> Credential:
+        found = request.fetched_for(self.name)
+        return replace(super().mint(request), issued_at=found.at, expires_at=found.expires_at)
+
+
+class Hauled(Pulled):
+    name = "hauled"
+
+
+def fetched(life: float = LIFE) -> Fetched:
+    return Fetched("very-secret", now(), now() + timedelta(seconds=life))
+
+
 class Hub:
     """A Keeper, and servers for it."""
 
@@ -117,8 +140,11 @@ class Hub:
         self.app = App()
         self.renewals = Renewals(self.app, self.facility, clock)
 
-    def add(self, user: str = "ada", token: AccessToken | None = None) -> tuple[Spawner, RunningServer]:
-        running = RunningServer(self.facility, Server("", user), f"{len(self.app.users):032x}", token, clock)
+    def add(
+        self, user: str = "ada", token: AccessToken | None = None, brought: Outcomes | None = None
+    ) -> tuple[Spawner, RunningServer]:
+        start_id = f"{len(self.app.users):032x}"
+        running = RunningServer(self.facility, Server("", user), start_id, token, clock, fetched=brought)
         return self.app.add(running), running
 
     def restart(self) -> None:
@@ -138,7 +164,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds become hundredths."""
     points = [
         EntryPoint(cls.name, f"{__name__}:{cls.__name__}", minters_module.GROUP)
-        for cls in (Pass, Badge, Certificate, Own)
+        for cls in (Pass, Badge, Certificate, Own, Pulled, Hauled)
     ]
     monkeypatch.setattr(minters_module, "entry_points", lambda group: points)
     monkeypatch.setattr(
@@ -671,3 +697,161 @@ async def test_a_server_whose_record_was_taken_away_is_told_of(
     await until_async(lambda: metric("casa_hub_servers_unkept") == 1)
     assert any("its record was edited or removed" in record.getMessage() for record in told(caplog))
     assert running.asked == []
+
+
+# -- what is fetched
+
+
+class Service:
+    """What new ones are fetched from."""
+
+    def __init__(self) -> None:
+        self.life = LIFE
+        self.gate: asyncio.Event | None = None
+        self.error: FetchError | None = None
+        self.asked: list[str] = []
+
+    async def __call__(self, names: Collection[str]) -> Outcomes:
+        self.asked += names
+        if self.gate is not None:
+            await self.gate.wait()
+        return {name: self.error or fetched(self.life) for name in names}
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+def begin(hub: Hub, service: Service, user: str = "ada") -> RunningServer:
+    """A server that has it all."""
+    spawner, running = hub.add(user, brought={"pulled": fetched(service.life), "hauled": fetched(service.life)})
+    running.fetching = service
+    hub.renewals.started(spawner)
+    return running
+
+
+async def test_what_is_fetched_is_renewed_again_and_again_before_it_expires(
+    make: Callable[..., Hub], service: Service
+) -> None:
+    hub = make("pulled", "hauled", "pass")
+    running = begin(hub, service)
+    for number in range(2, 7):
+        end = expires(running, "pulled")
+        await until_async(lambda number=number: order(running) >= number)
+        assert now() < end
+    assert running.fetches[0] == ("pulled", "hauled"), "together, for one change of files"
+
+
+async def test_a_slow_fetch_holds_up_no_other_credential_and_no_other_server(
+    make: Callable[..., Hub], service: Service
+) -> None:
+    hub = make("pulled", "hauled", "pass")
+    hub.minter("pass").lifetime = service.life = 60
+    service.gate = asyncio.Event()
+    servers = [begin(hub, service, f"user-{number}") for number in range(20)]
+    ends = [expires(running) for running in servers]
+    await until_async(lambda: all(expires(running) > end for running, end in zip(servers, ends, strict=True)), 60)
+    assert now() < min(ends)
+    assert len(service.asked) == 40
+    assert all(("pulled",) not in running.asked for running in servers)
+    service.gate.set()
+    await until_async(lambda: all(("pulled", "hauled") in running.asked for running in servers))
+
+
+async def test_a_fetch_that_fails_is_told_once_and_tried_again(
+    make: Callable[..., Hub], service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = make("pulled", "hauled")
+    service.life = 60
+    running = begin(hub, service)
+    service.error = FetchError("idp", "no answer", "Wait.")
+    await until_async(lambda: len(running.fetches) == 3, 60)
+    assert [one.credential for one in hub.renewals.overdue()] == ["pulled", "hauled"]
+    assert [record.getMessage().partition(" for ")[0] for record in told(caplog)] == ["No new pulled", "No new hauled"]
+    assert "idp: no answer. Wait." in caplog.text
+    service.error = None
+    await until_async(lambda: not hub.renewals.overdue(), 60)
+    assert "very-secret" not in caplog.text
+
+
+async def test_what_could_not_be_fetched_for_the_start_comes_to_the_running_server(
+    make: Callable[..., Hub], service: Service
+) -> None:
+    hub = make("pulled", "pass")
+    spawner, running = hub.add()
+    running.fetching = service
+    assert "pulled" not in running.files
+    hub.renewals.started(spawner)
+    await until_async(lambda: "pulled" in running.files)
+    assert lacking(hub) == []
+
+
+async def test_nothing_is_fetched_anew_because_the_hub_has_restarted(
+    make: Callable[..., Hub], service: Service
+) -> None:
+    hub = make("pulled", "hauled")
+    service.life = 3600
+    begin(hub, service)
+    for _ in range(3):
+        hub.restart()
+        await asyncio.sleep(300)
+    assert service.asked == []
+
+
+async def test_all_that_is_due_after_a_pause_of_the_hub_is_begun_in_turns(service: Service) -> None:
+    """A thousand servers were asked for in one turn of the hub's loop."""
+    hub = Hub("pulled", "hauled")
+    service.life = 60
+    servers = [begin(hub, service, f"user-{number}") for number in range(50)]
+    begun: list[float] = []
+    for running in servers:
+        running.fetching = partial(_noted, begun)
+    await asyncio.sleep(50)
+    hub.renewals.begin()
+    await until_async(lambda: len(begun) == 50)
+    assert len(set(begun)) == 50
+
+
+async def _noted(begun: list[float], names: Collection[str]) -> Outcomes:
+    begun.append(asyncio.get_running_loop().time())
+    return {name: fetched(60) for name in names}
+
+
+async def test_a_renewal_by_force_that_failed_is_by_force_when_it_is_tried_again(
+    make: Callable[..., Hub], service: Service
+) -> None:
+    """The operator has shortened what is fetched: without force the server would keep the longer one."""
+    hub = make("pulled", "hauled")
+    service.life = 3600
+    running = begin(hub, service)
+    service.error = FetchError("idp", "no answer", "Wait.")
+    report = await hub.renewals.renew_now(names=["pulled"])
+    assert report.failed == {running.server.identity: "pulled: idp: no answer. Wait."}
+    service.error, service.life = None, 60
+    before = expires(running, "pulled")
+    await until_async(lambda: expires(running, "pulled") < before, 700)
+
+
+async def test_on_request_the_others_don_t_wait_for_what_is_fetched(make: Callable[..., Hub], service: Service) -> None:
+    """The operator replaces a key, and the provider is silent: each four servers took most of a minute."""
+    hub = make("pulled", "hauled", "pass")
+    hub.minter("pass").lifetime = service.life = 3600
+    servers = [begin(hub, service, f"user-{number}") for number in range(30)]
+    service.gate = asyncio.Event()
+    asking = asyncio.create_task(hub.renewals.renew_now())
+    await until_async(lambda: len(service.asked) == 60)
+    assert all(running.asked == [("pass",)] for running in servers)
+    service.gate.set()
+    report = await asking
+    assert report.failed == {}
+    assert len(report.renewed) == 30
+    assert all(running.asked == [("pass",), ("pulled", "hauled")] for running in servers)
+
+
+async def test_on_request_only_what_is_named_is_fetched(make: Callable[..., Hub], service: Service) -> None:
+    hub = make("pulled", "hauled", "pass")
+    running = begin(hub, service)
+    report = await hub.renewals.renew_now(["ada"], ["hauled", "nonsense"])
+    assert running.fetches == [("hauled",)]
+    assert report.failed == {running.server.identity: "nonsense: this hub has no such credential"}

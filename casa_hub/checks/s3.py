@@ -72,6 +72,8 @@ async def look(site: Site) -> AsyncIterator[Finding]:
             yield read_s3(minter.endpoint, answer)
         except NoAnswerError as problem:
             yield _no_answer(f"S3 {minter.endpoint}", "S3.endpoint", problem)
+            if minter.sts_endpoint in {"", minter.endpoint}:
+                return
         try:
             without = await _ask(session, minter, tried.forged)
             own = await _ask(session, minter, tried.own) if tried.own else None

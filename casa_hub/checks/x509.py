@@ -34,10 +34,9 @@ async def look(site: Site) -> AsyncIterator[Finding]:
 
 
 def no_answer(where: str, problem: FetchError, *, by_iam: bool) -> Finding:
-    said = f"{problem.thing}: {problem.problem}"
     if by_iam:
-        return unseen(where, said, "The check of the issuer says what to do.")
-    return error(where, said, "Check X509.url and X509.ca_file, and that the service runs.")
+        return unseen(where, problem.problem, "The check of the issuer says what to do.")
+    return error(where, problem.problem, "Check X509.url and X509.ca_file, and that the service runs.")
 
 
 def read_iam(where: str, status: int, refusal: FetchError | None) -> Finding:

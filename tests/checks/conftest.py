@@ -24,6 +24,7 @@ from casa_hub.demo.traefik import Traefik
 from casa_hub.demo.xrootd import XCache
 from casa_hub.issuer.tokens import new_private_key
 from casa_hub.loopback import free_port
+from casa_hub.testing.idp import EXCHANGE
 from tests.peers.conftest import names, peers_directory, pool, traefik, xcache  # noqa: F401 - fixtures
 from tests.support.idp import IdP
 from tests.support.kubernetes import build
@@ -105,7 +106,7 @@ class Facility:
             document
             | {
                 "scopes_supported": SCOPES,
-                "grant_types_supported": ["authorization_code", "refresh_token"],
+                "grant_types_supported": ["authorization_code", "refresh_token", EXCHANGE],
             }
         )
         self.idp.answers["/servicex"] = (200, SERVICEX)

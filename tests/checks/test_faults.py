@@ -19,9 +19,10 @@ from werkzeug.serving import WSGIRequestHandler
 
 from casa_hub.checks import versions
 from casa_hub.delivery.kubernetes.manifests import HUB, HUB_NAMESPACE, INSTANCE
-from tests.checks.conftest import DISCOVERY, SCOPES, Checked, Facility
+from tests.checks.conftest import CLIENT_SECRET, DISCOVERY, SCOPES, Checked, Facility
 from tests.support.kubernetes.api import eventually
 from tests.support.kubernetes.control_plane import ControlPlane
+from tests.support.proxycert import beside
 
 ERROR, WARNING, UNSEEN = "error", "warning", "couldn't look"
 CODES = {ERROR: 1, WARNING: 0, UNSEEN: 2}
@@ -108,6 +109,19 @@ def test_an_xcache_that_takes_tokens_is_sound_and_says_what_it_refuses(facility:
     # Beside it nothing is wrong; only the issuer's pages can't be seen, because no hub runs here.
     assert {one["check"] for one in checked.bad} <= {"xcache", "facility-issuer"}
     assert checked.code == 2
+
+
+def test_a_provider_that_refuses_a_token_that_nobody_has_is_sound(facility: Facility) -> None:
+    proxies = beside(facility.idp)
+    facility.idp.answers["/iam/proxycert"] = proxies.iam("hub", CLIENT_SECRET)
+    both = EXCHANGE + PROXIES + 'c.Facility.credentials += ["exchange"]\n'
+    checked = told(facility, facility.check(both))
+    said = {one["thing"]: one["problem"] for one in checked.findings if one["check"] in {"exchange", "x509"}}
+    assert "only a log-in shows whether for this audience" in said.pop("exchange:rucio, exchange:tape")
+    assert "only a log-in shows whether it makes proxies" in said.pop(f"{facility.idp.issuer}/iam/proxycert")
+    assert list(said.values()) == ["offers token exchange"]
+    assert [one for one in checked.bad if one["check"] in {"exchange", "x509"}] == []
+    assert proxies.asked == []  # for nobody
 
 
 def test_a_servicex_that_answers_is_sound(facility: Facility) -> None:
@@ -562,7 +576,120 @@ SERVICES = [
     ),
 ]
 
-FAULTS = CONFIGURATION + ISSUER + KUBERNETES + TRAEFIK + XCACHE + HTCONDOR + SERVICES
+#: Each has a service or a party of its own to break.
+EXCHANGE = """
+c.Facility.credentials = ["xcache", "htcondor", "dask", "exchange"]
+c.TokenExchange.services = {"rucio": {"preset": "rucio"}, "tape": {"audience": "tape", "scope": "storage.stage:/"}}
+"""
+PROXIES = """
+c.Facility.credentials = ["xcache", "htcondor", "dask", "x509"]
+c.CasaOAuthenticator.scope = [*"openid profile email offline_access wlcg.groups".split(), "proxy:generate"]
+"""
+
+
+def s3_at(url: str) -> Callable[[Facility], str]:
+    """An S3 there, with a token of the facility's own issuer."""
+    return lambda facility: (
+        f"""
+c.Facility.credentials = ["xcache", "htcondor", "dask", "s3"]
+c.FacilityIssuer.keys = {str(facility.keys)!r}
+c.FacilityIssuer.url = "https://{facility.nowhere}/hub/casa/issuer"
+c.FacilityIssuer.vo = "cms"
+c.S3.endpoint = {url.format(nowhere=facility.nowhere, idp=facility.idp.issuer)!r}
+c.S3.role_arn = "arn:aws:iam:::role/physicist"
+"""
+    )
+
+
+def exchanged(audience: str, status: int, code: str, description: str = "") -> Callable[[Facility], str]:
+    """The identity provider answers so to an exchange for this audience."""
+
+    def broken(facility: Facility) -> str:
+        facility.idp.exchange_answers[audience] = (status, {"error": code, "error_description": description})
+        return EXCHANGE
+
+    return broken
+
+
+def proxycert(status: int, **body: str) -> Callable[[Facility], str]:
+    """INDIGO IAM's end point for proxies answers so."""
+
+    def broken(facility: Facility) -> str:
+        facility.idp.answers["/iam/proxycert"] = (status, body)
+        return PROXIES
+
+    return broken
+
+
+def without_exchange(facility: Facility) -> str:
+    changed(DISCOVERY, grant_types_supported=["authorization_code", "refresh_token"])(facility)
+    return EXCHANGE
+
+
+FETCHED = [
+    Fault(
+        "a client without the grant, as INDIGO IAM says it",
+        exchanged("rucio", 401, "invalid_client", "Unauthorized grant type"),
+        "exchange",
+        "exchange:rucio",
+        "this hub's client may not exchange tokens",
+    ),
+    Fault(
+        "a client without the grant, as Keycloak says it",
+        exchanged("tape", 400, "invalid_request", "Standard token exchange is not enabled for the requested client"),
+        "exchange",
+        "exchange:tape",
+        "In Keycloak, the client needs Standard token exchange",
+    ),
+    Fault(
+        "a scope that isn't the client's",
+        exchanged("tape", 400, "invalid_scope", "Invalid scope: storage.stage:/"),
+        "exchange",
+        "exchange:tape",
+        "may not ask for the scope storage.stage:/",
+    ),
+    Fault("no grant in the discovery", without_exchange, "exchange", "issuer http://", "token-exchange", WARNING),
+    Fault(
+        "an exchange that fails",
+        exchanged("tape", 503, "temporarily_unavailable"),
+        "exchange",
+        "exchange:tape",
+        "it was answered with HTTP status 503",
+        UNSEEN,
+    ),
+    Fault(
+        "an IAM without proxies",
+        proxycert(404),
+        "x509",
+        "http://localhost",
+        "In INDIGO IAM it needs proxycert.enabled=true",
+    ),
+    Fault(
+        "an IAM that refuses the client",
+        proxycert(401, error="unauthorized", error_description="Bad credentials"),
+        "x509",
+        "http://localhost",
+        "CasaOAuthenticator.client_id and client_secret",
+    ),
+    Fault(
+        "no service of proxies",
+        lambda facility: PROXIES + f"c.X509.source = 'service'\nc.X509.url = 'http://{facility.nowhere}/redeem'\n",
+        "x509",
+        "http://127.0.0.1",
+        "Check X509.url",
+    ),
+    Fault(
+        "a service that asks for no token",
+        lambda facility: PROXIES + f"c.X509.source = 'service'\nc.X509.url = '{facility.idp.issuer}/servicex'\n",
+        "x509",
+        "http://localhost",
+        "answers a token that nobody has as if it were somebody's",
+    ),
+    Fault("no S3", s3_at("http://{nowhere}"), "s3", "S3 http://127.0.0.1", "Check S3.endpoint"),
+    Fault("something else than an STS", s3_at("{idp}"), "s3", "STS http://localhost", "is no STS that takes tokens"),
+]
+
+FAULTS = CONFIGURATION + ISSUER + KUBERNETES + TRAEFIK + XCACHE + HTCONDOR + SERVICES + FETCHED
 
 
 @pytest.mark.parametrize("fault", [pytest.param(fault, id=f"{fault.check}-{fault.name}") for fault in FAULTS])
@@ -588,15 +715,21 @@ def test_servers_that_never_answer_are_told_in_seconds(facility: Facility) -> No
         port = silent.getsockname()[1]
         where = f"127.0.0.1:{port}"
         facility.use_account(facility.kubeconfig.read_text().replace(facility.plane.url, f"https://{where}"))
-        config = SERVICEX.format(url=f"http://{where}") + (
-            f"c.CasaOAuthenticator.issuer = 'http://{where}'\nc.XCache.port = {port}\n"
-            f"c.HTCondor.collector = {where!r}\n"
+        config = (
+            EXCHANGE
+            + s3_at(f"http://{where}")(facility)
+            + SERVICEX.format(url=f"http://{where}")
+            + (
+                'c.Facility.credentials += ["exchange", "s3", "x509"]\n'
+                f"c.CasaOAuthenticator.issuer = 'http://{where}'\nc.XCache.port = {port}\n"
+                f"c.HTCondor.collector = {where!r}\n"
+            )
         )
         begin = time.monotonic()
         checked = told(facility, facility.check(config))
         assert time.monotonic() - begin < 30  # one after the other they would take ten seconds each
     silences = {one["check"] for one in checked.bad if one["problem"].startswith("no answer within")}
-    assert silences == {"issuer", "kubernetes", "xcache", "htcondor", "servicex"}, checked.bad
+    assert silences == {"issuer", "kubernetes", "xcache", "htcondor", "servicex", "exchange", "s3", "x509"}, checked.bad
     (waiting,) = re.findall("casa-hub: still looking at (.*) \\.\\.\\.\n", checked.printed)
     assert silences <= set(waiting.split(", "))
 

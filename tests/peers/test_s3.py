@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -23,7 +24,10 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from casa_hub.checks import s3 as checks
+from casa_hub.credentials.s3 import S3
 from casa_hub.credentials.tokens import unverified_claims
+from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.issuer.tokens import SigningKey, new_private_key, wlcg_claims
 from casa_hub.naming import Server
 from casa_hub.processes import signed_in
@@ -305,6 +309,36 @@ REFUSED: dict[str, Callable[[Site], str]] = {
 def test_the_sts_refuses_a_token_that_is(site: Site, case: str) -> None:
     assert site.refused(site.token()) == "", "it takes none at all"
     assert site.refused(REFUSED[case](site))
+
+
+CHECKED: dict[str, tuple[Callable[[Site], dict[str, Any]], list[tuple[str, str]]]] = {
+    "sound": (lambda _: {}, [("ok", "answers"), ("ok", "refuses a forged token"), ("ok", "takes this hub's tokens")]),
+    "with another client ID": (
+        lambda _: {"audience": "https://other.example.org"},
+        [("ok", "answers"), ("ok", "refuses a forged token"), ("error", "refuses this hub's tokens")],
+    ),
+    "with another role": (
+        lambda _: {"role_arn": "arn:aws:iam::role/other"},
+        [("ok", "answers"), ("ok", "refuses a forged token"), ("warning", "its role is for some users only")],
+    ),
+    "with the hub's address": (
+        lambda site: {"endpoint": site.hub.url, "audience": site.audience},
+        [("warning", "doesn't say that it is an S3"), ("error", "is no STS that takes tokens")],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHECKED)
+async def test_casa_hub_check_finds_what_differs(site: Site, case: str) -> None:
+    settings, expected = CHECKED[case]
+    minter = S3(**({"endpoint": site.s3.url, "role_arn": site.role} | settings(site)))
+    url = site.iss.rpartition("/")[0]
+    minter.issuer = FacilityIssuer(keys=str(site.keys), vo="cms", url=url, key_lead=0)
+    asked: Any = SimpleNamespace(minter=lambda name: {"s3": minter}[name])
+    found = [one async for one in checks.look(asked) if not one.thing.startswith("clock")]
+    assert [str(one.status) for one in found] == [status for status, _ in expected], found
+    for one, (_, words) in zip(found, expected, strict=True):
+        assert words in str(one)
 
 
 def test_keys_outlive_their_token(site: Site) -> None:

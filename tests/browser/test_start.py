@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from casa_hub.testing.fixtures import MakeHub
+from casa_hub.testing.idp import EXCHANGE
 from tests.support.chromium import OpenTab
 from tests.support.facility_config import credentials
 from tests.support.hub import SMALL_SERVER
@@ -45,3 +46,39 @@ def test_the_page_of_a_start_tells_what_is_missing_and_leads_to_the_server(
     tab.judge("start")
     (hub.directory / "go").write_text("go\n")
     expect(tab.page).to_have_url(f"{hub.url}/user/ada/")
+
+
+EXCHANGES = """
+c.CasaOAuthenticator.provider = "keycloak"
+c.CasaOAuthenticator.allow_all = True
+c.Facility.credentials = ["exchange"]
+c.TokenExchange.services = {"rucio": {"preset": "rucio"}, "tape": {"audience": "tape", "scope": "storage.stage:/"}}
+"""
+
+
+def test_the_page_says_who_is_asked_and_then_what_is_refused_and_who_acts(
+    casa_hub_factory: MakeHub, casa_idp: IdP, open_tab: OpenTab
+) -> None:
+    hub = casa_hub_factory(EXCHANGES, overrides=WAITING, proxy=True)
+    os.mkfifo(hub.directory / "go")
+    hub.start()
+    casa_idp.put_user("sub-of-joe", preferred_username="joe")
+    casa_idp.exchange_answers["tape"] = (400, {"error": "invalid_scope", "error_description": "Invalid scope"})
+    tab = open_tab(hub)
+    tab.sign_in("sub-of-joe")
+    log = tab.page.locator("#progress-log")
+    with casa_idp.holding(EXCHANGE):
+        tab.page.get_by_role("button", name="Start My Server").click()
+        expect(tab.page.locator("#progress-message")).to_have_text("Asking for a token for Rucio and a token for Tape")
+        tab.judge("start-asking")
+    expect(log).to_contain_text("Rucio token (openid profile at rucio), valid until ")
+    expect(log).to_contain_text("Starting without exchange:tape: ")
+    expect(log).to_contain_text("may not ask for the scope storage.stage:/")
+    expect(log).to_contain_text("Server process started")
+    (hub.directory / "go").write_text("go\n")
+    expect(tab.page).to_have_url(f"{hub.url}/user/joe/")
+    tab.page.goto("/hub/casa/credentials")
+    expect(tab.page.locator('[data-credential="exchange:rucio"]')).to_have_attribute("data-state", "good")
+    expect(tab.page.locator('[data-credential="exchange:rucio"]')).to_contain_text("For rucio")
+    expect(tab.page.locator('[data-credential="exchange:tape"]')).to_have_attribute("data-state", "missing")
+    tab.judge("credentials-exchanged")

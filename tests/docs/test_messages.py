@@ -13,7 +13,7 @@ import pytest
 
 from tests.docs.pages import ROOT
 
-PAGES = [ROOT / "docs" / name for name in ("operators.md", "issuer.md", "x509.md")]
+PAGES = [ROOT / "docs" / name for name in ("operators.md", "issuer.md", "services.md", "x509.md")]
 #: They are names or values that people see beside the texts, no texts of ours.
 NAMES = {"eppn", "held-back", "Init", "XCache.key_file"}
 

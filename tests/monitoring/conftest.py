@@ -37,7 +37,8 @@ c.LocalDelivery.directory = "servers"
 c.LocalDelivery.network = "127.124.0.0/16"
 from casa_hub.servers import mending
 mending._LOOK = 1.0
-""" + credentials("xcache", "htcondor", "dask", "bearer")
+c.TokenExchange.services = {{"rucio": {{"preset": "rucio"}}}}
+""" + credentials("xcache", "htcondor", "dask", "bearer", "exchange")
 
 
 @pytest.fixture(scope="module")

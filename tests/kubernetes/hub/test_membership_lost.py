@@ -5,6 +5,7 @@ Nobody opens a page meanwhile: what is measured is what the hub does by itself.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import math
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from casa_hub.audit import PREFIX
+from casa_hub.credentials.tokens import unverified_claims
 from tests.hub.conftest import assert_no_secret
 from tests.kubernetes.hub.faulty import THIS_POD, Faulty, open_faulty
 from tests.support.hub import casa_config
@@ -38,6 +40,8 @@ c.JupyterHub.load_roles.append(
 )
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 40, "slow_stop_timeout": 40}}
 c.Facility.required = ["xcache", "bearer"]
+c.Facility.credentials = [*c.Facility.credentials, "exchange"]
+c.TokenExchange.services = {{"tape": {{"audience": "https://tape.example.org", "scope": "storage.stage:/"}}}}
 c.Keeper.recheck_interval = {RECHECK}
 c.Keeper.outage_grace = {GRACE}
 
@@ -186,6 +190,23 @@ def test_who_loses_the_group_loses_pod_secret_and_routes(
     assert other.access() == (True, True)
     site.whole(other.name)
     site.stop(other.name)
+
+
+def test_an_exchanged_token_is_renewed_in_the_secret_and_goes_with_the_membership(site: Faulty, idp: IdP) -> None:
+    idp.exchange_life = 15
+    user = person(site, idp).starts()
+
+    def token() -> str:
+        [secret] = user.mine(site.ours()["Secret"])
+        return base64.b64decode(secret["data"]["tape_token"]).decode()
+
+    first = token()
+    assert (unverified_claims(first)["aud"], unverified_claims(first)["sub"]) == ("https://tape.example.org", user.sub)
+    until(lambda: token() != first, "a newer token is in the same file", more=user.told)
+    assert "tape_token" not in site.hub.api("GET", f"/users/{user.name}").text
+    user.is_in_groups("/cms")
+    user.has_left()
+    assert "exchange:tape" in {event["credential"] for event in user.audit("revoked")}
 
 
 @pytest.mark.parametrize("fault", ["500", "unreachable", "403 for the pod"])

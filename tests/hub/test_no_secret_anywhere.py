@@ -15,7 +15,7 @@ import re
 import secrets
 import threading
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,12 +29,14 @@ from casa_hub.credentials.dask import Authority, Start, parse_secrets
 from casa_hub.credentials.idtokens import master_key, scramble
 from casa_hub.issuer.tokens import new_private_key
 from casa_hub.naming import Server
+from tests.support import proxies as grid
 from tests.support.facility_config import credentials
 from tests.support.hub import CLIENT_SECRET, Browser, Hub, casa_config
 from tests.support.idp import IdP
+from tests.support.proxycert import beside
 from tests.support.waiting import until
 
-CREDENTIALS = credentials("xcache", "htcondor", "dask", "bearer", "servicex", "exchange", "s3")
+CREDENTIALS = credentials("xcache", "htcondor", "dask", "bearer", "servicex", "exchange", "s3", "x509")
 CONFIG = """
 import logging
 
@@ -70,6 +72,8 @@ c.TokenExchange.services = {
 }
 """
 
+SCOPES = ["openid", "profile", "email", "offline_access", "wlcg.groups", "proxy:generate"]
+
 #: Characters of a piece that is looked for: short enough for a half, too long for chance.
 PIECE = 16
 
@@ -96,8 +100,8 @@ class Secrets:
         text = content.decode()
         if name == "dask_fresh_token.py":
             return
-        if name.endswith(".pem"):
-            for key in re.findall(r"-----BEGIN PRIVATE KEY-----\n(.*?)\n-----END", text, re.DOTALL):
+        if name.endswith(".pem") or name == "x509_proxy":
+            for key in re.findall(r"-----BEGIN (?:RSA )?PRIVATE KEY-----\n(.*?)\n-----END", text, re.DOTALL):
                 self.add(key.replace("\n", ""))
                 self.add(base64.b64decode(key)[-32:])
         elif name == ".servicex":
@@ -213,7 +217,7 @@ def made() -> Secrets:
 def run(idp: IdP, made: Secrets, tmp_path: Path) -> Iterator[Run]:
     reader, operator = secrets.token_hex(16), secrets.token_hex(16)
     tokens_of_services = f"READER, OPERATOR = {reader!r}, {operator!r}\n"
-    hub = Hub(tmp_path, casa_config(idp.issuer) + tokens_of_services + CREDENTIALS + CONFIG, proxy=False)
+    hub = Hub(tmp_path, casa_config(idp.issuer, scope=SCOPES) + tokens_of_services + CREDENTIALS + CONFIG, proxy=False)
     (hub.directory / "traefik").mkdir()
     for name in ("xcache.key", "htcondor.key", "dask.secret"):
         key(hub.directory, name, made)
@@ -230,6 +234,10 @@ def run(idp: IdP, made: Secrets, tmp_path: Path) -> Iterator[Run]:
         made.add(secret)
     for token in tokens.values():
         made.add(token)
+    proxies = beside(idp)
+    idp.answers["/iam/proxycert"] = proxies.iam("hub", CLIENT_SECRET)
+    proxies.stored["alice"] = proxies.stored["bob"] = grid.Authority().certify("Somebody").proxy(timedelta(days=1))
+    proxies.life = 6
     idp.exchange_life = 6
     quoted = secrets.token_urlsafe(40)
     made.add(quoted)
@@ -322,7 +330,7 @@ def live(run: Run, made: Secrets, watcher: Watcher, root: Path) -> list[dict[str
     run.look(alice, bob, guest)
 
     # Of two servers, each at least twice.
-    for name in ("xcache_token", "condor_token", "access_token", "tape_token"):
+    for name in ("xcache_token", "condor_token", "access_token", "tape_token", "x509_proxy"):
         until(lambda name=name: len(watcher.versions[name]) >= 6, f"renewals of {name}", more=hub_log)  # type: ignore[misc]
     run.look(alice, bob)
 

@@ -160,7 +160,8 @@ class Checks:
 
     def _see(self) -> None:
         page = self._browser(MEMBER.name).page(_PAGE).text
-        wanted = ["dask", "bearer", *(name for part, name in _OPTIONAL.items() if getattr(self._facility, part))]
+        parts = [name for part, name in _OPTIONAL.items() if getattr(self._facility, part)]
+        wanted = ["dask", "bearer", "exchange:rucio", *parts]
         for credential in wanted:
             _expect(f'data-credential="{credential}" data-state="good"' in page, f"the page doesn't show {credential}")
 
@@ -324,8 +325,9 @@ def _expect(condition: object, otherwise: str) -> None:
 #: Prints the credentials that a user may copy to a laptop.
 _SHOW = """
 import json, os, pathlib
-print(json.dumps({path.name: path.read_text() for path in map(pathlib.Path(os.environ["CERT_DIR"]).joinpath,
-                  ("ca.pem", "usercert.pem", "xcache_token", "xcache_jwt", "condor_token")) if path.exists()}))
+names = "ca.pem", "usercert.pem", "xcache_token", "xcache_jwt", "condor_token", "rucio_token"
+print(json.dumps({path.name: path.read_text() for path in map(pathlib.Path(os.environ["CERT_DIR"]).joinpath, names)
+                  if path.exists()}))
 """
 
 #: Waits until all files have new content, except the CA's certificate, which must stay.

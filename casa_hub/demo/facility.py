@@ -222,8 +222,8 @@ class Facility:
 
     def _identity_provider(self, stack: ExitStack) -> None:
         self._progress("Identity provider (a mock: it believes whoever you say you are)")
-        command: list[str | Path] = [sys.executable, "-W", "ignore", "-m", "oidc_provider_mock"]
-        command += ["--host", "127.0.0.1", "--port", self.issuer.rpartition(":")[2], "--require-nonce", "true"]
+        command: list[str | Path] = [sys.executable, "-W", "ignore", "-m", "casa_hub.demo.identity_provider"]
+        command += ["--port", self.issuer.rpartition(":")[2]]
         for account in ACCOUNTS:
             command += ["--user-claims", json.dumps(account.claims)]
         process = self._start(stack, "identity provider", command)
@@ -336,7 +336,7 @@ class Facility:
         proxy_password = secrets.token_hex(16)
         # A slow hash would be checked twice for each server that starts; nobody can guess what it is a hash of.
         sha1 = hashlib.sha1(proxy_password.encode(), usedforsecurity=False).digest()
-        credentials = ["dask", "bearer"]
+        credentials = ["dask", "bearer", "exchange"]
         settings: dict[str, Any] = {
             "directory": str(self.directory),
             "url": self.url,

@@ -52,6 +52,7 @@ if "htcondor" in demo["credentials"]:
     c.HTCondor.collector = demo["htcondor"]["collector"]
     c.HTCondor.schedd = demo["htcondor"]["schedd"]
 c.FacilityIssuer.update(demo["tokens"])
+c.TokenExchange.services = {"rucio": {"preset": "rucio"}}
 c.Dask.secret_file = demo["dask"]["secret_file"]
 c.Dask.domain = demo["dask"]["domain"]
 

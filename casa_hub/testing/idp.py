@@ -16,24 +16,22 @@ import json
 import logging
 import secrets
 import threading
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qs, unquote_plus, urlencode
+from urllib.parse import parse_qs, urlencode
 
-import jwt
 import werkzeug.serving
+
+from casa_hub.demo.identity_provider import EXCHANGE, client_of, exchange, put_user
 
 with warnings.catch_warnings(record=True):  # warnings about its own libraries
     import oidc_provider_mock
-    from oidc_provider_mock._storage import User, storage
 
-#: Grant type of a token exchange (RFC 8693), in `IdP.hold`, `IdP.requests` and `IdP.change`.
-EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+__all__ = ["EXCHANGE", "Change", "IdP"]
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -120,10 +118,7 @@ class IdP:
 
         For claims whose names Python doesn't allow: ``put_user("1234", **{"wlcg.groups": ["/cms"]})``.
         """
-        # Not by the mock's HTTP address: it allows no slash, but CILogon's subjects are URIs.
-        with self.app.test_request_context():
-            self.app.preprocess_request()
-            storage.store_user(User(sub=sub, claims=claims))
+        put_user(self.app, sub, claims)
 
     def owner(self, token: str) -> str:
         """The subject of an access or a refresh token."""
@@ -175,7 +170,7 @@ class IdP:
         if path == "/oauth2/token":
             self.token_requests.append(dict(form))
             self.requests[form.get("grant_type", "")] += 1
-            exchanges, client_id = form.get("grant_type") == EXCHANGE, _client(form, environ)
+            exchanges, client_id = form.get("grant_type") == EXCHANGE, client_of(form, environ)
             own = self._exchange(form, client_id) if exchanges else self._refusal(form)
             if own is not None:
                 return _reply(start_response, *own)
@@ -218,34 +213,17 @@ class IdP:
 
     def _exchange(self, form: dict[str, str], client_id: str) -> tuple[int, Any]:
         """The answer to a token exchange: for a living access token of somebody, one for another audience."""
-        audience, subject_token = form.get("audience", ""), form.get("subject_token", "")
-        if not client_id:
-            return 401, {"error": "invalid_client"}
-        if audience in self.exchange_answers:
+        audience = form.get("audience", "")
+        if client_id and audience in self.exchange_answers:
             return self.exchange_answers[audience]
-        with self.app.test_client() as client:
-            userinfo = client.get("/userinfo", headers={"Authorization": f"Bearer {subject_token}"})
-        if userinfo.status_code != HTTPStatus.OK:
-            return 401, {"error": "invalid_token", "error_description": "The subject token is not valid."}
-        now, life = int(time.time()), self.exchange_life
-        claims = {"iss": self.issuer, "sub": userinfo.get_json()["sub"], "act": {"sub": client_id}, "iat": now}
-        claims |= {"exp": now + life, "jti": secrets.token_hex(8)}
-        claims |= {"aud": audience} if audience else {}
-        answer: dict[str, Any] = {"token_type": "Bearer", "expires_in": life}
-        answer["issued_token_type"] = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - no secret
-        if form.get("scope"):
-            claims["scope"] = answer["scope"] = form["scope"]
-        answer["access_token"] = secrets.token_urlsafe(24) if self.exchange_opaque else self._signed(claims)
+        status, answer = exchange(self.app, self.issuer, form, client_id, life=self.exchange_life)
+        if status != HTTPStatus.OK:
+            return status, answer
+        if self.exchange_opaque:
+            answer["access_token"] = secrets.token_urlsafe(24)
         answer = self.change.get(EXCHANGE, dict)(answer)
         self.token_answers.append(answer)
-        return 200, answer
-
-    def _signed(self, claims: dict[str, Any]) -> str:
-        """A JSON Web Token by the key that signs the ID tokens."""
-        with self.app.test_request_context():
-            self.app.preprocess_request()
-            key = storage.jwk.as_dict(is_private=True)
-        return jwt.encode(claims, jwt.PyJWK(key, "RS256").key, "RS256", headers={"kid": key["kid"]})
+        return status, answer
 
     def _pkce_holds(self, form: dict[str, str]) -> bool:
         digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
@@ -300,14 +278,6 @@ class IdP:
             self._snapshots[document["access_token"]] = answer.get_json()
         if document.get("refresh_token"):
             self._owners[document["refresh_token"]] = answer.get_json()["sub"]
-
-
-def _client(form: dict[str, str], environ: dict[str, Any]) -> str:
-    """Id of the client that asks for a token; "" if it doesn't authenticate."""
-    authorization: str = environ.get("HTTP_AUTHORIZATION", "")
-    if not authorization.startswith("Basic "):
-        return form.get("client_id", "") if form.get("client_secret") else ""
-    return unquote_plus(base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")[0])
 
 
 def _flat(text: str) -> dict[str, str]:

@@ -74,7 +74,8 @@ def for_operator(remedy: str) -> str:
     "Tell the operator of this hub: the client needs ..." -> "The client needs ..."
     """
     told = remedy.removeprefix(_TELL).lstrip(":. ") if remedy.startswith(_TELL) else remedy
-    return f"{told[:1].upper()}{told[1:]}"
+    first = told.partition(" ")[0]
+    return f"{told[:1].upper()}{told[1:]}" if first.isalpha() else told  # a setting or a scope stays as it is
 
 
 def _servers(answer: Mapping[str, Any]) -> Iterator[str]:

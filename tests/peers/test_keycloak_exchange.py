@@ -7,11 +7,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
 
+from casa_hub.checks import exchange as checks
+from casa_hub.checks.findings import Status
 from casa_hub.credentials.exchange import TokenExchange
 from casa_hub.credentials.exchange_services import read_services
 from casa_hub.credentials.fetching import Answer, Fetched, FetchError, Why
@@ -183,6 +186,48 @@ async def test_only_what_the_client_s_scopes_bring_can_be_had(exchanger: MakeExc
     ):
         error = await one.refused(**service)
         assert (error.why, words in str(error)) == (Why.REFUSED, True), str(error)
+
+
+# -- what `casa-hub check` finds out, with a token that nobody has
+
+
+def _nothing(one: Exchanger) -> None:
+    """All is as it should be."""
+
+
+CHECKED: dict[str, tuple[Callable[[Exchanger], None], Status, str]] = {
+    "sound": (_nothing, Status.OK, "lets this hub's client exchange tokens"),
+    "the client may not exchange": (_forbid, Status.ERROR, "In Keycloak, the client needs Standard token exchange"),
+    "the hub's secret is wrong": (
+        lambda one: one.member.realm.change_client(one.member.client_id, secret="another"),
+        Status.ERROR,
+        "client_id and client_secret",
+    ),
+    "the hub's client is disabled": (
+        lambda one: one.member.realm.change_client(one.member.client_id, enabled=False),
+        Status.ERROR,
+        "client_id and client_secret",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+async def test_a_check_with_a_token_that_nobody_has_tells_what_is_wrong_with_the_client(
+    exchanger: MakeExchanger, name: str
+) -> None:
+    (happens, status, words), one = CHECKED[name], await exchanger(OFFLINE)
+    happens(one)
+    client = Client(one.member.realm.issuer, one.member.client_id, one.member.secret)
+    minter = TokenExchange._for(replace(TAPE, audience=one.audience, scope=one.scope))()  # type: ignore[arg-type]
+    site: Any = SimpleNamespace(
+        authenticator=SimpleNamespace(provider_side=SimpleNamespace(client=client)),
+        facility=SimpleNamespace(minters={minter.name: minter}),
+        sound={minter.name},
+    )
+    grants, found = [finding async for finding in checks.look(site)]
+    assert (grants.status, grants.problem) == (Status.OK, "offers token exchange")
+    assert (found.status, found.thing) == (status, "exchange:tape")
+    assert words in str(found)
 
 
 # -- in a hub

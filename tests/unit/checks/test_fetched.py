@@ -106,6 +106,7 @@ def test_the_same_finding_of_several_services_is_one() -> None:
     [
         (f"{TELL}: the client needs it.", "The client needs it."),
         (f"{TELL}. CasaOAuthenticator.scope must have it.", "CasaOAuthenticator.scope must have it."),
+        (f"{TELL}: client_id must be that of the registration.", "client_id must be that of the registration."),
         ("Log out and in again.", "Log out and in again."),
     ],
 )

@@ -15,6 +15,7 @@ from casa_hub.naming import Server
 from casa_hub.processes import signed_in
 from tests.support import forked
 from tests.support.local_hub import JUPYTERLAB, SECRET, LocalHub, gone
+from tests.support.scale import scaled
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.both_hubs
@@ -24,7 +25,14 @@ HOSTILE = "ü.. \"'`$(touch x)\n;%2e" + "x" * 150
 
 @pytest.fixture
 def hub(make_local_hub: Callable[..., LocalHub]) -> LocalHub:
+    """With the servers that users have."""
     return make_local_hub(JUPYTERLAB).start()
+
+
+@pytest.fixture
+def quick_hub(make_local_hub: Callable[..., LocalHub]) -> LocalHub:
+    """Its servers are small, but for a run in full: a test with it is marked ``shortened``."""
+    return make_local_hub(scaled("", JUPYTERLAB)).start()
 
 
 def test_a_server_has_its_credentials_and_nothing_of_the_hub(hub: LocalHub) -> None:
@@ -106,7 +114,9 @@ def test_two_named_servers_of_one_user_hold_separate_credentials(hub: LocalHub) 
     assert (hub.path("alice", "two") / "xcache_token").read_bytes()
 
 
-def test_an_optional_credential_that_is_missing_is_told_and_not_pointed_to(hub: LocalHub) -> None:
+@pytest.mark.shortened
+def test_an_optional_credential_that_is_missing_is_told_and_not_pointed_to(quick_hub: LocalHub) -> None:
+    hub = quick_hub
     told = " / ".join(str(event["message"]) for event in hub.spawn("barred"))
     assert "Starting without site: site badge: barred gets none. Ask the site." in told
     assert "Starting without bearer: access token: is missing" in told
@@ -118,7 +128,9 @@ def test_an_optional_credential_that_is_missing_is_told_and_not_pointed_to(hub: 
     assert missing["site"] == "site badge: barred gets none. Ask the site."
 
 
-def test_a_required_credential_that_is_missing_ends_the_start_and_leaves_nothing(hub: LocalHub) -> None:
+@pytest.mark.shortened
+def test_a_required_credential_that_is_missing_ends_the_start_and_leaves_nothing(quick_hub: LocalHub) -> None:
+    hub = quick_hub
     (hub.directory / "xcache.key").unlink()
     events = hub.spawn("alice")
     assert events[-1]["failed"]
@@ -126,7 +138,9 @@ def test_a_required_credential_that_is_missing_ends_the_start_and_leaves_nothing
     assert gone(hub, ("alice", ""))
 
 
-def test_a_new_access_token_reaches_the_running_server_and_the_rest_stays(hub: LocalHub) -> None:
+@pytest.mark.shortened
+def test_a_new_access_token_reaches_the_running_server_and_the_rest_stays(quick_hub: LocalHub) -> None:
+    hub = quick_hub
     (hub.directory / "token").write_text("first")
     assert hub.spawn("alice")[-1]["ready"]
     directory, before = hub.path("alice"), hub.state("alice")
@@ -162,7 +176,9 @@ def test_when_the_hub_ends_with_its_servers_nothing_is_left(make_local_hub: Call
     assert not process.alive
 
 
-def test_another_program_of_jupyterhub_beside_the_hub_disturbs_nothing(hub: LocalHub) -> None:
+@pytest.mark.shortened
+def test_another_program_of_jupyterhub_beside_the_hub_disturbs_nothing(quick_hub: LocalHub) -> None:
+    hub = quick_hub
     hub.spawn("alice")
     done = forked.run("jupyterhub", ["token", "alice"], hub.directory, hub.environment)
     assert done.returncode == 0, done.stderr
@@ -186,7 +202,9 @@ def test_a_server_that_is_killed_loses_its_credentials(hub: LocalHub) -> None:
     until(lambda: gone(hub, ("alice", "")), "nothing is left of it")
 
 
-def test_after_a_crash_of_the_hub_the_living_are_kept_and_the_dead_swept(hub: LocalHub) -> None:
+@pytest.mark.shortened
+def test_after_a_crash_of_the_hub_the_living_are_kept_and_the_dead_swept(quick_hub: LocalHub) -> None:
+    hub = quick_hub
     for user in ("alice", "bob", "carol"):
         assert hub.spawn(user)[-1]["ready"]
     alice, bob, carol = (hub.remember(user) for user in ("alice", "bob", "carol"))
@@ -241,7 +259,9 @@ def test_a_server_whose_start_the_hub_did_not_outlive_is_found_again(make_local_
     assert not process.alive
 
 
-def test_a_server_that_the_database_forgot_is_ended(hub: LocalHub) -> None:
+@pytest.mark.shortened
+def test_a_server_that_the_database_forgot_is_ended(quick_hub: LocalHub) -> None:
+    hub = quick_hub
     hub.spawn("alice")
     process = hub.remember("alice")
     assert process is not None

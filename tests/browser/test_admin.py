@@ -18,7 +18,7 @@ from tests.support.local_servers import end
 from tests.support.person import Person
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.debian
+pytestmark = [pytest.mark.debian, pytest.mark.shortened]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tests.support.chromium import OpenTab
 from tests.support.hub import Hub
 from tests.support.idp import IdP
 
-pytestmark = [pytest.mark.both_hubs, pytest.mark.debian]
+pytestmark = [pytest.mark.both_hubs, pytest.mark.debian, pytest.mark.shortened]
 
 MEMBER = ["/cms", "/cms/uscms"]
 JOIN = "https://iam.example.org/join"

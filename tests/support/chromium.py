@@ -32,6 +32,7 @@ from casa_hub.demo.packages import Programs, Progress, Unavailable, cache_root, 
 from casa_hub.demo.processes import minimal_environment
 from casa_hub.testing.hub import Hub
 from tests.support.peers import require
+from tests.support.scale import pairs
 
 PACKAGES = ("chromium", "fonts-dejavu-core", "fonts-dejavu-mono")
 AXE = "4.14.1"
@@ -170,18 +171,19 @@ class Tab:
     def judge(self, name: str) -> None:
         """Take pictures of the page in light and dark, on a desktop and on a phone; fail if it isn't good in one.
 
-        Good is what axe finds no serious fault in, and what is no wider than the window.
+        `make test` looks at it in light on a desktop and in dark on a phone, `make soak` at all four: a test that
+        judges a page is marked ``shortened``. Good is what axe finds no serious fault in, and what is no wider than the
+        window.
         """
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         found: dict[str, list[str]] = {}
-        for scheme in SCHEMES:
+        for scheme, device in pairs(SCHEMES, DEVICES):
             self.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
             self.page.wait_for_function("scheme => document.documentElement.dataset.bsTheme === scheme", arg=scheme)
-            for device, size in DEVICES.items():
-                self.page.set_viewport_size(size)  # type: ignore[arg-type]
-                self.page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}-{device}.png", full_page=True)
-                for fault in (*serious_faults(self.page), *self.too_wide()):
-                    found.setdefault(fault, []).append(f"{scheme} {device}")
+            self.page.set_viewport_size(DEVICES[device])  # type: ignore[arg-type]
+            self.page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}-{device}.png", full_page=True)
+            for fault in (*serious_faults(self.page), *self.too_wide()):
+                found.setdefault(fault, []).append(f"{scheme} {device}")
         self.page.set_viewport_size(DEVICES["desktop"])  # type: ignore[arg-type]
         assert not found, "\n".join(f"{fault}\n    in {', '.join(where)}" for fault, where in found.items())
 

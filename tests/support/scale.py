@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterable
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 #: Whether the long tests run in full.
@@ -18,6 +21,18 @@ SOAK = os.environ.get("CASA_HUB_SOAK", "") not in {"", "0"}
 def scaled(short: T, full: T) -> T:
     """The value of this run."""
     return full if SOAK else short
+
+
+def pairs(first: Iterable[S], second: Iterable[T]) -> list[tuple[S, T]]:
+    """All pairs of two lists in full; else so few that each value of either list is in one.
+
+    For tests that are about two things which know little of each other, such as a request and a fault. A test that is
+    parametrized by it is marked ``shortened``.
+    """
+    one, other = list(first), list(second)
+    if SOAK:
+        return list(itertools.product(one, other))
+    return [(one[at % len(one)], other[at % len(other)]) for at in range(max(len(one), len(other)))]
 
 
 #: Kills of a hub in each of the two kill loops. Five are needed to have each kind of kill once.
@@ -30,5 +45,9 @@ STOP_AND_START = scaled(6, 40)
 MEMBERS, MEMBERS_RECHECK = scaled((120, 20.0), (500, 60.0))
 #: Inputs that a test by hypothesis tries, if it doesn't say itself how many. Each run tries others.
 EXAMPLES = scaled(40, 400)
-#: Lives of a credential during which a server's programs work on.
+#: Seconds between two looks of a hub at what its servers have, where a test waits for such a look. A hub's own: 30.
+LOOK = scaled(3.0, 30.0)
+#: Lives of a credential during which a server's programs work on; how often one of them reads at least, in each of
+#: its ways, and how long it pauses between two reads (seconds).
 LIVES = scaled(2, 3)
+READS, READS_PAUSE = scaled((500, 0.05), (2_500, 0.0))

@@ -253,7 +253,11 @@ class Fetching:
                 reply = await self._fetches.ask(asking.fetch, session.access_token)
             except FetchError as error:
                 return session, error
-        await self._session(asking)  # who has left meanwhile gets nothing
+        # Who has left meanwhile gets nothing. The log-in is read again only if there is another one.
+        standing = await self._log_ins.known(asking.user)
+        self._refuse(asking, standing, session.id)
+        if standing.session_id != session.id:
+            await self._session(asking)
         return session, self._read(
             asking.fetch, Answer(reply.status, reply.body, self._now(), session.issuer, session.sub)
         )

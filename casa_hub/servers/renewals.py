@@ -11,12 +11,10 @@ import contextlib
 import heapq
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum, auto
 
 from casa_hub.credentials.fetching import Outcomes
 from casa_hub.facility import Facility
@@ -25,6 +23,7 @@ from casa_hub.metrics import LIFE_LEFT, OVERDUE, UNKEPT
 from casa_hub.moments import iso, when
 from casa_hub.record import EDITED, EDITED_ENTRY, WITHOUT_US, CredentialRecord, ServerRecord, Unreadable
 from casa_hub.servers import renewal_schedule
+from casa_hub.servers.renewal_state import RenewedCredential, RenewedServer, State
 from casa_hub.servers.running import Holding, RunningServer, reason_of, running_server, running_servers
 from casa_hub.tasks import Background, in_turns, repeat, woken
 
@@ -92,87 +91,6 @@ class Held:
     secret: str = ""
 
 
-class _State(Enum):
-    """What a server has of a credential."""
-
-    #: It has the credential.
-    HELD = auto()
-    #: It has the credential, but an earlier hub process may have died before it delivered a newer one. One silent try
-    #: finds that out.
-    UNSURE = auto()
-    #: It should have the credential and has not.
-    MISSING = auto()
-    #: The credential's entry in the server's record can't be read, so it is never renewed.
-    UNREADABLE = auto()
-
-
-@dataclass(slots=True)
-class _Credential:
-    """One credential of a server. Times are epoch seconds."""
-
-    state: _State
-    issued: float
-    expires: float | None
-    #: When the next try is due; None if time brings none.
-    at: float | None
-    #: `CredentialRecord.order`.
-    order: int = 0
-    #: Whether the next try must replace it even by one that expires sooner: its key or its user's token is another one.
-    force: bool = False
-    #: Failed tries in a row, and why the last one failed.
-    failures: int = 0
-    why: str = ""
-    #: Whether the log has said that it is about to expire.
-    warned: bool = False
-    #: As `Held.secret`.
-    secret: str = ""
-    #: Whether somebody is being asked for what a new one is made of.
-    asking: bool = False
-
-    @property
-    def overdue(self) -> bool:
-        """Whether the server has it, and its renewal fails."""
-        return self.state is _State.UNREADABLE or (self.state is not _State.MISSING and self.failures > 0)
-
-    def is_due(self, now: float) -> bool:
-        """Whether to try now; a first renewal may come early, along with the renewal of another credential."""
-        if self.at is None or self.asking:
-            return False
-        if self.state is _State.HELD and not self.failures and self.expires is not None:
-            return renewal_schedule.along(self.issued, self.expires, self.at) <= now
-        return self.at <= now
-
-    def life_left(self, now: float) -> float:
-        """The part of its life that is left, 0 to 1; 1 if it doesn't expire."""
-        if self.expires is None:
-            return 1.0
-        return min(max((self.expires - now) / max(self.expires - self.issued, 1e-3), 0.0), 1.0)
-
-
-@dataclass(slots=True, eq=False)
-class _Server:
-    """One start of a server."""
-
-    spawner: HubSpawner
-    running: RunningServer
-    identity: str
-    start_id: str
-    credentials: dict[str, _Credential] = field(default_factory=dict)
-    #: Why none of its credentials can be renewed, without a full stop; "" if they can.
-    unkept: str = ""
-    #: When to read its newest record, because the record of its start is unreadable.
-    look: float | None = None
-    #: When there is something to do next.
-    at: float | None = None
-    busy: bool = False
-    #: When its user last asked for a renewal.
-    asked_at: float = -math.inf
-
-    def due(self, now: float) -> list[str]:
-        """Names of the credentials that are due."""
-        return [name for name, one in self.credentials.items() if one.is_due(now)]
-
-
 class Renewals:
     """Lives on the hub's event loop."""
 
@@ -180,9 +98,9 @@ class Renewals:
         self._app = app
         self._facility = facility
         self._clock = clock
-        self._servers: dict[HubSpawner, _Server] = {}
+        self._servers: dict[HubSpawner, RenewedServer] = {}
         #: Heap of (when, number, server). An entry is void once the server's `at` is another time.
-        self._due: list[tuple[float, int, _Server]] = []
+        self._due: list[tuple[float, int, RenewedServer]] = []
         self._numbers = itertools.count()
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._wake = asyncio.Event()
@@ -298,7 +216,7 @@ class Renewals:
             return None
         # Asked for all: what the server already lacked is not this renewal's failure.
         known = server.credentials
-        asked = names if by_name else [name for name, one in known.items() if one.state is not _State.MISSING]
+        asked = names if by_name else [name for name, one in known.items() if one.state is not State.MISSING]
         return unknown | {name: why for name, why in failed.items() if name in asked}
 
     def overdue(self) -> list[Overdue]:
@@ -314,7 +232,7 @@ class Renewals:
         return [
             Missing(server.identity, name, one.why)
             for server, name, one in self._credentials()
-            if one.state is _State.MISSING
+            if one.state is State.MISSING
         ]
 
     def ask(self, spawner: HubSpawner, now: float, pause: float) -> bool:
@@ -339,11 +257,11 @@ class Renewals:
         """What a running server has of each credential."""
         server = self._servers.get(spawner)
         return [
-            Held(name, one.issued, one.expires, one.at, one.state is _State.MISSING, one.why, one.secret)
+            Held(name, one.issued, one.expires, one.at, one.state is State.MISSING, one.why, one.secret)
             for name, one in ({} if server is None else server.credentials).items()
         ]
 
-    def _credentials(self) -> Iterator[tuple[_Server, str, _Credential]]:
+    def _credentials(self) -> Iterator[tuple[RenewedServer, str, RenewedCredential]]:
         for server in list(self._servers.values()):
             for name, credential in list(server.credentials.items()):
                 yield server, name, credential
@@ -391,9 +309,9 @@ class Renewals:
         life_left: dict[str, float] = {}
         async for server, name, one in in_turns(self._credentials()):
             self._warn_if_late(server, name, one, now)
-            if one.state is not _State.MISSING:
+            if one.state is not State.MISSING:
                 overdue[name] = overdue.get(name, 0) + one.overdue
-            if one.state in {_State.HELD, _State.UNSURE}:
+            if one.state in {State.HELD, State.UNSURE}:
                 life_left[name] = min(life_left.get(name, 1.0), one.life_left(now))
         for name in self._shown - overdue.keys():
             for gauge in (OVERDUE, LIFE_LEFT):
@@ -430,7 +348,7 @@ class Renewals:
 
     # -- one server
 
-    def _known(self, spawner: HubSpawner, running: RunningServer) -> _Server | None:
+    def _known(self, spawner: HubSpawner, running: RunningServer) -> RenewedServer | None:
         """The start of a server that runs; None if it isn't known now which one runs."""
         start_id = running.running_start
         if start_id is None or not self._facility.minters:
@@ -440,11 +358,11 @@ class Renewals:
             return known
         return self._notice(spawner, running, ours=False)
 
-    def _notice(self, spawner: HubSpawner, running: RunningServer, *, ours: bool = True) -> _Server:
+    def _notice(self, spawner: HubSpawner, running: RunningServer, *, ours: bool = True) -> RenewedServer:
         """Take note of another start of a server; `ours`: whether this hub process started it."""
         holding = running.known_holding()
         start_id = holding.start_id if holding is not None else running.running_start or ""
-        server = self._servers[spawner] = _Server(spawner, running, running.server.identity, start_id)
+        server = self._servers[spawner] = RenewedServer(spawner, running, running.server.identity, start_id)
         if holding is None:
             self._cannot_keep(server, holding)
             return server
@@ -462,13 +380,13 @@ class Renewals:
         """Whether a credential needs no try by time, because its user's next token brings it."""
         return name in self._facility.minters and self._facility.minters[name].renewal == "token"
 
-    def _make_unsure(self, server: _Server, names: Collection[str]) -> None:
+    def _make_unsure(self, server: RenewedServer, names: Collection[str]) -> None:
         for name in names:
             one = server.credentials.get(name)
-            if one is not None and one.state in {_State.HELD, _State.UNSURE}:
-                one.state, one.at = _State.UNSURE, self._clock()
+            if one is not None and one.state in {State.HELD, State.UNSURE}:
+                one.state, one.at = State.UNSURE, self._clock()
 
-    def _cannot_keep(self, server: _Server, holding: Holding | None) -> None:
+    def _cannot_keep(self, server: RenewedServer, holding: Holding | None) -> None:
         """Nothing of a running server can be renewed; the log says so once."""
         record = holding.record if holding is not None else None
         before, server.credentials = server.unkept, {}
@@ -478,11 +396,11 @@ class Renewals:
                 "No credential of the server %s is renewed: %s. %s", server.identity, server.unkept, _RESTART
             )
 
-    def _update(self, server: _Server, record: ServerRecord, later: Mapping[str, datetime] | None = None) -> None:
+    def _update(self, server: RenewedServer, record: ServerRecord, later: Mapping[str, datetime] | None = None) -> None:
         """Take over what a server has now; `later`: see `Holding.later`."""
         now, before = self._clock(), server.credentials
         server.unkept = ""
-        server.credentials = {name: one for name, one in before.items() if one.state is _State.MISSING}
+        server.credentials = {name: one for name, one in before.items() if one.state is State.MISSING}
         missing = {name: why for name, why in record.missing.items() if name in self._facility.minters}
         for name, entry in record.credentials.items():
             if name not in missing:
@@ -490,26 +408,30 @@ class Renewals:
         for name, why in missing.items():
             if name not in server.credentials:
                 at = None if self._comes_by_itself(name) else renewal_schedule.again(None, now, 1)
-                server.credentials[name] = _Credential(_State.MISSING, now, None, at, failures=1, why=why)
+                server.credentials[name] = RenewedCredential(State.MISSING, now, None, at, failures=1, why=why)
         for name, broken in record.unreadable.items():
             known = before.get(name)
-            if known is None or known.state is not _State.UNREADABLE:
+            if known is None or known.state is not State.UNREADABLE:
                 why = f"{EDITED_ENTRY}. {_RESTART}"
-                known = _Credential(_State.UNREADABLE, now, _seconds(broken.expires_at), None, why=why, warned=True)
+                known = RenewedCredential(
+                    State.UNREADABLE, now, _seconds(broken.expires_at), None, why=why, warned=True
+                )
                 self._app.log.error("%s of the server %s is not renewed: %s", name, server.identity, why)
             server.credentials[name] = known
         for name, moment in (later or {}).items():
             one = server.credentials[name]
             again = max(moment.timestamp(), renewal_schedule.again(one.expires, now, 1))
             one.at = again if self._facility.minters[name].renewal == "time" else None
-            one.state = _State.HELD
+            one.state = State.HELD
 
-    def _held(self, server: _Server, name: str, entry: CredentialRecord, known: _Credential | None) -> _Credential:
+    def _held(
+        self, server: RenewedServer, name: str, entry: CredentialRecord, known: RenewedCredential | None
+    ) -> RenewedCredential:
         """A credential by its entry in the record; `known`: what was known of it before."""
         if known is not None:
-            if known.state in {_State.HELD, _State.UNSURE} and known.order == entry.order:
+            if known.state in {State.HELD, State.UNSURE} and known.order == entry.order:
                 return known
-            if known.state is _State.MISSING:
+            if known.state is State.MISSING:
                 self._app.log.info("%s of %s, which was missing, is there now", name, server.identity)
             elif known.overdue:
                 self._app.log.info("%s of %s is renewed after all", name, server.identity)
@@ -517,9 +439,9 @@ class Renewals:
         minter = self._facility.minters.get(name)
         if minter is not None and minter.renewal == "time" and expires is not None:
             at = renewal_schedule.due(issued, expires, renewal_schedule.jitter(server.identity, server.start_id))
-        return _Credential(_State.HELD, issued, expires, at, entry.order, secret=entry.state.get("secret", ""))
+        return RenewedCredential(State.HELD, issued, expires, at, entry.order, secret=entry.state.get("secret", ""))
 
-    def _plan(self, server: _Server) -> None:
+    def _plan(self, server: RenewedServer) -> None:
         """Note when there is something to do for a server next."""
         times = [server.look, *(one.at for one in server.credentials.values() if not one.asking)]
         at = min((each for each in times if each is not None), default=None)
@@ -528,7 +450,7 @@ class Renewals:
             self._wake.set()
         server.at = at
 
-    async def _attend(self, server: _Server) -> None:
+    async def _attend(self, server: RenewedServer) -> None:
         """Renew what is due of a server. The caller has acquired `_room`."""
         try:
             if not await self._read(server):
@@ -544,7 +466,7 @@ class Renewals:
             self._plan(server)
             self._wake.set()
 
-    async def _read(self, server: _Server) -> bool:
+    async def _read(self, server: RenewedServer) -> bool:
         """Read what a server has now; False if nothing more is done for it. Raises as `RunningServer.holding`.
 
         After a restart of the hub, only what the server had at its start is known so far.
@@ -556,12 +478,12 @@ class Renewals:
         if holding is None or holding.start_id != server.start_id or isinstance(holding.record, Unreadable):
             self._end(server, holding)
             return False
-        unsure = [name for name, one in server.credentials.items() if one.state is _State.UNSURE]
+        unsure = [name for name, one in server.credentials.items() if one.state is State.UNSURE]
         self._update(server, holding.record)
         self._make_unsure(server, unsure)  # also where an earlier hub has brought a newer one since the start
         return True
 
-    async def _fetch(self, server: _Server, names: Collection[str]) -> None:
+    async def _fetch(self, server: RenewedServer, names: Collection[str]) -> None:
         """Renew credentials (`names`) that others are asked for first: for seconds, in which nothing else waits."""
         try:
             if not await self._read(server):
@@ -578,14 +500,14 @@ class Renewals:
             self._plan(server)
             self._wake.set()
 
-    async def _renew_due(self, server: _Server, names: Collection[str], fetched: Outcomes | None = None) -> None:
+    async def _renew_due(self, server: RenewedServer, names: Collection[str], fetched: Outcomes | None = None) -> None:
         forced = [name for name in names if name in server.credentials and server.credentials[name].force]
         for some in (forced, [name for name in names if name not in forced]):
             if some:
                 await self._renew(server, some, force=some is forced, fetched=fetched)
 
     async def _renew(
-        self, server: _Server, names: Collection[str], *, force: bool, fetched: Outcomes | None = None
+        self, server: RenewedServer, names: Collection[str], *, force: bool, fetched: Outcomes | None = None
     ) -> Mapping[str, str] | None:
         """Renew some of a server's credentials. Returns what failed -> why; None if the server doesn't run any more."""
         refused = False
@@ -602,7 +524,7 @@ class Renewals:
         self._plan(server)
         return failed
 
-    def _end(self, server: _Server, holding: Holding | None = None) -> None:
+    def _end(self, server: RenewedServer, holding: Holding | None = None) -> None:
         """Nothing more is done for this start: it has stopped, or its credentials were withdrawn.
 
         If it runs all the same, its record was taken away or is unreadable (`holding`), and the log says so.
@@ -613,11 +535,11 @@ class Renewals:
 
     # -- failures
 
-    def _reason(self, server: _Server, error: Exception) -> str:
+    def _reason(self, server: RenewedServer, error: Exception) -> str:
         return reason_of(error, self._app, f"Renewing credentials of {server.identity}")
 
     def _failed(
-        self, server: _Server, failed: Mapping[str, str], *, force: bool = False, refused: bool = False
+        self, server: RenewedServer, failed: Mapping[str, str], *, force: bool = False, refused: bool = False
     ) -> None:
         """Plan another try of what `failed` (name of a credential -> why), and log it.
 
@@ -633,13 +555,13 @@ class Renewals:
             if one is None:
                 if refused:  # its start did not ask for this credential
                     continue
-                one = server.credentials[name] = _Credential(_State.MISSING, now, None, None)
-            if one.state is _State.UNREADABLE:
+                one = server.credentials[name] = RenewedCredential(State.MISSING, now, None, None)
+            if one.state is State.UNREADABLE:
                 continue
-            if one.state is _State.UNSURE and refused:  # there is no newer one
-                one.state, one.at, one.failures, one.why = _State.HELD, None, 0, ""
+            if one.state is State.UNSURE and refused:  # there is no newer one
+                one.state, one.at, one.failures, one.why = State.HELD, None, 0, ""
                 continue
-            is_missing = one.state is _State.MISSING
+            is_missing = one.state is State.MISSING
             news = one.failures == 0 or (is_missing and why != one.why)  # the start has logged its reason
             one.failures, one.why, one.force = one.failures + 1, why, one.force or force
             waits = refused and (name not in self._facility.minters or self._comes_by_itself(name))
@@ -650,7 +572,7 @@ class Renewals:
                 self._app.log.warning("No new %s for %s, %s: %s", name, server.identity, keeps, why)
             self._warn_if_late(server, name, one, now)
 
-    def _warn_if_late(self, server: _Server, name: str, one: _Credential, now: float) -> None:
+    def _warn_if_late(self, server: RenewedServer, name: str, one: RenewedCredential, now: float) -> None:
         """Log once that a credential is about to expire without a new one."""
         if (
             one.warned

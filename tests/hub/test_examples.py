@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.local_hub import build_package
+
 #: Each runs tests with hubs of their own.
 pytestmark = pytest.mark.timeout(600)
 
@@ -42,6 +44,16 @@ def test_the_site_credential_passes_its_own_tests(python: Path, tmp_path: Path) 
     done = run_tests(python, tmp_path, "-p", "casa_hub.testing")
     assert done.returncode == 0, done.stdout[-9000:] + done.stderr
     assert " 9 passed" in done.stdout
+
+
+def test_the_fetched_credential_passes_its_own_tests(python: Path, tmp_path: Path) -> None:
+    package = build_package(EXAMPLES / "fetched-credential", tmp_path)
+    [packages] = python.parents[1].glob("lib/python*/site-packages")
+    (packages / "fetched.pth").write_text(f"{package}\n")
+    shutil.copy(EXAMPLES / "fetched-credential" / "test_fetched_credential.py", tmp_path)
+    done = run_tests(python, tmp_path, "-p", "casa_hub.testing", "test_fetched_credential.py")
+    assert done.returncode == 0, done.stdout[-9000:] + done.stderr
+    assert " 12 passed" in done.stdout
 
 
 def test_a_facility_tests_its_own_configuration(python: Path, tmp_path: Path) -> None:

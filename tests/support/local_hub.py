@@ -57,9 +57,14 @@ c.Site.barred = {"barred"}
 
 
 def build_site_package(directory: Path) -> Path:
-    """The site's package, built as its author would, and unpacked as an installer does with pure Python."""
+    """The site's package, ready to be found."""
+    return build_package(SITE, directory)
+
+
+def build_package(example: Path, directory: Path) -> Path:
+    """A package, built as its author would, and unpacked as an installer does with pure Python."""
     source, target = directory / "source", directory / "site-packages"
-    shutil.copytree(SITE, source)
+    shutil.copytree(example, source)
     build = "import sys, hatchling.build as backend; print(backend.build_wheel(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", build, str(source)], cwd=source, check=True, capture_output=True)
     [wheel] = source.glob("*.whl")

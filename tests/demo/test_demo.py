@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -45,48 +44,52 @@ def test_the_check_passes_every_step() -> None:
         assert step in done.stdout
 
 
-def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
-    """A person presses Ctrl-C in the terminal, and nothing of the facility is left."""
-    tmp_path.chmod(0o711)
+def begin(directory: Path) -> tuple[subprocess.Popen[str], list[str]]:
+    """A demo that is ready, and what it has printed by then."""
     demo = subprocess.Popen(
-        [*COMMAND, "--directory", str(tmp_path / "demo")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*COMMAND, "--directory", str(directory)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert demo.stdout is not None
     lines: list[str] = []
     for line in demo.stdout:
         lines.append(line)
         if "Ctrl-C ends everything" in line:
-            break
-    else:
-        pytest.fail("".join(lines))
-    assert processes_of(tmp_path), "a running demo must be found by this test, or its end could not be"
-    command = lines[next(n for n, line in enumerate(lines) if "To operate it" in line) + 1]
-    checked = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=120)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "error" not in checked.stdout
-    rest = threading.Thread(target=demo.stdout.read, daemon=True)
-    rest.start()
-    demo.send_signal(signal.SIGINT)
+            threading.Thread(target=demo.stdout.read, daemon=True).start()
+            return demo, lines
+    pytest.fail("".join(lines))
+
+
+def sign_in(lines: list[str]) -> None:
+    (url,) = [line.split()[1] for line in lines if line.startswith("  Open http")]
+    answer = Browser(url).log_in("oksana")
+    assert answer.status_code == 200, answer.text
+
+
+def test_ctrl_c_ends_all_of_it_and_who_signed_in_can_sign_in_at_the_next_run(tmp_path: Path) -> None:
+    """A person presses Ctrl-C in the terminal, and nothing of the facility is left but what the next run is to know.
+
+    The identity provider had another port in each run, so names bound in the first were somebody else's later.
+    """
+    tmp_path.chmod(0o711)
+    demo, lines = begin(tmp_path / "demo")
+    try:
+        assert processes_of(tmp_path), "a running demo must be found by this test, or its end could not be"
+        command = lines[next(n for n, line in enumerate(lines) if "To operate it" in line) + 1]
+        checked = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=120)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        assert "error" not in checked.stdout
+        sign_in(lines)
+    finally:
+        demo.send_signal(signal.SIGINT)
     assert demo.wait(60) == 0
     assert processes_of(tmp_path) == []
 
-
-def test_who_signed_in_at_an_earlier_run_can_sign_in_again(tmp_path: Path) -> None:
-    """The identity provider had another port in each run, so names bound in the first were somebody else's later."""
-    tmp_path.chmod(0o711)
-    for _ in range(2):
-        with subprocess.Popen(
-            [*COMMAND, "--directory", str(tmp_path / "demo")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as demo:
-            assert demo.stdout is not None
-            lines = list(takewhile(lambda line: line != "  Ctrl-C ends everything.\n", demo.stdout))
-            (url,) = [line.split()[1] for line in lines if line.startswith("  Open http")]
-            answer = Browser(url).log_in("oksana")
-            demo.send_signal(signal.SIGINT)
-        assert answer.status_code == 200, answer.text
+    demo, lines = begin(tmp_path / "demo")
+    try:
+        sign_in(lines)
+    finally:
+        demo.send_signal(signal.SIGINT)
+        demo.wait(60)
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:

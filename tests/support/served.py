@@ -98,19 +98,19 @@ class Served:
     def _epoch(text: str) -> float:
         return datetime.fromisoformat(text).timestamp()
 
-    def run(self, program: str, *arguments: str, at_least: int = 0) -> dict[str, Any]:
+    def run(self, program: str, *arguments: str, at_least: int = 0, pause: float = 0.0) -> dict[str, Any]:
         """One of the clients, as a process of the server."""
         command = [sys.executable, program, *arguments]
-        environment = {**self.environment, "AT_LEAST": str(at_least)}
+        environment = {**self.environment, "AT_LEAST": str(at_least), "PAUSE": str(pause)}
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, cwd="/")
         assert ran.returncode == 0, ran.stderr
         answer: dict[str, Any] = json.loads(ran.stdout)
         return answer
 
-    def read(self, end: float, *ways: str, at_least: int = 0) -> dict[str, Any]:
+    def read(self, end: float, *ways: str, at_least: int = 0, pause: float = 0.0) -> dict[str, Any]:
         assert self.facility.xcache is not None
         authority = str(self.facility.xcache.tls.ca_file)
-        return self.run(xrootd_client.__file__, str(end), authority, *ways, at_least=at_least)
+        return self.run(xrootd_client.__file__, str(end), authority, *ways, at_least=at_least, pause=pause)
 
     def command(self, end: float, pause: float, *, at_least: int = 0) -> dict[str, Any]:
         return self.run(condor_client.__file__, str(end), str(pause), at_least=at_least)

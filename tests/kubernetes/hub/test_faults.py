@@ -25,6 +25,7 @@ from tests.kubernetes.hub.faulty import (
 from tests.kubernetes.hub.servers import NONE
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.fault_proxy import Answer, Delay, Fault, Hold, Reset
+from tests.support.scale import pairs
 
 #: What a start asks for.
 TARGETS = {"Pod": ("POST", POD), "Secret": ("PATCH", SECRET), "Service": ("PATCH", SERVICE)}
@@ -54,9 +55,10 @@ def starts_and_stops(site: Faulty, user: str = "ada") -> None:
 # -- a start
 
 
-@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
-@pytest.mark.parametrize("kind", TARGETS)
-def test_a_start_outlives_a_fault_that_passes(site: Faulty, kind: str, fault: Fault) -> None:
+@pytest.mark.shortened
+@pytest.mark.parametrize(("kind", "named"), pairs(TARGETS, PASSING))
+def test_a_start_outlives_a_fault_that_passes(site: Faulty, kind: str, named: str) -> None:
+    fault = PASSING[named]
     rule = site.proxy.on(*TARGETS[kind], fault, times=1 if isinstance(fault, Hold) else 2)
     site.ready("ada")
     assert rule.hits == rule.times
@@ -65,8 +67,8 @@ def test_a_start_outlives_a_fault_that_passes(site: Faulty, kind: str, fault: Fa
     site.nothing_left()
 
 
-@pytest.mark.parametrize("status", [403, 404, 422])
-@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.shortened
+@pytest.mark.parametrize(("kind", "status"), pairs(TARGETS, [403, 404, 422]))
 def test_a_start_that_is_refused_leaves_nothing_and_says_what_and_why(site: Faulty, kind: str, status: int) -> None:
     rule = site.proxy.on(*TARGETS[kind], Answer(status, "no such luck"))
     said = site.fails("ada")
@@ -100,8 +102,11 @@ def test_a_quota_that_two_starts_met_at_is_asked_again(site: Faulty) -> None:
     assert [rule.hits for rule in rules] == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("fault", [Answer(503), Answer(429, retry_after=30), Hold(), Reset(), Reset(after=True)])
-@pytest.mark.parametrize("kind", ["Pod", "Secret"])
+@pytest.mark.shortened
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    pairs(["Pod", "Secret"], [Answer(503), Answer(429, retry_after=30), Hold(), Reset(), Reset(after=True)]),
+)
 def test_a_fault_that_does_not_pass_fails_the_start_in_time(site: Faulty, kind: str, fault: Fault) -> None:
     site.proxy.on(*TARGETS[kind], fault, times=math.inf)
     begun = time.monotonic()

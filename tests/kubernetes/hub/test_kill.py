@@ -11,6 +11,7 @@ import pytest
 from tests.kubernetes.hub.faulty import POD, ROUTE, SECRET, SERVICE, THIS_POD, Faulty, open_faulty
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.fault_proxy import Answer, Hold
+from tests.support.scale import pairs
 
 #: The requests of a start, each of which is held before and after the API server had it.
 START = {"Pod": ("POST", POD), "Secret": ("PATCH", SECRET), "Service": ("PATCH", SERVICE)}
@@ -71,9 +72,9 @@ def starts_and_stops(site: Faulty, user: str = "ada") -> None:
     site.nothing_left()
 
 
-@pytest.mark.parametrize("arrives", [True, False], ids=["it-arrives", "it-is-lost"])
-@pytest.mark.parametrize("kind", START)
-def test_killed_with_a_request_of_a_start_on_its_way(site: Faulty, kind: str, arrives: bool) -> None:
+@pytest.mark.shortened
+@pytest.mark.parametrize(("kind", "fate"), pairs(START, ["it-arrives", "it-is-lost"]))
+def test_killed_with_a_request_of_a_start_on_its_way(site: Faulty, kind: str, fate: str) -> None:
     rule = site.proxy.on(*START[kind], Hold())
     site.begin("ada")
     rule.wait()
@@ -82,7 +83,7 @@ def test_killed_with_a_request_of_a_start_on_its_way(site: Faulty, kind: str, ar
         others = {one for one in START if one not in {"Pod", kind}}
         eventually(lambda: all(site.ours()[one] for one in others))
     kill(site)
-    if arrives:
+    if fate == "it-arrives":
         rule.release()
         eventually(lambda: site.list("pods") if kind == "Pod" else site.ours()[kind])
     else:

@@ -140,11 +140,14 @@ def test_the_extra_for_tests_is_enough_for_the_examples(wheel: Path, tmp_path: P
     python = tmp_path / "venv" / "bin" / "python"
     done = uv("venv", "--quiet", "--python", sys.executable, str(tmp_path / "venv"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for example in ("facility-tests", "site-credential"):
+    credentials = {"site-credential": 9, "fetched-credential": 12}
+    for example in ("facility-tests", *credentials):
         shutil.copytree(ROOT / "examples" / example, tmp_path / "examples" / example)
-    wanted = [f"casa_hub[testing] @ {wheel.as_uri()}", "./examples/site-credential[test]"]
+    wanted = [f"casa_hub[testing] @ {wheel.as_uri()}", *(f"./examples/{example}[test]" for example in credentials)]
     done = uv("pip", "install", "--quiet", "--python", str(python), *wanted, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     pytest_of_it = python.with_name("pytest")
     assert " 3 passed" in run(pytest_of_it, "examples/facility-tests", cwd=tmp_path)
-    assert " 9 passed" in run(pytest_of_it, "-p", "casa_hub.testing", "examples/site-credential", cwd=tmp_path)
+    for example, count in credentials.items():
+        ran = run(pytest_of_it, "-p", "casa_hub.testing", f"examples/{example}", cwd=tmp_path)
+        assert f" {count} passed" in ran

@@ -25,7 +25,7 @@ import requests
 
 from casa_hub.demo.packages import Progress, Unavailable, cache_root, locked
 from casa_hub.demo.processes import Process, minimal_environment
-from tests.support.hub import free_ports
+from casa_hub.loopback import free_ports
 
 MODULE = "github.com/seaweedfs/seaweedfs"
 VERSION = "v0.0.0-20261109003541-7506e5f91cd6"

@@ -601,12 +601,22 @@ c.S3.role_arn = "arn:aws:iam:::role/physicist"
     )
 
 
-def exchanged(audience: str, status: int, code: str, description: str = "") -> Callable[[Facility], str]:
+S3_BY_EXCHANGE = """
+c.Facility.credentials = ["xcache", "htcondor", "dask", "s3"]
+c.S3.source, c.S3.audience, c.S3.scope = "exchange", "s3", "s3.read"
+c.S3.endpoint = "http://127.0.0.1:9"
+c.S3.role_arn = "arn:aws:iam:::role/physicist"
+"""
+
+
+def exchanged(
+    audience: str, status: int, code: str, description: str = "", *, more: str = EXCHANGE
+) -> Callable[[Facility], str]:
     """The identity provider answers so to an exchange for this audience."""
 
     def broken(facility: Facility) -> str:
         facility.idp.exchange_answers[audience] = (status, {"error": code, "error_description": description})
-        return EXCHANGE
+        return more
 
     return broken
 
@@ -647,6 +657,13 @@ FETCHED = [
         "exchange",
         "exchange:tape",
         "may not ask for the scope storage.stage:/",
+    ),
+    Fault(
+        "a scope of an S3's token that isn't the client's",
+        exchanged("s3", 400, "invalid_scope", more=S3_BY_EXCHANGE),
+        "exchange",
+        "s3",
+        "may not ask for the scope s3.read",
     ),
     Fault("no grant in the discovery", without_exchange, "exchange", "issuer http://", "token-exchange", WARNING),
     Fault(

@@ -321,6 +321,10 @@ CHECKED: dict[str, tuple[Callable[[Site], dict[str, Any]], list[tuple[str, str]]
         lambda _: {"role_arn": "arn:aws:iam::role/other"},
         [("ok", "answers"), ("ok", "refuses a forged token"), ("warning", "its role is for some users only")],
     ),
+    "sound, with the identity provider's tokens": (
+        lambda site: {"source": "exchange", "audience": site.audience},
+        [("ok", "answers"), ("ok", "refuses a forged token"), ("ok", "only a user's token shows")],
+    ),
     "with the hub's address": (
         lambda site: {"endpoint": site.hub.url, "audience": site.audience},
         [("warning", "doesn't say that it is an S3"), ("error", "is no STS that takes tokens")],

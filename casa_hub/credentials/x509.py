@@ -8,6 +8,7 @@ of the facility's own may do the same by the contract of US ATLAS' ``/v1/credent
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -30,6 +31,8 @@ SCOPE = "proxy:generate"
 _FILE = "x509_proxy"
 _PATH = "/iam/proxycert"
 _TITLE = "an X.509 proxy"
+#: Characters of an address; urlsplit drops some others before it reads it.
+_URL = re.compile(r"[!-~]+")
 #: IAM's own limits of its form.
 _SHORTEST, _LONGEST_ISSUER = 120, 128
 
@@ -193,24 +196,8 @@ class X509(Minter):
         return variables | ({"X509_CERT_DIR": self.certificate_directory} if self.certificate_directory else {})
 
     def _wrong_setting(self) -> CredentialError | None:
-        try:
-            parts = urlsplit(self.url)
-            parts.port  # noqa: B018 - raises for what is no number
-        except ValueError:
-            return CredentialError("X509.url", f"{self.url!a} is not a URL", "Correct it.")
-        if self.source == "iam":
-            if self.url and not (self.url.startswith("/") and not parts.netloc):
-                problem = f"{self.url!a} is no path below CasaOAuthenticator.issuer"
-                return CredentialError("X509.url", problem, "Remove it, or set source: service.")
-            return None
-        if not self.url:
-            return CredentialError("X509.url", "is not set", "Set it to the address of the service, or source: iam.")
-        if not parts.hostname or not (
-            parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
-        ):
-            problem = f"{self.url!a} is no https address, so users' tokens would be sent in clear"
-            return CredentialError("X509.url", problem, "Give the https address of the service.")
-        return None
+        told = _malformed(self.url) or (_no_path(self.url) if self.source == "iam" else _no_service(self.url))
+        return None if told is None else CredentialError("X509.url", *told)
 
     # -- an answer
 
@@ -243,6 +230,37 @@ class X509(Minter):
 
     def _error(self, problem: str, remedy: str, why: Why = Why.REFUSED) -> FetchError:
         return FetchError(self.title, problem, remedy, why)
+
+
+def _malformed(url: str) -> tuple[str, str] | None:
+    """Problem and remedy of an address or path that can't be meant."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises for what is no number
+    except ValueError:
+        return f"{url!a} is not a URL", "Correct it."
+    if parts.username is not None:  # it would be told wherever the address is
+        return "has a user name or a password in it, and the hub sends the user's token instead", "Remove them."
+    if url and (not _URL.fullmatch(url) or parts.fragment):
+        return f"{url!a} is not a URL", "Correct it."
+    return None
+
+
+def _no_path(url: str) -> tuple[str, str] | None:
+    parts = urlsplit(url)
+    if not url or (url.startswith("/") and not parts.netloc and ".." not in parts.path.split("/")):
+        return None
+    return f"{url!a} is no path below CasaOAuthenticator.issuer", "Remove it, or set source: service."
+
+
+def _no_service(url: str) -> tuple[str, str] | None:
+    if not url:
+        return "is not set", "Set it to the address of the service, or source: iam."
+    scheme, host = urlsplit(url).scheme, urlsplit(url).hostname or ""
+    if host and (scheme == "https" or (scheme == "http" and is_loopback(host))):
+        return None
+    problem = f"{url!a} is no https address, so users' tokens would be sent in clear"
+    return problem, "Give the https address of the service."
 
 
 def _said(body: object) -> str:

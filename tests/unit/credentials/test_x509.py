@@ -266,6 +266,11 @@ WRONG = {
     "half a path": ({"url": "//[iam"}, "is not a URL"),
     "a path": ({"source": "service", "url": "/iam/proxycert"}, "is no https address"),
     "an address for IAM": ({"url": "https://iam.example.org/iam/proxycert"}, "is no path below"),
+    "above IAM": ({"url": "/../other/proxycert"}, "is no path below"),
+    "above IAM, further on": ({"url": "/iam/../../proxycert"}, "is no path below"),
+    "a line's end": ({"url": "/iam/\nproxycert"}, "is not a URL"),
+    "a blank": ({"source": "service", "url": "https://proxies.example.org/a b"}, "is not a URL"),
+    "a fragment": ({"source": "service", "url": "https://proxies.example.org/#x"}, "is not a URL"),
     "another host for IAM": ({"url": "//evil.example.org/iam/proxycert"}, "is no path below"),
 }
 
@@ -277,6 +282,17 @@ def test_a_wrong_setting_is_told_at_the_start_and_nothing_is_asked_for(options: 
     assert minter.fetch is None
     with pytest.raises(CredentialError, match=text):
         minter.mint(request())
+
+
+@pytest.mark.parametrize("source", ["iam", "service"])
+@pytest.mark.parametrize("scheme", ["http:", "https:", ""])
+def test_a_password_in_an_address_is_neither_used_nor_told(source: str, scheme: str) -> None:
+    """Every failed request told its address, on the spawn page and in the log."""
+    minter = x509(source=source, url=f"{scheme}//hub:sesame@proxies.example.org/redeem")
+    assert minter.fetch is None
+    [problem] = minter.check()
+    assert "has a user name or a password in it" in str(problem)
+    assert "sesame" not in str(problem)
 
 
 def test_right_settings_are_not_complained_about(tmp_path: Any) -> None:

@@ -27,8 +27,8 @@ from casa_hub.membership.member import Standing
 from casa_hub.membership.recheck import Recheck
 from casa_hub.tasks import Background
 
-#: Requests at the same time: for starts, which somebody waits for, and for renewals. So a thousand renewals delay no
-#: start, and five hundred starts don't drown the provider.
+#: Requests at the same time to each who is asked: for starts, which somebody waits for, and for renewals. So a thousand
+#: renewals delay no start, five hundred starts don't drown the provider, and a silent service holds up no other one.
 _STARTS, _RENEWALS = 16, 8
 #: Seconds that a renewal waits: for a refresh of the access token (30) and the request itself.
 _RENEWAL_PATIENCE = 45.0
@@ -78,7 +78,8 @@ class Fetching:
         #: By the random id of the log-in: the database may give the number of a deleted user to another person.
         self._under_way: dict[str, _LogIn] = {}
         self._outcomes = FetchOutcomes(self._members.now)
-        self._for_starts, self._for_renewals = asyncio.Semaphore(_STARTS), asyncio.Semaphore(_RENEWALS)
+        #: By `Fetch.url`, and whether for starts.
+        self._rooms: dict[tuple[str, bool], asyncio.Semaphore] = {}
         self._background = Background()
 
     async def kept(self, user: HubUser, wanted: Mapping[str, Fetch]) -> dict[str, Fetched]:
@@ -126,9 +127,12 @@ class Fetching:
         if not left:
             return outcomes
         say(f"Asking for {_listed([wanted[name].title for name in left])}")
-        room = self._for_starts if newer_than is None else self._for_renewals
-        tasks = {name: self._task(_Asking(user, session, name, wanted[name], room)) for name in left}
-        patience = self._members.settings.fetch_patience if newer_than is None else _RENEWAL_PATIENCE
+        is_start = newer_than is None
+        tasks = {
+            name: self._task(_Asking(user, session, name, wanted[name], self._room(wanted[name], is_start)))
+            for name in left
+        }
+        patience = self._members.settings.fetch_patience if is_start else _RENEWAL_PATIENCE
         await asyncio.wait(tasks.values(), timeout=patience)
         now = self._now()
         for name, task in tasks.items():
@@ -156,6 +160,9 @@ class Fetching:
 
     # -- one request
 
+    def _room(self, fetch: Fetch, is_start: bool) -> asyncio.Semaphore:
+        return self._rooms.setdefault((fetch.url, is_start), asyncio.Semaphore(_STARTS if is_start else _RENEWALS))
+
     def _task(self, asking: _Asking) -> asyncio.Task[_Outcome]:
         """The request that is under way, or a new one."""
         tasks = self._under_way.setdefault(asking.session.id, _LogIn()).tasks
@@ -167,7 +174,10 @@ class Fetching:
     async def _fetch(self, asking: _Asking) -> _Outcome:
         name, fetch, used = asking.name, asking.fetch, asking.session
         try:
-            used, outcome = await self._ask(asking)
+            # The membership is checked in its turn, too: not before, since others may take minutes; and not of all at
+            # once, since a restarted hub knows of none, and a thousand renewals may be due.
+            async with asking.room:
+                used, outcome = await self._ask(asking)
         except FetchError as error:
             outcome = error
         except CasaError as error:
@@ -247,12 +257,11 @@ class Fetching:
 
     async def _ask_once(self, asking: _Asking) -> tuple[Session, _Outcome]:
         """What an answer means, and with which log-in's token it was had. Raises FetchError: it was not asked for."""
-        async with asking.room:
-            session = await self._session(asking)  # not before: others may have had their turns for minutes
-            try:
-                reply = await self._fetches.ask(asking.fetch, session.access_token)
-            except FetchError as error:
-                return session, error
+        session = await self._session(asking)
+        try:
+            reply = await self._fetches.ask(asking.fetch, session.access_token)
+        except FetchError as error:
+            return session, error
         # Who has left meanwhile gets nothing. The log-in is read again only if there is another one.
         standing = await self._log_ins.known(asking.user)
         self._refuse(asking, standing, session.id)

@@ -20,7 +20,7 @@ from casa_hub.credentials.fetching import Answer, Fetch, Fetched, FetchError, Ou
 from casa_hub.errors import CredentialError
 from casa_hub.identity.session import Kept
 from casa_hub.identity.transport import Reply
-from casa_hub.membership.fetching import _STARTS, Fetching
+from casa_hub.membership.fetching import _RENEWALS, _STARTS, Fetching
 from casa_hub.membership.log_ins import LogIns
 from casa_hub.membership.member import Members, Revocation
 from casa_hub.membership.recheck import Recheck
@@ -89,12 +89,19 @@ class Hub(World):
     def __post_init__(self) -> None:
         self.service = Service()
         self.userinfo_gate: asyncio.Event | None = None
+        #: Questions about memberships at the same time, now and at most.
+        self.asked_about = self.most_asked_about = 0
         super().__post_init__()
 
     async def userinfo(self, token: str, *, sub: str) -> dict[str, Any]:
-        if self.userinfo_gate is not None:
-            await self.userinfo_gate.wait()
-        return await super().userinfo(token, sub=sub)
+        self.asked_about += 1
+        self.most_asked_about = max(self.most_asked_about, self.asked_about)
+        try:
+            if self.userinfo_gate is not None:
+                await self.userinfo_gate.wait()
+            return await super().userinfo(token, sub=sub)
+        finally:
+            self.asked_about -= 1
 
     def restarted(self, **settings: float) -> Recheck:
         super().restarted()
@@ -213,13 +220,45 @@ async def test_who_loses_the_membership_while_requests_wait_for_their_turn_is_no
     waiting = [asyncio.create_task(hub.start("slow", user=other)) for other in others]
     await until(lambda: hub.service.busy == _STARTS, seconds=5)
     start = asyncio.create_task(hub.start("rucio"))
-    await asyncio.sleep(0.02)
+    [room] = hub.fetching._rooms.values()
+    await until(lambda: room._waiters, seconds=5)
     await hub.recheck.refused(hub.user, NO.reason, NO)
     hub.service.gates["slow"].set()
     assert why((await start)["rucio"]) is Why.SIGN_IN
     await asyncio.gather(*waiting)
     assert "rucio" not in hub.service.audiences
     assert hub.service.most == _STARTS
+
+
+async def test_a_silent_service_holds_up_nobody_who_asks_another_one() -> None:
+    """All shared the same places: with a service of proxies away, nobody got an exchanged token in time."""
+    hub = Hub()
+    hub.service.gates["slow"] = asyncio.Event()
+    others = [User(f"other-{number}", id=number + 2) for number in range(_STARTS)]
+    for number, other in enumerate(others):
+        hub.log_in(f"of {number}", other)
+    proxy = {"slow": replace(wanted("slow")["slow"], url="https://proxies.example.org/redeem")}
+    waiting = [asyncio.create_task(hub.start(wanted=proxy, user=other)) for other in others]
+    await until(lambda: hub.service.busy == _STARTS, seconds=5)
+    assert value((await hub.start("rucio"))["rucio"])
+    hub.service.gates["slow"].set()
+    await asyncio.gather(*waiting)
+
+
+async def test_many_renewals_ask_about_few_memberships_at_once() -> None:
+    """A restarted hub knows of no membership. All at once, they left no connection to the provider for a log-in."""
+    hub = Hub()
+    people = [User(f"person-{number}", id=number + 2) for number in range(5 * _RENEWALS)]
+    for user in people:
+        hub.log_in(f"of {user.name}", user, sub=user.name, access_token=user.name)
+    hub.restarted()
+    hub.userinfo_gate = asyncio.Event()
+    renewals = [asyncio.create_task(hub.start("rucio", user=user, newer_than={})) for user in people]
+    await until(lambda: hub.asked_about >= _RENEWALS, seconds=5)
+    hub.userinfo_gate.set()
+    found = await asyncio.gather(*renewals)
+    assert {value(one["rucio"]) for one in found} == {f"{SECRET} rucio of {user.name}" for user in people}
+    assert hub.most_asked_about == _RENEWALS
 
 
 async def test_who_loses_the_membership_during_a_request_gets_nothing_of_it() -> None:
@@ -268,7 +307,7 @@ async def test_a_log_in_before_a_request_has_its_turn_is_asked_with() -> None:
     hub.recheck.doubt("alice")
     hub.userinfo_gate = asyncio.Event()
     start = asyncio.create_task(hub.start("rucio"))
-    await asyncio.sleep(0.02)
+    await until(lambda: hub.asked_about == 1, seconds=5)
     hub.log_in("two", access_token="second")
     hub.userinfo_gate.set()
     assert value((await start)["rucio"]) == f"{SECRET} rucio of second"

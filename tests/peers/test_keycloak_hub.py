@@ -137,7 +137,12 @@ def test_a_deleted_account_has_nothing_after_the_grace_of_a_sign_in_taken_back(
     member = Member(request.getfixturevalue(scope), realm).starts()
     realm.delete(member.account)
     deleted = time.monotonic()
-    until(member.left_by_itself, f"the end of {member.name}'s access", timeout=REVOKED_GRACE + PROMISED)
+    until(
+        member.left_by_itself,
+        f"the end of {member.name}'s access",
+        timeout=REVOKED_GRACE + PROMISED,
+        more=lambda: member.hub.log[-5000:],
+    )
     assert time.monotonic() - deleted >= REVOKED_GRACE - 1
     until(lambda: member.has_nothing, "the end of the pages and of the API", timeout=5)
     assert ended(member)["reason"].startswith("The sign-in was taken back at the identity provider before its time.")

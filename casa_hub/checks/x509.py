@@ -1,7 +1,7 @@
 """Checks that somebody makes X.509 proxies, by a request with a token that nobody has.
 
-INDIGO IAM looks at the client and at the token before it looks what is asked for. So it refuses such a token in the
-same way if ``proxycert.enabled`` isn't set there, and only a real token shows that (read in its source; no IAM was asked).
+INDIGO IAM looks at the client and at the token before it looks what is asked for (read in its source; none was asked).
+So it refuses such a token in the same way if ``proxycert.enabled`` isn't set there, and only a real token shows that.
 """
 
 from __future__ import annotations

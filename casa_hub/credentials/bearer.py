@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from casa_hub.credentials.base import BearerKind, Credential, Minter, Renewal, Request
-from casa_hub.credentials.tokens import expiry, is_bearer, unverified_claims
+from casa_hub.credentials.tokens import expiry, identifying, is_bearer, unverified_claims
 from casa_hub.errors import CredentialError
 from casa_hub.moments import when
 
@@ -49,6 +49,6 @@ class Bearer(Minter):
             files={"access_token": token.value.encode()},
             issued_at=request.now,
             expires_at=expires_at,
-            identifiers={key: value for key, value in public.items() if value and isinstance(value, str)},
+            identifiers=identifying(public),
             summary=f"issued by {issuer}" if issuer else "issued by the identity provider",
         )

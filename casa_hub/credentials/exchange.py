@@ -14,7 +14,7 @@ from casa_hub.credentials.base import BearerKind, Credential, Minter, Request
 from casa_hub.credentials.exchange_answers import audiences, read
 from casa_hub.credentials.exchange_services import PLACEHOLDER, Form, Service, read_services, wrong_values
 from casa_hub.credentials.fetching import Fetch
-from casa_hub.credentials.tokens import unverified_claims
+from casa_hub.credentials.tokens import identifying, unverified_claims
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.moments import when
 from casa_hub.naming import Server
@@ -34,9 +34,8 @@ def asking(service: Service) -> Fetch:
 def identifiers(token: str, service: Service) -> Mapping[str, str]:
     """By what the token is recognised elsewhere, for `Credential.identifiers`."""
     claims = unverified_claims(token)
-    public = {name: claims.get(name) for name in ("iss", "jti")}
-    public["aud"] = " ".join(audiences(claims)) or service.audience
-    return {key: value for key, value in public.items() if value and isinstance(value, str)}
+    all_audiences = identifying({"aud": " ".join(audiences(claims))})
+    return identifying({"iss": claims.get("iss"), "jti": claims.get("jti"), "aud": service.audience}) | all_audiences
 
 
 class TokenExchange(Minter):

@@ -28,6 +28,8 @@ _TOKEN_TYPE = "urn:ietf:params:oauth:token-type:"  # noqa: S105 - no secret
 _ISSUED = frozenset({"", f"{_TOKEN_TYPE}access_token", f"{_TOKEN_TYPE}jwt"})
 #: Longest life in seconds that is believed: ten years.
 _LONGEST = 10 * 366 * 86400.0
+#: Characters of a token. Those of ten services have to fit into one Secret (1 MiB).
+_LONGEST_TOKEN = 65536
 
 _TELL = "Tell the operator of this hub"
 _LOG_IN = "Log out and in again."
@@ -57,6 +59,8 @@ def read(answer: Answer, service: Service) -> Fetched:
 
 def _unusable(body: Mapping[str, Any], token: str, answer: Answer, service: Service) -> str:
     """Why a token must not be delivered, as a clause; "" if it may."""
+    if len(token) > _LONGEST_TOKEN:
+        return f"what was given has more than {_LONGEST_TOKEN} characters"
     if not is_bearer(token):
         return "what was given has characters that a bearer token can't have"
     if (

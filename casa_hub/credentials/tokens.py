@@ -9,6 +9,9 @@ from typing import Any
 
 import jwt
 
+#: Characters of an identifier: seventeen of each credential have to fit into an annotation of a pod, with all others.
+_LONGEST = 256
+
 
 def is_bearer(token: str) -> bool:
     """Whether a text has a bearer token's characters (RFC 6750, 2.1). Others would break a header."""
@@ -33,3 +36,15 @@ def expiry(claims: Mapping[str, Any]) -> datetime | None:
         return datetime.fromtimestamp(value, UTC)
     except (OverflowError, OSError, ValueError):
         return None
+
+
+def identifying(named: Mapping[str, Any]) -> dict[str, str]:
+    """Of claims that another issuer chose, those that can be identifiers of a credential: a line of text, not too long.
+
+    A cut one would find nothing, and one of any length could keep a server from starting.
+    """
+    return {
+        name: value
+        for name, value in named.items()
+        if isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isprintable()
+    }

@@ -21,6 +21,7 @@ from casa_hub.credentials.exchange_services import PRESETS, read_services
 from casa_hub.credentials.fetching import TOKEN_ENDPOINT, Answer, Fetched, FetchError, Why
 from casa_hub.errors import CredentialError
 from casa_hub.naming import Server
+from casa_hub.record import next_record
 from tests.support.minting import NOW, assert_tells_nothing, public_text, request
 
 ISSUER, SUB = "https://iam.example.org/", "7a9c-alice"
@@ -244,6 +245,7 @@ def test_an_opaque_token_passes_with_the_answer_s_life() -> None:
         (given_token(token(aud=None)), "not for the audience https://tape.example.org"),
         (given_token(token(aud=["https://tape.example.org.evil", "x"])), "not for the audience"),
         (given_token(token(aud="https://tape")), "not for the audience"),
+        (given_token("x" * 65537), "has more than 65536 characters"),
         (given_token("a b"), "characters that a bearer token can't have"),
         (given_token("a\n"), "characters that a bearer token can't have"),
         (given_token("opaque", token_type="N_A"), "no access token"),
@@ -388,7 +390,7 @@ def test_a_token_is_only_taken_with_the_right_claims(claims: dict[str, Any]) -> 
 
 
 def test_a_token_of_a_thousand_brackets_is_taken_for_opaque() -> None:
-    value = jwt.api_jws.encode(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "k" * 32, "HS256")
+    value = jwt.api_jws.encode(b'{"a":' + b"[" * 20_000 + b"]" * 20_000 + b"}", "k" * 32, "HS256")
     assert read_one(given_token(value)).value == value
 
 
@@ -418,6 +420,26 @@ def test_an_opaque_token_is_told_by_the_audience_that_was_asked_for() -> None:
     made = minter()
     credential = minted(made, fetched("opaque"))
     assert credential.identifiers == {"aud": "https://tape.example.org"}
+
+
+@pytest.mark.parametrize("odd", ["x" * 257, "two\nlines", "\x1b[2J", "\ud800"], ids=["long", "lines", "screen", "half"])
+def test_what_no_administrator_could_look_for_is_no_identifier(odd: str) -> None:
+    """The audiences of a token alone could make a pod's annotation too long, and half a character broke the page."""
+    credential = minted(minter(), fetched(token(jti=odd, aud=[TAPE["audience"], odd])))
+    assert credential.identifiers == {"iss": ISSUER, "aud": "https://tape.example.org"}
+
+
+def test_the_longest_record_of_ten_services_fits_into_an_annotation() -> None:
+    made = minters({f"service-number-{number}": TAPE for number in range(10)})
+    record = None
+    for number in range(30):
+        claims = {"jti": f"{number:0256}", "aud": [TAPE["audience"], "x" * 200]}
+        minted_now = {name: minted(one, fetched(token(**claims))) for name, one in made.items()}
+        record = next_record(request(), minted_now, {}, record)
+    assert record is not None
+    assert {len(entry.earlier) for entry in record.credentials.values()} == {16}
+    # Kubernetes' limit for all annotations of an object is 256 KiB. What the others have is far shorter.
+    assert len(json.dumps(record.to_document())) < 160 * 1024
 
 
 def test_eos_gets_the_form_that_its_clients_read() -> None:

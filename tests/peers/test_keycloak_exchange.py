@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -291,3 +292,28 @@ def test_a_service_that_keycloak_refuses_is_missing_and_says_why(hub: Hub, short
     (line,) = [line for line in hub.log.splitlines() if "No exchange:closed for" in line and member.name in line]
     assert "Requested audience not available" in line
     assert "Tell the operator of this hub" in line
+
+
+def test_exchange_that_is_switched_off_while_servers_run_is_told_and_comes_back_by_itself(
+    hub: Hub, short: Realm
+) -> None:
+    member = HubMember(hub, short).starts()
+    file = member.server / "tape_token"
+    before, since = file.read_text(), len(hub.log)
+    short.let_exchange("hub-0", allowed=False)
+    try:
+        told = hub.wait_for_all(r".*standard\.token\.exchange\.enabled.*", 1, since=since, timeout=30)[0][0]
+        refused = HubMember(hub, short).starts()
+        assert not (refused.server / "tape_token").exists()
+    finally:
+        short.let_exchange("hub-0")
+    assert "Tell the operator of this hub" in told
+    for one in (member, refused):
+        until(lambda one=one: _lives(one.server / "tape_token", before), f"{one.name} has a new token", timeout=60)
+        assert unverified_claims((one.server / "tape_token").read_text())["sub"] == one.account.id
+        assert one.runs
+
+
+def _lives(file: Path, before: str) -> bool:
+    text = file.read_text() if file.exists() else before
+    return text != before and unverified_claims(text)["exp"] > time.time()

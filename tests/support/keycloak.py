@@ -11,17 +11,20 @@ Needed are Java 17 or newer and Maven. Where peers are required and this is root
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urljoin
@@ -43,6 +46,8 @@ INSTALL = f"apt-get install {' '.join(DEBIAN_PACKAGES)}"
 _HEAP = "-Xms64m -Xmx640m"
 #: For a life of minutes: compile quickly rather than well, and collect by one thread. That halves the processor time.
 _SHORT_LIFE = "-XX:TieredStopAtLevel=1 -XX:-UseG1GC -XX:+UseSerialGC"
+#: Keycloak's own address of a database in a file, and what is committed is in the file at once.
+_FILE = "jdbc:h2:file:{};NON_KEYWORDS=VALUE;DB_CLOSE_ON_EXIT=FALSE;DB_CLOSE_DELAY=0;WRITE_DELAY=0"
 _ADMINISTRATOR = "root"
 #: Seconds until it serves, on a machine that is busy with other tests.
 _START = 240.0
@@ -153,10 +158,11 @@ def _run(command: list[Any], thing: str, remedy: str, *, env: dict[str, str] | N
 class Keycloak:
     """A Keycloak that runs as long as this is entered; it ends with this process, however that ends."""
 
-    def __init__(self, home: Path, directory: Path) -> None:
+    def __init__(self, home: Path, directory: Path, *, lasting: bool = False) -> None:
         """Args:
         home: what `distribution` returns.
-        directory: for its log.
+        directory: for its log, and its database.
+        lasting: whether what it knows is in a file, for who enters it again after `kill`; else in memory.
         """
         port = free_port(self)
         self.url = f"http://127.0.0.1:{port}"
@@ -173,6 +179,7 @@ class Keycloak:
             env=minimal_environment(
                 JAVA_OPTS_KC_HEAP=_HEAP,
                 JAVA_OPTS_APPEND=_SHORT_LIFE,
+                **({"KC_DB_URL": _FILE.format(directory / "keycloak")} if lasting else {}),
                 KC_BOOTSTRAP_ADMIN_USERNAME=_ADMINISTRATOR,
                 KC_BOOTSTRAP_ADMIN_PASSWORD=self._password,
             ),
@@ -189,6 +196,38 @@ class Keycloak:
 
     def __exit__(self, *_: object) -> None:
         self._process.stop()
+
+    @property
+    def _java(self) -> int:
+        """The id of its process, which is the Java with its port among the arguments."""
+        port = f"--http-port={self.url.rpartition(':')[2]}"
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # one that has ended meanwhile
+                program, *arguments = file.read_text(errors="replace").split("\0")
+                if port in arguments and Path(program).name == "java":
+                    return int(file.parent.name)
+        raise AssertionError("Keycloak does not run")
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU since its start."""
+        fields = Path(f"/proc/{self._java}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context in which it stands still: it takes connections, and answers none of them until the end."""
+        java = self._java
+        os.kill(java, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(java, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it without warning. Enter it again to start it."""
+        os.kill(self._java, signal.SIGKILL)
+        self._process.wait(10)
 
     def _serves(self) -> bool:
         try:
@@ -286,10 +325,11 @@ class Realm:
         path = f"/clients/{self._clients[client_id]}"
         self._admin("PUT", path, self._admin("GET", path).json() | settings)
 
-    def let_exchange(self, client_id: str) -> None:
-        """Let a client exchange tokens ("Standard token exchange" in its settings)."""
+    def let_exchange(self, client_id: str, *, allowed: bool = True) -> None:
+        """Let a client exchange tokens ("Standard token exchange" in its settings), or no longer."""
         attributes = self._admin("GET", f"/clients/{self._clients[client_id]}").json()["attributes"]
-        self.change_client(client_id, attributes=attributes | {"standard.token.exchange.enabled": "true"})
+        attributes["standard.token.exchange.enabled"] = str(allowed).lower()
+        self.change_client(client_id, attributes=attributes)
 
     def add_audience(self, client_id: str, audience: str, scope: str) -> None:
         """Let a client ask for a scope that brings an audience, which is another client of the realm."""
@@ -322,6 +362,24 @@ class Realm:
         for path in groups:
             self._admin("PUT", f"/users/{account.id}/groups/{self._group(path)}")
         return account
+
+    def add_accounts(self, count: int, group: str) -> list[Account]:
+        """Many at once, in one group; their passwords are for the token end point."""
+        made = [Account(f"person-{secrets.token_hex(4)}", "", secrets.token_urlsafe(12)) for _ in range(count)]
+        self._group(group)
+        people = [
+            {
+                "username": one.name,
+                "enabled": True,
+                "groups": [group],
+                "realmRoles": [f"default-roles-{self.name}"],  # which Keycloak gives only to who is made one by one
+                "credentials": [{"type": "password", "value": one.password, "temporary": False}],
+            }
+            for one in made
+        ]
+        answer = self._admin("POST", "/partialImport", {"ifResourceExists": "FAIL", "users": people}).json()
+        ids = {one["resourceName"]: one["id"] for one in answer["results"]}
+        return [replace(one, id=ids[one.name]) for one in made]
 
     def leave(self, account: Account, group: str) -> None:
         self._admin("DELETE", f"/users/{account.id}/groups/{self._group(group)}")

@@ -43,6 +43,8 @@ STORM_USERS, STORM_STARTS, STORM_AT_ONCE = scaled((10, 50, 10), (40, 200, 10))
 STOP_AND_START = scaled(6, 40)
 #: Users of a hub that are asked about evenly, and `Keeper.recheck_interval` there (seconds).
 MEMBERS, MEMBERS_RECHECK = scaled((120, 20.0), (500, 60.0))
+#: People whose servers start at the same moment, with tokens that a real identity provider exchanges.
+STARTS_AT_ONCE = scaled(40, 500)
 #: Inputs that a test by hypothesis tries, if it doesn't say itself how many. Each run tries others.
 EXAMPLES = scaled(40, 400)
 #: Seconds between two looks of a hub at what its servers have, where a test waits for such a look. A hub's own: 30.

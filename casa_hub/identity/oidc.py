@@ -42,6 +42,9 @@ ATTEMPTS = 2
 #: Seconds that a refresh may take, more than any other request: INDIGO IAM finishes a refresh even if its client has
 #: hung up (measured). Then the old refresh token is dead, and nobody has the new one.
 REFRESH_PATIENCE = 30.0
+#: Refreshes at the same time, fewer than there are connections. Of hundreds at once, the others wait for their turn
+#: before their patience begins: a refresh that is cut off at its end may have ended the old token (as above).
+REFRESHES = 32
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class Issuer:
         self._keys = KeySet()
         self._keys_at = -math.inf
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._refreshes = asyncio.Semaphore(REFRESHES)
         for name, url in (("issuer", client.issuer), ("http_proxy", client.proxy)):
             if url and not split_url(url)[1]:
                 raise cant_say(f"CasaOAuthenticator.{name}", f"{url!r} is not a URL", "Give it with scheme and host.")
@@ -180,9 +184,17 @@ class Issuer:
             RefreshedTokenError: the answer must not be used, but its refresh token must be stored.
             OIDCError: there is no answer, or it has no token.
         """
-        tokens, problem = await self._grant(
-            {"grant_type": "refresh_token", "refresh_token": refresh_token}, patience=REFRESH_PATIENCE
-        )
+        try:
+            async with asyncio.timeout(REFRESH_PATIENCE):
+                await self._refreshes.acquire()
+        except TimeoutError as error:
+            raise cant_say(self.client.issuer, "others are asked about, and it is slow to answer") from error
+        try:
+            tokens, problem = await self._grant(
+                {"grant_type": "refresh_token", "refresh_token": refresh_token}, patience=REFRESH_PATIENCE
+            )
+        finally:
+            self._refreshes.release()
         if problem is not None:
             raise RefreshedTokenError(tokens, problem)
         if not tokens.id_token:

@@ -30,14 +30,15 @@ import werkzeug.serving
 
 from casa_hub.identity import oidc, signatures, tokens
 from casa_hub.identity.errors import OIDCError, TokenError
-from casa_hub.identity.oidc import Issuer
+from casa_hub.identity.oidc import REFRESHES, Issuer
 from casa_hub.identity.tokens import RefreshedTokenError, Tokens
-from casa_hub.identity.transport import ANSWER_LIMIT, USERINFO_LIMIT, Client
+from casa_hub.identity.transport import ANSWER_LIMIT, USERINFO_LIMIT, Client, Reply
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.loopback import free_port
 from tests.support.hub import wait_for_port
 from tests.support.idp import IdP
 from tests.support.tokens import Signer, by_hand, id_claims
+from tests.support.waiting import until_async as until
 
 SECRET = "client-secret-value"
 VERIFIER = "v" * 43
@@ -843,6 +844,56 @@ async def test_the_life_of_a_token_is_taken_where_it_is_said(idp: IdP, expires_i
     tokens = await issuer.refresh("r", sub="s-1")
     assert tokens.expires_at == (None if life is None else clock.now + life)
     await issuer.close()
+
+
+class Stuck:
+    """In place of the transport: answers nobody before the end of its event."""
+
+    def __init__(self) -> None:
+        self.end = asyncio.Event()
+        self.asked = 0
+
+    async def ask(self, *_: object, **__: object) -> Reply:
+        self.asked += 1
+        await self.end.wait()
+        return Reply(200, {"access_token": "a", "refresh_token": "new"})
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture
+async def stuck(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> Stuck:
+    await issuer.metadata()
+    await issuer.close()
+    stuck = Stuck()
+    monkeypatch.setattr(issuer, "_transport", stuck)
+    return stuck
+
+
+async def test_of_many_refreshes_some_wait_for_their_turn_before_they_are_sent(issuer: Issuer, stuck: Stuck) -> None:
+    """Cut off by its own time-out, a refresh that was sent would have lost the session."""
+    refreshes = [asyncio.create_task(issuer.refresh(f"r-{n}", sub="s-1")) for n in range(REFRESHES + 8)]
+    await until(lambda: stuck.asked == REFRESHES)
+    await asyncio.sleep(0)
+    assert stuck.asked == REFRESHES
+    stuck.end.set()
+    assert {one.refresh_token for one in await asyncio.gather(*refreshes)} == {"new"}
+    assert stuck.asked == REFRESHES + 8
+
+
+async def test_a_refresh_that_had_no_turn_in_time_was_never_sent_and_is_no_verdict(
+    issuer: Issuer, stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = [asyncio.create_task(issuer.refresh(f"r-{n}", sub="s-1")) for n in range(REFRESHES)]
+    await until(lambda: stuck.asked == REFRESHES)
+    monkeypatch.setattr(oidc, "REFRESH_PATIENCE", 0.02)
+    with pytest.raises(OIDCError) as caught:
+        await issuer.refresh("late", sub="s-1")
+    assert caught.value.answer.verdict is Verdict.CANT_SAY
+    assert stuck.asked == REFRESHES
+    stuck.end.set()
+    await asyncio.gather(*first)
+    assert (await issuer.refresh("late", sub="s-1")).refresh_token == "new"
 
 
 async def test_a_refresh_may_come_without_id_token_refresh_token_and_scope(issuer: Issuer, idp: IdP) -> None:

@@ -106,6 +106,7 @@ class Fetching:
                 without its fraction of a second. None: for a start, which waits `Keeper.fetch_patience` at most.
             say: is told a sentence for people, if somebody has to be asked.
         """
+        since = asyncio.get_running_loop().time()  # among many starts, reading the log-in takes seconds, too
         try:
             session = await self._log_ins.session(user)
         except SQLAlchemyError as error:
@@ -133,7 +134,8 @@ class Fetching:
             for name in left
         }
         patience = self._members.settings.fetch_patience if is_start else _RENEWAL_PATIENCE
-        await asyncio.wait(tasks.values(), timeout=patience)
+        left_over = since + patience - asyncio.get_running_loop().time()
+        await asyncio.wait(tasks.values(), timeout=max(left_over, 0))
         now = self._now()
         for name, task in tasks.items():
             outcome = _outcome(task, wanted[name], patience)

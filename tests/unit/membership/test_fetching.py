@@ -384,6 +384,23 @@ async def test_a_start_waits_only_so_long_for_all_of_it_together_and_the_next_on
     assert len(hub.service.asked) == 3
 
 
+async def test_the_bound_of_a_start_counts_from_before_the_log_in_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among five hundred starts on a busy machine that took more than two seconds."""
+    hub, loop = Hub(), asyncio.get_running_loop()
+    hub.restarted(fetch_patience=60)
+    hub.service.gates["rucio"] = asyncio.Event()
+    real, ahead = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: real() + ahead)
+    async with hub.members[hub.user.name].saving:
+        start = asyncio.create_task(hub.start("rucio"))
+        await asyncio.sleep(0)
+        ahead = 61.0
+    async with asyncio.timeout(20):
+        assert "no answer after 60 seconds" in str((await start)["rucio"])
+    hub.service.gates["rucio"].set()
+    await hub.idle()
+
+
 async def test_a_failure_that_nobody_waits_for_any_more_is_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
     """The event loop has told it as an error that was never retrieved. Who wanted it tells of it: start or renewal."""
     hub = Hub()

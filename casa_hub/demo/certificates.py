@@ -14,6 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _LIFETIME = timedelta(days=30)
+#: Types of attributes -> themselves in DER.
+_OIDS = {
+    NameOID.COMMON_NAME: bytes.fromhex("0603550403"),
+    NameOID.DOMAIN_COMPONENT: bytes.fromhex("060a0992268993f22c640119"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +39,7 @@ def make_host_certificate(directory: Path, names: tuple[str, ...] = ("localhost"
     ca_directory.mkdir(parents=True)
     now = datetime.now(UTC)
     ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca_cn = "casa-hub demo"
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, ca_cn)])
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "casa-hub demo")])
     ca_id = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
     ca = (
         x509.CertificateBuilder(ca_name, ca_name, ca_key.public_key(), x509.random_serial_number())
@@ -68,7 +72,7 @@ def make_host_certificate(directory: Path, names: tuple[str, ...] = ("localhost"
     pem = serialization.Encoding.PEM
     files.certificate.write_bytes(certificate.public_bytes(pem))
     files.ca_file.write_bytes(ca.public_bytes(pem))
-    (ca_directory / f"{_subject_hash(ca_cn)}.0").write_bytes(ca.public_bytes(pem))
+    (ca_directory / f"{subject_hash(ca_name)}.0").write_bytes(ca.public_bytes(pem))
     files.key.touch(mode=0o600)
     files.key.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
     return files
@@ -95,13 +99,16 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _subject_hash(common_name: str) -> str:
-    """OpenSSL's X509_NAME_hash of a subject that is one common name in lower case without double blanks.
+def subject_hash(name: x509.Name) -> str:
+    """OpenSSL's X509_NAME_hash of common names and domain components in ASCII, without double or outer blanks.
 
-    It is the first four bytes of SHA-1 over the name in canonical form (UTF8String, no outer SEQUENCE), in reverse.
+    It is the first four bytes of SHA-1 over the name in canonical form (lower case, UTF8String, no outer SEQUENCE), in
+    reverse.
     """
-    value = common_name.encode()
-    attribute = b"\x06\x03\x55\x04\x03" + b"\x0c" + bytes([len(value)]) + value
-    sequence = b"\x30" + bytes([len(attribute)]) + attribute
-    canonical = b"\x31" + bytes([len(sequence)]) + sequence
+    canonical = b""
+    for attribute in name:
+        value = str(attribute.value).lower().encode()
+        pair = _OIDS[attribute.oid] + b"\x0c" + bytes([len(value)]) + value
+        sequence = b"\x30" + bytes([len(pair)]) + pair
+        canonical += b"\x31" + bytes([len(sequence)]) + sequence
     return hashlib.sha1(canonical, usedforsecurity=False).digest()[3::-1].hex()

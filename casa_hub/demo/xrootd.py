@@ -128,7 +128,7 @@ def make_key_file(path: Path) -> Path:
     return path
 
 
-class _Server:
+class XRootDServer:
     """One xrootd; a context manager. It can be stopped and started again, at the same port."""
 
     host = "localhost"
@@ -202,7 +202,7 @@ class _Server:
         self.stop()
 
 
-class XRootDOrigin(_Server):
+class XRootDOrigin(XRootDServer):
     """The origin: serves `data` (``store/...``, ``other/...``) read-only to everybody on this machine."""
 
     def __init__(self, tree: Programs, directory: Path) -> None:
@@ -215,7 +215,7 @@ class XRootDOrigin(_Server):
         file.write_bytes(content)
 
 
-class XCache(_Server):
+class XCache(XRootDServer):
     """The cache. Reading needs a macaroon made with the secret in `key_file` for the site `site`.
 
     Or a token of `issuer` for `audience`, if there is an issuer.
@@ -257,9 +257,7 @@ class XCache(_Server):
         copy.touch(mode=0o600)
         copy.write_bytes(key_file.read_bytes())
         data = directory / "cache" if self.caching else origin.data
-        # XRootD compares patterns with the text of an address, and a server that listens on both sees IPv6 addresses.
-        allowed = "".join(f"xrd.allow host [::ffff:{client}]\n" for client in clients)
-        template = _COMMON + allowed + _MACAROONS + (_CACHE if self.caching else "")
+        template = _COMMON + allowed(clients) + _MACAROONS + (_CACHE if self.caching else "")
         super().__init__("XCache", tree, directory, data, template)
         self._settings = {
             "site": site,
@@ -311,6 +309,14 @@ class XCache(_Server):
     def client_environment(self) -> dict[str, str]:
         """Variables with which an XRootD client trusts this server's certificate."""
         return {"X509_CERT_DIR": str(self.tls.ca_directory)}
+
+
+def allowed(clients: Sequence[str]) -> str:
+    """Lines that let these IPv4 addresses connect, too; "*" may stand for a part of an address.
+
+    XRootD compares patterns with the text of an address, and a server that listens on both sees IPv6 addresses.
+    """
+    return "".join(f"xrd.allow host [::ffff:{client}]\n" for client in clients)
 
 
 def _servant() -> pwd.struct_passwd:

@@ -203,7 +203,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 def open_xrootd(xcache: XCache, peers_directory: Path) -> Iterator[int]:  # noqa: F811
     template = xrootd._COMMON + "xrd.protocol http:{port} libXrdHttp.so\n"
     directory = peers_directory / "open"
-    with xrootd._Server("open XRootD", xcache.tree, directory, xcache.origin.data, template) as server:
+    with xrootd.XRootDServer("open XRootD", xcache.tree, directory, xcache.origin.data, template) as server:
         yield server.port
 
 

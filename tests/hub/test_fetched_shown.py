@@ -15,6 +15,7 @@ from cryptography import x509
 
 from casa_hub.audit import PREFIX
 from casa_hub.credentials.tokens import unverified_claims
+from casa_hub.demo.proxies import Authority
 from casa_hub.issuer.tokens import new_private_key
 from casa_hub.naming import Server
 from casa_hub.operate import SCOPE
@@ -24,7 +25,6 @@ from tests.support.hub import CLIENT_SECRET, Hub
 from tests.support.idp import IdP
 from tests.support.local_servers import ended_with
 from tests.support.person import Person
-from tests.support.proxies import Authority
 from tests.support.proxycert import beside
 
 TOKEN = "token-of-the-operator-9876543210"

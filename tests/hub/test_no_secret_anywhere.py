@@ -27,9 +27,9 @@ from casa_hub.audit import PREFIX
 from casa_hub.credentials.base import Request
 from casa_hub.credentials.dask import Authority, Start, parse_secrets
 from casa_hub.credentials.idtokens import master_key, scramble
+from casa_hub.demo import proxies as grid
 from casa_hub.issuer.tokens import new_private_key
 from casa_hub.naming import Server
-from tests.support import proxies as grid
 from tests.support.facility_config import credentials
 from tests.support.hub import CLIENT_SECRET, Browser, Hub, casa_config
 from tests.support.idp import IdP

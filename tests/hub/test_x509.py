@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from casa_hub.credentials.x509 import SCOPE
+from casa_hub.demo.proxies import Authority, key
 from casa_hub.naming import Server
 from casa_hub.processes import signed_in
 from tests.hub.conftest import MakeHub
@@ -21,7 +22,6 @@ from tests.support.hub import CLIENT_SECRET, Hub
 from tests.support.idp import IdP
 from tests.support.local_servers import ended_with
 from tests.support.person import Person
-from tests.support.proxies import Authority, key
 from tests.support.proxycert import Proxies, Reply, beside, served
 
 HOUR = timedelta(hours=1)

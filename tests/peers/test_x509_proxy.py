@@ -22,17 +22,18 @@ from casa_hub.credentials.fetching import Answer as Sent
 from casa_hub.credentials.fetching import FetchError
 from casa_hub.credentials.x509 import SCOPE, X509
 from casa_hub.demo import xrootd
+from casa_hub.demo.grid_storage import GsiServer
 from casa_hub.demo.packages import Programs, unpack
 from casa_hub.demo.processes import minimal_environment
+from casa_hub.demo.proxies import Authority, Holder, key, pem_of, pem_of_key
 from casa_hub.naming import Server
 from casa_hub.processes import signed_in
-from tests.support.gsi import GsiServer, by_https, by_root
+from tests.support.gsi import by_https, by_root
 from tests.support.hub import CLIENT_SECRET, Hub, casa_config
 from tests.support.idp import IdP
 from tests.support.local_servers import end
 from tests.support.peers import Answer, require, suites
 from tests.support.person import Person
-from tests.support.proxies import Authority, Holder, key, pem_of, pem_of_key
 from tests.support.proxycert import Proxies, beside
 
 HOUR = timedelta(hours=1)

@@ -1,10 +1,4 @@
-"""What makes proxies for a person's token: IAM's end point, and a small service. Both are WSGI applications.
-
-A stand-in of IAM 1.12 (``iam-login-service``: `ProxyCertificatesApiController`, `DefaultProxyCertificateService` and
-their tests). It asks for the client's secret in the form, besides the person's token in the header, and says so in the
-same words. It makes a proxy of the one that the person has stored, from now on and with a new key, and doesn't look
-whether what it makes outlives that one.
-"""
+"""What makes proxies for a person's token: IAM's end point, and a small service. Both are WSGI applications."""
 
 from __future__ import annotations
 
@@ -12,7 +6,7 @@ import contextlib
 import json
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,27 +15,15 @@ from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from casa_hub.demo.certificates import make_host_certificate
+from casa_hub.demo.proxies import Holder
+from casa_hub.demo.proxycert import ProxyCertificates, Reply, refused
 from tests.support.idp import IdP
-from tests.support.proxies import Holder
-
-PATH = "/iam/proxycert"
-_SHORTEST, _LONGEST_ISSUER = 120, 128
-
-Reply = tuple[int, dict[str, Any]]
 
 
 @dataclass
-class Proxies:
+class Proxies(ProxyCertificates):
     """Who has stored what there; how the answers are made."""
 
-    #: Access token -> subject of the person; "" for a token that nobody has.
-    owner: Callable[[str], str]
-    #: Access token -> its scopes.
-    scopes: Callable[[str], Iterable[str]]
-    #: Subject -> the proxy that the person has stored: IAM's `grid-proxy-init` for a year.
-    stored: dict[str, Holder] = field(default_factory=dict)
-    #: ``proxycert.max-lifetime-seconds``.
-    longest: int = 43200
     #: Seconds that a proxy really lives, whatever is asked for; for tests of renewals.
     life: float | None = None
     #: What it sends instead of a sound answer.
@@ -52,46 +34,21 @@ class Proxies:
     handed_out: list[str] = field(default_factory=list, repr=False)
 
     def make(self, sub: str, seconds: float) -> Holder:
+        # With a key that was made before: a new one takes a quarter of a second.
         return self.stored[sub].proxy(timedelta(seconds=seconds if self.life is None else self.life))
+
+    def of_stored(self, sub: str, form: Mapping[str, str]) -> Reply:
+        self.asked.append((sub, {name: text for name, text in form.items() if not name.startswith("client_")}))
+        return super().of_stored(sub, form)
 
     def iam(self, client_id: str, client_secret: str) -> Any:
         """IAM's end point, for `IdP.answers`, as a WSGI application."""
 
         def answer(token: str, form: dict[str, str]) -> Reply:
-            client = form.pop("client_id", None), form.pop("client_secret", "")
-            sub = self.owner(token)
-            if client[0] is None:
-                return _error(401, "unauthorized", "No client credentials found in request")
-            if client != (client_id, client_secret):
-                return _error(401, "unauthorized", "Bad credentials")
-            if not sub:
-                return _error(401, "invalid_token", "Invalid access token: " + token)
-            if "proxy:generate" not in self.scopes(token):
-                return _error(403, "access_denied", "Access is denied")
-            self.asked.append((sub, form))
-            return self._of_stored(sub, form)
+            client = form.get("client_id"), form.get("client_secret", "")
+            return self.answer(token, form, knows_client=client == (client_id, client_secret))
 
         return self._application(answer)
-
-    def _of_stored(self, sub: str, form: dict[str, str]) -> Reply:
-        seconds = int(form.get("lifetimeSecs", self.longest))
-        if len(form.get("issuer", "")) > _LONGEST_ISSUER:
-            return _error(400, "invalid issuer: max length exceeded (128 characters)")
-        if seconds < _SHORTEST:
-            return _error(400, "invalid lifetime: minimum is 120 seconds")
-        stored = self.stored.get(sub)
-        if stored is None or form.get("issuer", stored.authority) != stored.authority:
-            return _error(412, f"No proxy found for account '{sub}'")
-        if stored.certificate.not_valid_after_utc < datetime.now(UTC):
-            return _error(412, f"No valid proxy found for account '{sub}'")
-        made = self.make(sub, min(seconds, self.longest))
-        return 200, {
-            "subject": made.certificate.subject.rfc4514_string(),
-            "issuer": made.certificate.issuer.rfc4514_string(),
-            "identity": made.above[-1].subject.rfc4514_string(),
-            "not_after": str(int(made.certificate.not_valid_after_utc.timestamp() * 1000)),
-            "certificate_chain": made.pem,
-        }
 
     def service(self) -> Any:
         """A service by the contract of US ATLAS' redeem."""
@@ -118,7 +75,7 @@ class Proxies:
     def _application(self, answer: Callable[[str, dict[str, str]], Reply]) -> Any:
         def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
             if environ["REQUEST_METHOD"] != "POST":
-                status, body = _error(405, "Method Not Allowed")
+                status, body = refused(405, "Method Not Allowed")
             else:
                 sent = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)).decode()
                 form = {name: values[0] for name, values in parse_qs(sent).items()}
@@ -171,7 +128,3 @@ def served(application: Any, directory: Path) -> Iterator[Served]:
         server.shutdown()
         thread.join(10)
         server.server_close()
-
-
-def _error(status: int, error: str, description: str = "") -> Reply:
-    return status, {"error": error} | ({"error_description": description} if description else {})

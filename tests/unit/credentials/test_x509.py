@@ -18,9 +18,9 @@ from traitlets import TraitError
 from casa_hub.credentials.base import Request
 from casa_hub.credentials.fetching import Answer, Fetch, Fetched, FetchError, Why
 from casa_hub.credentials.x509 import X509
+from casa_hub.demo.proxies import Authority, Holder, key, pem_of, pem_of_key
 from casa_hub.errors import CredentialError
 from tests.support.minting import assert_tells_nothing, public_text, request
-from tests.support.proxies import Authority, Holder, key, pem_of, pem_of_key
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR = timedelta(hours=1)

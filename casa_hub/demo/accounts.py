@@ -15,6 +15,11 @@ class Account:
     about: str
 
     @property
+    def full_name(self) -> str:
+        """In the person's certificate."""
+        return self.name.title()
+
+    @property
     def claims(self) -> dict[str, object]:
         """The claims that INDIGO IAM would give with its profile `wlcg`."""
         return {"sub": self.name, "preferred_username": self.name, "wlcg.groups": list(self.groups)}
@@ -27,6 +32,8 @@ MEMBERS = "/cms/uscms"
 ADMINISTRATORS = "/cms/uscms/admins"
 #: The virtual organisation of the members.
 VO = "cms"
+#: Name of the authority that the people's certificates are of.
+PEOPLE = "People of the demo"
 
 #: Seconds between two membership checks; a facility would choose some minutes.
 RECHECK_INTERVAL = 5.0

@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from casa_hub.demo.accounts import ADMINISTRATOR, DOMAIN, MEMBER, MEMBERS, RECHECK_INTERVAL, STRANGER
+from casa_hub.demo.accounts import ADMINISTRATOR, DOMAIN, MEMBER, MEMBERS, PEOPLE, RECHECK_INTERVAL, STRANGER, VO
 from casa_hub.demo.browser import Browser, Kernel
 from casa_hub.demo.dial import REFUSED
 from casa_hub.demo.packages import Progress
+from casa_hub.demo.proxies import Authority, new_key
 from casa_hub.errors import CasaError
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ _PAGE = "/hub/casa/credentials"
 _ADMINISTRATION = ("/hub/admin", "/hub/casa/admin")
 
 #: Word in the name of a notebook's step -> part of the facility that the step needs; without it the step is skipped.
-NEEDS = {"XCache": "xcache", "HTCondor": "pool"}
+NEEDS = {"XCache": "xcache", "GSI": "storage", "HTCondor": "pool"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ class Checks:
     def _see(self) -> None:
         page = self._browser(MEMBER.name).page(_PAGE).text
         parts = [name for part, name in _OPTIONAL.items() if getattr(self._facility, part)]
-        wanted = ["dask", "bearer", "exchange:rucio", *parts]
+        wanted = ["dask", "bearer", "exchange:rucio", "x509", *parts]
         for credential in wanted:
             _expect(f'data-credential="{credential}" data-state="good"' in page, f"the page doesn't show {credential}")
 
@@ -201,6 +203,8 @@ class Checks:
         if xcache is not None and xcache.issuer:
             self._step("XCache takes the token of the facility's issuer", lambda: self._taken(xcache))
             self._step("XCache refuses a forged token", lambda: self._refused(xcache, self._forged("xcache_jwt")))
+        if self._facility.storage is not None:
+            self._step("the storage with GSI refuses a proxy of another authority", self._foreign_proxy)
         if pool is not None:
             self._step("HTCondor refuses a forged IDTOKEN", self._forged_idtoken)
 
@@ -238,6 +242,12 @@ class Checks:
     def _forged_idtoken(self) -> None:
         self._kernel(MEMBER.name).run(_FORGE.format(token=self._forged("condor_token")))
 
+    def _foreign_proxy(self) -> None:
+        """Show a proxy that has the member's name and the authority's, but is of another key."""
+        other = Authority(PEOPLE, domain=VO, own=new_key())
+        proxy = other.certify(MEMBER.full_name).proxy(timedelta(hours=1))
+        self._kernel(MEMBER.name).run(_FOREIGN_PROXY.format(proxy=proxy.pem))
+
     def _operator(self) -> None:
         def check() -> None:
             done = self._facility.operate("check")
@@ -260,6 +270,8 @@ class Checks:
         self._step("the operator renews the credentials of the running server: casa-hub renew", renew)
         if self._facility.xcache is not None:
             self._step("inside: XCache takes the new macaroon", lambda: kernel.run(_READ_AGAIN))
+        if self._facility.storage is not None:
+            self._step("inside: the storage with GSI takes the new proxy", lambda: kernel.run(_BY_PROXY))
 
     def _stop(self) -> None:
         def stop(name: str) -> None:
@@ -325,7 +337,7 @@ def _expect(condition: object, otherwise: str) -> None:
 #: Prints the credentials that a user may copy to a laptop.
 _SHOW = """
 import json, os, pathlib
-names = "ca.pem", "usercert.pem", "xcache_token", "xcache_jwt", "condor_token", "rucio_token"
+names = "ca.pem", "usercert.pem", "xcache_token", "xcache_jwt", "condor_token", "rucio_token", "x509_proxy"
 print(json.dumps({path.name: path.read_text() for path in map(pathlib.Path(os.environ["CERT_DIR"]).joinpath, names)
                   if path.exists()}))
 """
@@ -366,3 +378,27 @@ environment = os.environ | {{"_CONDOR_SEC_TOKEN_DIRECTORY": forged,
 assert subprocess.run([sys.executable, "-c", probe]).returncode == 0, "the own token should be taken"
 assert subprocess.run([sys.executable, "-c", probe], env=environment).returncode == 3, "the forged token was taken"
 """
+
+#: Runs in the member's server: opens a file by the proxy, in a process of its own, because a session of XRootD goes on.
+_BY_PROXY = """
+import os, subprocess, sys, tempfile
+probe = '''
+import os
+from XRootD import client
+with client.File() as file:
+    status, _ = file.open(os.environ["GRID_STORAGE"] + "//store/user/" + os.environ["JUPYTERHUB_USER"] + "/file")
+print(status.message)
+raise SystemExit(0 if status.ok else 3 if "Auth failed" in status.message else 1)
+'''
+environment = dict(os.environ, XRD_CONNECTIONRETRY="1")
+assert subprocess.run([sys.executable, "-c", probe], env=environment).returncode == 0, "the own proxy should be taken"
+"""
+_FOREIGN_PROXY = (
+    _BY_PROXY
+    + """
+environment["X509_USER_PROXY"] = tempfile.mkdtemp() + "/proxy"
+with open(os.open(environment["X509_USER_PROXY"], os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
+    file.write({proxy!r})
+assert subprocess.run([sys.executable, "-c", probe], env=environment).returncode == 3, "the foreign proxy was taken"
+"""
+)

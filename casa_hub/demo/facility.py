@@ -26,13 +26,26 @@ from urllib.request import urlopen
 
 from casa_hub.checks.findings import NOBODY
 from casa_hub.demo import htcondor, xrootd
-from casa_hub.demo.accounts import ACCOUNTS, ADMINISTRATORS, DOMAIN, MEMBERS, RECHECK_INTERVAL, VO
+from casa_hub.demo.accounts import (
+    ACCOUNTS,
+    ADMINISTRATOR,
+    ADMINISTRATORS,
+    DOMAIN,
+    MEMBER,
+    MEMBERS,
+    PEOPLE,
+    RECHECK_INTERVAL,
+    VO,
+)
 from casa_hub.demo.credd import JobTokens
+from casa_hub.demo.grid_storage import GsiServer
 from casa_hub.demo.names import HostNames, facility_address
 from casa_hub.demo.packages import Progress, Unavailable
 from casa_hub.demo.processes import Process, minimal_environment, read_log
+from casa_hub.demo.proxies import DAY, Authority, Holder, new_key, pem_of_key, read_key
 from casa_hub.demo.traefik import DASK_PORT, DASK_WORKER_PORT, Traefik
 from casa_hub.errors import CasaError
+from casa_hub.files import replace_file
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.issuer.tokens import new_private_key, read_private_key
 from casa_hub.loopback import free_port
@@ -46,6 +59,8 @@ MUONS = "/store/user/demo/muons.csv"
 QUICKSTART = files("casa_hub.demo") / "quickstart.ipynb"
 #: The hub's port, if it is free.
 PORT = 8000
+#: The hub, for the identity provider.
+CLIENT_ID = "casa-hub-demo"
 
 
 class Facility:
@@ -59,9 +74,9 @@ class Facility:
     name = "casa-hub-demo"
     #: The hub's configuration file, beside this one.
     config = "jupyterhub_config.py"
-    #: Address of HTCondor and host name of XCache for users' servers.
+    #: Address of HTCondor and host name of XCache and of the storage with GSI for users' servers.
     peers_address, xcache_name = "127.0.0.1", "localhost"
-    #: Addresses that may connect to XCache, besides this machine's.
+    #: Addresses that may connect to the two, besides this machine's.
     xcache_clients: Sequence[str] = ()
     #: More host names for the operator's commands -> their addresses.
     more_names: Mapping[str, str] = MappingProxyType({})
@@ -83,11 +98,15 @@ class Facility:
         )
         #: The key of the pool, for the tokens of running jobs.
         self._pool_key = directory / "credmon.pem"
+        #: Who has a certificate -> the certificate.
+        self.people: dict[str, Holder] = {}
+        self._stored_proxies = directory / "stored-proxies"
         self.names = HostNames(directory / "hosts", self.address)
         #: Part of the facility that this machine can't run -> why.
         self.missing: dict[str, str] = {}
         self.origin: xrootd.XRootDOrigin | None = None
         self.xcache: xrootd.XCache | None = None
+        self.storage: GsiServer | None = None
         self.pool: htcondor.HTCondorPool | None = None
         self.hub: Process | None = None
         self._for_hub: dict[str, str] = {}
@@ -104,10 +123,12 @@ class Facility:
             self.issuer = f"http://localhost:{self._issuer_port()}"
             self._home(stack)
             self._signing_keys()
+            self._certificates()
             with self.network():
                 self._identity_provider(stack)
                 self._names()
                 self._xcache(stack)
+                self._storage(stack)
                 self._pool(stack)
                 self._traefik(stack)
                 self._hub(stack)
@@ -223,7 +244,7 @@ class Facility:
     def _identity_provider(self, stack: ExitStack) -> None:
         self._progress("Identity provider (a mock: it believes whoever you say you are)")
         command: list[str | Path] = [sys.executable, "-W", "ignore", "-m", "casa_hub.demo.identity_provider"]
-        command += ["--port", self.issuer.rpartition(":")[2]]
+        command += ["--port", self.issuer.rpartition(":")[2], "--client", CLIENT_ID, "--proxies", self._stored_proxies]
         for account in ACCOUNTS:
             command += ["--user-claims", json.dumps(account.claims)]
         process = self._start(stack, "identity provider", command)
@@ -236,6 +257,19 @@ class Facility:
         self._key(f"{keys.name}/1.pem", lambda path: path.write_bytes(new_private_key()[1]))
         self._key(self._pool_key.name, lambda path: path.write_bytes(new_private_key()[1]))
         self.tokens.extra_jwks = [dict(read_private_key(self._pool_key.read_bytes()).jwk)]
+
+    def _certificates(self) -> None:
+        """Make a certificate for everybody who gets a server, and the proxy of it that they store at the provider.
+
+        The authority is the same at each start, because the hub keeps proxies with log-ins.
+        """
+        own = self._key("authority.pem", lambda path: path.write_text(pem_of_key(new_key())))
+        self.authority = Authority(PEOPLE, domain=VO, own=read_key(own.read_bytes()))
+        self._stored_proxies.mkdir(mode=0o700, exist_ok=True)
+        for number, account in enumerate((MEMBER, ADMINISTRATOR)):
+            person = self.people[account.name] = self.authority.certify(account.full_name, key_number=10 + number)
+            stored = person.proxy(9 * DAY, own=new_key())
+            replace_file(self._stored_proxies / f"{account.name}.pem", stored.pem.encode())
 
     def _names(self) -> None:
         with self._or_missing("Host names: Dask from outside"):
@@ -282,6 +316,22 @@ class Facility:
             if xcache.issuer:
                 xcache.trust(self.tokens.jwks(time.time()))
             self.xcache = stack.enter_context(xcache)
+
+    def _storage(self, stack: ExitStack) -> None:
+        if self.xcache is None:  # the same programs, and no certificates' directory of servers without it
+            return
+        self._progress("Storage that knows people by their certificates (XRootD with GSI)")
+        self.authority.publish(self.xcache.tls.ca_directory)
+        self.storage = stack.enter_context(
+            GsiServer(
+                self.xcache.tree,
+                self._scratch(stack, "storage"),
+                self.authority,
+                self.people,
+                names=[self.xcache_name],
+                clients=self.xcache_clients,
+            )
+        )
 
     def _pool(self, stack: ExitStack) -> None:
         with self._or_missing("HTCondor: batch jobs"):
@@ -336,7 +386,7 @@ class Facility:
         proxy_password = secrets.token_hex(16)
         # A slow hash would be checked twice for each server that starts; nobody can guess what it is a hash of.
         sha1 = hashlib.sha1(proxy_password.encode(), usedforsecurity=False).digest()
-        credentials = ["dask", "bearer", "exchange"]
+        credentials = ["dask", "bearer", "exchange", "x509"]
         settings: dict[str, Any] = {
             "directory": str(self.directory),
             "url": self.url,
@@ -345,6 +395,7 @@ class Facility:
             "proxy_password": proxy_password,
             "proxy_password_hash": "{SHA}" + base64.b64encode(sha1).decode(),
             "issuer": self.issuer,
+            "client_id": CLIENT_ID,
             "client_secret": secrets.token_hex(16),
             "operator_token": secrets.token_hex(16),
             "members": MEMBERS,
@@ -364,6 +415,9 @@ class Facility:
                 "port": self.xcache.port,
                 "credential": "both" if self.xcache.issuer else "macaroon",
             }
+        if self.storage is not None:
+            storage = f"root://{self.xcache_name}:{self.storage.port}"
+            settings["image_environment"] |= {"GRID_STORAGE": storage}
         if self.pool is not None:
             credentials.append("htcondor")
             settings["htcondor"] = {

@@ -18,8 +18,10 @@ c.CasaOAuthenticator.login_service = "the demo's identity provider"
 c.JupyterHub.authenticator_class = "casa"
 c.CasaOAuthenticator.provider = "cms-iam"
 c.CasaOAuthenticator.issuer = demo["issuer"]
-c.CasaOAuthenticator.client_id = "casa-hub-demo"
+c.CasaOAuthenticator.client_id = demo["client_id"]
 c.CasaOAuthenticator.client_secret = demo["client_secret"]
+# The preset's scopes, and the one without which the provider makes no X.509 proxy.
+c.CasaOAuthenticator.scope = ["openid", "profile", "email", "offline_access", "wlcg.groups", "proxy:generate"]
 c.CasaOAuthenticator.oauth_callback_url = demo["url"] + "/hub/oauth_callback"
 c.CasaOAuthenticator.allowed_groups = {demo["members"]}
 c.CasaOAuthenticator.admin_groups = {demo["administrators"]}

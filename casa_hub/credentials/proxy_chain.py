@@ -5,7 +5,8 @@ Toolkit, which all grid tools read.
 
 A proxy is read on the hub's event loop, so it must take well under a millisecond. Loading an RSA key takes OpenSSL
 44 ms at 2048 bits, because it looks for the primes' being prime; so the key is loaded without that, and the equations
-that such a key must fulfil (RFC 8017, 3.2) are verified here.
+that such a key must fulfil (RFC 8017, 3.2) are verified here. A public key with a long exponent costs OpenSSL as
+much as a private one; so such a key is refused before it is used.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ _PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
 _BLOCK = re.compile(r"-----BEGIN ([A-Z ]{1,40})-----[A-Za-z0-9+/=\s]+-----END \1-----")
 _KEYS = frozenset({"PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"})
 _NAME_LENGTH = 400
+#: Bits of an RSA key, and of its public exponent. Grid authorities have up to 4096, and 65537.
+_LONGEST_RSA, _LONGEST_EXPONENT = 8192, 64
 
 
 class BadProxyError(Exception):
@@ -65,6 +68,8 @@ def read_proxy(text: str, now: datetime) -> ProxyChain:
     key, *certificates = _blocks(text)
     try:
         chain = [x509.load_pem_x509_certificate(pem.encode()) for pem in certificates]
+        for one in chain:
+            _look_at_size(one)
         _look_at_key(key, chain[0])
         for lower, upper in pairwise(chain):
             _look_at_signature(lower, upper)
@@ -119,6 +124,14 @@ def _end(chain: Sequence[x509.Certificate], now: datetime) -> datetime:
     if begins_at > now + _LEEWAY:
         raise BadProxyError(f"is not valid before {when(begins_at)}: the clocks of the two sides differ")
     return expires_at
+
+
+def _look_at_size(certificate: x509.Certificate) -> None:
+    key = certificate.public_key()
+    if isinstance(key, rsa.RSAPublicKey) and (
+        key.key_size > _LONGEST_RSA or key.public_numbers().e.bit_length() > _LONGEST_EXPONENT
+    ):
+        raise BadProxyError("has a certificate with an RSA key of a size that nobody uses")
 
 
 def _look_at_key(pem: str, certificate: x509.Certificate) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from math import gcd
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -117,6 +118,19 @@ def _wrong_exponent() -> str:
     return pem_of_key(wrong.private_key(unsafe_skip_rsa_key_validation=True))
 
 
+def _slow() -> rsa.RSAPrivateKey:
+    """A key whose signatures take tens of milliseconds to verify."""
+    numbers = key(10).private_numbers()
+    order = (numbers.p - 1) * (numbers.q - 1)
+    exponent = next(odd for odd in range(order - 3, 0, -2) if gcd(odd, order) == 1)
+    d = pow(exponent, -1, order)
+    public = rsa.RSAPublicNumbers(exponent, numbers.p * numbers.q)
+    made = rsa.RSAPrivateNumbers(
+        numbers.p, numbers.q, d, d % (numbers.p - 1), d % (numbers.q - 1), numbers.iqmp, public
+    )
+    return made.private_key(unsafe_skip_rsa_key_validation=True)
+
+
 def _encrypted() -> str:
     form, password = PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
     return str(PROXY.key.private_bytes(Encoding.PEM, form, password).decode())
@@ -150,6 +164,7 @@ REFUSED = {
         + pem_of(AUTHORITY.certify("Alice A. Liddell", key_number=8).certificate),
         "that the next one in the chain didn't sign",
     ),
+    "of a key that takes long": (ALICE.proxy(HOUR, now=NOW, own=_slow()).proxy(HOUR, now=NOW).pem, "that nobody uses"),
     "endless": (PUBLIC + KEY + CHAIN * 6, "more than 10 certificates"),
     "expired": (STORED.proxy(HOUR, now=NOW - 2 * HOUR).pem, "expired at"),
     "of an expired one": (ALICE.proxy(HOUR, now=NOW - HOUR).proxy(HOUR, now=NOW).pem, "expired at"),

@@ -604,11 +604,16 @@ def _clashes(files: Mapping[str, Collection[str] | None]) -> list[Problem]:
             if path in owner:
                 problems.append(_clash(path, owner[path], name))
             owner.setdefault(path, name)
+    inside = ((path, path.partition("/")[0]) for path in owner if "/" in path)
+    problems += [_clash(first, owner[first], owner[path], inside=True) for path, first in inside if first in owner]
     return problems
 
 
-def _clash(path: str, first: str, second: str) -> Problem:
+def _clash(path: str, first: str, second: str, *, inside: bool = False) -> Problem:
+    """`inside`: the second one writes a file into a directory of that path."""
     problem = f"{first} and {second} both write the file {path}"
+    if inside:
+        problem = f"{first} writes the file {path}, and {second} one in a directory of that name"
     other_name = " Or name another file in XCache.token_file." if "xcache" in {first, second} else ""
     if first.startswith("exchange:") or second.startswith("exchange:"):
         other_name += " Or set file of the service in TokenExchange.services."

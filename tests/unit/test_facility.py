@@ -96,6 +96,12 @@ class Clash(Token):
     name, path = "clash", "xcache_token"
 
 
+class Below(Token):
+    """A directory where another one has a file."""
+
+    name, path = "below", "xcache_token/token"
+
+
 class Broken(Token):
     """A third party's: everything in it fails, with a secret in the text."""
 
@@ -193,7 +199,7 @@ def fetched(value: str = "SECRET fetched") -> Fetched:
 
 
 ALL = (
-    *(XCache, Bearer, ServiceX, Dask, Clash, Broken, BadPath, BadEnvironment, Odd),
+    *(XCache, Bearer, ServiceX, Dask, Clash, Below, Broken, BadPath, BadEnvironment, Odd),
     *(Pulled, PulledByToken, PulledAtTimes, PulledOddly, BadParts, Impostor),
 )
 
@@ -278,6 +284,14 @@ def test_two_credentials_cannot_write_the_same_file() -> None:
     assert "xcache and clash both write the file xcache_token" in str(problem)
     with pytest.raises(ConfigurationError, match="both write"):
         broken.mint(request())
+
+
+@pytest.mark.parametrize("credentials", [("xcache", "below"), ("below", "xcache")])
+def test_a_file_and_a_directory_cannot_have_the_same_name(credentials: tuple[str, str]) -> None:
+    """No delivery can write both, so no server started; `TokenExchange.services` lets an operator choose names."""
+    [problem] = facility(*credentials).check_settings()
+    assert problem.severity is Severity.ERROR
+    assert "xcache writes the file xcache_token, and below one in a directory of that name" in str(problem)
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,10 @@ class Facility(LoggingConfigurable):
         kept = await fetching.kept(user, wanted) if wanted and fetching is not None and not technical else {}
         return Request(server, start_id, now, token, technical=technical, fetched={**kept, **(fetched or {})})
 
+    def named(self, entries: Iterable[str]) -> list[str]:
+        """Names of credentials, for entries of settings and requests: a section that makes several means them all."""
+        return [name for entry in entries for name in self._loaded.parts.get(entry, (entry,))]
+
     def needs_fetching(self, name: str) -> bool:
         """Whether a credential is made of something that has to be fetched (`Minter.fetch`)."""
         return name in self._loaded.fetches
@@ -234,7 +238,7 @@ class Facility(LoggingConfigurable):
                 # The name of an installed credential is right; any other may be a typing error.
                 "Add it there."
                 if name in minters.installed()
-                else did_you_mean(name, self.credentials) or "Add it there.",
+                else did_you_mean(name, [*self.credentials, *self.minters]) or "Add it there.",
             )
             for name in self.required
             if name not in self.credentials and name not in self.minters
@@ -297,7 +301,7 @@ class Facility(LoggingConfigurable):
         for name in self.credentials:
             if name not in self._loaded.parts:
                 missing[name] = CredentialError(name, "it could not be loaded at the hub's start", _ASK_OPERATOR)
-        for name in (part for entry in self.required for part in self._loaded.parts.get(entry, [entry])):
+        for name in self.named(self.required):
             if name not in credentials and name not in left_out:
                 raise missing.get(name) or CredentialError(name, "it is required, but not enabled", _ASK_OPERATOR)
         for name, reason in missing.items():

@@ -105,6 +105,7 @@ class CasaHub:
         self.rounds = Rounds(self.app, members, recheck, self.revocations, self.mass_loss)
         if recheck is not None:
             recheck.on_verdict, recheck.on_tokens = self.mass_loss.heard, self.renewals.hand_out_token
+            recheck.on_log_in = self.renewals.logged_in
         self.renewals.begin()
         if self.facility.minters:
             self.mending.begin()

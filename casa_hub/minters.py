@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,9 +50,7 @@ def load(names: Iterable[str], parent: LoggingConfigurable, issuer: FacilityIssu
         except ConfigurationError as error:
             loaded.problems.append(Problem.of(error))
         except TraitError as error:
-            loaded.problems.append(
-                Problem.of(_wrong(f"a setting of {name!r} has a wrong value: {without_value(error)}", "Correct it."))
-            )
+            loaded.problems.append(_wrong_value(name, error))
         except Exception as error:  # noqa: BLE001 - a third party's
             loaded.problems.append(broken(name, "load", error))
         else:
@@ -98,6 +97,15 @@ def _fetches(minters: Mapping[str, Minter]) -> dict[str, Fetch]:
             raise _wrong(f"{name!r} is made of what is fetched, but isn't renewed by time", _CORRECT)
         found[name] = fetch
     return found
+
+
+def _wrong_value(name: str, error: TraitError) -> Problem:
+    """A wrong value of a setting: our own texts begin with the setting, ``TokenExchange.services: ...``."""
+    setting, colon, problem = str(without_value(error)).rstrip(".").partition(": ")
+    if colon and re.fullmatch(r"[A-Z]\w*\.\w+", setting):
+        return Problem(Severity.ERROR, setting, problem, "Correct it.")
+    problem = f"a setting of {name!r} has a wrong value: {without_value(error)}"
+    return Problem(Severity.ERROR, "Facility.credentials", problem, "Correct it.")
 
 
 def _wrong(problem: str, remedy: str) -> ConfigurationError:

@@ -122,9 +122,12 @@ def _exchanges(hub: CasaHub) -> list[Problem]:
     remedy = "Set scope to what the service asks for. The client must be registered for it at the provider."
     return [
         Problem(
-            Severity.ERROR, minter.name, f"{provider.title} gives a token only for a scope, and none is set", remedy
+            Severity.ERROR,
+            f"the scope of {name}",
+            f"is not set, and {provider.title} gives a token only for a scope",
+            remedy,
         )
-        for minter in hub.facility.minters.values()
+        for name, minter in hub.facility.minters.items()
         if minter.fetch is not None and minter.fetch.url == TOKEN_ENDPOINT and not minter.fetch.form.get("scope")
     ]
 

@@ -61,7 +61,7 @@ async def _try(asks: Asking, name: str, fetch: Fetch) -> Finding:
     try:
         reply = await asks.ask(fetch)
     except FetchError as problem:
-        return unseen(name, f"{problem.thing}: {problem.problem}", "The check of the issuer says what to do.")
+        return unseen(name, f"{problem.thing}: {problem.problem}", "If it stays so, ask the provider's administrators.")
     return read(name, reply.body, asks.meaning(fetch, reply))
 
 

@@ -65,7 +65,8 @@ class TokenExchange(Minter):
         ``file``: path of the file below the directory of secrets, a name or a name in one directory. Default:
         ``NAME_token``. It holds the token and nothing else, and with ``preset: eos`` what EOS's clients expect.
         ``environment``: variables of the server, in whose values ``{file}`` stands for the path of the file. They
-        replace those of the preset.
+        replace those of the preset. Without a preset, the default is one variable with the path: ``NAME_TOKEN_FILE``,
+        in capital letters and with ``_`` for ``-``. An empty mapping sets none.
 
         Example: ``{rucio: {preset: rucio}, tape: {audience: "https://tape.example.org", scope: "storage.stage:/"}}``.
         """,
@@ -98,6 +99,7 @@ class TokenExchange(Minter):
                 "name": f"{cls.name}:{service.name}",
                 "title": f"{service.title} token",
                 "purpose": f"act as you at {service.title}",
+                "found_by": service.found_by,
                 "service": service,
             },
         )

@@ -58,6 +58,8 @@ class Preset:
     file: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     form: Form = Form.TOKEN
+    #: Programs that find the file by the variables, for people.
+    found_by: str = ""
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
@@ -71,6 +73,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             audience="rucio",
             scope="openid profile",
             environment={"RUCIO_OIDC_AUTH": "file", "RUCIO_OIDC_FILE_NAME": PLACEHOLDER},
+            found_by="Rucio's extension of JupyterLab",
         ),
         # Audience: swan-cern/values.yaml of SWAN's charts. File and variables: SWAN's images and its extension
         # SwanOauthRenew write and read them; EOS's client eosxd reads OAUTH2_TOKEN (fusex/auth of EOS), and its servers
@@ -82,6 +85,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             scope="openid",
             environment={"OAUTH2_FILE": PLACEHOLDER, "OAUTH2_TOKEN": f"FILE:{PLACEHOLDER}"},
             form=Form.EOS,
+            found_by="EOS's programs",
         ),
         # Audience: as of EOS. CERNBox's server (Reva, pkg/auth/manager/oidc) asks userinfo, too. CS3's extension of
         # JupyterLab reads the file that its setting `token_path` names.
@@ -108,6 +112,8 @@ class Service:
     form: Form = Form.TOKEN
     #: Where the operator sets its scope.
     setting: str = "TokenExchange.services"
+    #: As `Minter.found_by`.
+    found_by: str = ""
 
 
 def read_services(settings: Mapping[Any, Any]) -> tuple[Service, ...]:
@@ -132,14 +138,19 @@ def _service(name: object, entry: object) -> Service:
     file = texts.get("file") or preset.file or f"{name}_token"
     if bad_path(file):
         raise ValueError(f"{name} has the file {file!a}: give a name, or a name in one directory")
-    environment = _environment(name, entry["environment"]) if "environment" in entry else preset.environment
+    if "environment" in entry:
+        environment = _environment(name, entry["environment"])
+    else:
+        environment = preset.environment or {f"{name.upper().replace('-', '_')}_TOKEN_FILE": PLACEHOLDER}
+    found_by = preset.found_by or (f"programs that read {' or '.join(environment)}" if environment else "")
     title = preset.title if name == texts.get("preset") else name.replace("-", " ").capitalize()
-    return Service(name, title, audience, scope, file, environment, preset.form)
+    return Service(name, title, audience, scope, file, environment, preset.form, found_by=found_by)
 
 
 def _text(name: str, key: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name} has a value of {key} that is no text")  # noqa: TRY004 - a setting's form
+        several = "; separate several by blanks" if isinstance(value, list) else ""
+        raise ValueError(f"{name} has a value of {key} that is no text{several}")  # noqa: TRY004 - a setting's form
     return value
 
 

@@ -318,7 +318,7 @@ class Facility:
             self.xcache = stack.enter_context(xcache)
 
     def _storage(self, stack: ExitStack) -> None:
-        if self.xcache is None:  # the same programs, and no certificates' directory of servers without it
+        if self.xcache is None:  # it is of the same programs
             return
         self._progress("Storage that knows people by their certificates (XRootD with GSI)")
         self.authority.publish(self.xcache.tls.ca_directory)

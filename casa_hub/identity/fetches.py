@@ -17,7 +17,7 @@ _NOT_NOW = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStat
 #: RFC 6750, 2.1. Another character would end the header.
 _BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
-_LATER = "It is tried again by itself; if it stays so, tell the operator of this hub."
+_LATER = "If it stays so, tell the operator of this hub."
 
 
 class Fetches:

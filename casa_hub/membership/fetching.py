@@ -293,7 +293,7 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def _refusal(asking: _Asking, why: str) -> FetchError:
-    problem = f"nothing is asked for without a membership: {why}".rstrip(".")
+    problem = f"your sign-in doesn't count for it: {why}".rstrip(".")
     return FetchError(asking.fetch.title, problem, _LOG_IN, Why.SIGN_IN)
 
 

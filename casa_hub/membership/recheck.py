@@ -76,6 +76,8 @@ class Recheck:
         self._settings = self.members.settings
         #: Is called at every verdict, also a log-in's.
         self.on_verdict: Callable[[Member], None] = lambda _: None
+        #: Is called with the user's name after a log-in.
+        self.on_log_in: Callable[[str], None] = lambda _: None
         #: Is awaited after new tokens were stored, unless they came with a "no".
         self.on_tokens: Callable[[HubUser], Awaitable[None]] = lambda _: asyncio.sleep(0)
 
@@ -84,6 +86,7 @@ class Recheck:
         at = session.last_yes
         standing = Standing(Verdict.YES, at, "", at, session.id, decision, due_at=due_at(session))
         self._learn(self.members[username], _with_end(standing, session))
+        self.on_log_in(username)
 
     async def refused(self, user: HubUser, reason: str, decision: Refused | None = None) -> None:
         """A refused log-in is a "no" for the person's earlier log-ins, too: the provider may offer no way to ask."""

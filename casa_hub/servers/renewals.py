@@ -136,6 +136,17 @@ class Renewals:
             if names and spawner.active and not spawner.pending:
                 await self.bring(spawner, names)
 
+    def logged_in(self, username: str) -> None:
+        """Try at once what could not be fetched so far: others are asked with the token of the new log-in."""
+        now = self._clock()
+        for server in self._servers.values():
+            if server.spawner.user.name != username:
+                continue
+            for name, one in server.credentials.items():
+                if one.failures and one.state is not State.UNREADABLE and self._facility.needs_fetching(name):
+                    one.at = now
+            self._plan(server)
+
     async def renew_now(
         self,
         usernames: Collection[str] | None = None,
@@ -145,9 +156,10 @@ class Renewals:
     ) -> Report:
         """Renew credentials now, whatever their expiry is, because their keys are other ones. Failures are tried again.
 
-        `usernames`: whose servers; None for all running servers. `names`: of the credentials; none for all.
-        `only`: which of these servers.
+        `usernames`: whose servers; None for all running servers. `names`: of the credentials, or of the sections that
+        make several; none for all. `only`: which of these servers.
         """
+        names = self._facility.named(names)
         servers = [
             (spawner, running)
             for user, spawner, running in running_servers(self._app)
@@ -562,7 +574,7 @@ class Renewals:
                 one.state, one.at, one.failures, one.why = State.HELD, None, 0, ""
                 continue
             is_missing = one.state is State.MISSING
-            news = one.failures == 0 or (is_missing and why != one.why)  # the start has logged its reason
+            news = one.failures == 0 or why != one.why  # the start has logged the reason of what is missing
             one.failures, one.why, one.force = one.failures + 1, why, one.force or force
             waits = refused and (name not in self._facility.minters or self._comes_by_itself(name))
             one.at = None if waits else renewal_schedule.again(one.expires, now, one.failures)

@@ -236,7 +236,7 @@ class RenewHandler(_Operation):
     async def post(self) -> None:
         asked = self.asked(users=list, credentials=list)
         minters = self.casa.facility.minters
-        for name in asked.get("credentials", ()):
+        for name in self.casa.facility.named(asked.get("credentials", ())):
             if name not in minters:
                 problem = f"No server of this hub gets a credential {name!r}. {did_you_mean(name, minters)}"
                 raise web.HTTPError(HTTPStatus.NOT_FOUND, problem)

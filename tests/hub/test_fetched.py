@@ -157,7 +157,7 @@ def test_the_spawn_page_says_what_is_asked_for_and_then_what_is_missing_and_what
                     break
     assert "Asking for a token for Rucio and a token for Panda" in sentences
     why = told(hub, ada, "panda")
-    assert "HTTP status 503. It is tried again by itself" in why
+    assert "HTTP status 503. If it stays so" in why
     assert [sentence for sentence in sentences if why in sentence]
 
 
@@ -243,7 +243,7 @@ def test_a_start_waits_only_so_long_for_a_slow_provider_and_the_running_server_g
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ((503, {}), "HTTP status 503. It is tried again by itself"),
+        ((503, {}), "HTTP status 503. If it stays so"),
         ((200, '{"access_token": "ha'), "has none. Ask the identity provider's administrators"),
         ((400, {"error": "access_denied", "error_description": "no"}), "."),
     ],

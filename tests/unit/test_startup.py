@@ -32,8 +32,9 @@ def complaints(tmp_path: Path, services: Any, *, provider: str = "keycloak", aut
 @pytest.mark.parametrize("provider", ["cms-iam", "atlas-iam", "wlcg-iam"])
 def test_an_iam_wants_a_scope_for_each_exchange(tmp_path: Path, provider: str) -> None:
     (said,) = complaints(tmp_path, {"tape": BARE, "disk": SCOPED, "rucio": {"preset": "rucio"}}, provider=provider)
-    assert said.startswith("exchange:tape: ")
-    assert "IAM gives a token only for a scope, and none is set. Set scope" in said
+    assert said.startswith("the scope of exchange:tape: ")
+    assert "is not set, and" in said
+    assert "IAM gives a token only for a scope. Set scope" in said
 
 
 @pytest.mark.parametrize(("provider", "authenticator"), [("keycloak", "casa"), ("oidc", "casa"), ("cms-iam", "dummy")])

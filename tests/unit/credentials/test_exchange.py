@@ -96,6 +96,13 @@ def test_variables_hold_the_path_of_the_file() -> None:
     assert made.environment(Server("", "alice"), PurePosixPath("/etc/s")) == expected
 
 
+def test_a_file_that_no_setting_names_is_named_by_a_variable_of_the_service() -> None:
+    made = list(minters({"tape-two": TAPE, "silent": TAPE | {"environment": {}}}).values())
+    found = [one.environment(Server("", "alice"), PurePosixPath("/etc/s")) for one in made]
+    assert found == [{"TAPE_TWO_TOKEN_FILE": "/etc/s/tape-two_token"}, {}]
+    assert [one.found_by for one in made] == ["programs that read TAPE_TWO_TOKEN_FILE", ""]
+
+
 @pytest.mark.parametrize(
     ("services", "words"),
     [
@@ -107,6 +114,10 @@ def test_variables_hold_the_path_of_the_file() -> None:
         ({"a:b": TAPE}, "'a:b' is no name"),
         ({"tape\n": TAPE}, "is no name"),
         ({1: TAPE}, "1 is no name"),
+        (
+            {"tape": TAPE | {"scope": ["a", "b"]}},
+            "tape has a value of scope that is no text; separate several by blanks",
+        ),
         ({"tape": "https://tape"}, "tape is no mapping of preset, audience, scope, file, environment"),
         ({"tape": None}, "tape is no mapping"),
         ({"tape": TAPE | {"audiance": "x"}}, r"tape has an unknown key 'audiance' \(Did you mean audience\?\)"),

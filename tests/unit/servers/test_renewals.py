@@ -775,6 +775,35 @@ async def test_a_fetch_that_fails_is_told_once_and_tried_again(
     assert "very-secret" not in caplog.text
 
 
+async def test_a_new_log_in_is_tried_at_once(make: Callable[..., Hub], service: Service) -> None:
+    """Somebody did as the page said, "Log out and in again", and the page said it for six more minutes."""
+    hub = make("pulled")
+    service.life = 36000
+    running = begin(hub, service)
+    service.error = FetchError("idp", "the sign-in was taken back", "Log out and in again.")
+    await until_async(lambda: bool(hub.renewals.overdue()), 36000)
+    service.error = None
+    tries = len(running.fetches)
+    hub.renewals.logged_in("somebody-else")
+    hub.renewals.logged_in(running.server.username)
+    await until_async(lambda: not hub.renewals.overdue(), 5)
+    assert len(running.fetches) == tries + 1
+
+
+async def test_another_reason_for_the_same_failure_is_told(
+    make: Callable[..., Hub], service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An outage became a refusal, for which an operator had to act, and the log said nothing of it."""
+    hub = make("pulled")
+    service.life = 600
+    begin(hub, service)
+    service.error = FetchError("idp", "no answer", "Wait.")
+    await until_async(lambda: "no answer" in caplog.text, 600)
+    service.error = FetchError("idp", "this hub's client may not", "Act.")
+    await until_async(lambda: "this hub's client may not" in caplog.text, 600)
+    assert len(told(caplog)) == 2
+
+
 async def test_what_could_not_be_fetched_for_the_start_comes_to_the_running_server(
     make: Callable[..., Hub], service: Service
 ) -> None:

@@ -98,21 +98,23 @@ def environment(tmp_path: Path) -> Path:
     return venv
 
 
-def test_its_steps_make_a_hub_that_has_it(environment: Path, tmp_path: Path) -> None:
+def test_its_steps_make_a_hub_that_has_it(environment: Path, wheel: Path, tmp_path: Path) -> None:
     (copy,) = [argument for step, argument in instructions() if step == "COPY"]
     assert copy == "requirements.txt dist/casa_hub-*.whl /tmp/casa_hub/"
     there = tmp_path / "casa_hub"
     there.mkdir()
     shutil.copy(IMAGE / "requirements.txt", there)
-    done = uv("build", "--quiet", "--wheel", "--out-dir", str(there), str(ROOT), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    (there / ".gitignore").unlink(missing_ok=True)  # uv's own; COPY takes the wheel only
+    shutil.copy(wheel, there)
 
     (script,) = [argument for step, argument in instructions() if step == "RUN"]
     script = script.replace("/tmp/casa_hub", str(there))
     ran = subprocess.run(
         ["sh", "-ec", script],
-        env={"PATH": f"{environment}/bin:/usr/bin:/bin", "HOME": str(tmp_path)},
+        env={
+            "PATH": f"{environment}/bin:/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "PIP_NO_COMPILE": "1",  # nothing runs here long enough to be worth it
+        },
         capture_output=True,
         text=True,
         timeout=240,

@@ -11,7 +11,7 @@ from tests.support.facility_config import credentials
 from tests.support.hub import SMALL_SERVER
 from tests.support.idp import IdP
 
-pytestmark = [pytest.mark.both_hubs, pytest.mark.debian, pytest.mark.shortened]
+pytestmark = [pytest.mark.debian, pytest.mark.shortened]
 
 FACILITY = """
 c.CasaOAuthenticator.provider = "wlcg-iam"

@@ -10,7 +10,7 @@ from tests.support.chromium import OpenTab
 from tests.support.hub import Hub
 from tests.support.idp import IdP
 
-pytestmark = [pytest.mark.both_hubs, pytest.mark.debian, pytest.mark.shortened]
+pytestmark = [pytest.mark.debian, pytest.mark.shortened]
 
 MEMBER = ["/cms", "/cms/uscms"]
 JOIN = "https://iam.example.org/join"
@@ -32,6 +32,7 @@ def person(idp: IdP, name: str, groups: object) -> str:
     return f"sub-of-{name}"
 
 
+@pytest.mark.both_hubs
 def test_a_member_signs_in_and_is_at_home(hub: Hub, idp: IdP, open_tab: OpenTab) -> None:
     tab = open_tab(hub)
     tab.page.goto("/hub/login")

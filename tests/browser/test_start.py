@@ -14,7 +14,7 @@ from tests.support.facility_config import credentials
 from tests.support.hub import SMALL_SERVER
 from tests.support.idp import IdP
 
-pytestmark = [pytest.mark.both_hubs, pytest.mark.debian, pytest.mark.shortened]
+pytestmark = [pytest.mark.debian, pytest.mark.shortened]
 
 FACILITY = """
 c.CasaOAuthenticator.provider = "wlcg-iam"
@@ -27,6 +27,7 @@ c.CasaLocalSpawner.cmd = ["sh", "-c", f"read go < {{os.path.abspath('go')}} && e
 """
 
 
+@pytest.mark.both_hubs
 def test_the_page_of_a_start_tells_what_is_missing_and_leads_to_the_server(
     casa_hub_factory: MakeHub, casa_idp: IdP, open_tab: OpenTab
 ) -> None:

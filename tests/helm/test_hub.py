@@ -13,8 +13,7 @@ import yaml
 from tests.helm.conftest import CLIENT_SECRET, FILES, ROOT, VALUES, HubIn, Probe, Render
 from tests.support.helm import template
 from tests.support.hub_pod import HubPod
-
-pytestmark = pytest.mark.both_hubs
+from tests.support.scale import one_for_both_hubs
 
 CONFIG_D = "/usr/local/etc/jupyterhub/jupyterhub_config.d"
 SNIPPET = ROOT / "jupyterhub_config.d" / "casa_hub.py"
@@ -35,7 +34,7 @@ def test_the_charts_files_are_where_it_wants_them(chart: Path, render: Render) -
         assert b"get_config" in file.data
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", one_for_both_hubs(FILES))
 def test_each_setting_arrives(name: str, probe: Probe) -> None:
     settings = probe(name)["settings"]
     for section, values in config_of(name).items():
@@ -50,7 +49,7 @@ def test_each_setting_arrives(name: str, probe: Probe) -> None:
         assert settings["CasaOAuthenticator"]["client_secret"] == CLIENT_SECRET
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", one_for_both_hubs(FILES))
 def test_the_hub_has_nothing_to_complain_of(name: str, probe: Probe) -> None:
     """But what is an operator's choice, or due to nobody having logged in here."""
     log = probe(name)["log"]
@@ -62,11 +61,13 @@ def test_the_hub_has_nothing_to_complain_of(name: str, probe: Probe) -> None:
 
 @pytest.mark.parametrize(
     ("section", "key", "remedy"),
-    [
-        ("XCache", "key_fil", "Did you mean key_file?"),
-        ("CasaOAuthenticator", "allowed_group", "Did you mean allowed_groups?"),
-        ("Facilty", "required", "Did you mean Facility?"),
-    ],
+    one_for_both_hubs(
+        [
+            ("XCache", "key_fil", "Did you mean key_file?"),
+            ("CasaOAuthenticator", "allowed_group", "Did you mean allowed_groups?"),
+            ("Facilty", "required", "Did you mean Facility?"),
+        ]
+    ),
 )
 def test_a_wrong_key_is_refused_with_the_right_one(section: str, key: str, remedy: str, hub_in: HubIn) -> None:
     command = [sys.executable, "-m", "jupyterhub", "--config", "/usr/local/etc/jupyterhub/jupyterhub_config.py"]
@@ -77,7 +78,7 @@ def test_a_wrong_key_is_refused_with_the_right_one(section: str, key: str, remed
     assert all(section in line for line in refusals)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "dev"])
+@pytest.mark.parametrize("name", one_for_both_hubs([name for name in FILES if name != "dev"]))
 def test_an_operator_s_commands_find_the_hub_and_a_token_for_it(name: str, hub_in: HubIn) -> None:
     command = [sys.executable, "-m", "casa_hub.cli", "status", "-f", "/usr/local/etc/jupyterhub/jupyterhub_config.py"]
     done = hub_in([name], command)
@@ -103,7 +104,13 @@ def without_what_the_snippet_finds() -> dict[str, Any]:
     return values
 
 
-@pytest.mark.parametrize("names", [("90-casa-hub.py",), ("10-casa-hub.py", "90-casa-hub.py")], ids=["once", "twice"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(("90-casa-hub.py",), id="once", marks=pytest.mark.both_hubs),
+        pytest.param(("10-casa-hub.py", "90-casa-hub.py"), id="twice"),
+    ],
+)
 def test_the_snippet_says_the_same_as_hub_config(names: tuple[str, ...], probe: Probe) -> None:
     assert len(SNIPPET.read_text().splitlines()) <= 30
     told = probe(without_what_the_snippet_finds(), with_snippet({}, *names))
@@ -135,6 +142,7 @@ def test_the_snippet_leaves_what_is_set(probe: Probe) -> None:
     assert told["settings"]["XCache"]["key_file"] == "/etc/casa-hub/dask"
 
 
+@pytest.mark.both_hubs
 def test_a_spawner_class_of_the_sites_own_gets_the_same_pod(probe: Probe) -> None:
     """Here KubeSpawner by another of its names, which is none that the snippet takes for the chart's default."""
     own = {"JupyterHub": {"spawner_class": "kubespawner.spawner.KubeSpawner"}}

@@ -22,8 +22,6 @@ from tests.support.local_servers import end
 from tests.support.person import Person
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.both_hubs
-
 PAGE = "/hub/casa/admin"
 ADMIN, OPERATOR = ["/cms", "/cms/admins"], ["/cms", "/cms/admins", "/cms/facility"]
 
@@ -116,6 +114,7 @@ def audit(hub: Hub, action: str, since: int) -> list[dict[str, Any]]:
 # -- who may -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_members_don_t_see_it_nor_its_link(hub: Hub, idp: IdP) -> None:
     member = Person(hub, idp)
     answer = member.browser.page(PAGE)
@@ -124,11 +123,13 @@ def test_members_don_t_see_it_nor_its_link(hub: Hub, idp: IdP) -> None:
     assert PAGE not in member.browser.page("/hub/home").text
 
 
+@pytest.mark.both_hubs
 def test_who_isn_t_logged_in_is_asked_to(hub: Hub) -> None:
     answer = Browser(hub).page(PAGE, allow_redirects=False)
     assert (answer.status_code, answer.headers["Location"].partition("?")[0]) == (302, "/hub/login")
 
 
+@pytest.mark.both_hubs
 def test_administrators_look_and_are_told_how_to_do_more(hub: Hub, idp: IdP, operator: Person) -> None:
     admin = Person(hub, idp, groups=ADMIN)
     page = seen(admin)
@@ -141,6 +142,7 @@ def test_administrators_look_and_are_told_how_to_do_more(hub: Hub, idp: IdP, ope
     assert operator.access() == (True, True)
 
 
+@pytest.mark.both_hubs
 def test_a_token_is_not_a_browser(hub: Hub, operator: Person) -> None:
     headers = {"Authorization": f"token {operator.token}"}
     assert requests.get(hub.url + PAGE, headers=headers, timeout=60, allow_redirects=False).status_code in (302, 403)
@@ -149,6 +151,7 @@ def test_a_token_is_not_a_browser(hub: Hub, operator: Person) -> None:
     assert operator.access() == (True, True)
 
 
+@pytest.mark.both_hubs
 @pytest.mark.parametrize(
     ("fields", "headers"),
     [
@@ -168,6 +171,7 @@ def test_a_form_that_isn_t_this_page_s_own_does_nothing(
     assert user.access() == (True, True)
 
 
+@pytest.mark.both_hubs
 def test_the_token_of_another_session_is_refused(hub: Hub, idp: IdP, operator: Person) -> None:
     other = Person(hub, idp, groups=ADMIN)
     fields = {"action": "revoke", "user": other.name, "_xsrf": token_of(seen(operator))}
@@ -192,6 +196,7 @@ def test_what_makes_no_sense_is_refused(operator: Person, fields: dict[str, Any]
 # -- what it says, and does --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_it_shows_servers_keys_and_events_and_nothing_secret(hub: Hub, idp: IdP, operator: Person) -> None:
     user = Person(hub, idp)
     assert user.browser.spawn().status_code == 201

@@ -19,9 +19,8 @@ from casa_hub.web.backchannel import BODY_LIMIT
 from tests.hub.conftest import MakeHub
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
+from tests.support.scale import one_for_both_hubs
 from tests.support.tokens import Signer, by_hand
-
-pytestmark = pytest.mark.both_hubs
 
 OURS, FOREIGN = Signer("back-channel"), Signer("foreign")
 numbers = itertools.count(1)
@@ -126,6 +125,7 @@ def audits(hub: Hub, since: int, name: str) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, lines) if event["username"] == name]
 
 
+@pytest.mark.both_hubs
 def test_a_log_out_ends_the_browser_s_sessions_and_nothing_else(hub: Hub, idp: IdP) -> None:
     person, other = Person(hub, idp), Person(hub, idp)
     assert person.browser.spawn().status_code in (201, 202)
@@ -157,6 +157,7 @@ def test_a_log_out_ends_the_browser_s_sessions_and_nothing_else(hub: Hub, idp: I
     assert hub.api("DELETE", f"/users/{person.name}/servers/").status_code in (202, 204)
 
 
+@pytest.mark.both_hubs
 def test_the_refresh_token_of_a_session_goes_with_it(online: Hub, idp: IdP) -> None:
     person = Person(online, idp)
     assert person.stored()["refresh_token"]
@@ -220,7 +221,7 @@ FORGED = {
 }
 
 
-@pytest.mark.parametrize("case", FORGED)
+@pytest.mark.parametrize("case", one_for_both_hubs(FORGED))
 def test_what_the_provider_hasn_t_said_ends_nothing(online: Hub, idp: IdP, case: str) -> None:
     person = Person(online, idp)
     forged = FORGED[case](idp, person.sub)
@@ -245,14 +246,16 @@ def test_a_copy_doesn_t_end_the_next_log_in(online: Hub, idp: IdP) -> None:
 
 @pytest.mark.parametrize(
     ("request_", "words"),
-    [
-        ({"data": {}}, "one logout_token in a form"),
-        ({"data": [("logout_token", "a"), ("logout_token", "b")]}, "one logout_token in a form"),
-        ({"json": {"logout_token": "a"}}, "one logout_token in a form"),
-        ({"data": b"logout_token=\xff"}, "one logout_token in a form"),
-        ({"data": "&".join(f"a{number}=b" for number in range(20))}, "one logout_token in a form"),
-        ({"data": "logout_token=%ff%fe"}, "not a signed JWT"),
-    ],
+    one_for_both_hubs(
+        [
+            ({"data": {}}, "one logout_token in a form"),
+            ({"data": [("logout_token", "a"), ("logout_token", "b")]}, "one logout_token in a form"),
+            ({"json": {"logout_token": "a"}}, "one logout_token in a form"),
+            ({"data": b"logout_token=\xff"}, "one logout_token in a form"),
+            ({"data": "&".join(f"a{number}=b" for number in range(20))}, "one logout_token in a form"),
+            ({"data": "logout_token=%ff%fe"}, "not a signed JWT"),
+        ]
+    ),
     ids=["empty", "two", "JSON", "no text", "many fields", "no text within"],
 )
 def test_what_is_no_such_request_is_refused(online: Hub, idp: IdP, request_: dict[str, Any], words: str) -> None:
@@ -261,6 +264,7 @@ def test_what_is_no_such_request_is_refused(online: Hub, idp: IdP, request_: dic
     assert words in answer.json()["error_description"]
 
 
+@pytest.mark.both_hubs
 def test_a_large_request_isn_t_read(online: Hub, idp: IdP) -> None:
     head = "POST /hub/backchannel-logout HTTP/1.1\r\nHost: hub\r\nContent-Length: {}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", urlsplit(online.url).port), timeout=60) as connection:
@@ -271,6 +275,7 @@ def test_a_large_request_isn_t_read(online: Hub, idp: IdP) -> None:
     assert chunked.status_code == 400
 
 
+@pytest.mark.both_hubs
 def test_a_browser_can_t_be_made_to_ask_for_anything_here(online: Hub, idp: IdP) -> None:
     """Neither its cookie nor an API token is looked at: a forged form of another site does what it does without."""
     person = Person(online, idp)

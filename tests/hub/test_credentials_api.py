@@ -22,9 +22,8 @@ from tests.support.hub import Hub
 from tests.support.idp import IdP
 from tests.support.local_servers import end
 from tests.support.person import Person
+from tests.support.scale import one_for_both_hubs
 from tests.support.waiting import until
-
-pytestmark = pytest.mark.both_hubs
 
 OPERATOR = "token-of-the-operator-0123456789"
 RECHECK = 3.0
@@ -123,6 +122,7 @@ def life(answer: dict[str, Any]) -> float:
 # -- what one gets -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_the_list_says_what_there_is_and_for_how_long(alice: Person) -> None:
     answer = alice.hub.api("GET", "/casa/credentials", token=alice.token)
     assert (answer.status_code, answer.headers["Cache-Control"]) == (200, "no-store")
@@ -168,6 +168,7 @@ def test_nobody_gets_a_longer_life_than_the_facility_gives(alice: Person) -> Non
     assert life(ask(alice, "xcache", lifetime=10**9).json()) <= 3600
 
 
+@pytest.mark.both_hubs
 def test_the_audit_tells_who_asked_by_which_token(alice: Person) -> None:
     token = token_with(alice, scope("xcache"), note="CI of\nalice")
     since = len(alice.hub.log)
@@ -185,6 +186,7 @@ def test_the_audit_tells_who_asked_by_which_token(alice: Person) -> None:
     assert token not in alice.hub.log
 
 
+@pytest.mark.both_hubs
 def test_dask_is_that_of_the_running_server_and_of_a_client_alone(alice: Person) -> None:
     refused = ask(alice, "dask")
     assert (refused.status_code, refused.json()["status"]) == (409, 409)
@@ -206,6 +208,7 @@ def test_dask_is_that_of_the_running_server_and_of_a_client_alone(alice: Person)
 # -- who doesn't -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_a_token_without_the_scope_gets_nothing(alice: Person) -> None:
     other, none = token_with(alice, scope("htcondor")), token_with(alice, "read:users:name!user")
     assert ask(alice, "htcondor", other).status_code == 200
@@ -222,6 +225,7 @@ def test_a_token_without_the_scope_gets_nothing(alice: Person) -> None:
     assert alice.hub.api("GET", "/casa/credentials", token=none).status_code == 403
 
 
+@pytest.mark.both_hubs
 def test_the_token_of_a_server_has_no_scope(alice: Person) -> None:
     assert alice.browser.spawn().status_code == 201
     (process,) = alice.hub.directory.glob(f"servers/{alice.name}/process")
@@ -235,12 +239,14 @@ def test_the_token_of_a_server_has_no_scope(alice: Person) -> None:
     assert alice.hub.api("DELETE", f"/users/{alice.name}/server").status_code in (202, 204)
 
 
+@pytest.mark.both_hubs
 def test_a_service_has_no_credentials_whatever_its_scopes(strict: Hub) -> None:
     answer = strict.api("POST", "/casa/credentials/xcache", token="token-of-ci", json={})
     words = "A service has no credentials. Use the token of a user"
     assert (answer.status_code, answer.json()["message"]) == (403, words)
 
 
+@pytest.mark.both_hubs
 def test_an_operator_says_what_users_may_by_the_role_user(strict: Hub, idp: IdP) -> None:
     idp.rotate = False
     bob = Person(strict, idp)
@@ -257,6 +263,7 @@ def test_nobody_reaches_another_user_s_server(alice: Person, idp: IdP) -> None:
     assert alice.hub.api("DELETE", f"/users/{alice.name}/servers/lab").status_code in (202, 204)
 
 
+@pytest.mark.both_hubs
 @pytest.mark.parametrize("headers", [{}, {"Origin": "https://evil.example.org"}, {"X-XSRFToken": "made-up"}])
 def test_a_forged_request_of_a_browser_gets_nothing(alice: Person, headers: dict[str, str]) -> None:
     since = len(alice.hub.log)
@@ -269,15 +276,17 @@ def test_a_forged_request_of_a_browser_gets_nothing(alice: Person, headers: dict
 
 @pytest.mark.parametrize(
     ("body", "words"),
-    [
-        ("[1]", "The request must be a JSON object"),
-        ("0", "The request must be a JSON object"),
-        ('{"lifetime": "1h"}', "lifetime must be a number of seconds, 1 or more"),
-        ('{"lifetime": true}', "lifetime must be a number of seconds, 1 or more"),
-        ('{"lifetime": 0}', "lifetime must be a number of seconds, 1 or more"),
-        ('{"server": 7}', "server must be the name of a server"),
-        ('{"sever": "x"}', "There is no field 'sever'. Did you mean server?"),
-    ],
+    one_for_both_hubs(
+        [
+            ("[1]", "The request must be a JSON object"),
+            ("0", "The request must be a JSON object"),
+            ('{"lifetime": "1h"}', "lifetime must be a number of seconds, 1 or more"),
+            ('{"lifetime": true}', "lifetime must be a number of seconds, 1 or more"),
+            ('{"lifetime": 0}', "lifetime must be a number of seconds, 1 or more"),
+            ('{"server": 7}', "server must be the name of a server"),
+            ('{"sever": "x"}', "There is no field 'sever'. Did you mean server?"),
+        ]
+    ),
 )
 def test_what_is_asked_wrongly_is_told(alice: Person, body: str, words: str) -> None:
     answer = alice.hub.api("POST", "/casa/credentials/xcache", token=alice.token, data=body)
@@ -309,6 +318,7 @@ def test_a_key_that_is_gone_is_told_to_whoever_asks(alice: Person) -> None:
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_revoke_ends_the_token_and_tells_what_is_still_outside(alice: Person) -> None:
     token = token_with(alice, scope("xcache"))
     got = [ask(alice, "xcache", token).json(), ask(alice, "htcondor").json()]

@@ -23,8 +23,7 @@ from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.local_servers import ended_with
 from tests.support.person import Person
-
-pytestmark = pytest.mark.both_hubs
+from tests.support.scale import one_for_both_hubs
 
 PAGE = "/hub/casa/credentials"
 #: A group that the operator allows, and that nobody's browser may run.
@@ -81,6 +80,7 @@ def renew(browser: Browser, server: str = "", **data: str) -> requests.Response:
     return browser.post(browser.hub.url + PAGE, data=data, timeout=60)
 
 
+@pytest.mark.both_hubs
 def test_the_page_shows_the_sign_in_and_what_a_server_holds(make_person: MakePerson) -> None:
     person = make_person()
     browser = person.browser
@@ -191,6 +191,7 @@ def files_of(answer: requests.Response) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+@pytest.mark.both_hubs
 def test_one_click_downloads_the_bundle_of_a_server(hub: Hub, make_person: MakePerson) -> None:
     person = make_person()
     assert person.browser.spawn().status_code == requests.codes.created
@@ -235,6 +236,7 @@ def test_an_operator_who_gives_users_no_scope_gives_no_bundle(make_hub: MakeHub,
         assert download(browser).status_code == requests.codes.forbidden
 
 
+@pytest.mark.both_hubs
 def test_a_token_with_the_scope_has_the_bundle_in_a_terminal(hub: Hub, make_person: MakePerson) -> None:
     person = make_person()
     with_scope, without = (
@@ -258,6 +260,7 @@ def test_markup_in_names_is_shown_as_text(make_person: MakePerson) -> None:
     assert html.escape(MARKUP) in page
 
 
+@pytest.mark.both_hubs
 @pytest.mark.parametrize(("method", "status"), [("GET", 302), ("POST", 403)])
 def test_the_page_is_not_for_tokens(hub: Hub, make_person: MakePerson, method: str, status: int) -> None:
     """A token is no browser of its user, whatever its scopes are."""
@@ -266,6 +269,7 @@ def test_the_page_is_not_for_tokens(hub: Hub, make_person: MakePerson, method: s
     assert answer.status_code == status
 
 
+@pytest.mark.both_hubs
 def test_a_forged_post_renews_nothing(hub: Hub, make_person: MakePerson) -> None:
     person, other = make_person(), make_person()
     assert other.browser.spawn().status_code == requests.codes.created
@@ -274,7 +278,7 @@ def test_a_forged_post_renews_nothing(hub: Hub, make_person: MakePerson) -> None
         assert answer.status_code == requests.codes.forbidden
 
 
-@pytest.mark.parametrize("mode", ["cors", "no-cors", "same-origin"])
+@pytest.mark.parametrize("mode", one_for_both_hubs(["cors", "no-cors", "same-origin"]))
 def test_a_program_of_another_page_can_t_read_the_page(make_person: MakePerson, mode: str) -> None:
     """A server that its owner shares has the hub's origin, and its programs have the cookies of whoever visits it."""
     browser = make_person().browser
@@ -300,6 +304,7 @@ def test_no_name_of_a_server_begins_a_line_of_the_log(hub: Hub, make_person: Mak
     assert not [line for line in re.split(r"[\r\n]", hub.log) if line.lstrip().startswith("[I audit]")]
 
 
+@pytest.mark.both_hubs
 def test_who_is_not_signed_in_is_sent_to_the_log_in(hub: Hub) -> None:
     answer = Browser(hub).page(PAGE, allow_redirects=False)
     assert answer.status_code == requests.codes.found

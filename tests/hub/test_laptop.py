@@ -16,8 +16,7 @@ from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.laptop import REDIRECT, Laptop, sent_back
 from tests.support.person import Person
-
-pytestmark = pytest.mark.both_hubs
+from tests.support.scale import one_for_both_hubs
 
 OPERATOR = "token-of-the-operator-0123456789"
 XCACHE = "custom:casa-hub:credential:xcache"
@@ -62,6 +61,7 @@ def ask(hub: Hub, name: str, token: str) -> int:
 # -- what works --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_a_laptop_gets_a_token_for_what_was_asked_and_nothing_else(hub: Hub, alice: Person) -> None:
     laptop = Laptop(hub)
     back = laptop.answer(alice.browser)
@@ -88,6 +88,7 @@ def test_a_laptop_gets_a_token_for_what_was_asked_and_nothing_else(hub: Hub, ali
         assert secret not in hub.log
 
 
+@pytest.mark.both_hubs
 def test_somebody_who_isn_t_logged_in_logs_in_first_and_comes_back_to_the_page(hub: Hub, alice: Person) -> None:
     laptop, browser = Laptop(hub), Browser(hub)
     to_log_in = laptop.page(browser)
@@ -112,6 +113,7 @@ def test_who_denies_sends_the_program_away(hub: Hub, alice: Person) -> None:
         assert laptop.answer(alice.browser, answer) == {"error": "access_denied", "state": laptop.state}
 
 
+@pytest.mark.both_hubs
 def test_the_page_says_who_asks_for_what_until_when(hub: Hub, alice: Person) -> None:
     page = Laptop(hub, {"credentials": "xcache,htcondor"}).page(alice.browser)
     text = " ".join(re.sub(r"<[^>]*>", " ", page.text).split())
@@ -160,7 +162,10 @@ def test_a_credential_that_somebody_may_not_have_is_not_even_shown(hub: Hub, ali
 
 
 @pytest.mark.parametrize(
-    "headers", [{}, {"Origin": "https://evil.example.org"}, {"Referer": "https://evil.example.org/", "Cookie": ""}]
+    "headers",
+    one_for_both_hubs(
+        [{}, {"Origin": "https://evil.example.org"}, {"Referer": "https://evil.example.org/", "Cookie": ""}]
+    ),
 )
 def test_a_forged_consent_is_refused(hub: Hub, alice: Person, headers: dict[str, str]) -> None:
     laptop = Laptop(hub)
@@ -173,6 +178,7 @@ def test_a_forged_consent_is_refused(hub: Hub, alice: Person, headers: dict[str,
         assert "code=" not in sent.headers.get("Location", "")
 
 
+@pytest.mark.both_hubs
 def test_a_token_can_t_make_another_one(hub: Hub, alice: Person) -> None:
     laptop = Laptop(hub)
     headers = {"Authorization": f"Bearer {alice.token}"}
@@ -222,6 +228,7 @@ def test_a_code_is_good_for_a_minute(hub: Hub, alice: Person) -> None:
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_revoke_ends_a_laptop_s_token_and_a_code_that_is_not_redeemed_yet(hub: Hub, alice: Person) -> None:
     laptop = Laptop(hub)
     token, code = laptop.log_in(alice.browser), laptop.answer(alice.browser)["code"]

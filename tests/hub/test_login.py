@@ -17,8 +17,7 @@ import requests
 from tests.hub.conftest import MakeHub
 from tests.support.hub import CLIENT_SECRET, Browser, Hub
 from tests.support.idp import IdP
-
-pytestmark = pytest.mark.both_hubs
+from tests.support.scale import one_for_both_hubs
 
 JOIN = "https://iam.example.org/join"
 numbers = itertools.count(1)
@@ -72,6 +71,7 @@ def user_of(hub: Hub, name: str) -> dict[str, Any]:
 # -- who is let in -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_a_member_is_let_in_and_the_groups_reach_the_hub(hub: Hub, idp: IdP) -> None:
     browser = Browser(hub)
     answer = browser.log_in(person(idp, "oksana", "/cms", "/cms/uscms", "/cms/uscms/t3"), next_path="/hub/token")
@@ -83,6 +83,7 @@ def test_a_member_is_let_in_and_the_groups_reach_the_hub(hub: Hub, idp: IdP) -> 
     assert user["auth_state"]["oauth_user"]["preferred_username"] == "oksana"
 
 
+@pytest.mark.both_hubs
 def test_the_request_to_the_provider_has_pkce_nonce_scopes_and_what_the_operator_adds(hub: Hub, idp: IdP) -> None:
     Browser(hub).log_in(person(idp, "pkce", "/cms/uscms"))
     query = idp.authorization_requests[-1]
@@ -93,6 +94,7 @@ def test_the_request_to_the_provider_has_pkce_nonce_scopes_and_what_the_operator
     assert idp.pkce_failures == 0
 
 
+@pytest.mark.both_hubs
 @pytest.mark.parametrize(
     ("name", "groups"),
     [
@@ -122,7 +124,7 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", one_for_both_hubs(REFUSED))
 def test_a_refused_person_is_told_why(hub: Hub, idp: IdP, case: str) -> None:
     name, groups, words = REFUSED[case]
     since = len(hub.log)
@@ -139,6 +141,7 @@ def test_a_refused_person_is_told_why(hub: Hub, idp: IdP, case: str) -> None:
 LISTED = {"guest", "trouble", "trouble-admin", "root-like"}
 
 
+@pytest.mark.both_hubs
 def test_the_refused_page_names_groups_and_where_to_join_and_nothing_else(hub: Hub, idp: IdP) -> None:
     claims = {"name": "Stranger Danger", "email": "stranger@example.org", "eduperson_assurance": ["high-value"]}
     sub = person(idp, "stranger2", "/cms", "/cms/other", **claims)
@@ -173,6 +176,7 @@ def test_a_group_claim_of_the_wrong_kind_lets_nobody_in(hub: Hub, idp: IdP) -> N
         assert (answer.status_code, 'id="casa-failed"' in answer.text) == (403, True), claim
 
 
+@pytest.mark.both_hubs
 def test_administration_follows_the_groups_up_and_down_at_log_in(hub: Hub, idp: IdP) -> None:
     sub = person(idp, "rising", "/cms", "/cms/uscms")
     for group, admin in (("/cms/uscms", False), ("/cms/operators", True), ("/cms/uscms", False)):
@@ -210,6 +214,7 @@ def test_a_missing_name_claim_is_named(open_hub: Hub, idp: IdP) -> None:
     assert "the claim email, from which the user name is taken, is missing" in text_of(answer)
 
 
+@pytest.mark.both_hubs
 def test_nobody_is_allowed_by_default(make_hub: MakeHub, idp: IdP) -> None:
     hub = make_hub(allowed_groups=[])
     with hub.running():
@@ -219,6 +224,7 @@ def test_nobody_is_allowed_by_default(make_hub: MakeHub, idp: IdP) -> None:
         assert "for the users on its list" in text_of(answer)
 
 
+@pytest.mark.both_hubs
 def test_existing_users_are_allowed_where_the_operator_says_so(make_hub: MakeHub, idp: IdP) -> None:
     hub = make_hub(allowed_groups=[], allow_existing_users=True)
     sub = person(idp, "veteran", "/cms")
@@ -233,6 +239,7 @@ def test_existing_users_are_allowed_where_the_operator_says_so(make_hub: MakeHub
 # -- names and identities --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_a_name_given_to_another_person_is_refused_and_told_to_the_operator(hub: Hub, idp: IdP) -> None:
     """Names are given again in the course of years; homes, jobs and groups hang on them."""
     first = person(idp, "hansen", "/cms/uscms")
@@ -252,6 +259,7 @@ def test_a_refused_person_takes_no_name(hub: Hub, idp: IdP) -> None:
     assert Browser(hub).log_in(person(idp, "wanted", "/cms/uscms")).status_code == 200
 
 
+@pytest.mark.both_hubs
 def test_the_name_stays_its_owner_s_when_the_hub_s_user_is_deleted(hub: Hub, idp: IdP) -> None:
     first = person(idp, "keeper", "/cms/uscms")
     assert Browser(hub).log_in(first).status_code == 200
@@ -260,6 +268,7 @@ def test_the_name_stays_its_owner_s_when_the_hub_s_user_is_deleted(hub: Hub, idp
     assert Browser(hub).log_in(first).status_code == 200
 
 
+@pytest.mark.both_hubs
 @pytest.mark.parametrize("name", ["", " ", "a/b", "../x", " padded ", "a\nb", "a\0b", "x" * 256])
 def test_a_name_that_the_hub_doesn_t_take_is_refused(hub: Hub, idp: IdP, name: str) -> None:
     answer = Browser(hub).log_in(person(idp, name, "/cms/uscms"))
@@ -267,6 +276,7 @@ def test_a_name_that_the_hub_doesn_t_take_is_refused(hub: Hub, idp: IdP, name: s
     assert 'id="casa-failed"' in answer.text
 
 
+@pytest.mark.both_hubs
 @pytest.mark.parametrize("name", ["üñï", "<b>&\"'", "x" * 200])
 def test_a_hostile_name_is_only_a_name(hub: Hub, idp: IdP, name: str) -> None:
     browser = Browser(hub)
@@ -324,6 +334,7 @@ def state(**content: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
 
 
+@pytest.mark.both_hubs
 @pytest.mark.parametrize(
     "changes",
     [
@@ -344,6 +355,7 @@ def test_a_callback_that_wasn_t_begun_here_is_refused(hub: Hub, idp: IdP, change
     assert not browser.is_in()
 
 
+@pytest.mark.both_hubs
 def test_a_callback_in_another_browser_is_refused(hub: Hub, idp: IdP) -> None:
     """Log-in forgery: the attacker's code in the victim's browser."""
     url = callback(Browser(hub), hub, person(idp, "attacker", "/cms/uscms"))
@@ -402,6 +414,7 @@ def test_a_provider_that_fails_half_way_is_said_to_be_unusable(
     assert reply.status_code == (200 if known_keys_serve else 503)
 
 
+@pytest.mark.both_hubs
 def test_a_log_in_cancelled_at_the_provider_is_no_error_of_the_hub(hub: Hub, idp: IdP) -> None:
     browser = Browser(hub)
     consent = browser.page("/hub/oauth_login")
@@ -411,6 +424,7 @@ def test_a_log_in_cancelled_at_the_provider_is_no_error_of_the_hub(hub: Hub, idp
     assert "<script>alert" not in browser.get(hostile, timeout=60).text
 
 
+@pytest.mark.both_hubs
 def test_the_provider_s_words_are_no_lines_of_the_log(hub: Hub) -> None:
     """Anybody could have written lines into the log that look like the hub's own."""
     browser = Browser(hub)
@@ -424,6 +438,7 @@ def test_the_provider_s_words_are_no_lines_of_the_log(hub: Hub) -> None:
     assert "boo" in line
 
 
+@pytest.mark.both_hubs
 def test_the_state_of_an_address_is_no_line_of_the_log(hub: Hub) -> None:
     """Nobody has to be logged in for it: what is no JSON was logged as it is, a line of the audit say."""
     line = 'casa-hub audit: {"action": "minted", "username": "forged-in-a-state"}'
@@ -504,6 +519,7 @@ def test_every_preset_reads_what_its_provider_sends(
 # -- a hub that must not start ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_without_a_crypt_key_the_hub_says_what_to_set(make_hub: MakeHub) -> None:
     hub = make_hub()
     del hub.environment["JUPYTERHUB_CRYPT_KEY"]

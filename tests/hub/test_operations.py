@@ -26,8 +26,7 @@ from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.local_servers import end
 from tests.support.person import Person
-
-pytestmark = pytest.mark.both_hubs
+from tests.support.scale import one_for_both_hubs
 
 TOKEN = "token-of-the-operator-0123456789"
 
@@ -120,7 +119,7 @@ OPERATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "operation"), OPERATIONS)
+@pytest.mark.parametrize(("method", "operation"), one_for_both_hubs(OPERATIONS))
 def test_nobody_without_the_scope_may_not_even_an_administrator(
     hub: Hub, idp: IdP, method: str, operation: str
 ) -> None:
@@ -140,19 +139,21 @@ def test_nobody_without_the_scope_may_not_even_an_administrator(
 
 @pytest.mark.parametrize(
     ("operation", "body", "words"),
-    [
-        ("revoke", {"user": 7}, "user must be a str"),
-        ("revoke", {"usr": "x"}, "There is no field 'usr'. Did you mean user?"),
-        ("renew", {"users": "alice"}, "users must be a list"),
-        ("renew", {"users": [7]}, "users must be a list of strings"),
-        ("gc", {"dry_run": "yes"}, "dry_run must be a bool"),
-        ("confirm", {"x": 1}, "There is no field 'x'"),
-        ("confirm", {"users": "alice"}, "users must be a list"),
-        ("ignore", {"users": "alice"}, "users must be a list"),
-        ("revoke", {"user": "caf\udce9"}, "user has characters that no name has"),
-        ("rebind", {"user": "caf\udce9"}, "user has characters that no name has"),
-        ("renew", {"users": ["caf\udce9"]}, "users has characters that no name has"),
-    ],
+    one_for_both_hubs(
+        [
+            ("revoke", {"user": 7}, "user must be a str"),
+            ("revoke", {"usr": "x"}, "There is no field 'usr'. Did you mean user?"),
+            ("renew", {"users": "alice"}, "users must be a list"),
+            ("renew", {"users": [7]}, "users must be a list of strings"),
+            ("gc", {"dry_run": "yes"}, "dry_run must be a bool"),
+            ("confirm", {"x": 1}, "There is no field 'x'"),
+            ("confirm", {"users": "alice"}, "users must be a list"),
+            ("ignore", {"users": "alice"}, "users must be a list"),
+            ("revoke", {"user": "caf\udce9"}, "user has characters that no name has"),
+            ("rebind", {"user": "caf\udce9"}, "user has characters that no name has"),
+            ("renew", {"users": ["caf\udce9"]}, "users has characters that no name has"),
+        ]
+    ),
 )
 def test_what_is_asked_wrongly_is_told(hub: Hub, operation: str, body: dict[str, Any], words: str) -> None:
     answer = ask(hub, "POST", operation, **body)
@@ -168,6 +169,7 @@ def test_a_body_that_is_no_object_is_told(hub: Hub) -> None:
 # -- revoke ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_revoke_ends_all_access_until_the_next_log_in(hub: Hub, idp: IdP) -> None:
     user, other = User(hub, idp), User(hub, idp)
     process = user.starts()
@@ -260,6 +262,7 @@ def test_renew_replaces_what_servers_have(hub: Hub, idp: IdP) -> None:
 # -- rebind ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_rebind_gives_a_name_to_who_logs_in_next(hub: Hub, idp: IdP) -> None:
     first = User(hub, idp)
     process = first.starts()
@@ -331,6 +334,7 @@ def test_check_says_which_dask_secret_may_go(hub: Hub, idp: IdP) -> None:
 # -- the hub can't be asked --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_the_environment_of_a_service_says_where_the_hub_is(hub: Hub) -> None:
     where = {"JUPYTERHUB_API_URL": f"{hub.url}/hub/api", "JUPYTERHUB_API_TOKEN": TOKEN}
     assert command(hub, "confirm", **where).returncode == 0

@@ -16,8 +16,7 @@ from tests.hub.conftest import MakeHub
 from tests.support.hub import Browser, Hub
 from tests.support.idp import IdP
 from tests.support.person import CANT_SAY, LOG_IN_AGAIN, MEMBER, NO, Person, dead, refused
-
-pytestmark = pytest.mark.both_hubs
+from tests.support.scale import one_for_both_hubs
 
 RECHECK, GRACE, MAX_AGE = 300, 14400, 86400
 
@@ -56,6 +55,7 @@ def _as_providers_do(idp: IdP) -> None:
 # -- a member goes on --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_a_member_goes_on_and_is_asked_for_once_in_an_interval(iam: Hub, idp: IdP) -> None:
     person = Person(iam, idp)
     assert person.access() == (True, True)
@@ -101,11 +101,12 @@ def test_an_access_token_that_died_early_is_renewed_before_a_log_in_is_asked_for
 
 
 @pytest.fixture
-def person_of(iam: Hub, keycloak: Hub, idp: IdP) -> Callable[[str], Person]:
+def person_of(request: pytest.FixtureRequest, idp: IdP) -> Callable[[str], Person]:
     """Somebody at a provider, whose next request is one for which the provider is asked."""
 
     def make(provider: str) -> Person:
-        hub, claim = (iam, "wlcg.groups") if provider == "iam" else (keycloak, "groups")
+        name, claim = ("iam", "wlcg.groups") if provider == "iam" else ("keycloak", "groups")
+        hub: Hub = request.getfixturevalue(name)
         person = Person(hub, idp, claim)
         idp.frozen = provider == "iam"
         hub.put_forward(2401 if provider == "keycloak-due" else RECHECK + 1)
@@ -114,7 +115,7 @@ def person_of(iam: Hub, keycloak: Hub, idp: IdP) -> Callable[[str], Person]:
     return make
 
 
-@pytest.mark.parametrize("row", NO)
+@pytest.mark.parametrize("row", one_for_both_hubs(NO))
 def test_an_explicit_no_ends_access(person_of: Callable[[str], Person], row: str) -> None:
     provider, happens = NO[row]
     person = person_of(provider)
@@ -133,7 +134,7 @@ def test_an_explicit_no_ends_access(person_of: Callable[[str], Person], row: str
 REVOKED_GRACE = 3600
 
 
-@pytest.mark.parametrize("row", LOG_IN_AGAIN)
+@pytest.mark.parametrize("row", one_for_both_hubs(LOG_IN_AGAIN))
 def test_a_sign_in_taken_back_asks_pages_for_a_new_one_while_tokens_go_on_for_its_grace(
     person_of: Callable[[str], Person], row: str
 ) -> None:
@@ -176,7 +177,7 @@ def test_a_sign_in_that_has_run_out_asks_pages_for_a_new_one_while_tokens_go_on_
     assert person.access() == (True, True)
 
 
-@pytest.mark.parametrize("row", CANT_SAY)
+@pytest.mark.parametrize("row", one_for_both_hubs(CANT_SAY))
 def test_access_goes_on_for_a_grace_time_when_the_provider_can_t_say(
     person_of: Callable[[str], Person], row: str
 ) -> None:
@@ -243,6 +244,7 @@ def test_a_group_lost_behind_a_frozen_token_is_found_by_the_refresh(iam: Hub, id
     assert person.access() == (False, False)
 
 
+@pytest.mark.both_hubs
 def test_groups_and_administration_follow_at_a_re_check(iam: Hub, idp: IdP) -> None:
     person = Person(iam, idp, groups=["/cms/uscms", "/cms/operators"])
     assert person.browser.page("/hub/admin").status_code == 200
@@ -257,6 +259,7 @@ def test_groups_and_administration_follow_at_a_re_check(iam: Hub, idp: IdP) -> N
     assert person.browser.page("/hub/admin").status_code == 200
 
 
+@pytest.mark.both_hubs
 def test_a_refused_log_in_ends_what_an_earlier_one_began(iam: Hub, idp: IdP) -> None:
     person = Person(iam, idp)
     person.is_in_groups("/cms")
@@ -296,6 +299,7 @@ def test_a_name_that_got_another_owner_is_refused_at_a_re_check(iam: Hub, idp: I
 # -- tokens are never lost ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_a_rotated_refresh_token_is_stored_at_once(iam: Hub, idp: IdP) -> None:
     person = Person(iam, idp)
     seen = {person.stored()["refresh_token"]}
@@ -359,6 +363,7 @@ def test_an_answer_without_a_refresh_token_keeps_the_old_one(iam: Hub, idp: IdP)
         assert person.stored()["refresh_token"] == first
 
 
+@pytest.mark.both_hubs
 def test_whoever_asks_at_the_same_time_there_is_one_refresh(iam: Hub, idp: IdP) -> None:
     person = Person(iam, idp)
     iam.put_forward(RECHECK + 1)
@@ -380,6 +385,7 @@ def test_whoever_asks_at_the_same_time_there_is_one_refresh(iam: Hub, idp: IdP) 
     assert iam.api("DELETE", f"/users/{person.name}/server").status_code in (202, 204, 400)
 
 
+@pytest.mark.both_hubs
 def test_a_log_in_during_a_refresh_wins_over_its_tokens(iam: Hub, idp: IdP) -> None:
     person = Person(iam, idp)
     iam.put_forward(RECHECK + 1)
@@ -419,6 +425,7 @@ def test_a_no_to_an_earlier_log_in_doesn_t_end_a_newer_one(iam: Hub, idp: IdP) -
 # -- spawns ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 def test_a_spawn_asks_unless_the_yes_is_fresh(iam: Hub, idp: IdP) -> None:
     person = Person(iam, idp)
     asked = []
@@ -441,6 +448,7 @@ def gone(hub: Hub, person: Person) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.both_hubs
 def test_a_spawn_of_somebody_who_is_out_is_refused_with_the_reason(iam: Hub, idp: IdP) -> None:
     person = Person(iam, idp)
     person.is_in_groups("/cms")
@@ -455,6 +463,7 @@ def test_a_spawn_of_somebody_who_is_out_is_refused_with_the_reason(iam: Hub, idp
     assert iam.api("POST", f"/users/{person.name}/server").status_code >= 400
 
 
+@pytest.mark.both_hubs
 def test_a_running_server_goes_on_while_its_user_has_to_log_in_again(iam: Hub, idp: IdP) -> None:
     person = Person(iam, idp)
     assert person.browser.spawn().status_code in (201, 202)
@@ -485,6 +494,7 @@ def test_without_a_refresh_token_a_log_in_counts_for_a_time(iam: Hub, idp: IdP) 
     assert person.access() == (True, True)
 
 
+@pytest.mark.both_hubs
 def test_a_restarted_hub_goes_on_and_one_that_lost_its_crypt_key_asks_for_a_log_in(make_hub: MakeHub, idp: IdP) -> None:
     hub = make_hub(ONLY_REQUESTS + PATIENT)
     with hub.running():

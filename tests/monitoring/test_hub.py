@@ -22,8 +22,6 @@ from tests.support.prometheus import (
 )
 from tests.support.waiting import first_true, until
 
-pytestmark = pytest.mark.both_hubs
-
 #: Labels that Prometheus adds.
 FROM_PROMETHEUS = {"chart", "instance", "job", "namespace", "pod"}
 #: Of JupyterHub's series, labels and selectors that one major doesn't know -> that major, and why they are there.
@@ -53,6 +51,7 @@ def there(hub: Hub) -> dict[str, set[str]]:
     return series(metrics(hub))
 
 
+@pytest.mark.both_hubs
 @pytest.mark.parametrize("name", sorted({one.name for one in IN_RULES + IN_PANELS + IN_CASES}))
 def test_the_hub_has_it_with_its_labels(name: str, there: dict[str, set[str]]) -> None:
     assert name in there
@@ -61,6 +60,7 @@ def test_the_hub_has_it_with_its_labels(name: str, there: dict[str, set[str]]) -
     assert unknown == {known for known in not_in_this_major(UNKNOWN_LABELS) if known[0] == name}
 
 
+@pytest.mark.both_hubs
 def test_every_metric_of_ours_is_asked_for(there: dict[str, set[str]]) -> None:
     ours = {name for name in there if name.startswith("casa_hub_") and not name.endswith("_created")}
     assert ours == {one.name for one in IN_RULES + IN_PANELS if one.name.startswith("casa_hub_")}
@@ -78,6 +78,7 @@ def test_selectors_are_found_in_a_query() -> None:
 # -- what Prometheus makes of it ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_hubs
 @pytest.mark.debian
 def test_only_the_token_of_the_values_service_reads_the_metrics(prometheus: Prometheus) -> None:
     up = {one["metric"]["job"]: one["value"][1] for one in prometheus.query("up")}
@@ -86,6 +87,7 @@ def test_only_the_token_of_the_values_service_reads_the_metrics(prometheus: Prom
     assert "403" in stranger["lastError"]
 
 
+@pytest.mark.both_hubs
 @pytest.mark.debian
 @pytest.mark.parametrize("selector", sorted(map(str, IN_RULES)))
 def test_what_a_rule_asks_for_is_there(selector: str, prometheus: Prometheus) -> None:
@@ -93,6 +95,7 @@ def test_what_a_rule_asks_for_is_there(selector: str, prometheus: Prometheus) ->
     assert bool(found) == (selector not in not_in_this_major(UNKNOWN_SELECTORS))
 
 
+@pytest.mark.both_hubs
 @pytest.mark.debian
 def test_every_rule_is_evaluated(prometheus: Prometheus) -> None:
     def all_evaluated() -> dict[str, dict[str, Any]]:

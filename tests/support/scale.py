@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pytest
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -33,6 +35,15 @@ def pairs(first: Iterable[S], second: Iterable[T]) -> list[tuple[S, T]]:
     if SOAK:
         return list(itertools.product(one, other))
     return [(one[at % len(one)], other[at % len(other)]) for at in range(max(len(one), len(other)))]
+
+
+def one_for_both_hubs(values: Iterable[Any]) -> list[Any]:
+    """Values of a parameter, of which `make test` tries the first with JupyterHub 5.5, too, and `make soak` the others.
+
+    For a family of cases that JupyterHub handles alike.
+    """
+    first, *others = values
+    return [pytest.param(*(first if isinstance(first, tuple) else (first,)), marks=pytest.mark.both_hubs), *others]
 
 
 #: Kills of a hub in each of the two kill loops. Five are needed to have each kind of kill once.

@@ -14,8 +14,6 @@ from tests.support.hub import Hub
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.facility import facility
 
-pytestmark = pytest.mark.both_hubs
-
 SITE = """
 from kubespawner import KubeSpawner
 
@@ -81,6 +79,7 @@ def calls(hub: Hub) -> list[str]:
     return lines
 
 
+@pytest.mark.both_hubs
 def test_the_servers_of_a_sites_own_class_have_credentials(site: Site) -> None:
     told = [event["message"] for event in site.ready("ada") if "message" in event]
     assert any("XCache" in sentence and "valid until" in sentence for sentence in told), told
@@ -103,6 +102,7 @@ def test_a_site_hook_that_fails_leaves_nothing(site: Site) -> None:
     eventually(lambda: site.ours() == NONE and not site.names())
 
 
+@pytest.mark.both_hubs
 def test_what_a_refresh_brings_reaches_the_server_also_after_a_restart(site: Site) -> None:
     site.ready("bea")
     assert "access_token" not in site.files(site.pod("bea"))
@@ -124,6 +124,7 @@ def test_required_credentials_that_cannot_be_minted_make_no_pod(
         assert site.list("pods") == []
 
 
+@pytest.mark.both_hubs
 def test_with_another_authenticator_a_restarted_hub_renews_and_sweeps_before_anybody_spawns(
     plane: Api, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_hook_or_a_class_that_is_set_after_the_line_counts_too(
         assert calls(site.hub)[0] == "another"
 
 
+@pytest.mark.both_hubs
 def test_hooks_for_a_spawner_without_pods_are_refused_at_the_hubs_start(make_hub: MakeHub, tmp_path: Path) -> None:
     hub = make_hub(facility(tmp_path) + 'c.JupyterHub.spawner_class = "simple"\n' + INSTALL)
     hub.begin()

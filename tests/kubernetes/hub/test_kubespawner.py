@@ -13,14 +13,13 @@ from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.hub import CHART_RULES
 from tests.support.kubernetes.pods import RunningPods
 
-pytestmark = pytest.mark.both_hubs
-
 
 def ready(hub: Hub, user: str) -> bool:
     servers = hub.api("GET", f"/users/{user}").json()["servers"]
     return bool(servers and servers[""]["ready"])
 
 
+@pytest.mark.both_hubs
 def test_servers_start_and_stop_with_the_rights_of_the_chart(
     plane: Api, namespace: str, running_pods: RunningPods, make_hub: MakeHub
 ) -> None:

@@ -12,8 +12,7 @@ from casa_hub.naming import Server
 from tests.kubernetes.hub.servers import KINDS, NONE, Site, open_site
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.pods import RunningPods
-
-pytestmark = pytest.mark.both_hubs
+from tests.support.scale import one_for_both_hubs
 
 CONFIG = """
 import asyncio
@@ -164,7 +163,7 @@ def check_files(container: dict[str, Any]) -> None:
     assert environment(container)["BEARER_TOKEN_FILE"] == "/etc/cmsaf-secrets/xcache_token"
 
 
-@pytest.mark.parametrize("user", ["ada", "async-ada", "ada-other-pod", "async-ada-other-pod"])
+@pytest.mark.parametrize("user", one_for_both_hubs(["ada", "async-ada", "ada-other-pod", "async-ada-other-pod"]))
 def test_hooks_of_the_operator_are_called_and_what_they_do_to_the_pod_stays(site: Site, user: str) -> None:
     site.ready(user)
     pod = site.pod(user)
@@ -189,6 +188,7 @@ def test_hooks_of_the_operator_are_called_and_what_they_do_to_the_pod_stays(site
     ]
 
 
+@pytest.mark.both_hubs
 def test_lists_of_a_profile_replace_the_operators_and_lose_nothing_of_ours(site: Site) -> None:
     for _ in range(2):  # nothing is left in the profile of the start before
         site.ready("ada", options={"profile": "lists"})
@@ -236,7 +236,7 @@ def test_a_mount_in_the_place_of_the_files_is_told_before_there_is_a_pod(site: S
     stopped(site, "ada")
 
 
-@pytest.mark.parametrize("hook", ["pre_spawn", "modify_pod", "after_pod_created"])
+@pytest.mark.parametrize("hook", one_for_both_hubs(["pre_spawn", "modify_pod", "after_pod_created"]))
 @pytest.mark.parametrize("user", ["ada", "async-ada"])
 def test_a_failed_spawn_is_tried_again_and_nothing_is_there_twice(site: Site, user: str, hook: str) -> None:
     site.ready(user, options={"profile": "dicts"})
@@ -267,6 +267,7 @@ def test_services_of_kubespawner_stand_beside_ours(site: Site) -> None:
     eventually(lambda: site.list("services") == [])
 
 
+@pytest.mark.both_hubs
 def test_the_secret_of_internal_ssl_stands_beside_ours(site: Site) -> None:
     site.ready("certified")
     pod = site.pod("certified")

@@ -21,8 +21,6 @@ from tests.support.kubernetes.control_plane import ControlPlane
 from tests.support.kubernetes.pods import RunningPods
 from tests.support.peers import require
 
-pytestmark = pytest.mark.both_hubs
-
 LIMIT = "c.Spawner.consecutive_failure_limit = 5\n"
 GATEWAY = 'c.TraefikRoutes.kind = "gateway"\nc.TraefikRoutes.gateway = "traefik/dask"\n'
 ALL_REQUIRED = 'c.Facility.required = ["xcache", "bearer", "dask"]\n'
@@ -133,6 +131,7 @@ class Pods:
 # -- steps
 
 
+@pytest.mark.both_hubs
 def test_each_step_is_a_sentence_and_the_percentage_rises(site: Site) -> None:
     give_token(site, None)
     events = site.ready("ada")
@@ -172,6 +171,7 @@ def listening(site: Site, user: str) -> tuple[list[dict[str, Any]], threading.Th
     return heard, listener
 
 
+@pytest.mark.both_hubs
 def test_the_spawn_page_shows_the_events_of_kubernetes_too(
     plane: Api, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -242,6 +242,7 @@ def test_without_its_kind_of_route_no_server_starts_if_dask_is_required(
         assert "consecutive" not in site.hub.log
 
 
+@pytest.mark.both_hubs
 def test_without_a_required_credential_no_pod_is_created(strict: Site) -> None:
     give_token(strict, None)
     pods = Pods(strict)
@@ -258,6 +259,7 @@ def test_without_a_required_credential_no_pod_is_created(strict: Site) -> None:
     strict.stop("ada")
 
 
+@pytest.mark.both_hubs
 def test_a_spawn_that_fails_while_its_page_opens_is_no_trouble_for_the_next(
     plane: Api, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -321,6 +323,7 @@ def test_files_that_are_too_large_for_a_secret_are_told_before_there_is_a_pod(si
     site.stop("ada")
 
 
+@pytest.mark.both_hubs
 def test_an_api_server_that_is_away_counts_and_ends_the_hub_after_a_few(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -13,8 +13,6 @@ from tests.support.hub import Hub
 from tests.support.kubernetes.api import Api, eventually
 from tests.support.kubernetes.pods import RunningPods
 
-pytestmark = pytest.mark.both_hubs
-
 KINDS = {
     "Secret": "/api/v1/namespaces/{}/secrets",
     "Service": "/api/v1/namespaces/{}/services",
@@ -52,6 +50,7 @@ def stop(hub: Hub, user: str, server: str = "") -> None:
     eventually(lambda: server not in hub.api("GET", f"/users/{user}").json()["servers"])
 
 
+@pytest.mark.both_hubs
 def test_a_server_has_its_secret_service_and_route_while_its_pod_is_there(
     plane: Api, namespace: str, running_pods: RunningPods, casa_hub: Hub
 ) -> None:

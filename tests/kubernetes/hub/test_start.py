@@ -10,8 +10,7 @@ from tests.kubernetes.conftest import MakeHub
 from tests.support.hub import Hub
 from tests.support.kubernetes.api import eventually
 from tests.support.kubernetes.facility import facility
-
-pytestmark = pytest.mark.both_hubs
+from tests.support.scale import one_for_both_hubs
 
 SIGN_ON = """
 c.JupyterHub.authenticator_class = "casa"
@@ -35,20 +34,23 @@ def refused(hub: Hub, line: str) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "line"),
-    [
-        ('c.KubernetesDelivery.files = "secret"', "expected any of ['sidecar', 'mount']"),
-        ('c.KubernetesDelivery.sidecar_resources = {"cpu": "1"}', "there are requests and limits"),
-        ('c.KubernetesDelivery.fils = "mount"', "Did you mean files?"),
-        ('c.TraefikRoutes.kind = "gateway"', "TraefikRoutes.gateway"),
-        ('c.Facility.secrets_path = "/"', "must be an absolute path below /"),
-        ('c.CasaOAuthenticator.provider = "cmsiam"', "'provider' trait"),
-        ('c.CasaOAuthenticator.client_secret = ["SECRET"]', "'client_secret' trait"),
-    ],
+    one_for_both_hubs(
+        [
+            ('c.KubernetesDelivery.files = "secret"', "expected any of ['sidecar', 'mount']"),
+            ('c.KubernetesDelivery.sidecar_resources = {"cpu": "1"}', "there are requests and limits"),
+            ('c.KubernetesDelivery.fils = "mount"', "Did you mean files?"),
+            ('c.TraefikRoutes.kind = "gateway"', "TraefikRoutes.gateway"),
+            ('c.Facility.secrets_path = "/"', "must be an absolute path below /"),
+            ('c.CasaOAuthenticator.provider = "cmsiam"', "'provider' trait"),
+            ('c.CasaOAuthenticator.client_secret = ["SECRET"]', "'client_secret' trait"),
+        ]
+    ),
 )
 def test_what_cannot_work_is_one_line(make_hub: MakeHub, tmp_path: Path, setting: str, line: str) -> None:
     refused(make_hub(facility(tmp_path) + SIGN_ON + setting + "\n", spawner_class="casa"), line)
 
 
+@pytest.mark.both_hubs
 def test_with_another_authenticator_so_does_a_hub_whose_configuration_asks_for_it(
     make_hub: MakeHub, tmp_path: Path
 ) -> None:

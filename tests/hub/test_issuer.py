@@ -18,13 +18,12 @@ from casa_hub.issuer.tokens import SigningKey, new_private_key
 from tests.hub.conftest import MakeHub
 from tests.support.hub import Hub
 
-pytestmark = pytest.mark.both_hubs
-
 CONFIG = """
 c.FacilityIssuer.keys = "issuer"
 c.FacilityIssuer.vo = "cms"
 c.FacilityIssuer.key_lead = 3600
 """
+OWN_NAME = 'c.FacilityIssuer.url = f"http://127.0.0.1:{c.JupyterHub.hub_port}/hub/casa/issuer"\n'
 FOREIGN = """
 c.JupyterHub.authenticator_class = "dummy"
 import casa_hub.startup
@@ -61,10 +60,17 @@ def make_issuer(make_hub: MakeHub) -> Callable[[str], tuple[Hub, SigningKey]]:
     return make
 
 
+@pytest.fixture(scope="module")
+def issuer(make_issuer: Callable[[str], tuple[Hub, SigningKey]]) -> tuple[Hub, SigningKey]:
+    """A hub, and the one key that it has before and after each test."""
+    return make_issuer(OWN_NAME)
+
+
+@pytest.mark.both_hubs
 def test_a_stranger_finds_the_keys_and_a_new_one_as_soon_as_its_file_is_there(
-    make_issuer: Callable[[str], tuple[Hub, SigningKey]],
+    issuer: tuple[Hub, SigningKey],
 ) -> None:
-    hub, first = make_issuer("")
+    hub, first = issuer
     assert published(hub) == {first.kid}
     second = add_key(hub, "2.pem")
     assert published(hub) == {first.kid, second.kid}
@@ -73,19 +79,7 @@ def test_a_stranger_finds_the_keys_and_a_new_one_as_soon_as_its_file_is_there(
     assert published(hub) == {first.kid}
 
 
-def test_the_keys_are_published_while_the_database_is_away(
-    make_issuer: Callable[[str], tuple[Hub, SigningKey]],
-) -> None:
-    hub, first = make_issuer("")
-    assert hub.api("POST", "/users/alice").ok
-    with sqlite3.connect(hub.directory / "hub.sqlite") as db:
-        for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-            db.execute(f"DROP TABLE {table}")
-    assert not hub.api("GET", "/users/alice").ok
-    second = add_key(hub, "2.pem")
-    assert published(hub) == {first.kid, second.kid}
-
-
+@pytest.mark.both_hubs
 def test_a_hub_with_another_authenticator_publishes_them_too(
     make_issuer: Callable[[str], tuple[Hub, SigningKey]],
 ) -> None:
@@ -93,21 +87,20 @@ def test_a_hub_with_another_authenticator_publishes_them_too(
     assert published(hub) == {key.kid}
 
 
-def test_without_a_usable_key_the_answer_is_no_empty_set(
-    make_issuer: Callable[[str], tuple[Hub, SigningKey]],
-) -> None:
+def test_without_a_usable_key_the_answer_is_no_empty_set(issuer: tuple[Hub, SigningKey]) -> None:
     """A verifier would take an empty set for the truth, and keep it for days."""
-    hub, _ = make_issuer("")
+    hub, _ = issuer
     key_file = Path(hub.directory, "issuer/1.pem")
     key_file.rename(key_file.with_suffix(".away"))
     answer = requests.get(f"{hub.url}/hub/casa/issuer/cms/jwks", timeout=10)
+    key_file.with_suffix(".away").rename(key_file)
     assert (answer.status_code, answer.headers["Cache-Control"]) == (503, "no-store")
 
 
 async def test_the_check_finds_the_issuer_where_its_name_says_and_a_key_that_no_file_explains(
-    make_issuer: Callable[[str], tuple[Hub, SigningKey]],
+    issuer: tuple[Hub, SigningKey],
 ) -> None:
-    hub, key = make_issuer('c.FacilityIssuer.url = f"http://127.0.0.1:{c.JupyterHub.hub_port}/hub/casa/issuer"\n')
+    hub, key = issuer
 
     async def problems(keys: str = "issuer", vo: str = "cms") -> list[str]:
         section = {"keys": str(hub.directory / keys), "vo": vo, "url": f"{hub.url}/hub/casa/issuer"}
@@ -127,3 +120,17 @@ async def test_the_check_finds_the_issuer_where_its_name_says_and_a_key_that_no_
         f"publishes the key {foreign.kid!a}"[:60],
         f"lacks the key {key.kid!a}, so verifiers will refuse what it signs"[:60],
     ]
+    (hub.directory / "issuer/2.pem").unlink()
+    (hub.directory / "elsewhere/1.pem").rename(hub.directory / "issuer/1.pem")
+
+
+def test_the_keys_are_published_while_the_database_is_away(issuer: tuple[Hub, SigningKey]) -> None:
+    """The last one: it ends the hub's database."""
+    hub, first = issuer
+    assert hub.api("POST", "/users/alice").ok
+    with sqlite3.connect(hub.directory / "hub.sqlite") as db:
+        for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            db.execute(f"DROP TABLE {table}")
+    assert not hub.api("GET", "/users/alice").ok
+    second = add_key(hub, "2.pem")
+    assert published(hub) == {first.kid, second.kid}

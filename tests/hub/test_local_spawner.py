@@ -1,10 +1,11 @@
 """The local spawner in a real JupyterHub, with real single-user servers and a third party's installed credential."""
 
+import contextlib
 import os
 import re
 import signal
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +16,35 @@ from casa_hub.naming import Server
 from casa_hub.processes import signed_in
 from tests.support import forked
 from tests.support.local_hub import JUPYTERLAB, SECRET, LocalHub, gone
-from tests.support.scale import scaled
+from tests.support.scale import one_for_both_hubs, scaled
 from tests.support.waiting import until
-
-pytestmark = pytest.mark.both_hubs
 
 HOSTILE = "ü.. \"'`$(touch x)\n;%2e" + "x" * 150
 
 
-@pytest.fixture
-def hub(make_local_hub: Callable[..., LocalHub]) -> LocalHub:
-    """With the servers that users have."""
-    return make_local_hub(JUPYTERLAB).start()
+@contextlib.contextmanager
+def running(directory: Path, site_package: Path, config: str) -> Iterator[LocalHub]:
+    hub = LocalHub(directory, site_package, config)
+    try:
+        yield hub.start()
+    finally:
+        hub.end_all()
+
+
+@pytest.fixture(scope="module")
+def hub(site_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    """With the servers that users have; for several tests, each with users of its own."""
+    network = 'c.LocalDelivery.network = "127.76.0.0/16"\n'
+    with running(tmp_path_factory.mktemp("hub"), site_package, JUPYTERLAB + network) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def shared_quick_hub(site_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    """As `quick_hub`, for several tests, each with users of its own; it goes on from the one to the next."""
+    network = 'c.LocalDelivery.network = "127.77.0.0/16"\n'
+    with running(tmp_path_factory.mktemp("hub"), site_package, scaled("", JUPYTERLAB) + network) as hub:
+        yield hub
 
 
 @pytest.fixture
@@ -35,6 +53,7 @@ def quick_hub(make_local_hub: Callable[..., LocalHub]) -> LocalHub:
     return make_local_hub(scaled("", JUPYTERLAB)).start()
 
 
+@pytest.mark.both_hubs
 def test_a_server_has_its_credentials_and_nothing_of_the_hub(hub: LocalHub) -> None:
     events = hub.spawn(HOSTILE)
     assert events[-1]["ready"], hub.log[-5000:]
@@ -96,11 +115,14 @@ def test_a_server_has_its_credentials_and_nothing_of_the_hub(hub: LocalHub) -> N
     assert not process.alive
 
 
+@pytest.mark.both_hubs
 def test_the_hub_starts_without_a_warning_of_the_database_s_library(hub: LocalHub) -> None:
     assert "SAWarning" not in hub.log
 
 
-def test_two_named_servers_of_one_user_hold_separate_credentials(hub: LocalHub) -> None:
+@pytest.mark.shortened
+def test_two_named_servers_of_one_user_hold_separate_credentials(shared_quick_hub: LocalHub) -> None:
+    hub = shared_quick_hub
     for name in ("one", "two"):
         assert hub.spawn("alice", name)[-1]["ready"], hub.log[-5000:]
     for file in ("site_badge", "xcache_token", "ca.pem", "hostcert.pem"):
@@ -115,8 +137,8 @@ def test_two_named_servers_of_one_user_hold_separate_credentials(hub: LocalHub) 
 
 
 @pytest.mark.shortened
-def test_an_optional_credential_that_is_missing_is_told_and_not_pointed_to(quick_hub: LocalHub) -> None:
-    hub = quick_hub
+def test_an_optional_credential_that_is_missing_is_told_and_not_pointed_to(shared_quick_hub: LocalHub) -> None:
+    hub = shared_quick_hub
     told = " / ".join(str(event["message"]) for event in hub.spawn("barred"))
     assert "Starting without site: site badge: barred gets none. Ask the site." in told
     assert "Starting without bearer: access token: is missing" in told
@@ -129,42 +151,48 @@ def test_an_optional_credential_that_is_missing_is_told_and_not_pointed_to(quick
 
 
 @pytest.mark.shortened
-def test_a_required_credential_that_is_missing_ends_the_start_and_leaves_nothing(quick_hub: LocalHub) -> None:
-    hub = quick_hub
-    (hub.directory / "xcache.key").unlink()
-    events = hub.spawn("alice")
+def test_a_required_credential_that_is_missing_ends_the_start_and_leaves_nothing(shared_quick_hub: LocalHub) -> None:
+    hub = shared_quick_hub
+    key = hub.directory / "xcache.key"
+    key.rename(key.with_suffix(".away"))
+    events = hub.spawn("dora")
+    key.with_suffix(".away").rename(key)
     assert events[-1]["failed"]
     assert "xcache.key" in str(events[-1]["message"])
-    assert gone(hub, ("alice", ""))
+    assert gone(hub, ("dora", ""))
 
 
+@pytest.mark.both_hubs
 @pytest.mark.shortened
-def test_a_new_access_token_reaches_the_running_server_and_the_rest_stays(quick_hub: LocalHub) -> None:
-    hub = quick_hub
+def test_a_new_access_token_reaches_the_running_server_and_the_rest_stays(shared_quick_hub: LocalHub) -> None:
+    hub = shared_quick_hub
     (hub.directory / "token").write_text("first")
-    assert hub.spawn("alice")[-1]["ready"]
-    directory, before = hub.path("alice"), hub.state("alice")
+    assert hub.spawn("erna")[-1]["ready"]
+    directory, before = hub.path("erna"), hub.state("erna")
     files = {path.name: path.read_bytes() for path in (directory / "..data").iterdir()}
     assert files["access_token"] == b"first"
     (hub.directory / "token").write_text("second")
-    token = hub.api("POST", "/users/alice/tokens").json()["token"]
+    token = hub.api("POST", "/users/erna/tokens").json()["token"]
     until(
         lambda: hub.api("GET", "/user", token=token).ok and (directory / "access_token").read_bytes() == b"second",
         "the new token is there",
     )
     after = {path.name: path.read_bytes() for path in (directory / "..data").iterdir()}
     assert after == files | {"access_token": b"second"}
-    entries, earlier = hub.state("alice")["record"]["credentials"], before["record"]["credentials"]  # type: ignore[index]
+    entries, earlier = hub.state("erna")["record"]["credentials"], before["record"]["credentials"]  # type: ignore[index]
     assert entries.pop("bearer")["issued_at"] > earlier.pop("bearer")["issued_at"]
     assert entries == earlier
     # None any more: what is there stays until it expires or the server stops.
+    since = len(hub.log)
     (hub.directory / "token").unlink()
     until(
-        lambda: hub.api("GET", "/user", token=token).ok and "No new bearer for" in hub.log, "a renewal without a token"
+        lambda: hub.api("GET", "/user", token=token).ok and "No new bearer for" in hub.log[since:],
+        "a renewal without a token",
     )
     assert (directory / "access_token").read_bytes() == b"second"
 
 
+@pytest.mark.both_hubs
 def test_when_the_hub_ends_with_its_servers_nothing_is_left(make_local_hub: Callable[..., LocalHub]) -> None:
     hub = make_local_hub("c.JupyterHub.cleanup_servers = True\n")
     hub.start()
@@ -177,15 +205,16 @@ def test_when_the_hub_ends_with_its_servers_nothing_is_left(make_local_hub: Call
 
 
 @pytest.mark.shortened
-def test_another_program_of_jupyterhub_beside_the_hub_disturbs_nothing(quick_hub: LocalHub) -> None:
-    hub = quick_hub
-    hub.spawn("alice")
-    done = forked.run("jupyterhub", ["token", "alice"], hub.directory, hub.environment)
+def test_another_program_of_jupyterhub_beside_the_hub_disturbs_nothing(shared_quick_hub: LocalHub) -> None:
+    hub = shared_quick_hub
+    hub.spawn("fred")
+    done = forked.run("jupyterhub", ["token", "fred"], hub.directory, hub.environment)
     assert done.returncode == 0, done.stderr
-    assert hub.api("GET", "/user", token=done.stdout.split()[-1]).json()["name"] == "alice"
-    assert (hub.path("alice") / "xcache_token").read_bytes()
+    assert hub.api("GET", "/user", token=done.stdout.split()[-1]).json()["name"] == "fred"
+    assert (hub.path("fred") / "xcache_token").read_bytes()
 
 
+@pytest.mark.both_hubs
 def test_a_process_that_does_not_start_leaves_nothing(make_local_hub: Callable[..., LocalHub]) -> None:
     hub = make_local_hub('c.Spawner.cmd = ["/nonexistent/singleuser"]\n')
     hub.start()
@@ -193,15 +222,18 @@ def test_a_process_that_does_not_start_leaves_nothing(make_local_hub: Callable[.
     assert gone(hub, ("alice", ""))
 
 
-def test_a_server_that_is_killed_loses_its_credentials(hub: LocalHub) -> None:
-    hub.spawn("alice")
-    process = hub.remember("alice")
+@pytest.mark.shortened
+def test_a_server_that_is_killed_loses_its_credentials(shared_quick_hub: LocalHub) -> None:
+    hub = shared_quick_hub
+    hub.spawn("bob")
+    process = hub.remember("bob")
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
-    hub.wait_for("alice server stopped,? with exit code")
-    until(lambda: gone(hub, ("alice", "")), "nothing is left of it")
+    hub.wait_for("bob server stopped,? with exit code")
+    until(lambda: gone(hub, ("bob", "")), "nothing is left of it")
 
 
+@pytest.mark.both_hubs
 @pytest.mark.shortened
 def test_after_a_crash_of_the_hub_the_living_are_kept_and_the_dead_swept(quick_hub: LocalHub) -> None:
     hub = quick_hub
@@ -231,6 +263,7 @@ def test_after_a_crash_of_the_hub_the_living_are_kept_and_the_dead_swept(quick_h
     until(lambda: gone(hub, ("carol", "")), "nothing is left of carol's server")
 
 
+@pytest.mark.both_hubs
 def test_a_server_whose_start_the_hub_did_not_outlive_is_found_again(make_local_hub: Callable[..., LocalHub]) -> None:
     """JupyterHub saves pid and port only after `start` returned: a hub that dies before leaves a server it forgot."""
     hub = make_local_hub(
@@ -274,16 +307,24 @@ def test_a_server_that_the_database_forgot_is_ended(quick_hub: LocalHub) -> None
 
 @pytest.mark.parametrize(
     ("config", "expected"),
-    [
-        ("c.JupyterHub.bind_url = 'http://:8000'\n", r"JupyterHub.bind_url: http://:8000.* can be reached from other"),
-        ("c.JupyterHub.hub_ip = '0.0.0.0'\n", r"JupyterHub.hub_bind_url: .* can be reached from other"),
-        ("c.XCache.keyfile = 'x'\n", r"XCache.keyfile: there is no such setting. Did you mean key_file\?"),
-        ("c.Site.lifetme = 1\n", r"Site.lifetme: there is no such setting. Did you mean lifetime\?"),
-        ("c.Facilty.required = []\n", r"Facilty: there is no such section. Did you mean Facility\?"),
-        ("c.Facility.required = ['htcondor']\n", r"'htcondor' is not in Facility.credentials"),
-        ("c.TraefikRoutes.directory = ''\n", r"TraefikRoutes.directory: is not set"),
-        ("c.LocalDelivery.directory = 'traefik'\nopen('traefik/x', 'w')\n", r"it holds files that aren't the hub's"),
-    ],
+    one_for_both_hubs(
+        [
+            (
+                "c.JupyterHub.bind_url = 'http://:8000'\n",
+                r"JupyterHub.bind_url: http://:8000.* can be reached from other",
+            ),
+            ("c.JupyterHub.hub_ip = '0.0.0.0'\n", r"JupyterHub.hub_bind_url: .* can be reached from other"),
+            ("c.XCache.keyfile = 'x'\n", r"XCache.keyfile: there is no such setting. Did you mean key_file\?"),
+            ("c.Site.lifetme = 1\n", r"Site.lifetme: there is no such setting. Did you mean lifetime\?"),
+            ("c.Facilty.required = []\n", r"Facilty: there is no such section. Did you mean Facility\?"),
+            ("c.Facility.required = ['htcondor']\n", r"'htcondor' is not in Facility.credentials"),
+            ("c.TraefikRoutes.directory = ''\n", r"TraefikRoutes.directory: is not set"),
+            (
+                "c.LocalDelivery.directory = 'traefik'\nopen('traefik/x', 'w')\n",
+                r"it holds files that aren't the hub's",
+            ),
+        ]
+    ),
 )
 def test_a_hub_that_cannot_be_sound_does_not_start(
     make_local_hub: Callable[..., LocalHub], config: str, expected: str
@@ -296,6 +337,7 @@ def test_a_hub_that_cannot_be_sound_does_not_start(
     assert not hub.servers.exists()
 
 
+@pytest.mark.both_hubs
 def test_without_our_authenticator_the_first_spawn_looks_at_the_configuration(
     make_local_hub: Callable[..., LocalHub],
 ) -> None:

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import jwt
 from jupyterhub import orm
@@ -65,6 +65,7 @@ from casa_hub.servers import renewals as module  # noqa: E402
 from casa_hub.servers.renewals import Renewals  # noqa: E402
 from casa_hub.servers.running import Holding  # noqa: E402
 from tests.support.running_server import App, RunningServer  # noqa: E402
+from tests.support.turns import Turns  # noqa: E402
 
 #: How many tokens of the issuer a server holds.
 TOKENS = 5
@@ -81,30 +82,6 @@ class Clock:
 
     def __call__(self) -> float:
         return time.time() + self.ahead
-
-
-class Turns:
-    """The longest turn of the event loop, by the CPU of its thread; of each callback that it runs."""
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-        self._inner: Callable[..., Any] = asyncio.events.Handle._run  # noqa: SLF001 - there is no other way
-
-    def __enter__(self) -> Self:
-        inner, turns = self._inner, self
-
-        def run(handle: Any) -> Any:
-            before = time.thread_time()
-            try:
-                return inner(handle)
-            finally:
-                turns.longest = max(turns.longest, time.thread_time() - before)
-
-        asyncio.events.Handle._run = run  # type: ignore[method-assign]  # noqa: SLF001
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.events.Handle._run = self._inner  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def plain(minting: Facility, servers: int, clock: Clock, _: Path) -> list[RunningServer]:
@@ -130,6 +107,8 @@ class Measured:
     tries: int
     seconds: float
     longest_turn: float
+    #: Python's own collection of garbage; not in the turns.
+    collection: float
     traced: int
     resident: int
 
@@ -379,7 +358,7 @@ async def measure(case: Case, servers: int, faulty: float, directory: Path) -> M
             clock.ahead += case.life / 144  # what failed is tried again after ten minutes at most
         cpu, seconds = time.thread_time() - begun, time.monotonic() - since
     tries = sum(len(running.asked) for running in homes)
-    return Measured(look, cpu / servers, tries, seconds, turns.longest, traced, before)
+    return Measured(look, cpu / servers, tries, seconds, turns.cpu, turns.collection, traced, before)
 
 
 def report(case: Case, servers: int, faulty: float, one: Measured) -> str:
@@ -396,6 +375,7 @@ def report(case: Case, servers: int, faulty: float, one: Measured) -> str:
         ),
         ("all of them due at once, until the last is renewed", f"{one.seconds:.0f} s"),
         ("longest turn of the event loop", f"{one.longest_turn * 1e3:.2f} ms of CPU"),
+        ("longest collection of Python's garbage", f"{one.collection * 1e3:.2f} ms of CPU"),
         (f"in {hours}: looks around", f"{looks:.1f} s of CPU"),
         (f"in {hours}: renewals", f"{renewals:.1f} s of CPU"),
         ("memory: traced, resident", f"{one.traced / 1e6:.2f} MB, {one.resident / 1e6:.2f} MB"),

@@ -122,7 +122,7 @@ def test_who_leaves_has_nothing_within_the_time_but_copies_that_can_be_blocked(s
         scheduler.wait_until("the end is told", lambda: '"access-ended"' in read_log(log), 60)
         told = [json.loads(line) for line in re.findall(rf"{PREFIX}(.*)", read_log(log))]
         revoked = {event["credential"]: event["identifiers"] for event in told if event["action"] == "revoked"}
-        assert revoked.keys() == {"xcache", "htcondor", "dask", "bearer"}
+        assert revoked.keys() == {"xcache", "htcondor", "dask", "bearer", "exchange:rucio", "x509"}
         assert facility.pool is not None
         facility.pool.reconfigure(
             f'SEC_TOKEN_REVOCATION_EXPR = stringListMember(jti, "{revoked["htcondor"]["jti"]}")\n'

@@ -110,7 +110,8 @@ def _signed(app: Any, claims: dict[str, Any]) -> str:
     """A JSON Web Token by the key that signs the ID tokens."""
     with app.test_request_context():
         app.preprocess_request()
-        key = storage.jwk.as_dict(is_private=True)
+        # By position: it is "is_private" for the mock of Python 3.11, and "private" for that of newer ones.
+        key = storage.jwk.as_dict(True)
     return jwt.encode(claims, jwt.PyJWK(key, "RS256").key, "RS256", headers={"kid": key["kid"]})
 
 

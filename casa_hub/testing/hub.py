@@ -221,11 +221,17 @@ class Hub:
             self.process.send_signal(how)
 
     def stop(self, how: int = signal.SIGINT) -> int:
-        """Tell the hub to end, wait, and return its exit code."""
+        """Tell the hub to end, wait, and return its exit code.
+        Raises subprocess.TimeoutExpired if it does not end; it is killed then, or pytest would not end, either.
+        """
         self.end(how)
         if self.process is None:
             return 0
-        code = self.process.wait(120)
+        try:
+            code = self.process.wait(120)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
         if how == signal.SIGKILL:  # a killed hub leaves its proxy running
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)

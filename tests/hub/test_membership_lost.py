@@ -92,6 +92,13 @@ c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0, "slow_stop_timeout": 
 
 def forget_users(hub: Hub) -> None:
     """For the next test: the hub asks the provider about nobody any more, and no server runs."""
+
+    def at_rest() -> bool:
+        return not any(
+            server["pending"] for user in hub.api("GET", "/users").json() for server in user["servers"].values()
+        )
+
+    until(at_rest, "no server is about to stop: JupyterHub deletes nobody meanwhile")
     for user in hub.api("GET", "/users").json():
         assert hub.api("DELETE", f"/users/{user['name']}").status_code == 204
 

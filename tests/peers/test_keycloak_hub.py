@@ -76,7 +76,7 @@ class Member(User):
     """Somebody new at Keycloak who has logged in to the hub by its form, with an API token and perhaps a server."""
 
     def __init__(self, hub: Hub, realm: Realm) -> None:
-        self.hub, self.realm = hub, realm
+        self.hub, self.realm, self.since = hub, realm, len(hub.log)
         self.account: Account = realm.add_account(MEMBERS)
         self.name = self.account.name
         self.browser = Browser(hub)

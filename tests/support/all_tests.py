@@ -28,7 +28,7 @@ from xml.etree import ElementTree as ET
 
 BUILD = Path("build/tests")
 #: Suites at the same time. A test waits for more than half of its time, and there are two cores at least.
-AT_ONCE = int(os.environ.get("CASA_HUB_SUITES_AT_ONCE") or max(3, min(os.cpu_count() or 2, 6)))
+AT_ONCE = int(os.environ.get("CASA_HUB_SUITES_AT_ONCE") or max(4, min(os.cpu_count() or 2, 6)))
 #: Seconds between two lines that say what still runs.
 PULSE = 60.0
 #: A file system in memory, and the bytes that must be free there: all suites together use a tenth of it.
@@ -68,20 +68,20 @@ KUBERNETES_HUB_2 = ("test_deleted_by_hand.py", "test_membership_lost.py", "test_
 
 #: In the order in which they begin: the longest first, so that none runs alone at the end.
 EVERYTHING = [
-    Suite("hub-1", only("tests/hub", HUB_1)),
     Suite("peers", ["tests/peers"]),
     Suite("hub-2", without("tests/hub", HUB_1)),
-    Suite("kubernetes-hub-1", only("tests/kubernetes/hub", KUBERNETES_HUB_1)),
-    Suite("kubernetes-hub-2", only("tests/kubernetes/hub", KUBERNETES_HUB_2)),
-    Suite("kubernetes-hub-3", without("tests/kubernetes/hub", KUBERNETES_HUB_1 + KUBERNETES_HUB_2)),
-    # What depends on JupyterHub, KubeSpawner or Python; servers of the facility don't know the difference.
-    Suite("jupyterhub-5-hub", of_both_hubs("tests/unit", "tests/hub", "tests/browser", "tests/monitoring"), hub5=True),
-    Suite("jupyterhub-5-kubernetes", of_both_hubs("tests/kubernetes/hub", "tests/helm"), hub5=True),
-    Suite("node", ["tests/kubernetes/node"]),
     Suite("rest", without("tests", ("browser", "checks", "demo", "helm", "hub", "kubernetes", "peers"))),
+    Suite("kubernetes-hub-2", only("tests/kubernetes/hub", KUBERNETES_HUB_2)),
+    Suite("hub-1", only("tests/hub", HUB_1)),
+    Suite("node", ["tests/kubernetes/node"]),
+    Suite("kubernetes-hub-1", only("tests/kubernetes/hub", KUBERNETES_HUB_1)),
+    Suite("kubernetes-hub-3", without("tests/kubernetes/hub", KUBERNETES_HUB_1 + KUBERNETES_HUB_2)),
     Suite("demo", ["tests/demo"]),
     Suite("browser", ["tests/browser"]),
     Suite("checks", ["tests/checks"]),
+    # What depends on JupyterHub, KubeSpawner or Python; servers of the facility don't know the difference.
+    Suite("jupyterhub-5-kubernetes", of_both_hubs("tests/kubernetes/hub", "tests/helm"), hub5=True),
+    Suite("jupyterhub-5-hub", of_both_hubs("tests/unit", "tests/hub", "tests/browser", "tests/monitoring"), hub5=True),
     Suite("kubernetes", [*without("tests/kubernetes", ("hub", "node")), "tests/helm"]),
 ]
 IN_FULL = {"CASA_HUB_SOAK": "1"}

@@ -19,7 +19,7 @@ help:
 	@echo "                 both with servers on a Kubernetes of one node (as root; builds Kubernetes first, once)"
 	@echo "make unit        the fast tests, for every save: two minutes; no Go, no root, no server of the facility,"
 	@echo "                 and nothing of Debian's packages"
-	@echo "make test        all tests, long ones shortened; what is about JupyterHub with 6 and 5.5: half an hour"
+	@echo "make test        all tests, long ones shortened; what is about JupyterHub with 6 and 5.5: twenty minutes"
 	@echo "                 (TESTS=\"tests/hub/test_login.py -k refused\" runs only those, and prepares only what they need)"
 	@echo "make soak        what make test shortens or leaves out: long tests in full, everything with JupyterHub 5.5"
 	@echo "make kubernetes  only builds the Kubernetes that tests run on: nine minutes, once; make test does it too"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -22,7 +21,7 @@ from traitlets import Bool, Enum, Float, Int, List, Set, TraitError, Unicode, de
 
 from casa_hub import audit
 from casa_hub.database import roll_back
-from casa_hub.errors import ConfigurationError, Severity
+from casa_hub.errors import ConfigurationError, Severity, without_text
 from casa_hub.hub import CasaHub
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.fetches import Fetches
@@ -438,9 +437,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         except web.HTTPError:
             raise
         except Exception as error:  # noqa: BLE001 - a site's own program
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            # Type and place only, because the text of an exception may hold a token.
-            problem = f"it failed with {type(error).__name__} at {where.filename}:{where.lineno}"
+            problem = f"it failed with {without_text(error)}"
             raise IdentityError(_HOOK, problem, "The operator of this hub must correct it") from None
         match changed:
             case {"name": str(), "groups": list(groups), "auth_state": {"access_token": _, "casa": _}} if all(

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -68,3 +69,9 @@ class Problem:
     def of(cls, error: CasaError) -> Problem:
         """An error as a problem; the minters of sites use this name, too."""
         return cls(Severity.ERROR, error.thing, error.problem, error.remedy)
+
+
+def without_text(error: BaseException) -> str:
+    """A third party's exception as its type and place: its text, or a traceback's lines, may hold a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return type(error).__name__ + (f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -13,7 +12,7 @@ from traitlets.config import LoggingConfigurable
 
 from casa_hub.credentials.base import Minter
 from casa_hub.credentials.fetching import Fetch
-from casa_hub.errors import ConfigurationError, Problem, Severity
+from casa_hub.errors import ConfigurationError, Problem, Severity, without_text
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.metrics import FETCH_OUTCOMES, FETCH_USERS, FETCHES, MINTS, OUTCOMES
 from casa_hub.unknown_keys import did_you_mean, without_value
@@ -123,10 +122,8 @@ def _show(names: Iterable[str], fetched: Collection[str]) -> None:
 
 
 def broken(name: str, what: str, error: Exception) -> Problem:
-    """A third party's fault: type and place of the exception. Its text, or a traceback's lines, may hold a secret."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    problem = f"{what} failed with {type(error).__name__}{where}"
+    """A third party's fault."""
+    problem = f"{what} failed with {without_text(error)}"
     return Problem(Severity.ERROR, name, problem, "This is a fault of the credential's package.")
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from http import HTTPStatus
 
 from casa_hub.credentials.fetching import TOKEN_ENDPOINT, Fetch, FetchError
+from casa_hub.credentials.tokens import is_bearer
 from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.oidc import Issuer
 from casa_hub.identity.transport import Client, Reply, Transport
-
-#: Statuses that only say "not now", besides all from 500 on.
-_NOT_NOW = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
-#: RFC 6750, 2.1. Another character would end the header.
-_BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+from casa_hub.identity.verdicts import NOT_NOW
 
 _LATER = "If it stays so, tell the operator of this hub."
 
@@ -40,7 +36,7 @@ class Fetches:
             reply = await self._ask(fetch, access_token)
         except OIDCError as error:
             raise FetchError(error.thing, error.problem, _LATER) from error
-        if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR or reply.status in _NOT_NOW:
+        if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR or reply.status in NOT_NOW:
             raise FetchError(fetch.title, f"it was answered with HTTP status {reply.status}", _LATER)
         return reply
 
@@ -49,7 +45,7 @@ class Fetches:
             url = (await self._issuer.metadata()).token_endpoint
             headers, form = self._issuer.as_client({**fetch.form, "subject_token": access_token})
             return await self._provider.ask("POST", url, headers=headers, data=form)
-        if not _BEARER.fullmatch(access_token):
+        if not is_bearer(access_token):
             raise FetchError(fetch.title, "your access token has characters that it can't have", _LATER)
         headers = {"Accept": "application/json", "Authorization": f"Bearer {access_token}"}
         if not fetch.url.startswith("/"):

@@ -101,7 +101,7 @@ _KNOWN = _ABOUT_A_PERSON | _LOG_IN_AGAIN | _OUR_FAULT
 
 #: Statuses of a refusal, and those among them that only say "not now".
 _REFUSALS = range(HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR)
-_NOT_NOW = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+NOT_NOW = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 def of_token_answer(status: int, body: object) -> Answer:
@@ -125,7 +125,7 @@ def of_userinfo_answer(status: int, body: object, challenges: Sequence[str] = ()
 
 
 def _read(end_point: str, status: int, code: str, description: str) -> Answer:
-    if status in _NOT_NOW or status not in _REFUSALS or not code:
+    if status in NOT_NOW or status not in _REFUSALS or not code:
         return Answer(Verdict.CANT_SAY, f"{end_point} of the identity provider gave no usable answer (HTTP {status}).")
     said = provider_words(code, description)
     if code in _ABOUT_A_PERSON:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from typing import TypeAlias
 from sqlalchemy.exc import SQLAlchemyError
 
 from casa_hub.credentials.fetching import Answer, Fetch, Fetched, FetchError, Outcomes, Why
-from casa_hub.errors import CasaError, CredentialError
+from casa_hub.errors import CasaError, CredentialError, without_text
 from casa_hub.identity.fetches import Fetches
 from casa_hub.identity.session import Kept, Session
 from casa_hub.jupyterhub import HubUser
@@ -281,8 +280,7 @@ class Fetching:
         except FetchError as error:
             return error
         except Exception as error:  # noqa: BLE001 - a site's own; its text may hold a secret
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            log.error("%s: its answer could not be read: %s at %s:%s", fetch.title, type(error).__name__, *where[:2])  # noqa: TRY400
+            log.error("%s: its answer could not be read: %s", fetch.title, without_text(error))  # noqa: TRY400
             return FetchError(fetch.title, "the answer could not be read", _ITS_PACKAGE)
         if fetched.expires_at <= answer.now:
             return FetchError(fetch.title, "what was fetched has expired already", "Compare the clocks of both sides.")

@@ -225,7 +225,7 @@ class WithLogIn(RunningServer):
     async def renew(
         self, names: Collection[str], *, force: bool = False, fetched: Outcomes | None = None
     ) -> Holding | None:
-        await self.facility.request_of(self.spawner, self.server, "", datetime.now(UTC), fetched)
+        await self.facility.request_of(self.spawner, self.server, "", datetime.now(UTC), fetched=fetched)
         return await super().renew(names, force=force, fetched=fetched)
 
 

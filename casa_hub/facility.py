@@ -141,22 +141,33 @@ class Facility(LoggingConfigurable):
         return {**issuer, **{name: path for one in self.minters.values() for name, path in one.key_files.items()}}
 
     async def request_of(
-        self, spawner: HubSpawner, server: Server, start_id: str, now: datetime, fetched: Outcomes | None = None
+        self,
+        spawner: HubSpawner,
+        server: Server,
+        start_id: str,
+        now: datetime,
+        *,
+        names: Collection[str] | None = None,
+        fetched: Outcomes | None = None,
     ) -> Request:
         """What minters may use for a start of the spawner's server, the user's own token included.
 
-        `server`: the identity of that start, which stays the same when the user is renamed. `fetched`: by `fetch`; what
-        isn't there, and is kept of an earlier one, counts as well.
+        `server`: the identity of that start, which stays the same when the user is renamed. `names`: of the credentials
+        that are about to be minted; None for all. `fetched`: by `fetch`; what isn't there, and is kept of an earlier
+        one, counts as well.
         """
-        return await self.request_for(spawner.user, spawner.authenticator, server, start_id, now, fetched)
+        user, authenticator = spawner.user, spawner.authenticator
+        return await self.request_for(user, authenticator, server, start_id, now, names=names, fetched=fetched)
 
-    async def request_for(  # noqa: PLR0917 - one more than for a server
+    async def request_for(
         self,
         user: HubUser,
         authenticator: Any,
         server: Server,
         start_id: str,
         now: datetime,
+        *,
+        names: Collection[str] | None = None,
         fetched: Outcomes | None = None,
     ) -> Request:
         """As `request_of`, for a user who may have no server."""
@@ -165,9 +176,16 @@ class Facility(LoggingConfigurable):
         technical = user.name in getattr(authenticator, "technical_users", ())
         get_token = getattr(authenticator, "access_token", None)
         token: AccessToken | None = await get_token(user) if get_token is not None and not technical else None
-        fetching, wanted = getattr(authenticator, "fetching", None), self._fetches()
-        kept = await fetching.kept(user, wanted) if wanted and fetching is not None and not technical else {}
-        return Request(server, start_id, now, token, technical=technical, fetched={**kept, **(fetched or {})})
+        brought = fetched or {}
+        fetching = getattr(authenticator, "fetching", None)
+        # Only for what is about to be minted and was not fetched just now: each look is a read of the stored log-in.
+        lacking = {
+            name: fetch
+            for name, fetch in self.fetches.items()
+            if name not in brought and (names is None or name in names)
+        }
+        kept = await fetching.kept(user, lacking) if lacking and fetching is not None and not technical else {}
+        return Request(server, start_id, now, token, technical=technical, fetched={**kept, **brought})
 
     def named(self, entries: Iterable[str]) -> list[str]:
         """Names of credentials, for entries of settings and requests: a section that makes several means them all."""
@@ -175,14 +193,16 @@ class Facility(LoggingConfigurable):
 
     def needs_fetching(self, name: str) -> bool:
         """Whether a credential is made of something that has to be fetched (`Minter.fetch`)."""
-        return name in self._loaded.fetches
+        return name in self.fetches
 
     def _takes_token(self, name: str, minter: Minter) -> bool:
         """Whether a credential is made of the user's own token, or of what is fetched with it."""
         return minter.renewal == "token" or self.needs_fetching(name)
 
-    def _fetches(self, names: Collection[str] | None = None) -> dict[str, Fetch]:
-        return {name: fetch for name, fetch in self._loaded.fetches.items() if names is None or name in names}
+    @property
+    def fetches(self) -> Mapping[str, Fetch]:
+        """Name of a credential -> what has to be fetched for it (`Minter.fetch`), as it was at the hub's start."""
+        return self._loaded.fetches
 
     async def fetch(
         self,
@@ -197,7 +217,8 @@ class Facility(LoggingConfigurable):
         `names`: of which credentials; None for all. `newer_than`, `say`: as for `Fetching.of` of our authenticator,
         which has checked the membership.
         """
-        wanted, authenticator = self._fetches(names), spawner.authenticator
+        wanted = {name: fetch for name, fetch in self.fetches.items() if names is None or name in names}
+        authenticator = spawner.authenticator
         if not wanted or spawner.user.name in getattr(authenticator, "technical_users", ()):
             return {}
         fetching = getattr(authenticator, "fetching", None)
@@ -459,11 +480,8 @@ class Facility(LoggingConfigurable):
     @property
     def requires_routes(self) -> bool:
         """Whether a required credential needs routes to its servers."""
-        return any(
-            type(self.minters[part]).routes is not Minter.routes
-            for name in self.required
-            for part in self._loaded.parts.get(name, ())
-        )
+        required = (self.minters[name] for name in self.named(self.required) if name in self.minters)
+        return any(type(minter).routes is not Minter.routes for minter in required)
 
     def environment(self, minted: Minted, directory: PurePosixPath) -> dict[str, str]:
         """Environment of a server with its secrets in `directory`.

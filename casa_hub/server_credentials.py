@@ -82,7 +82,7 @@ class ServerCredentials(ABC, Generic[D]):
         fetched = await self.facility.fetch(self._spawner, say=say)
         check_name(app, self._spawner, self._named)  # afterwards: a user may be renamed within these seconds
         server, now = self._named, datetime.now(UTC)
-        request = await self.facility.request_of(self._spawner, server, secrets.token_hex(16), now, fetched)
+        request = await self.facility.request_of(self._spawner, server, secrets.token_hex(16), now, fetched=fetched)
         minted = self.facility.mint(request)
         return minted, sentences_of(self.facility, minted, now)
 
@@ -120,7 +120,9 @@ class ServerCredentials(ABC, Generic[D]):
         if not isinstance(held.record, ServerRecord):
             return held
         now = datetime.now(UTC)
-        request = await self.facility.request_of(self._spawner, running.server, held.start_id, now, fetched)
+        request = await self.facility.request_of(
+            self._spawner, running.server, held.start_id, now, names=names, fetched=fetched
+        )
         username = self._spawner.user.name
         minted = self.facility.renew(request, names, held.record, force=force, username=username)
         if minted.credentials:

@@ -127,8 +127,8 @@ def _exchanges(hub: CasaHub) -> list[Problem]:
             f"is not set, and {provider.title} gives a token only for a scope",
             remedy,
         )
-        for name, minter in hub.facility.minters.items()
-        if minter.fetch is not None and minter.fetch.url == TOKEN_ENDPOINT and not minter.fetch.form.get("scope")
+        for name, fetch in hub.facility.fetches.items()
+        if fetch.url == TOKEN_ENDPOINT and not fetch.form.get("scope")
     ]
 
 
@@ -140,16 +140,15 @@ def _scopes(hub: CasaHub) -> list[Problem]:
     asked = value_of(hub.app.config, cls, "scope")
     if isinstance(asked, LazyConfigValue):  # scope.append(...); a copy, because it keeps what it was asked first
         asked = deepcopy(asked).get_value([])
-    fetches = {minter.title: minter.fetch for minter in hub.facility.minters.values()}
     return [
         Problem(
             Severity.WARNING,
             f"{cls.__name__}.scope",
-            f"is without {fetch.scope}, so nobody gets the credential {title}",
+            f"is without {fetch.scope}, so nobody gets the credential {hub.facility.minters[name].title}",
             "Add it to those of the provider's preset, and let the client be registered for it.",
         )
-        for title, fetch in fetches.items()
-        if fetch is not None and fetch.scope and fetch.scope not in asked
+        for name, fetch in hub.facility.fetches.items()
+        if fetch.scope and fetch.scope not in asked
     ]
 
 

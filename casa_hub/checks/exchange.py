@@ -25,9 +25,8 @@ _NOT_THE_TOKEN = re.compile(r"scope|audience|not enabled|not allowed|grant|clien
 
 
 async def look(site: Site) -> AsyncIterator[Finding]:
-    minters = {} if site.facility is None else site.facility.minters
-    fetches = {name: minter.fetch for name, minter in minters.items() if name in site.sound}
-    wanted = {name: fetch for name, fetch in fetches.items() if fetch is not None and fetch.url == TOKEN_ENDPOINT}
+    fetches = {} if site.facility is None else site.facility.fetches
+    wanted = {name: fetch for name, fetch in fetches.items() if name in site.sound and fetch.url == TOKEN_ENDPOINT}
     if not wanted or site.authenticator is None:
         return
     async with asking(site.authenticator) as asks:

@@ -5,7 +5,7 @@ One person whom a service refuses is that person's affair. Many, and nobody whom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,10 +63,7 @@ class FetchOutcomes:
         FETCHES.labels(credential, last.outcome).inc()
         if credential not in self._last:
             self._show(credential)
-        of_users = self._last.setdefault(credential, {})
-        of_users[user] = last
-        for old in [one for one, known in of_users.items() if known.until <= now]:
-            del of_users[old]
+        self._last.setdefault(credential, {})[user] = last
 
     def _show(self, credential: str) -> None:
         """Let the metrics ask for the numbers from now on: they change by time alone, too."""
@@ -75,16 +72,23 @@ class FetchOutcomes:
 
     def count(self, credential: str, outcome: str) -> int:
         """Users whose last request ended so."""
-        now = self._clock()
-        return sum(one.outcome == outcome and one.until > now for one in self._last.get(credential, {}).values())
+        return sum(one.outcome == outcome for one in self._present(credential))
 
     def troubles(self) -> Sequence[Trouble]:
         """What can't be fetched, by credential; of each first what somebody has to do something for."""
-        now, found = self._clock(), []
-        for credential, of_users in sorted(self._last.items()):
+        found = []
+        for credential in sorted(self._last):
+            present = self._present(credential)
             for why in (Why.REFUSED, Why.OUTAGE, Why.SIGN_IN):
-                failed = [one for one in of_users.values() if one.outcome == why.value and one.until > now]
+                failed = [one for one in present if one.outcome == why.value]
                 if failed:
                     newest = max(failed, key=lambda one: one.at)
                     found.append(Trouble(credential, why, len(failed), newest.problem, newest.remedy))
         return found
+
+    def _present(self, credential: str) -> Collection[_Last]:
+        """What says something of the present. The rest is forgotten: when somebody looks, not at each request."""
+        now, of_users = self._clock(), self._last.get(credential, {})
+        for old in [user for user, known in of_users.items() if known.until <= now]:
+            del of_users[old]
+        return of_users.values()

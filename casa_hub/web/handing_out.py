@@ -63,7 +63,8 @@ async def hand_out(
         request, record = await _of_running(app, facility, user, name, server)
     else:
         identity, start_id = facility.server(user.name), secrets.token_hex(16)
-        request = await facility.request_for(user, app.authenticator, identity, start_id, datetime.now(UTC))
+        now = datetime.now(UTC)
+        request = await facility.request_for(user, app.authenticator, identity, start_id, now, names=(name,))
         record = None
     # Again, because the access may have ended since. No other work comes between this answer and the mint.
     await app.authenticator.admit(user)
@@ -89,5 +90,6 @@ async def _of_running(
     if name not in holding.record.credentials:
         problem = holding.record.missing.get(name, "the server was started without them").rstrip(".")
         raise CredentialError(title, problem, "Restart the server.")
-    request = await facility.request_for(user, app.authenticator, running.server, holding.start_id, datetime.now(UTC))
+    start_id, now = holding.start_id, datetime.now(UTC)
+    request = await facility.request_for(user, app.authenticator, running.server, start_id, now, names=(name,))
     return request, holding.record

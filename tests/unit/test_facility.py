@@ -834,7 +834,7 @@ def spawner(fetching: Fetching | None, *, technical: bool = False) -> Any:
 
 
 async def asked_for(one: Facility, whose: Any) -> Request:
-    return await one.request_of(whose, ALICE, "0" * 32, NOW, await one.fetch(whose))
+    return await one.request_of(whose, ALICE, "0" * 32, NOW, fetched=await one.fetch(whose))
 
 
 async def test_what_is_fetched_is_handed_to_its_own_minter() -> None:

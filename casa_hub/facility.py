@@ -265,7 +265,7 @@ class Facility(LoggingConfigurable):
             if name not in self.credentials and name not in self.minters
         ]
         files = self._try_files()
-        return problems + self._check_bearer_token_file(files) + _clashes(files)
+        return problems + self._check_bearer_token_file(files) + self._clashes(files)
 
     def _check_bearer_token_file(self, files: Mapping[str, Collection[str] | None]) -> list[Problem]:
         delivered: dict[str, bearer_file.ServerFile] = {}
@@ -294,6 +294,30 @@ class Facility(LoggingConfigurable):
             except Exception:  # noqa: BLE001
                 found[name] = None
         return found
+
+    def _clashes(self, files: Mapping[str, Collection[str] | None]) -> list[Problem]:
+        """Problems of credentials with the same file name."""
+        owner: dict[str, str] = {}
+        problems = []
+        for name, paths in files.items():
+            for path in paths or ():
+                if path in owner:
+                    problems.append(self._clash(path, owner[path], name))
+                owner.setdefault(path, name)
+        inside = ((path, path.partition("/")[0]) for path in owner if "/" in path)
+        problems += [
+            self._clash(first, owner[first], owner[path], inside=True) for path, first in inside if first in owner
+        ]
+        return problems
+
+    def _clash(self, path: str, first: str, second: str, *, inside: bool = False) -> Problem:
+        """`inside`: the second one writes a file into a directory of that path."""
+        problem = f"{first} and {second} both write the file {path}"
+        if inside:
+            problem = f"{first} writes the file {path}, and {second} one in a directory of that name"
+        others = dict.fromkeys(self.minters[name].other_file for name in (first, second) if name in self.minters)
+        remedy = " ".join(["Remove one of them.", *(f"Or {other}." for other in others if other)])
+        return Problem(Severity.ERROR, "Facility.credentials", problem, remedy)
 
     def _trial(self) -> Request:
         """Of nobody, to see what a minter makes."""
@@ -586,7 +610,7 @@ class Facility(LoggingConfigurable):
         for name, entry in record.credentials.items():
             for path in entry.files:
                 if path in owner:
-                    problem = _clash(path, owner[path], name)
+                    problem = self._clash(path, owner[path], name)
                     raise ConfigurationError(problem.thing, problem.problem, problem.remedy)
                 owner[path] = name
         return Minted(
@@ -615,28 +639,3 @@ def _malformed(new: Credential, now: datetime) -> str:
         if not all(isinstance(text, str) for pair in texts.items() for text in pair):
             return "its identifiers or its state are not strings"
     return ""
-
-
-def _clashes(files: Mapping[str, Collection[str] | None]) -> list[Problem]:
-    """Problems of credentials with the same file name."""
-    owner: dict[str, str] = {}
-    problems = []
-    for name, paths in files.items():
-        for path in paths or ():
-            if path in owner:
-                problems.append(_clash(path, owner[path], name))
-            owner.setdefault(path, name)
-    inside = ((path, path.partition("/")[0]) for path in owner if "/" in path)
-    problems += [_clash(first, owner[first], owner[path], inside=True) for path, first in inside if first in owner]
-    return problems
-
-
-def _clash(path: str, first: str, second: str, *, inside: bool = False) -> Problem:
-    """`inside`: the second one writes a file into a directory of that path."""
-    problem = f"{first} and {second} both write the file {path}"
-    if inside:
-        problem = f"{first} writes the file {path}, and {second} one in a directory of that name"
-    other_name = " Or name another file in XCache.token_file." if "xcache" in {first, second} else ""
-    if first.startswith("exchange:") or second.startswith("exchange:"):
-        other_name += " Or set file of the service in TokenExchange.services."
-    return Problem(Severity.ERROR, "Facility.credentials", problem, f"Remove one of them.{other_name}")

@@ -158,6 +158,8 @@ class Minter(LoggingConfigurable):
     purpose: ClassVar[str] = ""
     #: Programs that find it by themselves, for people: "HTCondor's commands and Python bindings". "" if none does.
     found_by: ClassVar[str] = ""
+    #: Where its file gets another name if another credential writes it, too; for people, after "Or ". "" if nowhere.
+    other_file: ClassVar[str] = ""
     #: When a running server gets a new one. `time`: before the present one expires. `token`: it is made of the user's
     #: access token, so when there is a new token. `request`: only when an operator asks for it, because a new one would
     #: not be valid for longer.

@@ -44,6 +44,7 @@ class TokenExchange(Minter):
     name: ClassVar[str] = "exchange"
     title: ClassVar[str] = "Tokens for services"
     shortens: ClassVar[bool] = False
+    other_file: ClassVar[str] = "set file of the service in TokenExchange.services"
     #: The service of a subclass.
     service: ClassVar[Service]
 

@@ -49,6 +49,7 @@ class XCache(Minter):
     """Mints what an XCache accepts: XRootD with libXrdMacaroons, or with libXrdAccSciTokens."""
 
     name: ClassVar[str] = "xcache"
+    other_file: ClassVar[str] = "name another file in XCache.token_file"
     title: ClassVar[str] = _TITLES["macaroon"]
     purpose: ClassVar[str] = "read the facility's data through XCache"
     outside: ClassVar[bool] = True

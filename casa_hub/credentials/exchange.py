@@ -13,7 +13,7 @@ from traitlets.config import LoggingConfigurable
 from casa_hub.credentials.base import BearerKind, Credential, Minter, Request
 from casa_hub.credentials.exchange_answers import audiences, read
 from casa_hub.credentials.exchange_services import PLACEHOLDER, Form, Service, read_services, wrong_values
-from casa_hub.credentials.fetching import Fetch
+from casa_hub.credentials.fetching import Fetch, Fetched
 from casa_hub.credentials.tokens import identifying, unverified_claims
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.moments import when
@@ -29,6 +29,14 @@ def asking(service: Service) -> Fetch:
     form |= {"audience": service.audience} if service.audience else {}
     form |= {"scope": service.scope} if service.scope else {}
     return Fetch(title=f"a token for {service.title}", read=partial(read, service=service), form=form)
+
+
+def living(minter: Minter, request: Request) -> Fetched:
+    """What was fetched for a minter. Raises CredentialError: nothing was, or it has expired meanwhile."""
+    fetched = request.fetched_for(minter.name)
+    if fetched.expires_at <= request.now:
+        raise CredentialError(minter.title, f"expired at {when(fetched.expires_at)}", "Log out and in again.")
+    return fetched
 
 
 def identifiers(token: str, service: Service) -> Mapping[str, str]:
@@ -125,9 +133,7 @@ class TokenExchange(Minter):
         ]
 
     def mint(self, request: Request) -> Credential:
-        fetched = request.fetched_for(self.name)
-        if fetched.expires_at <= request.now:
-            raise CredentialError(self.title, f"expired at {when(fetched.expires_at)}", "Log out and in again.")
+        fetched = living(self, request)
         try:
             content = self.service.form.content(fetched.value)
         except ValueError as error:

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from casa_hub.credentials.base import bad_path
+from casa_hub.credentials.scopes import is_audience, is_scope
 from casa_hub.credentials.tokens import unverified_claims
 from casa_hub.unknown_keys import did_you_mean
 
@@ -181,11 +182,10 @@ def wrong_values(services: Sequence[Service]) -> list[tuple[str, str, str]]:
     found: list[tuple[str, str, str]] = []
     owner: dict[str, str] = {}
     for service in services:
-        if service.audience and not re.fullmatch(r"[!-~]+", service.audience):
+        if service.audience and not is_audience(service.audience):
             remedy = "Copy the one that the service expects exactly; it is one word."
             found.append((service.name, f"{service.audience!a} is not an audience", remedy))
-        # RFC 6749, 3.3.
-        if service.scope and not re.fullmatch(r"[!#-\[\]-~]+( [!#-\[\]-~]+)*", service.scope):
+        if service.scope and not is_scope(service.scope):
             remedy = "Separate the scopes by blanks. They are ASCII, without quotes and backslashes."
             found.append((service.name, f"{service.scope!a} is not a scope", remedy))
         if "offline_access" in service.scope.split():

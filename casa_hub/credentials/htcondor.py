@@ -21,6 +21,7 @@ from traitlets import Dict, Enum, Int, List, TraitError, Unicode, validate
 from casa_hub.credentials.base import Credential, Minter, Request, new_identifier
 from casa_hub.credentials.idtokens import MAKE_KEY, SigningKey, mint_idtoken, read_key
 from casa_hub.credentials.issued import issue
+from casa_hub.credentials.scopes import is_audience
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.issuer.tokens import LONGEST
 from casa_hub.keys import BadKeyError, KeyFile
@@ -388,7 +389,7 @@ class HTCondor(Minter):
     def token_audience(self) -> str:
         """``aud`` of tokens. Raises CredentialError if it is malformed, or is not set and has no default."""
         if self.audience:
-            if not re.fullmatch(r"[!-~]+", self.audience):
+            if not is_audience(self.audience):
                 problem = f"{self.audience!a} is not one word of ASCII characters"
                 raise CredentialError("HTCondor.audience", problem, "Copy one of the pool's SCITOKENS_SERVER_AUDIENCE.")
             return self.audience

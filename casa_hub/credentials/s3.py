@@ -20,14 +20,14 @@ from urllib.parse import SplitResult, urlsplit
 from traitlets import Enum, Int, TraitError, Unicode, validate
 
 from casa_hub.credentials.base import BearerKind, Credential, Minter, Request
-from casa_hub.credentials.exchange import asking, identifiers
+from casa_hub.credentials.exchange import asking, identifiers, living
 from casa_hub.credentials.exchange_services import Service
 from casa_hub.credentials.fetching import Fetch
 from casa_hub.credentials.issued import issue
+from casa_hub.credentials.scopes import is_audience, is_scope
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.issuer.tokens import LONGEST
 from casa_hub.loopback import is_loopback
-from casa_hub.moments import when
 from casa_hub.naming import Server
 from casa_hub.unknown_keys import is_set
 
@@ -42,8 +42,6 @@ _ROLE_NAME = re.compile(r"[A-Za-z0-9_+=,.@-]{1,64}")
 _USERNAME = "{username}"
 #: An S3 may put ``sub`` into a policy as it is, where these would be a pattern, or another variable.
 _PATTERN = re.compile(r"[*?${}]")
-#: RFC 6749, 3.3.
-_SCOPE = re.compile(r"[!#-\[\]-~]+( [!#-\[\]-~]+)*")
 
 
 class S3(Minter):
@@ -208,9 +206,7 @@ class S3(Minter):
 
     def _exchanged(self, request: Request, summary: str) -> Credential:
         self.token_audience()
-        fetched = request.fetched_for(self.name)
-        if fetched.expires_at <= request.now:
-            raise CredentialError(self.title, f"expired at {when(fetched.expires_at)}", "Log out and in again.")
+        fetched = living(self, request)
         return Credential(
             name=self.name,
             files=_file(fetched.value),
@@ -237,7 +233,7 @@ class S3(Minter):
     def token_audience(self) -> str:
         """``aud`` of tokens. Raises CredentialError if it is unknown or malformed."""
         if self.audience:
-            if not re.fullmatch(r"[!-~]+", self.audience):
+            if not is_audience(self.audience):
                 remedy = "Copy the client ID that the STS has for this issuer exactly."
                 raise CredentialError("S3.audience", f"{self.audience!a} is not an audience", remedy)
             return self.audience
@@ -271,7 +267,7 @@ class S3(Minter):
             raise CredentialError("S3.role_arn", problem, "Example: arn:aws:iam::123456789012:role/physicist.")
 
     def _check_scope(self) -> None:
-        if self.scope and not _SCOPE.fullmatch(self.scope):
+        if self.scope and not is_scope(self.scope):
             raise CredentialError(
                 "S3.scope", f"{self.scope!a} is not a scope", "Give words with one blank between them."
             )

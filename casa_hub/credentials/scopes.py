@@ -1,4 +1,7 @@
-"""Pure: what a WLCG token says of a storage (WLCG Common JWT Profile 1.3, 2.1.1 and 2.2.1): audience and scope."""
+"""Pure: audiences and scopes of tokens, and what a WLCG token says of a storage by them.
+
+Sources: RFC 6749, 3.3; WLCG Common JWT Profile 1.3, 2.1.1 and 2.2.1.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,19 @@ _SCOPES = {
 #: What a component of a path may have without an escape (RFC 3986, 3.3). A blank would begin another scope.
 _COMPONENT = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]+")
 _HTTPS = 443
+_AUDIENCE = re.compile(r"[!-~]+")
+#: Words with one blank between them (RFC 6749, 3.3).
+_SCOPE = re.compile(r"[!#-\[\]-~]+( [!#-\[\]-~]+)*")
+
+
+def is_audience(text: str) -> bool:
+    """Whether a text may be an audience in a setting: one word of ASCII."""
+    return _AUDIENCE.fullmatch(text) is not None
+
+
+def is_scope(text: str) -> bool:
+    """Whether a text is a scope, of one word or several."""
+    return _SCOPE.fullmatch(text) is not None
 
 
 def audience(host: str, port: int) -> str:

@@ -27,7 +27,7 @@ from casa_hub.credentials.macaroons import (
     name_caveat,
     parse_secret_key,
 )
-from casa_hub.credentials.scopes import audience, storage_path, storage_words
+from casa_hub.credentials.scopes import audience, is_audience, storage_path, storage_words
 from casa_hub.errors import CredentialError, Problem, Severity
 from casa_hub.issuer.tokens import LONGEST
 from casa_hub.keys import KeyFile
@@ -361,7 +361,7 @@ class XCache(Minter):
                 "Set it to audience of the XCache's scitokens.cfg, or set XCache.host.",
             )
         chosen = self.audience or audience(self.host, self.port)
-        if not re.fullmatch(r"[!-~]+", chosen):
+        if not is_audience(chosen):
             problem = f"{chosen!a} is not an audience"
             raise CredentialError("XCache.audience", problem, "Copy audience of the XCache's scitokens.cfg exactly.")
         return chosen

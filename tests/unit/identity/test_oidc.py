@@ -35,6 +35,7 @@ from casa_hub.identity.tokens import RefreshedTokenError, Tokens
 from casa_hub.identity.transport import ANSWER_LIMIT, USERINFO_LIMIT, Client, Reply
 from casa_hub.identity.verdicts import Verdict
 from casa_hub.loopback import free_port
+from tests.support.clock import Clock
 from tests.support.hub import wait_for_port
 from tests.support.idp import IdP
 from tests.support.tokens import Signer, by_hand, id_claims
@@ -62,14 +63,6 @@ async def issuer(idp: IdP) -> AsyncIterator[Issuer]:
     one = Issuer(Client(idp.issuer, "hub", SECRET, timeout=30))
     yield one
     await one.close()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = time.time()
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def code_for(idp: IdP, *, nonce: str = NONCE) -> str:
@@ -357,7 +350,7 @@ async def test_without_a_kid_the_key_must_be_the_only_one(issuer: Issuer, idp: I
 
 
 async def test_keys_are_read_again_once_when_the_provider_has_a_new_one(idp: IdP) -> None:
-    clock = Clock()
+    clock = Clock(time.time())
     issuer = Issuer(Client(idp.issuer, "hub", SECRET), clock=clock)
     sends(idp, GENUINE.sign)
     await log_in(issuer, idp)
@@ -375,7 +368,7 @@ async def test_keys_are_read_again_once_when_the_provider_has_a_new_one(idp: IdP
 
 
 async def test_unknown_kids_cause_one_request_for_keys_in_ten_seconds(idp: IdP) -> None:
-    clock = Clock()
+    clock = Clock(time.time())
     issuer = Issuer(Client(idp.issuer, "hub", SECRET), clock=clock)
     numbers = iter(range(1000))
     sends(idp, lambda claims: GENUINE.sign(claims, kid=f"unknown-{next(numbers)}"))
@@ -415,7 +408,7 @@ async def test_a_key_set_that_is_none_is_no_verdict_on_the_person(issuer: Issuer
 
 
 async def test_it_is_known_when_the_provider_was_last_heard_of_and_since_when_it_is_silent(idp: IdP) -> None:
-    clock = Clock()
+    clock = Clock(time.time())
     issuer = Issuer(Client(idp.issuer, "hub", SECRET, timeout=30), clock=clock)
     contact = issuer.contact
     assert (contact.answered_at, contact.silent_since, contact.why) == (None, None, "")
@@ -438,7 +431,7 @@ async def test_it_is_known_when_the_provider_was_last_heard_of_and_since_when_it
 
 async def test_a_provider_that_can_t_be_reached_is_silent_and_no_secret_tells_why() -> None:
     port = free_port(test_a_provider_that_can_t_be_reached_is_silent_and_no_secret_tells_why)
-    clock = Clock()
+    clock = Clock(time.time())
     issuer = Issuer(Client(f"http://127.0.0.1:{port}", "hub", SECRET, timeout=30), clock=clock)
     with pytest.raises(OIDCError):
         await issuer.metadata()
@@ -449,7 +442,7 @@ async def test_a_provider_that_can_t_be_reached_is_silent_and_no_secret_tells_wh
 
 
 async def test_known_keys_serve_while_the_provider_is_away(idp: IdP) -> None:
-    clock = Clock()
+    clock = Clock(time.time())
     issuer = Issuer(Client(idp.issuer, "hub", SECRET), clock=clock)
     sends(idp, GENUINE.sign)
     await log_in(issuer, idp)
@@ -646,7 +639,7 @@ async def test_a_body_that_drips_ends_with_the_time_out(idp: IdP) -> None:
 
 
 async def test_discovery_is_asked_once_for_all_who_wait_and_kept(idp: IdP) -> None:
-    clock = Clock()
+    clock = Clock(time.time())
     issuer = Issuer(Client(idp.issuer, "hub", SECRET), clock=clock)
     await asyncio.gather(*(issuer.metadata() for _ in range(10)))
     assert idp.requests[WELL_KNOWN] == 1
@@ -674,7 +667,7 @@ async def test_all_who_wait_for_a_dead_provider_wait_at_the_same_time(idp: IdP) 
 
 
 async def test_an_old_document_serves_while_the_provider_is_away(idp: IdP, caplog: pytest.LogCaptureFixture) -> None:
-    clock = Clock()
+    clock = Clock(time.time())
     issuer = Issuer(Client(idp.issuer, "hub", SECRET), clock=clock)
     before = await issuer.metadata()
     idp.answers[WELL_KNOWN] = (503, {})
@@ -838,7 +831,7 @@ async def test_client_credentials_go_in_the_header_or_in_the_body(idp: IdP, basi
     ],
 )
 async def test_the_life_of_a_token_is_taken_where_it_is_said(idp: IdP, expires_in: dict[str, Any], life: Any) -> None:
-    clock = Clock()
+    clock = Clock(time.time())
     issuer = Issuer(Client(idp.issuer, "hub", SECRET), clock=clock)
     idp.answers["/oauth2/token"] = (200, {"access_token": "a", **expires_in})
     tokens = await issuer.refresh("r", sub="s-1")

@@ -12,21 +12,15 @@ from prometheus_client import REGISTRY
 from casa_hub.credentials.fetching import Fetched, FetchError, Why
 from casa_hub.membership.fetch_outcomes import FetchOutcomes, Trouble
 from casa_hub.metrics import FETCH_OUTCOMES
+from tests.support.clock import Clock
 
 NOW, HOUR = 1.7e9, 3600.0
 RUCIO, PROXY = "exchange:rucio", "x509"
 
 
-class Clock:
-    now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(NOW)
 
 
 @pytest.fixture
@@ -101,7 +95,7 @@ def test_the_metrics_forget_with_time_without_another_request(outcomes: FetchOut
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([None, *Why]), st.floats(0, HOUR)), max_size=30))
 def test_nobody_is_counted_twice(events: list[tuple[int, Why | None, float]]) -> None:
-    clock = Clock()
+    clock = Clock(NOW)
     outcomes = FetchOutcomes(clock)
     for user, why, later in events:
         clock.now += later

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from casa_hub.web import loopback_log_in as module
 from casa_hub.web.loopback_log_in import CODE_AGE, Asked, AskedWronglyError, Codes, Grant, challenge_of
+from tests.support.clock import Clock
 
 #: RFC 7636, appendix B.
 VERIFIER, CHALLENGE = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk", "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
@@ -144,16 +145,9 @@ def test_the_state_comes_back_as_it_was(state: str) -> None:
 # -- codes
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture

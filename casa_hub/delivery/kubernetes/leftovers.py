@@ -250,11 +250,10 @@ class _Servers:
 
     def pods(self) -> frozenset[tuple[str, str]]:
         """Namespace and name of each running server's pod, as saved by KubeSpawner; right for renamed users, too."""
-        mended(self._database)
-        query = self._database.query(orm.Spawner.state).filter(orm.Spawner.server_id.is_not(None))
-        return frozenset(
-            (state["namespace"], state["pod_name"]) for (state,) in query if state and "namespace" in state
-        )
+        # Not the column of states alone: SQLAlchemy can't cache a query by its type, and says so in the log.
+        saved = mended(self._database).query(orm.Spawner).filter(orm.Spawner.server_id.is_not(None))
+        states = (spawner.state or {} for spawner in saved)
+        return frozenset((state["namespace"], state["pod_name"]) for state in states if "namespace" in state)
 
     def _those(self, condition: Any) -> frozenset[Owner]:
         mended(self._database)

@@ -8,13 +8,21 @@ import subprocess
 import pytest
 
 from casa_hub.demo.certificates import subject_hash
+from casa_hub.demo.packages import Unavailable
 from casa_hub.demo.proxies import Authority, pem_of
+from tests.support.peers import require
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl")
+def openssl() -> str:
+    program = shutil.which("openssl")
+    if program is None:
+        raise Unavailable("openssl", "is not there", "On Debian: apt-get install openssl")
+    return program
+
+
 @pytest.mark.parametrize("common_name", ["Test CA", "people of the demo", "A" * 60])
 def test_an_authority_has_the_hash_that_openssl_computes(common_name: str) -> None:
     authority = Authority(common_name)
-    command = ["openssl", "x509", "-noout", "-hash"]
+    command = [require(openssl), "x509", "-noout", "-hash"]
     ran = subprocess.run(command, input=pem_of(authority.certificate), check=True, capture_output=True, text=True)
     assert subject_hash(authority.name) == ran.stdout.strip()

@@ -222,7 +222,7 @@ async def test_a_check_with_a_token_that_nobody_has_tells_what_is_wrong_with_the
     minter = TokenExchange._for(replace(TAPE, audience=one.audience, scope=one.scope))()  # type: ignore[arg-type]
     site: Any = SimpleNamespace(
         authenticator=SimpleNamespace(provider_side=SimpleNamespace(client=client)),
-        facility=SimpleNamespace(minters={minter.name: minter}),
+        facility=SimpleNamespace(fetches={minter.name: minter.fetch}),
         sound={minter.name},
     )
     grants, found = [finding async for finding in checks.look(site)]

@@ -23,6 +23,7 @@ from casa_hub.minters import broken
 from casa_hub.moments import exact
 from casa_hub.naming import Server
 from casa_hub.outside import HandedOut, Outside
+from casa_hub.policy.settings import Policy
 from casa_hub.record import EDITED_ENTRY, AnyRecord, ServerRecord, better_from, next_record, outlives
 from casa_hub.unknown_keys import did_you_mean, is_set
 
@@ -125,6 +126,8 @@ class Facility(LoggingConfigurable):
         #: What people hold outside of their servers.
         self.outside = Outside()
         self._files_outside: dict[str, tuple[str, ...]] = {}
+        #: What the members of which groups get.
+        self.policy = Policy(parent=self)
         #: The facility's own issuer of tokens; None without settings for one.
         self.issuer = FacilityIssuer(parent=self) if FacilityIssuer.__name__ in self.config else None
         self._loaded = minters.load(self.credentials, self, self.issuer)
@@ -264,6 +267,7 @@ class Facility(LoggingConfigurable):
             for name in self.required
             if name not in self.credentials and name not in self.minters
         ]
+        problems += self.policy.problems
         files = self._try_files()
         return problems + self._check_bearer_token_file(files) + self._clashes(files)
 

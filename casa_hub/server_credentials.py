@@ -16,6 +16,7 @@ from casa_hub.facility import Facility, Minted
 from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubSpawner
 from casa_hub.naming import Server
+from casa_hub.policy.table import Entitlement
 from casa_hub.progress import sentences_of
 from casa_hub.record import ServerRecord
 from casa_hub.servers.running import Holding, check_name
@@ -56,6 +57,11 @@ class ServerCredentials(ABC, Generic[D]):
     def server(self) -> Server:
         """The identity for which the server's credentials are minted: that of its start as long as it runs."""
         return self._identity or self._named
+
+    @property
+    def entitlement(self) -> Entitlement:
+        """What the server's owner gets by the rules, by the groups that JupyterHub knows now."""
+        return self.facility.policy.of(self._spawner.user)
 
     @property
     def _named(self) -> Server:

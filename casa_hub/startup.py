@@ -35,6 +35,7 @@ from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.settings import Keeper
 from casa_hub.minters import GROUP
+from casa_hub.policy.settings import Policy
 from casa_hub.unknown_keys import unknown_keys, value_of
 
 
@@ -167,7 +168,7 @@ def not_the_hubs_fault(error: BaseException, app: HubApp) -> None:
 
 def sections(*used: type) -> list[type[Configurable]]:
     """Classes with a configuration section of ours: every hub's, those of the `used` classes, and all minters."""
-    classes: list[type[Configurable]] = [Facility, FacilityIssuer, Keeper]
+    classes: list[type[Configurable]] = [Facility, FacilityIssuer, Keeper, Policy]
     for cls in used:
         ours = [base for base in cls.__mro__ if base.__module__.startswith("casa_hub.")]
         classes += [base for base in ours if issubclass(base, Configurable)]

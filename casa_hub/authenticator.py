@@ -355,7 +355,8 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
         ]
         if self._hub is None:  # inside another authenticator, which is the hub's
             return handlers
-        credentials_api.let_users(app, self._hub.facility.minters_outside)
+        facility = self._hub.facility
+        credentials_api.let_users(app, {facility.without_rule(name) for name in facility.minters_outside})
         frame.compile_templates(app.tornado_settings["jinja2_env"])
         return [
             *handlers,

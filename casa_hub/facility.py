@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
@@ -13,7 +13,17 @@ from traitlets.config import LoggingConfigurable
 
 from casa_hub import bearer_file, minters
 from casa_hub.audit import Action, Event, tell
-from casa_hub.credentials.base import AccessToken, Credential, Minter, Request, Route, bad_path
+from casa_hub.credentials.base import (
+    AccessToken,
+    Credential,
+    Minter,
+    Paths,
+    Request,
+    Route,
+    bad_path,
+    is_own_path,
+    own_path,
+)
 from casa_hub.credentials.fetching import Fetch, Outcomes
 from casa_hub.errors import ConfigurationError, CredentialError, Problem, Severity
 from casa_hub.issuer.settings import FacilityIssuer
@@ -24,6 +34,7 @@ from casa_hub.moments import exact
 from casa_hub.naming import Server
 from casa_hub.outside import HandedOut, Outside
 from casa_hub.policy.settings import Policy
+from casa_hub.policy.table import NOTHING_SAID, Entitlement
 from casa_hub.record import EDITED_ENTRY, AnyRecord, ServerRecord, better_from, next_record, outlives
 from casa_hub.unknown_keys import did_you_mean, is_set
 
@@ -102,8 +113,10 @@ class Facility(LoggingConfigurable):
 
     @default("bearer_token_file")
     def _file_of_xcache(self) -> str:
-        xcache = self.minters.get("xcache")
-        return next(iter(xcache.bearer_files), bearer_file.DEFAULT) if xcache else bearer_file.DEFAULT
+        of_xcache = [*self._loaded.parts.get("xcache", ())]
+        of_xcache += [name for (entry, _), names in self._loaded.by_rule.items() if entry == "xcache" for name in names]
+        files = [path for name in of_xcache for path in self.minters[name].bearer_files]
+        return files[0] if files else bearer_file.DEFAULT
 
     @validate("bearer_token_file")
     def _file_name(self, proposal: dict[str, Any]) -> str:
@@ -130,9 +143,10 @@ class Facility(LoggingConfigurable):
         self.policy = Policy(parent=self)
         #: The facility's own issuer of tokens; None without settings for one.
         self.issuer = FacilityIssuer(parent=self) if FacilityIssuer.__name__ in self.config else None
-        self._loaded = minters.load(self.credentials, self, self.issuer)
-        #: The minters in use, by the name of what they mint, in the order of `credentials`.
+        self._loaded = minters.load(self.credentials, self, self.issuer, self.policy.table.rules)
+        #: The minters in use, by the name of what they mint: those of `credentials` in its order, then those by rules.
         self.minters = self._loaded.minters
+        self._chosen: dict[tuple[tuple[str, ...], tuple[str, ...]], Mapping[str, Paths]] = {}
 
     def server(self, username: str, name: str = "") -> Server:
         """The identity of a server of this hub."""
@@ -140,8 +154,75 @@ class Facility(LoggingConfigurable):
 
     def key_files(self) -> dict[str, str]:
         """Setting -> path of each key file in use, of the issuer and of all credentials. Reads a directory."""
-        issuer = {} if self.issuer is None else self.issuer.key_files()
-        return {**issuer, **{name: path for one in self.minters.values() for name, path in one.key_files.items()}}
+        found = {} if self.issuer is None else self.issuer.key_files()
+        for name, minter in self.minters.items():
+            found |= {f"{setting}{self._of_rule(name)}": path for setting, path in minter.key_files.items()}
+        return found
+
+    def _of_rule(self, name: str) -> str:
+        """To be added to what is said of a credential's settings."""
+        return f" of rule {self._loaded.rule_of[name][1]}" if name in self._loaded.rule_of else ""
+
+    # -- who gets which
+
+    def chosen(self, entitlement: Entitlement) -> Mapping[str, Paths]:
+        """Name of each credential that somebody gets -> its files, in the order of the list of credentials."""
+        said = entitlement.credentials
+        entries = tuple(self.credentials) if said is None else said.value
+        key = entries, entitlement.rules
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(entries, entitlement.rules)
+        return self._chosen[key]
+
+    def _choose(self, entries: Iterable[str], rules: Sequence[str]) -> Mapping[str, Paths]:
+        found: dict[str, Paths] = {}
+        for entry in entries:
+            plain = self._plain(entry, rules)
+            name, _, part = entry.partition(":")
+            if plain is None and (name, part) in self._loaded.by_rule:
+                for each in self._loaded.by_rule[name, part]:
+                    found[each] = found.get(each, Paths(0)) | Paths.OWN
+            for each in plain or self._part(entry, rules):
+                found[each] = found.get(each, Paths(0)) | Paths.PLAIN
+        return found
+
+    def _plain(self, entry: str, rules: Iterable[str]) -> tuple[str, ...] | None:
+        """What a section's name stands for: by the first of somebody's rules that changes it, or by the hub's settings.
+
+        None if it is no section's name.
+        """
+        for rule in rules:
+            if (entry, rule) in self._loaded.by_rule:
+                return self._loaded.by_rule[entry, rule]
+        return self._loaded.parts.get(entry)
+
+    def _part(self, entry: str, rules: Sequence[str]) -> tuple[str, ...]:
+        """One of several that a section makes, ``exchange:rucio``, by the rule or the settings that count."""
+        names = self._plain(entry.partition(":")[0], rules) or ()
+        return tuple(name for name in names if self.without_rule(name) == entry)
+
+    def without_rule(self, name: str) -> str:
+        """The name of a credential as it is without rules: ``xcache`` for ``xcache:atlas``."""
+        return self._loaded.rule_of.get(name, (name, ""))[0]
+
+    def allowed(self, user: HubUser) -> frozenset[str]:
+        """Names of the credentials that somebody may hold now."""
+        return frozenset(self.chosen(self.policy.of(user)))
+
+    def name_for(self, user: HubUser, name: str) -> str:
+        """The credential that somebody gets as `name`: ``xcache:atlas`` for ``xcache``. The same if they get none."""
+        chosen = self.chosen(self.policy.of(user))
+        plain = (each for each, paths in chosen.items() if Paths.PLAIN in paths and self.without_rule(each) == name)
+        return next(plain, name)
+
+    def names_outside(self, user: HubUser) -> list[str]:
+        """Names under which somebody may have credentials outside of servers."""
+        chosen = self.chosen(self.policy.of(user))
+        return [
+            self.without_rule(name)
+            for name, paths in chosen.items()
+            if Paths.PLAIN in paths and self.minters[name].outside
+        ]
 
     async def request_of(
         self,
@@ -188,11 +269,29 @@ class Facility(LoggingConfigurable):
             if name not in brought and (names is None or name in names)
         }
         kept = await fetching.kept(user, lacking) if lacking and fetching is not None and not technical else {}
-        return Request(server, start_id, now, token, technical=technical, fetched={**kept, **brought})
+        return Request(
+            server,
+            start_id,
+            now,
+            token,
+            technical=technical,
+            fetched={**kept, **brought},
+            chosen=self.chosen(self.policy.of(user)),
+        )
 
     def named(self, entries: Iterable[str]) -> list[str]:
-        """Names of credentials, for entries of settings and requests: a section that makes several means them all."""
-        return [name for entry in entries for name in self._loaded.parts.get(entry, (entry,))]
+        """Names of credentials, for entries of settings and requests: a section that makes several means them all.
+
+        Those by a rule are meant as well.
+        """
+        by_rule = self._loaded.by_rule.items()
+        found: list[str] = []
+        for entry in entries:
+            of_entry = list(self._loaded.parts.get(entry, ()))
+            of_entry += [name for (section, _), names in by_rule if section == entry for name in names]
+            of_entry += [name for name, (plain, _) in self._loaded.rule_of.items() if plain == entry]
+            found += of_entry if of_entry or entry in self._loaded.parts else [entry]
+        return list(dict.fromkeys(found))
 
     def needs_fetching(self, name: str) -> bool:
         """Whether a credential is made of something that has to be fetched (`Minter.fetch`)."""
@@ -220,7 +319,10 @@ class Facility(LoggingConfigurable):
         `names`: of which credentials; None for all. `newer_than`, `say`: as for `Fetching.of` of our authenticator,
         which has checked the membership.
         """
-        wanted = {name: fetch for name, fetch in self.fetches.items() if names is None or name in names}
+        allowed = self.allowed(spawner.user)
+        wanted = {
+            name: fetch for name, fetch in self.fetches.items() if name in allowed and (names is None or name in names)
+        }
         authenticator = spawner.authenticator
         if not wanted or spawner.user.name in getattr(authenticator, "technical_users", ()):
             return {}
@@ -247,7 +349,8 @@ class Facility(LoggingConfigurable):
     def check_minter(self, name: str, minter: Minter) -> list[Problem]:
         """The problems of one credential's settings and keys."""
         try:
-            return list(minter.check())
+            found = list(minter.check())
+            return [replace(each, thing=f"{each.thing}{self._of_rule(name)}") for each in found]
         except Exception as error:  # noqa: BLE001 - a third party's
             return [broken(name, "check", error)]
 
@@ -265,11 +368,40 @@ class Facility(LoggingConfigurable):
                 else did_you_mean(name, [*self.credentials, *self.minters]) or "Add it there.",
             )
             for name in self.required
-            if name not in self.credentials and name not in self.minters
+            if name not in self.credentials and name not in self.minters and name not in self._listed
         ]
-        problems += self.policy.problems
+        problems += [*self.policy.problems, *self._check_entries()]
+        for issuer in self._loaded.issuers:
+            problems += issuer.check()
         files = self._try_files()
         return problems + self._check_bearer_token_file(files) + self._clashes(files)
+
+    @property
+    def _listed(self) -> set[str]:
+        """Entries of all rules' lists of credentials."""
+        return {entry for rule in self.policy.table.rules for entry in rule.credentials or ()}
+
+    def _check_entries(self) -> list[Problem]:
+        """Problems of the rules' lists of credentials, and of sections that nobody gets anything by."""
+        problems = []
+        rules = self.policy.table.rules
+        used = {name for rule in rules for name in self._choose(rule.credentials or self.credentials, [rule.name])}
+        for rule in rules:
+            for entry in rule.credentials or ():
+                given = self._choose([entry], [rule.name])
+                thing = f"Policy.rules, {rule.name}.credentials"
+                sections = {*self._loaded.parts, *(section for section, _ in self._loaded.by_rule)}
+                if not given and entry not in sections:
+                    known = [*minters.installed(), *(":".join(key) for key in self._loaded.by_rule)]
+                    problem = f"there is no credential {entry!a}"
+                    problems.append(Problem(Severity.ERROR, thing, problem, did_you_mean(entry, known)))
+            for (entry, name), names in self._loaded.by_rule.items():
+                if name == rule.name and not used & {*names}:
+                    thing = f"Policy.rules, {rule.name}"
+                    problem = f"its settings of {entry} are for nobody: {entry} is in no list of credentials"
+                    remedy = f"Add {entry} to the rule's credentials."
+                    problems.append(Problem(Severity.ERROR, thing, problem, remedy))
+        return problems
 
     def _check_bearer_token_file(self, files: Mapping[str, Collection[str] | None]) -> list[Problem]:
         delivered: dict[str, bearer_file.ServerFile] = {}
@@ -280,7 +412,7 @@ class Facility(LoggingConfigurable):
         return bearer_file.check(
             self.bearer_token_file,
             delivered,
-            self.credentials,
+            [*self.credentials, *self._listed],
             chosen=is_set(self.config, type(self), "bearer_token_file"),
             all_known=None not in files.values(),
         )
@@ -300,12 +432,12 @@ class Facility(LoggingConfigurable):
         return found
 
     def _clashes(self, files: Mapping[str, Collection[str] | None]) -> list[Problem]:
-        """Problems of credentials with the same file name."""
+        """Problems of credentials with the same file name. One server has one of a kind, whichever rule made it."""
         owner: dict[str, str] = {}
         problems = []
         for name, paths in files.items():
             for path in paths or ():
-                if path in owner:
+                if path in owner and self.without_rule(owner[path]) != self.without_rule(name):
                     problems.append(self._clash(path, owner[path], name))
                 owner.setdefault(path, name)
         inside = ((path, path.partition("/")[0]) for path in owner if "/" in path)
@@ -340,10 +472,9 @@ class Facility(LoggingConfigurable):
             ConfigurationError: two credentials want the same file.
         """
         # A technical user has no token of an identity provider, so credentials made of that token are left out.
-        left_out = {
-            name for name, minter in self.minters.items() if request.technical and self._takes_token(name, minter)
-        }
-        minters = {name: minter for name, minter in self.minters.items() if name not in left_out}
+        given = {name: self.minters[name] for name in self._given(request)}
+        left_out = {name for name, minter in given.items() if request.technical and self._takes_token(name, minter)}
+        minters = {name: minter for name, minter in given.items() if name not in left_out}
         if left_out:
             self.log.info("%s is a technical user's: no %s", request.server.identity, ", ".join(sorted(left_out)))
         credentials, missing = self._mint_each(minters, request, {})
@@ -351,7 +482,7 @@ class Facility(LoggingConfigurable):
             if name not in self._loaded.parts:
                 missing[name] = CredentialError(name, "it could not be loaded at the hub's start", _ASK_OPERATOR)
         for name in self.named(self.required):
-            if name not in credentials and name not in left_out:
+            if name not in credentials and name not in left_out and (name in given or name not in self.minters):
                 raise missing.get(name) or CredentialError(name, "it is required, but not enabled", _ASK_OPERATOR)
         for name, reason in missing.items():
             self.log.warning("No %s for %s: %s", name, request.server.identity, reason)
@@ -379,8 +510,17 @@ class Facility(LoggingConfigurable):
         was started.
         """
         states = {name: entry.state for name, entry in record.credentials.items()}
-        wanted = {name: minter for name, minter in self.minters.items() if name in names}
+        given = self._given(request)
+        # Not another one of a kind, even if a group that came later brings it: it would write the same files.
+        held = {*record.missing, *record.names}
+        kinds = {self.without_rule(name) for name in held}
+        wanted = {
+            name: minter
+            for name, minter in self.minters.items()
+            if name in names and name in given and (name in held or self.without_rule(name) not in kinds)
+        }
         chosen = {name: minter for name, minter in wanted.items() if name not in record.unreadable}
+        request = self._with_paths_of(request, record)
         credentials, missing = self._mint_each(chosen, request, states)
         for name in wanted.keys() - chosen.keys():
             missing[name] = CredentialError(name, EDITED_ENTRY, "Restart the server.")
@@ -407,7 +547,9 @@ class Facility(LoggingConfigurable):
         """
         names = {*record.credentials, *record.missing} - record.unreadable.keys()
         states = {name: entry.state for name, entry in record.credentials.items()}
-        chosen = {name: minter for name, minter in self.minters.items() if name in names}
+        given = self._given(request)
+        chosen = {name: minter for name, minter in self.minters.items() if name in names and name in given}
+        request = self._with_paths_of(request, record)
         credentials, missing = self._mint_each(chosen, request, states)
         for name in record.credentials:
             if name not in self.minters:
@@ -443,7 +585,7 @@ class Facility(LoggingConfigurable):
         Raises CredentialError: with what stands in the way, for people.
         """
         minter = self.minters_outside.get(name)
-        if minter is None:
+        if minter is None or Paths.PLAIN not in self._given(request).get(name, Paths(0)):
             raise CredentialError(name, "this hub has no such credential outside of servers", _ASK_OPERATOR)
         if request.technical and self._takes_token(name, minter):
             raise CredentialError(minter.title, "a technical user has no token of an identity provider", "")
@@ -478,6 +620,16 @@ class Facility(LoggingConfigurable):
     def minters_outside(self) -> dict[str, Minter]:
         """Those of credentials that people may have outside of servers."""
         return {name: minter for name, minter in self.minters.items() if minter.outside}
+
+    @property
+    def issuers(self) -> list[FacilityIssuer]:
+        """All issuers of tokens: the hub's own, and those of rules with another VO."""
+        return [each for each in (self.issuer, *self._loaded.issuers) if each is not None]
+
+    @property
+    def rules(self) -> list[str]:
+        """Names of the rules with credentials of their own."""
+        return list(dict.fromkeys(rule for _, rule in self._loaded.by_rule))
 
     def lifetime_outside(self, name: str) -> int | None:
         """Seconds that a credential lives outside of servers, as `mint_outside` makes it; None if its issuer says."""
@@ -517,7 +669,15 @@ class Facility(LoggingConfigurable):
         All variables of a missing credential are left out. A client without any setting says so or does without; a
         client with half of its settings fails later, in a place that says nothing of the cause.
         """
-        return self._environment(minted.server, minted.credentials, minted.files, directory)
+        first = [name for name, new in minted.credentials.items() if self._is_first(name, new.files)]
+        return self._environment(minted.server, first, minted.files, directory)
+
+    def _is_first(self, name: str, files: Collection[str]) -> bool:
+        """Whether a credential has the plain files, which programs find by the server's environment."""
+        if name not in self._loaded.rule_of:
+            return True
+        _, rule = self._loaded.rule_of[name]
+        return not all(is_own_path(path, rule) for path in files)
 
     def environment_outside(self, server: Server, new: Credential) -> dict[str, str]:
         """Environment of a client with a credential of `mint_outside`. Paths begin with ``{directory}``."""
@@ -543,6 +703,21 @@ class Facility(LoggingConfigurable):
             environment["BEARER_TOKEN_FILE"] = str(directory / self.bearer_token_file)
         return environment
 
+    def _given(self, request: Request) -> Mapping[str, Paths]:
+        """Which credentials a request is for."""
+        return self.chosen(NOTHING_SAID) if request.chosen is None else request.chosen
+
+    def _with_paths_of(self, request: Request, record: ServerRecord) -> Request:
+        """The request for new ones of what a server has: in the files in which it has them."""
+        chosen = dict(self._given(request))
+        for name, entry in record.credentials.items():
+            if name in chosen and name in self._loaded.rule_of and entry.files:
+                _, rule = self._loaded.rule_of[name]
+                has = {path for path in entry.files if is_own_path(path, rule)}
+                plain = Paths.PLAIN if {*entry.files} - has else Paths(0)
+                chosen[name] = (Paths.OWN if has else Paths(0)) | plain
+        return replace(request, chosen=chosen)
+
     def _mint_each(
         self,
         minters: Mapping[str, Minter],
@@ -559,6 +734,7 @@ class Facility(LoggingConfigurable):
                     request.fetched_for(name)
                 mint = minter.mint_outside if outside else minter.mint
                 credential = mint(replace(request, state=states.get(name, {})))
+                credential = self._placed(name, credential, self._given(request).get(name, Paths.PLAIN))
                 problem = _malformed(credential, request.now)
                 if problem:
                     missing[name] = CredentialError(name, problem, _ASK_OPERATOR)
@@ -571,6 +747,15 @@ class Facility(LoggingConfigurable):
                 self.log.error("%s", fault)  # noqa: TRY400 - see `broken`
                 missing[name] = CredentialError(fault.thing, fault.problem, _ASK_OPERATOR)
         return credentials, missing
+
+    def _placed(self, name: str, new: Credential, paths: Paths) -> Credential:
+        """A credential in the files that it has in a server."""
+        if not paths & Paths.OWN or name not in self._loaded.rule_of:
+            return new
+        _, rule = self._loaded.rule_of[name]
+        files = dict(new.files) if paths & Paths.PLAIN else {}
+        files |= {own_path(path, rule): content for path, content in new.files.items()}
+        return replace(new, files=files)
 
     def _audit(
         self,

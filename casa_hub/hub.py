@@ -92,8 +92,8 @@ class CasaHub:
         """
         # Users, some of which may exist already, make their spawners by these settings.
         self.app.spawner_class = self.app.tornado_settings["spawner_class"] = self.spawner_class
-        if self.facility.issuer is not None:
-            self._publish(self.facility.issuer)
+        for issuer in self.facility.issuers:
+            self._publish(issuer)
         if self.home is not None:
             self.home.begin_hub(self)
         self.renewals = Renewals(self.app, self.facility)

@@ -49,6 +49,8 @@ REMOTE: Mapping[str, Look] = {
     "s3": s3.look,
     "x509": x509.look,
 }
+#: Of these, the checks of one credential, which are repeated for each rule that has another one.
+BY_RULE = frozenset({"xcache", "htcondor", "servicex", "s3", "x509"})
 #: Checks that create something.
 PROBE: Mapping[str, Look] = {"probe": probe.look}
 
@@ -101,8 +103,9 @@ async def _all(name: str, look: Look, site: Site) -> list[Finding]:
     found: list[Finding] = []
     try:
         async with asyncio.timeout(_LONGEST):
-            async for finding in look(site):
-                found.append(finding)  # noqa: PERF401 - the findings before a time-out must not be lost
+            for each in (site, *site.by_rules()) if name in BY_RULE else (site,):
+                async for finding in look(each):
+                    found.append(finding)  # noqa: PERF401 - the findings before a time-out must not be lost
     except TimeoutError:
         found.append(unseen(name, f"took more than {_LONGEST:g} s", "Try again."))
     except Exception as problem:  # noqa: BLE001 - a check that fails must not hide the others' findings

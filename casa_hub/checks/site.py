@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jupyterhub.crypto import CryptKeeper
@@ -33,6 +33,8 @@ class Site:
     routes: TraefikRoutes | None = None
     #: Names of the credentials whose settings and keys have no errors.
     sound: set[str] = field(default_factory=set)
+    #: Whose credentials are looked at: those by this rule, or those of the hub.
+    rule: str = ""
     #: About the configuration itself.
     findings: list[Finding] = field(default_factory=list)
 
@@ -48,8 +50,13 @@ class Site:
         return site
 
     def minter(self, name: str) -> Any:
-        """The minter of this name; None if the facility doesn't have it or it has errors."""
+        """The minter of this name, for people with `rule`; None if there is none or it has errors."""
+        name = f"{name}:{self.rule}" if self.rule else name
         return self.facility.minters[name] if self.facility is not None and name in self.sound else None
+
+    def by_rules(self) -> list[Site]:
+        """The same site once for each rule with credentials of its own."""
+        return [] if self.facility is None else [replace(self, rule=rule) for rule in self.facility.rules]
 
     @property
     def dask(self) -> Dask | None:

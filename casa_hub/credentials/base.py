@@ -20,7 +20,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
+from enum import Flag, StrEnum, auto
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 from urllib.parse import quote
@@ -59,6 +59,26 @@ class BearerKind(StrEnum):
     OWN = "the user's own token"
 
 
+class Paths(Flag):
+    """Which files of a server one of its credentials has (`own_path`)."""
+
+    #: Those that the minter names.
+    PLAIN = auto()
+    #: Files of its own, because its owner may have several of a kind.
+    OWN = auto()
+
+
+def own_path(path: str, rule: str) -> str:
+    """Path of a file for the credential by a rule: ``condor_tokens.d/condor_token_atlas``, ``usercert_atlas.pem``."""
+    whole = PurePosixPath(path)
+    return str(whole.with_name(f"{whole.stem}_{rule}{whole.suffix}"))
+
+
+def is_own_path(path: str, rule: str) -> bool:
+    """Whether `own_path` has made a path."""
+    return PurePosixPath(path).stem.endswith(f"_{rule}")
+
+
 @dataclass(frozen=True, slots=True)
 class AccessToken:
     """The user's own access token of the identity provider."""
@@ -89,6 +109,8 @@ class Request:
     technical: bool = False
     #: Name of a credential -> what was fetched for it, or why nothing was (see `Minter.fetch`).
     fetched: Outcomes = field(default_factory=dict, repr=False)
+    #: Name of each credential that the user gets -> which files, for `Facility`; None: those of `Facility.credentials`.
+    chosen: Mapping[str, Paths] | None = None
     #: Seconds that the credential may live at most; None: as long as the minter's settings say (see `Minter.shortens`).
     longest: int | None = None
 
@@ -214,6 +236,11 @@ class Minter(LoggingConfigurable):
         """Seconds that a new credential lives by the minter's own settings; None if they don't say."""
         own = getattr(self, "lifetime", None)
         return own if isinstance(own, int) else None
+
+    @property
+    def issued(self) -> bool:
+        """Whether the facility's own issuer signs it, so that settings of the issuer change what is minted."""
+        return False
 
     def check(self) -> Sequence[Problem]:
         """Problems of settings and key files, to be found before a user meets them. Must not raise."""

@@ -223,6 +223,10 @@ class HTCondor(Minter):
         lifetime: int = self.lifetime
         return min(lifetime, LONGEST) if self.credential == "token" else lifetime
 
+    @property
+    def issued(self) -> bool:
+        return bool(self.credential == "token")
+
     def check(self) -> Sequence[Problem]:
         problems = [] if self.credential == "token" else self._check_key()
 

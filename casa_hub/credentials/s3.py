@@ -147,6 +147,10 @@ class S3(Minter):
     def bearer_files(self) -> Mapping[str, BearerKind]:
         return {_FILE: BearerKind.ISSUED if self.source == "issuer" else BearerKind.EXCHANGED}
 
+    @property
+    def issued(self) -> bool:
+        return bool(self.source == "issuer")
+
     def check(self) -> Sequence[Problem]:
         problems: list[Problem] = []
         probes: tuple[Callable[[], object], ...] = (

@@ -222,6 +222,10 @@ class XCache(Minter):
     def key_files(self) -> Mapping[str, str]:
         return {"XCache.key_file": self.key_file} if self.takes_macaroons else {}
 
+    @property
+    def issued(self) -> bool:
+        return bool(self.takes_tokens)
+
     def check(self) -> Sequence[Problem]:
         problems = self._key.check(self.key_file) if self.takes_macaroons else []
         for probe in self._probes():

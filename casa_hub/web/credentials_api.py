@@ -68,9 +68,9 @@ def let_users(app: HubApp, names: Iterable[str]) -> None:
         app.db.commit()
 
 
-def offered(facility: Facility, scopes: Collection[str]) -> dict[str, bool]:
-    """Name of each credential that can be had outside -> whether somebody with these scopes may have it."""
-    return {name: scope in scopes for name in facility.minters_outside if (scope := scope_of(name))}
+def offered(facility: Facility, user: HubUser, scopes: Collection[str]) -> dict[str, bool]:
+    """Name of each credential that somebody can have outside -> whether they may have it with these scopes."""
+    return {name: scope in scopes for name in facility.names_outside(user) if (scope := scope_of(name))}
 
 
 class CredentialsAPI(APIHandler):  # type: ignore[misc]
@@ -128,19 +128,20 @@ class CredentialsHandler(CredentialsAPI):
 
     async def get(self) -> None:
         user, facility = self.person(), self.casa.facility
-        may = offered(facility, self.expanded_scopes)
+        may = offered(facility, user, self.expanded_scopes)
         if self.get_token() is not None and not any(may.values()):
             raise web.HTTPError(HTTPStatus.FORBIDDEN, "This token has the scope of no credential")
         found = [
             {
                 "name": name,
-                "title": facility.minters[name].title,
-                "lifetime": facility.lifetime_outside(name),
-                "files": facility.files_outside(name),
+                "title": facility.minters[minted].title,
+                "lifetime": facility.lifetime_outside(minted),
+                "files": facility.files_outside(minted),
                 "scope": scope_of(name),
                 "allowed": allowed,
             }
             for name, allowed in may.items()
+            for minted in (facility.name_for(user, name),)
         ]
         self.write({"user": user.name, "credentials": found})
 
@@ -151,7 +152,7 @@ class CredentialHandler(CredentialsAPI):
     async def post(self, name: str) -> None:
         user, facility = self.person(), self.casa.facility
         lifetime, server = self._asked()
-        may = offered(facility, self.expanded_scopes)
+        may = offered(facility, user, self.expanded_scopes)
         # Without the scope, nobody is told what there is.
         if scope_of(name) not in self.expanded_scopes and (name in may or not any(may.values())):
             needed = scope_of(name) or "of a credential"

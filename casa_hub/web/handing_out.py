@@ -46,7 +46,7 @@ async def hand_out(
     Args:
         app: the hub, whose authenticator is ours.
         user: for whom.
-        name: one of `Facility.minters`.
+        name: one of `Facility.names_outside`.
         by: who asked, for the audit: ``page of alice``, ``token a7 of alice: laptop``.
         server: name of the user's running server, for a credential that belongs to one.
         longest: seconds, for a shorter life.
@@ -59,6 +59,7 @@ async def hand_out(
     """
     facility = CasaHub.of(app).facility
     await app.authenticator.admit(user)
+    name = facility.name_for(user, name)
     if name in facility.minters and facility.minters[name].of_start:
         request, record = await _of_running(app, facility, user, name, server)
     else:

@@ -49,12 +49,12 @@ class LaptopHandler(_Codes, Pages):
         if found is None:
             return
         asked, names = found
-        minters = self.casa.facility.minters
+        facility = self.casa.facility
         await self.show(
             HTTPStatus.OK,
             "casa_laptop.html",
             asked=asked,
-            credentials=[minters[name] for name in names],
+            credentials=[facility.minters[facility.name_for(user, name)] for name in names],
             fields={**asked.arguments(), "credentials": ",".join(names)},
             ends_at=datetime.now(UTC) + timedelta(seconds=self._lifetime()),
             person=user.name,
@@ -88,7 +88,7 @@ class LaptopHandler(_Codes, Pages):
         except AskedWronglyError as error:
             await self.show(HTTPStatus.BAD_REQUEST, "casa_laptop.html", asked=None, problem=str(error))
             return None
-        may = offered(self.casa.facility, self.expanded_scopes)
+        may = offered(self.casa.facility, self.person(), self.expanded_scopes)
         names = list(asked.credentials) or [name for name, allowed in may.items() if allowed]
         lacking = [name for name in names if not may.get(name)]
         if lacking or not names:

@@ -406,7 +406,7 @@ async def test_a_technical_user_s_server_starts_without_what_is_made_of_a_token_
 
     names = {"health-check"} if technical else set()
     spawner = SimpleNamespace(
-        user=SimpleNamespace(name="health-check"),
+        user=SimpleNamespace(name="health-check", groups=()),
         authenticator=SimpleNamespace(access_token=stored, technical_users=names),
     )
     asked = await one.request_of(spawner, Server("", "health-check"), "0" * 32, NOW)
@@ -829,7 +829,7 @@ def spawner(fetching: Fetching | None, *, technical: bool = False) -> Any:
     names = {"alice"} if technical else set()
     ours = SimpleNamespace(fetching=fetching, technical_users=names)
     return SimpleNamespace(
-        user=SimpleNamespace(name="alice"), authenticator=SimpleNamespace() if fetching is None else ours
+        user=SimpleNamespace(name="alice", groups=()), authenticator=SimpleNamespace() if fetching is None else ours
     )
 
 

@@ -56,8 +56,7 @@ class _Settings(LoggingConfigurable):
     def _find_my_config(self, cfg: Config) -> Config:
         """The facility's, whose section may have sections of minters."""
         parent: Any = self.parent
-        found: Config = parent._find_my_config(cfg)  # as traitlets does
-
+        found: Config = parent._find_my_config(cfg)  # noqa: SLF001 - as traitlets does
         return found
 
 

@@ -12,13 +12,37 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping
 from datetime import datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy.orm import Session
+from tornado.web import HTTPError
 from traitlets.config import Config
 
 if TYPE_CHECKING:
     from jupyterhub.orm import APIToken
+
+try:
+    from jupyterhub.spawner import SpawnException
+except ImportError:  # before JupyterHub 6
+    SpawnException = None
+
+#: Whether JupyterHub counts a refused start towards `Spawner.consecutive_failure_limit`.
+COUNTS_REFUSALS = SpawnException is None
+
+
+class RefusedStart(HTTPError if SpawnException is None else SpawnException):  # type: ignore[misc]
+    """A start that the operator's rules refuse: JupyterHub shows the text to whoever asked, with the status 403.
+
+    JupyterHub 6 logs it without a traceback, and its metrics have `reason`.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        if SpawnException is None:
+            super().__init__(HTTPStatus.FORBIDDEN, message)
+            self.jupyterhub_message = message
+        else:
+            super().__init__(message, reason=reason, status_code=HTTPStatus.FORBIDDEN)
 
 
 class OrmUser(Protocol):

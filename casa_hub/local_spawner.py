@@ -23,12 +23,13 @@ from casa_hub.delivery.removals import Removal
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import CasaError, ConfigurationError, Problem, Severity
 from casa_hub.hub import CasaHub, Home
-from casa_hub.jupyterhub import HubApp
+from casa_hub.jupyterhub import HubApp, RefusedStart
 from casa_hub.local_server import START_ID, LocalServer
 from casa_hub.loopback import is_loopback
+from casa_hub.policy.limits import Asked
 from casa_hub.processes import Process, sign_in
 from casa_hub.progress import Steps
-from casa_hub.startup import on_hub_start
+from casa_hub.startup import not_the_hubs_fault, on_hub_start
 from casa_hub.unknown_keys import value_of
 
 
@@ -140,6 +141,11 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
     async def start(self) -> tuple[str, int]:
         """Mint and deliver credentials, then start the process. If any of it fails, all is removed again."""
         running = self.casa_server
+        try:
+            running.admit(partial(Asked.of_settings, self))
+        except RefusedStart as refused:
+            not_the_hubs_fault(refused, self.user.settings["app"])
+            raise
         for number, sentence in enumerate(await running.mint(partial(self._steps.say, 5))):
             self._steps.say(min(10 + 5 * number, 40), sentence)
         self._adopted = None

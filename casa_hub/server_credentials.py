@@ -16,9 +16,11 @@ from casa_hub.facility import Facility, Minted
 from casa_hub.hub import CasaHub
 from casa_hub.jupyterhub import HubSpawner
 from casa_hub.naming import Server
+from casa_hub.policy.limits import Asked
 from casa_hub.policy.table import Entitlement
 from casa_hub.progress import sentences_of
 from casa_hub.record import ServerRecord
+from casa_hub.servers import rules
 from casa_hub.servers.running import Holding, check_name
 from casa_hub.startup import on_hub_start
 
@@ -43,6 +45,8 @@ class ServerCredentials(ABC, Generic[D]):
         self.start_id = ""
         #: The server's identity at that start; user and hub may have other names now. None if unknown.
         self._identity: Server | None = None
+        #: Whether the rules let the start under way through (`casa_hub.servers.rules`).
+        self.admitted = False
         self._renewing = asyncio.Lock()
 
     @property
@@ -69,6 +73,16 @@ class ServerCredentials(ABC, Generic[D]):
         return self.facility.server(self._spawner.user.name, self._spawner.name)
 
     # -- a start
+
+    def admit(self, asked: Callable[[], Asked]) -> None:
+        """Hold the start to the rules of the server's owner. Raises RefusedStart."""
+        self.admitted = False
+        on_hub_start(self._spawner.user.settings["app"])
+        policy = self.facility.policy
+        rules.cap(self._spawner, self.entitlement)
+        rules.check_amounts(self._spawner, policy, asked)
+        rules.check_number(self._spawner, policy)
+        self.admitted = True
 
     async def _mint(self, say: Callable[[str], None]) -> tuple[Minted, list[str]]:
         """Mint the credentials of a new start, and describe each in a sentence. Nothing is delivered yet.

@@ -19,8 +19,14 @@ from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem, Severity
 from casa_hub.hub import ADDED, CasaHub, Home
 from casa_hub.pod_server import PodServer
+from casa_hub.policy.limits import Asked
+from casa_hub.policy.profiles import choosable
+from casa_hub.policy.reading import POD
+from casa_hub.policy.settings import names_of
 from casa_hub.progress import Steps, without
+from casa_hub.servers import rules
 from casa_hub.startup import not_the_hubs_fault, on_hub_start
+from casa_hub.unknown_keys import is_set
 
 _Base: Any = KubeSpawner if TYPE_CHECKING else object
 
@@ -57,6 +63,8 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._steps = Steps()
+        #: Whether the options of the start under way are applied.
+        self._loaded = False
         super().__init__(*args, **kwargs)
 
     @classmethod
@@ -81,6 +89,8 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
         The authenticator's `pre_spawn_start` has already checked the membership.
         """
         try:
+            self._loaded = False
+            await self.load_user_options()
             for number, sentence in enumerate(await self.casa_server.mint(partial(self._steps.say, 3))):
                 self._steps.say(min(5 + 3 * number, 20), sentence)
             url: str = await super()._start()
@@ -91,12 +101,64 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
         self.casa_server.started()
         return url
 
+    async def load_user_options(self) -> None:
+        """As in the base class, within the rules of the server's owner. Raises RefusedStart.
+
+        Once a start: `_start` calls it before anything is minted, and KubeSpawner's own calls it again. A profile that
+        is applied twice may add a volume twice.
+        """
+        if self._loaded:
+            return
+        profiles = await self._all_profiles()
+        if profiles:
+            known = [one["slug"] for one in super()._get_initialized_profile_list(profiles)]
+            may = self._get_initialized_profile_list(profiles)
+            rules.check_profile(self, self.casa_server.facility.policy, may, known)
+        await super().load_user_options()
+        self._add_parts()
+        self.casa_server.admit(partial(Asked.of_settings, self))
+        self._loaded = True
+
+    async def _all_profiles(self) -> list[Any]:
+        """The setting `profile_list`, whoever the server is for."""
+        profiles = self.profile_list
+        return list(await maybe_future(profiles(self)) if callable(profiles) else self._sorted_dict_values(profiles))
+
+    def _get_initialized_profile_list(self, profile_list: list[Any]) -> list[Any]:
+        """As in the base class, but only what the server's owner may choose: for the form and for starts alike."""
+        profiles = super()._get_initialized_profile_list(profile_list)
+        on_hub_start(self.user.settings["app"])
+        may: list[Any] = choosable(profiles, self.casa_server.entitlement, set(names_of(self.user)))
+        return may
+
+    async def get_options_form(self) -> Any:
+        """As in the base class, but rendered each time: the user may have other groups than when it was last shown."""
+        profiles = self.profile_list
+        if not profiles or callable(profiles) or is_set(self.config, type(self), "options_form"):
+            return await super().get_options_form()
+        profiles = self._sorted_dict_values(profiles)
+        # Without anything to choose from, JupyterHub starts at once, and the start says why it can't.
+        return self._render_options_form(profiles) if self._get_initialized_profile_list(profiles) else ""
+
+    def _add_parts(self) -> None:
+        """Add the parts of the pod that the owner's rules have."""
+        for name, said in self.casa_server.entitlement.pod.items():
+            has = getattr(self, name)
+            if POD[name]:
+                setattr(self, name, {**has, **said.value})
+            else:
+                old = list(self._sorted_dict_values(has))
+                setattr(self, name, old + [part for part in said.value if part not in old])
+
     async def _make_create_pod_request(self, pod: Any, request_timeout: float) -> bool:  # noqa: ARG002
         """As in the base class, but also create at once the objects that the pod owns.
 
         They need the pod's uid, which the answer has. `after_pod_created_hook` is called 0.2 s later or more.
         """
         await asyncio.sleep(0)  # as in `mint`: KubeSpawner may have just made a hundred pods
+        # Once more, as `modify_pod_hook` and a site's own class have left it.
+        manifest = self.api.api_client.sanitize_for_serialization(pod)
+        rules.check_amounts(self, self.casa_server.facility.policy, partial(Asked.of_pod, manifest))
         self.casa_server.dress(pod)
         missing = await self.casa_server.launch(self.api.api_client.sanitize_for_serialization(pod))
         self._steps.say(25, "Pod created, with what it needs")

@@ -30,7 +30,7 @@ from casa_hub.facility import Facility
 from casa_hub.hub import ADDED, CasaHub, Home
 from casa_hub.identity.providers import PROVIDERS
 from casa_hub.issuer.settings import FacilityIssuer
-from casa_hub.jupyterhub import HubApp
+from casa_hub.jupyterhub import COUNTS_REFUSALS, HubApp, RefusedStart
 from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.settings import Keeper
@@ -160,7 +160,8 @@ def not_the_hubs_fault(error: BaseException, app: HubApp) -> None:
     not end the hub for all others. JupyterHub counts the failure after the spawner has raised it, so the count is
     decremented here.
     """
-    if isinstance(error, CasaError) and not getattr(error, "transient", False):
+    refused = isinstance(error, RefusedStart) and COUNTS_REFUSALS
+    if refused or (isinstance(error, CasaError) and not getattr(error, "transient", False)):
         # Not `app.tornado_settings`, what `user.settings` is: JupyterHub's handlers count in their own copy of it.
         settings = app.tornado_application.settings
         settings["failure_count"] = settings.get("failure_count", 0) - 1

@@ -22,14 +22,10 @@ POD = {"node_selector": True, "tolerations": False, "volumes": False, "volume_mo
 ISSUER = ("vo", "subject")
 
 #: A rule's name stands in the names of credentials, of files and in the labels of metrics.
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+){0,20}")
+_LONGEST_NAME = 40
 #: A resource of Kubernetes that isn't CPU or memory.
 _RESOURCE = re.compile(r"[a-z0-9.-]+/[A-Za-z0-9._-]+")
-#: Names of Kubernetes' objects (RFC 1123), which Kueue's queues and priorities are, as values of labels.
-_OBJECT = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
-#: HTCondor's accounting groups.
-_ACCOUNTING = re.compile(r"[A-Za-z0-9_.-]+")
-_OF_KUEUE = "a name of lower-case letters, digits, - and ."
 
 
 @dataclass(slots=True)
@@ -42,15 +38,6 @@ class _Reader:
 
     def wrong(self, key: str, problem: str, remedy: str) -> None:
         self.problems.append(Problem(Severity.ERROR, f"{self.thing}{key and '.'}{key}", problem, remedy))
-
-    def text(self, key: str, pattern: re.Pattern[str], kind: str) -> str | None:
-        value = self.given.get(key)
-        if value is None:
-            return None
-        if isinstance(value, str) and pattern.fullmatch(value):
-            return value
-        self.wrong(key, f"is {value!a}, not {kind}", "Correct it.")
-        return None
 
     def texts(self, key: str, example: str) -> tuple[str, ...] | None:
         value = self.given.get(key)
@@ -96,17 +83,22 @@ def _read(reader: _Reader, place: int) -> Rule:
     if len(reader.given.keys() - {"name", "groups"}) == 0:
         reader.wrong("", "says nothing", f"Give it one of {', '.join(KEYS[2:])}, or take it away.")
     return Rule(
-        name=reader.text("name", _NAME, "a name of letters, digits and ._-") or _name_of(groups, place),
+        name=_name(reader) or _name_of(groups, place),
         groups=groups,
         profiles=reader.texts("profiles", "[small, large]"),
         limits=_limits(reader),
         pod=_pod(reader),
-        queue=reader.text("queue", _OBJECT, _OF_KUEUE),
-        priority_class=reader.text("priority_class", _OBJECT, _OF_KUEUE),
-        accounting_group=reader.text("accounting_group", _ACCOUNTING, "the name of a group of HTCondor"),
         credentials=reader.texts("credentials", '[xcache, htcondor, "xcache:cms"]'),
         sections=_sections(reader, sections),
     )
+
+
+def _name(reader: _Reader) -> str | None:
+    value = reader.given.get("name")
+    if value is None or (isinstance(value, str) and _NAME.fullmatch(value) and len(value) <= _LONGEST_NAME):
+        return value
+    reader.wrong("name", f"is {value!a}, not a name of letters and digits, with one of ._- between them", "Correct it.")
+    return None
 
 
 def _groups(reader: _Reader) -> tuple[str, ...] | None:
@@ -174,7 +166,7 @@ def _sections(reader: _Reader, sections: Mapping[str, Any]) -> dict[str, Mapping
 def _name_of(groups: tuple[str, ...] | None, place: int) -> str:
     """A name for a rule without one, by its first group: ``atlas`` for ``/atlas/*``."""
     words = re.findall(r"[A-Za-z0-9]+", groups[0] if groups else "")
-    return "-".join(words)[:40].strip("-") or f"rule-{place}"
+    return "-".join(words)[:_LONGEST_NAME].strip("-") or f"rule-{place}"
 
 
 def _same_names(rules: Iterable[Rule]) -> list[Problem]:

@@ -38,8 +38,6 @@ class Policy(LoggingConfigurable):
           ``servers``, which may run at a time. What asks for more is refused.
         - ``pod``: ``node_selector``, ``tolerations``, ``volumes``, ``volume_mounts`` and ``extra_labels``, which are
           added to those of KubeSpawner and of the profile.
-        - ``queue`` and ``priority_class``: Kueue's LocalQueue and WorkloadPriorityClass.
-        - ``accounting_group``: HTCondor's, for the jobs of these people.
         - ``credentials``: instead of `Facility.credentials`. ``xcache`` is that of the first rule with such a section,
           ``xcache:atlas`` that of the rule ``atlas``, in files of its own: ``xcache_token_atlas``.
         - Sections of credentials, such as ``XCache``: settings that hold for these people instead of the hub's.

@@ -1,7 +1,7 @@
 """Pure: the rules of a hub, and what they give to somebody in some groups (`Table.of`).
 
 All rules count that match one of the person's groups, in their order. On each thing the first word wins: a limit, the
-list of profiles, the queue, a part of the pod, a credential's section. A thing on which none of them says a word is as
+list of profiles, a part of the pod, a credential's section. A thing on which none of them says a word is as
 the hub's other settings have it.
 """
 
@@ -48,11 +48,6 @@ class Rule:
     limits: Mapping[str, Decimal] = field(default_factory=lambda: _NO_LIMITS)
     #: ``node_selector``, ``tolerations``, ``volumes``, ``volume_mounts``, ``extra_labels`` -> as KubeSpawner's setting.
     pod: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
-    #: Kueue's LocalQueue and WorkloadPriorityClass.
-    queue: str | None = None
-    priority_class: str | None = None
-    #: HTCondor's.
-    accounting_group: str | None = None
     #: As `Facility.credentials`, or with a rule's name, ``xcache:atlas``: in files of its own.
     credentials: tuple[str, ...] | None = None
     #: Name of a configuration section, ``XCache`` -> settings that hold for these people.
@@ -72,15 +67,10 @@ class Entitlement:
     limits: Mapping[str, Said[Decimal]] = field(default_factory=lambda: _NOTHING)
     #: As `Rule.pod`.
     pod: Mapping[str, Said[Any]] = field(default_factory=lambda: _NOTHING)
-    queue: Said[str] | None = None
-    priority_class: Said[str] | None = None
-    accounting_group: Said[str] | None = None
     credentials: Said[tuple[str, ...]] | None = None
     #: Name of a section -> name of the rule whose section counts. Settings of several rules are never mixed: a key of
     #: one cache must not meet the host of another one.
     sections: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    #: The virtual organisation by a rule's section `FacilityIssuer`.
-    vo: Said[str] | None = None
 
 
 #: Of somebody for whom no rule counts.
@@ -120,20 +110,14 @@ class Table:
         rules = self.matching(groups)
         matchers = [match for match in self._matchers if match is not None]
         sections = {name: said.rule for name, said in _first_words(rules, lambda rule: rule.sections).items()}
-        issuer = sections.get("FacilityIssuer")
-        vo = None if issuer is None else self.named[issuer].sections["FacilityIssuer"].get("vo")
         return Entitlement(
             rules=tuple(rule.name for rule in rules),
             groups=tuple(sorted(group for group in groups if any(match(group) for match in matchers))),
             profiles=_first(rules, lambda rule: rule.profiles),
             limits=_limits(rules),
             pod=_first_words(rules, lambda rule: rule.pod),
-            queue=_first(rules, lambda rule: rule.queue),
-            priority_class=_first(rules, lambda rule: rule.priority_class),
-            accounting_group=_first(rules, lambda rule: rule.accounting_group),
             credentials=_first(rules, lambda rule: rule.credentials),
             sections=sections,
-            vo=None if issuer is None or vo is None else Said(str(vo), issuer),
         )
 
     # -- what to say to somebody who is refused

@@ -11,6 +11,7 @@ from casa_hub import __version__, operate
 from casa_hub.client import command as client
 from casa_hub.errors import CasaError
 from casa_hub.issuer import command as issuer
+from casa_hub.policy import command as policy
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     operate.add_commands(commands)
     client.add_commands(commands)
     issuer.add_command(commands)
+    policy.add_command(commands)
     options = parser.parse_args(arguments)
     try:
         return _run(options)
@@ -69,8 +71,9 @@ def _run(options: argparse.Namespace) -> int:
         _begin(f"reading {config_file}")
     if options.command in client.COMMANDS:
         return client.run(options)
-    if options.command == issuer.COMMAND:
-        return issuer.run(options)
+    offline = {issuer.COMMAND: issuer.run, policy.COMMAND: policy.run}
+    if options.command in offline:
+        return offline[options.command](options)
     match options.command:
         case "settings":
             _begin("loading the settings")

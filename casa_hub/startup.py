@@ -35,6 +35,7 @@ from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.settings import Keeper
 from casa_hub.minters import GROUP
+from casa_hub.policy import checks as policy_checks
 from casa_hub.policy.settings import Policy
 from casa_hub.unknown_keys import unknown_keys, value_of
 
@@ -100,6 +101,9 @@ def problems(hub: CasaHub, classes: Iterable[type[Configurable]] = ()) -> list[P
     found = unknown_keys(config, [*sections(hub.app.authenticator_class, spawners), *classes])
     found += hub.facility.check_settings()
     found += _exchanges(hub) + _scopes(hub)
+    has_profiles = issubclass(spawners, Configurable) and "profile_list" in spawners.class_trait_names()
+    profiles = value_of(config, spawners, "profile_list") if has_profiles else None
+    found += policy_checks.check(hub.facility.policy.table, profiles)
     if hub.home is not None:
         found += hub.home.check_hub(hub)
     elif ADDED in config:

@@ -60,8 +60,6 @@ class Entitlement:
 
     #: Names of the rules that count, in their order.
     rules: tuple[str, ...] = ()
-    #: The person's groups for which they count, sorted.
-    groups: tuple[str, ...] = ()
     profiles: Said[tuple[str, ...]] | None = None
     #: As `Rule.limits`. A GPU resource that isn't named here counts towards ``gpu``.
     limits: Mapping[str, Said[Decimal]] = field(default_factory=lambda: _NOTHING)
@@ -108,11 +106,9 @@ class Table:
 
     def _decide(self, groups: frozenset[str]) -> Entitlement:
         rules = self.matching(groups)
-        matchers = [match for match in self._matchers if match is not None]
         sections = {name: said.rule for name, said in _first_words(rules, lambda rule: rule.sections).items()}
         return Entitlement(
             rules=tuple(rule.name for rule in rules),
-            groups=tuple(sorted(group for group in groups if any(match(group) for match in matchers))),
             profiles=_first(rules, lambda rule: rule.profiles),
             limits=_limits(rules),
             pod=_first_words(rules, lambda rule: rule.pod),
@@ -133,6 +129,10 @@ class Table:
             if rule.groups is not None and rule not in has and allows(self._with(has, rule)):
                 found |= dict.fromkeys(rule.groups)
         return list(found)
+
+    def alone(self, rule: Rule) -> Entitlement:
+        """What somebody gets of what can be refused, for whom this rule counts and those for everybody."""
+        return self._with([each for each in self.rules if each.groups is None], rule)
 
     def _with(self, has: Collection[Rule], another: Rule) -> Entitlement:
         """What somebody gets for whom these rules count, of what can be refused."""

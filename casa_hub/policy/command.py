@@ -1,0 +1,66 @@
+"""``casa-hub policy``: what somebody in some groups gets, and which rule says so."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from traitlets import TraitError
+
+from casa_hub.errors import CasaError, Severity
+from casa_hub.policy.amounts import shown
+from casa_hub.policy.settings import Policy
+from casa_hub.policy.table import Entitlement
+
+COMMAND = "policy"
+
+
+def add_command(commands: Any) -> None:
+    policy = commands.add_parser(
+        COMMAND,
+        help="what somebody in some groups gets",
+        description="Print what the rules of section Policy give to somebody in these groups, and which rule says so. "
+        "It asks no running hub. Which groups somebody is in says the hub's page of administration.",
+    )
+    policy.add_argument(
+        "groups", nargs="*", metavar="GROUP", help="as JupyterHub knows it: /atlas/users; none: somebody without groups"
+    )
+    policy.add_argument("-f", dest="config_file", type=Path, metavar="FILE", required=True, help="jupyterhub_config.py")
+    policy.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit code 0. Raises CasaError."""
+    from casa_hub.hub_config import configured_hub  # noqa: PLC0415 - JupyterHub takes a while to load
+
+    config = configured_hub(options.config_file).config
+    try:
+        policy = Policy(config=config)
+    except TraitError as error:
+        raise CasaError(str(options.config_file), str(error).rstrip("."), "Correct it.") from None
+    for problem in policy.problems:
+        if problem.severity is Severity.ERROR:
+            raise CasaError(problem.thing, problem.problem, problem.remedy)
+    found = said(policy.table.of(options.groups))
+    if options.json:
+        print(json.dumps([{"thing": thing, "value": value, "rule": rule} for thing, value, rule in found], indent=1))
+        return 0
+    for thing, value, rule in found:
+        print(f"{thing}: {value} (rule {rule})")
+    if not found:
+        print("No rule says anything: everything is as the hub's other settings have it.")
+    return 0
+
+
+def said(entitlement: Entitlement) -> list[tuple[str, str, str]]:
+    """Thing, what the rules say of it, and the rule that says it."""
+    lists = {"profiles": entitlement.profiles, "credentials": entitlement.credentials}
+    found = [(thing, ", ".join(word.value) or "none", word.rule) for thing, word in lists.items() if word is not None]
+    found += [
+        (f"limits.{name}", f"at most {shown(name, word.value)}", word.rule) for name, word in entitlement.limits.items()
+    ]
+    found += [(f"pod.{part}", json.dumps(word.value), word.rule) for part, word in entitlement.pod.items()]
+    found += [(section, "settings of their own", rule) for section, rule in entitlement.sections.items()]
+    return found

@@ -38,6 +38,8 @@ from casa_hub.policy.table import NOTHING_SAID, Entitlement
 from casa_hub.record import EDITED_ENTRY, AnyRecord, ServerRecord, better_from, next_record, outlives
 from casa_hub.unknown_keys import did_you_mean, is_set
 
+#: How long after a renewal that the user's groups don't allow it is looked again.
+_LOOK_AT_GROUPS = timedelta(minutes=10)
 _ASK_OPERATOR = "Tell the operator of this hub; its log says more."
 
 
@@ -55,8 +57,8 @@ class Minted:
     routes: tuple[Route, ...]
     #: What a restarted hub must know of this start. No secret.
     record: ServerRecord
-    #: Name of a credential that was not renewed, because a shorter lifetime was set and the new one would expire
-    #: sooner -> when a new one will last longer. Not in `missing`.
+    #: Name of a credential that was not renewed -> when to try again: a shorter lifetime was set and a new one would
+    #: expire sooner, or the user's groups don't give it any more. Not in `missing`.
     later: Mapping[str, datetime] = field(default_factory=dict)
 
 
@@ -524,10 +526,15 @@ class Facility(LoggingConfigurable):
         credentials, missing = self._mint_each(chosen, request, states)
         for name in wanted.keys() - chosen.keys():
             missing[name] = CredentialError(name, EDITED_ENTRY, "Restart the server.")
-        later: dict[str, datetime] = {}
+        # No failure: it ends when it expires, unless the user is in such a group again.
+        lost = {name for name in names if name in self.minters and name not in given}
+        still = [name for name in lost if name in record.credentials and name not in record.missing]
+        later = dict.fromkeys(still, request.now + _LOOK_AT_GROUPS)
+        for name in lost & record.missing.keys():
+            missing[name] = CredentialError(name, "the user's groups don't give it any more", "Restart the server.")
         for name, entry in record.credentials.items():
-            lost = name in record.missing
-            if force or lost or name not in credentials or outlives(credentials[name][0], entry):
+            was_missing = name in record.missing
+            if force or was_missing or name not in credentials or outlives(credentials[name][0], entry):
                 continue
             new, _ = credentials.pop(name)
             if new.expires_at == entry.expires_at:

@@ -144,7 +144,21 @@ async def test_nothing_is_renewed_for_a_group_that_was_lost(tmp_path: Path) -> N
     again = one.renew(await request_of(one, CMS), [*one.minters], first.record, force=True)
     assert again.files == {}
     assert again.credentials == {}
+    assert again.missing == {}
+    assert again.later.keys() == {"xcache:atlas"}
     assert one.mint_lost(await request_of(one, CMS), first.record).files == {}
+
+
+async def test_what_was_missing_and_is_not_given_any_more_is_told_and_not_tried_at_once(tmp_path: Path) -> None:
+    """A credential that is neither renewed nor failed would be due again at once, without end."""
+    rules = two_caches(tmp_path)
+    rules[0]["XCache"]["key_file"] = str(tmp_path / "gone")
+    one = facility(rules)
+    first = await minted(one, ATLAS)
+    assert first.record.missing.keys() == {"xcache:atlas"}
+    again = one.renew(await request_of(one, CMS), ["xcache:atlas"], first.record)
+    assert "groups don't give it any more" in again.missing["xcache:atlas"]
+    assert again.later == {}
 
 
 async def test_a_group_that_came_later_doesn_t_change_a_running_server(tmp_path: Path) -> None:

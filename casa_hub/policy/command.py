@@ -11,7 +11,6 @@ from traitlets import TraitError
 
 from casa_hub.errors import CasaError, Severity
 from casa_hub.policy.amounts import shown
-from casa_hub.policy.settings import Policy
 from casa_hub.policy.table import Entitlement
 
 COMMAND = "policy"
@@ -34,6 +33,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Exit code 0. Raises CasaError."""
     from casa_hub.hub_config import configured_hub  # noqa: PLC0415 - JupyterHub takes a while to load
+    from casa_hub.policy.settings import Policy  # noqa: PLC0415
 
     config = configured_hub(options.config_file).config
     try:

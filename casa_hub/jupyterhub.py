@@ -40,9 +40,9 @@ class RefusedStart(HTTPError if SpawnException is None else SpawnException):  # 
     def __init__(self, message: str, reason: str) -> None:
         if SpawnException is None:
             super().__init__(HTTPStatus.FORBIDDEN, message)
-            self.jupyterhub_message = message
         else:
             super().__init__(message, reason=reason, status_code=HTTPStatus.FORBIDDEN)
+        self.jupyterhub_message = message  # what the start's page says, in all versions
 
 
 class OrmUser(Protocol):

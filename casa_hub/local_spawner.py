@@ -142,7 +142,7 @@ class CasaLocalSpawner(Home, SimpleLocalProcessSpawner):  # type: ignore[misc]
         """Mint and deliver credentials, then start the process. If any of it fails, all is removed again."""
         running = self.casa_server
         try:
-            running.admit(partial(Asked.of_settings, self))
+            running.admit(Asked())
         except RefusedStart as refused:
             not_the_hubs_fault(refused, self.user.settings["app"])
             raise

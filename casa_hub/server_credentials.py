@@ -8,6 +8,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from casa_hub.credentials.fetching import Outcomes
@@ -74,13 +75,16 @@ class ServerCredentials(ABC, Generic[D]):
 
     # -- a start
 
-    def admit(self, asked: Callable[[], Asked]) -> None:
-        """Hold the start to the rules of the server's owner. Raises RefusedStart."""
+    def admit(self, beside: Asked) -> None:
+        """Hold the start to the rules of the server's owner. Raises RefusedStart.
+
+        `beside`: what containers beside the server's own ask for.
+        """
         self.admitted = False
         on_hub_start(self._spawner.user.settings["app"])
         policy = self.facility.policy
-        rules.cap(self._spawner, self.entitlement)
-        rules.check_amounts(self._spawner, policy, asked)
+        rules.cap(self._spawner, self.entitlement, beside)
+        rules.check_amounts(self._spawner, policy, partial(Asked.of_settings, self._spawner))
         rules.check_number(self._spawner, policy)
         self.admitted = True
 

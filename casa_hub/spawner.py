@@ -18,6 +18,7 @@ from casa_hub.delivery.removals import Removal
 from casa_hub.delivery.traefik import TraefikRoutes
 from casa_hub.errors import Problem, Severity
 from casa_hub.hub import ADDED, CasaHub, Home
+from casa_hub.jupyterhub import RefusedStart
 from casa_hub.pod_server import PodServer
 from casa_hub.policy.limits import Asked
 from casa_hub.policy.profiles import choosable
@@ -116,7 +117,7 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
             rules.check_profile(self, self.casa_server.facility.policy, may, known)
         await super().load_user_options()
         self._add_parts()
-        self.casa_server.admit(partial(Asked.of_settings, self))
+        self.casa_server.admit(self._beside())
         self._loaded = True
 
     async def _all_profiles(self) -> list[Any]:
@@ -139,6 +140,15 @@ class CredentialsMixin(Home, _Base):  # type: ignore[misc]
         profiles = self._sorted_dict_values(profiles)
         # Without anything to choose from, JupyterHub starts at once, and the start says why it can't.
         return self._render_options_form(profiles) if self._get_initialized_profile_list(profiles) else ""
+
+    def _beside(self) -> Asked:
+        """What the containers of the setting `extra_containers` ask for. Raises RefusedStart for what is no amount."""
+        try:
+            return Asked.of_pod({"spec": {"containers": list(self._sorted_dict_values(self.extra_containers))}})
+        except ValueError as error:
+            raise RefusedStart(
+                f"KubeSpawner.extra_containers: {error}. Tell the operator of this hub.", "limit"
+            ) from None
 
     def _add_parts(self) -> None:
         """Add the parts of the pod that the owner's rules have."""

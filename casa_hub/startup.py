@@ -109,7 +109,7 @@ def problems(hub: CasaHub, classes: Iterable[type[Configurable]] = ()) -> list[P
     elif ADDED in config:
         problem = f"casa_hub.hooks.install(c) is for KubeSpawner and its subclasses, not for {spawners.__name__}"
         found.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, "Choose one of them."))
-    elif hub.facility.credentials:
+    elif hub.facility.credentials or hub.facility.minters:
         problem = f"servers of {spawners.__name__} would get none of Facility.credentials"
         remedy = "Set it to casa or casa-local, or call casa_hub.hooks.install(c)."
         found.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, remedy))

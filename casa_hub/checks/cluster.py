@@ -142,7 +142,7 @@ async def _rights(site: Site, api: Kube, kind: str, namespace: str) -> AsyncIter
     assert site.routes is not None  # noqa: S101
     wanted = needed(
         kind,
-        secrets=bool(site.facility.credentials),
+        secrets=bool(site.facility.credentials or site.facility.minters),
         routes=site.facility.wants_routes,
         policies=bool(site.routes.network_policy_peers),
         claims=bool(value_of(site.app.config, site.app.spawner_class, "storage_pvc_ensure")),

@@ -41,7 +41,7 @@ def not_offered(profile: Part, options: Mapping[str, Any]) -> str | None:
         if other:
             if not option.get("unlisted_choice", {}).get("enabled"):
                 return str(name)
-        elif (choice := options.get(name)) and choice not in option.get("choices", {}):
+        elif (choice := options.get(name)) and choice not in list(option.get("choices", {})):
             return str(name)
     return None
 

@@ -16,12 +16,16 @@ from casa_hub.policy.table import Entitlement, Said
 from casa_hub.text import printable
 
 
-def cap(spawner: Any, entitlement: Entitlement) -> None:
-    """Make a limit of the rules the server's own where nobody has set one: without any, it could use a whole node."""
-    for name, setting in (("cpu", "cpu_limit"), ("memory", "mem_limit")):
+def cap(spawner: Any, entitlement: Entitlement, beside: Asked) -> None:
+    """Make a limit of the rules the server's own where nobody has set one: without any, it could use a whole node.
+
+    `beside`: what containers beside it ask for, which counts towards the same limit.
+    """
+    for name, setting, other in (("cpu", "cpu_limit", beside.cpu), ("memory", "mem_limit", beside.memory)):
         said = entitlement.limits.get(name)
-        if said is not None and not getattr(spawner, setting):
-            setattr(spawner, setting, float(said.value) if name == "cpu" else int(said.value))
+        if said is not None and not getattr(spawner, setting) and said.value > other:
+            left = said.value - other
+            setattr(spawner, setting, float(left) if name == "cpu" else int(left))
 
 
 def check_amounts(spawner: HubSpawner, policy: Policy, asked: Callable[[], Asked]) -> None:

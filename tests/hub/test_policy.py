@@ -70,6 +70,7 @@ def test_one_server_too_many_is_refused_by_the_api_and_the_others_run_on(hub: Lo
     assert hub.spawn("ann")[-1].get("ready")
     last = hub.spawn("ann", "second")[-1]
     assert last.get("failed")
+    assert "RefusedStart" not in str(last)
     assert "1 server (limit servers of rule atlas)" in str(last)
     assert hub.ready("ann") == {""}
     assert hub.spawn("carl")[-1].get("ready")

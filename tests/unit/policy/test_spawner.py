@@ -122,6 +122,21 @@ async def test_a_limit_that_nobody_sets_becomes_the_rule_s() -> None:
     assert (one.cpu_limit, one.mem_limit) == (1.5, 2**30)
 
 
+async def test_containers_beside_the_server_leave_room_for_it() -> None:
+    """A limit that nobody set became the whole of the rule's, so that any other container made the pod too large."""
+    beside = {"name": "beside", "resources": {"limits": {"cpu": "500m", "memory": "1Gi"}}}
+    rules = [{"limits": {"cpu": 2, "memory": "4G"}}]
+    one = spawner("/a", options={"profile": "gpu"}, rules=rules, extra_containers=[beside])
+    one.user.groups = [SimpleNamespace(name="/atlas/gpu")]
+    await one.load_user_options()
+    assert (one.cpu_limit, one.mem_limit) == (1.5, 3 * 2**30)
+    pod = await one.get_pod_manifest()
+    manifest = {
+        "spec": {"containers": [{"name": "n", "resources": pod.spec.containers[0].resources.to_dict()}, beside]}
+    }
+    assert exceeded(Asked.of_pod(manifest), one.casa_server.entitlement) is None
+
+
 async def test_gpus_are_counted() -> None:
     assert "2 GPUs" in await refused(spawner("/atlas/gpu", options={"profile": "gpu"}))
 

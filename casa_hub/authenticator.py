@@ -27,7 +27,7 @@ from casa_hub.identity.errors import OIDCError
 from casa_hub.identity.fetches import Fetches
 from casa_hub.identity.logout import LogoutTokens
 from casa_hub.identity.oidc import Issuer
-from casa_hub.identity.providers import PROVIDERS, Provider, group_syntax_for
+from casa_hub.identity.providers import PROVIDERS, Provider
 from casa_hub.identity.session import Session
 from casa_hub.identity.settings import advice, check_settings, refuse_superseded
 from casa_hub.identity.transport import Client
@@ -318,9 +318,7 @@ class CasaOAuthenticator(GenericOAuthenticator):  # type: ignore[misc]
             admin_users=frozenset(self.admin_users),
             source=GroupSource(
                 claim=self.groups_claim,
-                syntax=self.preset.group_syntax
-                if self.groups_claim == self.preset.groups_claim
-                else group_syntax_for(self.groups_claim),
+                syntax=self.preset.syntax_of(self.groups_claim),
                 namespace=self.entitlement_namespace,
                 authority=self.entitlement_authority,
             ),

@@ -31,12 +31,14 @@ from casa_hub.hub import ADDED, CasaHub, Home
 from casa_hub.identity.providers import PROVIDERS
 from casa_hub.issuer.settings import FacilityIssuer
 from casa_hub.jupyterhub import COUNTS_REFUSALS, HubApp, RefusedStart
+from casa_hub.membership.groups import normalised
 from casa_hub.membership.member import Members
 from casa_hub.membership.recheck import Recheck
 from casa_hub.membership.settings import Keeper
 from casa_hub.minters import GROUP
 from casa_hub.policy import checks as policy_checks
 from casa_hub.policy.settings import Policy
+from casa_hub.policy.table import Table
 from casa_hub.unknown_keys import unknown_keys, value_of
 
 
@@ -103,7 +105,9 @@ def problems(hub: CasaHub, classes: Iterable[type[Configurable]] = ()) -> list[P
     found += _exchanges(hub) + _scopes(hub)
     has_profiles = issubclass(spawners, Configurable) and "profile_list" in spawners.class_trait_names()
     profiles = value_of(config, spawners, "profile_list") if has_profiles else None
-    found += policy_checks.check(hub.facility.policy.table, profiles)
+    if not hub.facility.policy.problems:  # a rule that can't be read is without its groups, or without words
+        table = hub.facility.policy.table
+        found += policy_checks.check(table, profiles, hub.facility.credentials) + _groups(hub, table)
     if hub.home is not None:
         found += hub.home.check_hub(hub)
     elif ADDED in config:
@@ -114,6 +118,21 @@ def problems(hub: CasaHub, classes: Iterable[type[Configurable]] = ()) -> list[P
         remedy = "Set it to casa or casa-local, or call casa_hub.hooks.install(c)."
         found.append(Problem(Severity.ERROR, "JupyterHub.spawner_class", problem, remedy))
     return found
+
+
+def _groups(hub: CasaHub, table: Table) -> list[Problem]:
+    """Groups of rules in which nobody can be, by what the authenticator says of groups."""
+    cls, config = hub.app.authenticator_class, hub.app.config
+    if not issubclass(cls, Configurable) or "manage_groups" not in cls.class_trait_names():
+        return []
+    if "provider" not in cls.class_trait_names():  # not ours
+        has_groups = bool(value_of(config, cls, "manage_groups") or value_of(config, JupyterHub, "load_groups"))
+        return policy_checks.check_groups(table, has_groups, None)
+    provider = PROVIDERS.get(str(value_of(config, cls, "provider")))
+    if provider is None:
+        return []
+    syntax = provider.syntax_of(str(value_of(config, cls, "groups_claim") or provider.groups_claim))
+    return policy_checks.check_groups(table, True, lambda group: normalised(group, syntax))
 
 
 def _exchanges(hub: CasaHub) -> list[Problem]:

@@ -51,6 +51,10 @@ class Provider:
     #: Whether it refuses to exchange a token (RFC 8693) without being asked for a scope.
     exchange_needs_scope: bool = False
 
+    def syntax_of(self, groups_claim: str) -> GroupSyntax:
+        """How to read a groups claim, this provider's own or another one that the operator set."""
+        return self.group_syntax if groups_claim == self.groups_claim else group_syntax_for(groups_claim)
+
 
 #: IAM: ``profile`` brings ``preferred_username``, ``offline_access`` the refresh token, ``wlcg.groups`` the groups.
 _IAM_SCOPES = ("openid", "profile", "email", "offline_access", "wlcg.groups")

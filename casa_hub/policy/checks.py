@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,6 +17,9 @@ from casa_hub.unknown_keys import did_you_mean
 
 #: Settings of a profile that say how much its servers ask for.
 _AMOUNTS = ("cpu_limit", "cpu_guarantee", "mem_limit", "mem_guarantee")
+
+#: What makes a pattern more than a group's name, and what of that isn't a `*`.
+_WILD, _BUT_STARS = re.compile(r"[*?[]"), re.compile(r"[?[]")
 
 
 class _Override:
@@ -30,9 +35,12 @@ class _Override:
             setattr(self, name, value if isinstance(value, Mapping) else {})
 
 
-def check(table: Table, profiles: object) -> list[Problem]:
-    """The problems of the rules. `profiles`: `KubeSpawner.profile_list`; None for another spawner."""
-    problems = _open_to_all(table)
+def check(table: Table, profiles: object, listed: Iterable[str] = ()) -> list[Problem]:
+    """The problems of the rules.
+
+    `profiles`: `KubeSpawner.profile_list`; None for another spawner. `listed`: `Facility.credentials`.
+    """
+    problems = _open_to_all(table) + _silenced(table, listed)
     if not isinstance(profiles, Sequence) or isinstance(profiles, str):
         if profiles is None:
             problems += [
@@ -47,6 +55,90 @@ def check(table: Table, profiles: object) -> list[Problem]:
     for slug, profile in by_slug.items():
         problems += _never_chosen(slug, profile.get("allowed_groups") or (), table)
     return problems
+
+
+def check_groups(table: Table, has_groups: bool, spelt: Callable[[str], str] | None) -> list[Problem]:
+    """The problems of the rules' groups, which the hub's authenticator and settings decide.
+
+    `has_groups`: the hub gets groups of people from its authenticator or its configuration. `spelt`: a group in the
+    spelling that the authenticator gives it; raises ValueError with why it matches none. None where nobody knows it.
+
+    All are warnings: the REST API, the page of administration and a site's own `decide` may make any group.
+    """
+    rules = [rule for rule in table.rules if rule.groups is not None]
+    if rules and not has_groups:
+        problem = "has rules with groups, and nothing in the configuration gives groups to people"
+        remedy = "Let the authenticator manage groups (manage_groups), or set JupyterHub.load_groups."
+        return [Problem(Severity.WARNING, "Policy.rules", problem, remedy)]
+    if spelt is None:
+        return []
+    return [
+        found
+        for rule in rules
+        for pattern in rule.groups or ()
+        if (found := _misspelt(rule, pattern, spelt)) is not None
+    ]
+
+
+def _misspelt(rule: Rule, pattern: str, spelt: Callable[[str], str]) -> Problem | None:
+    thing = f"Policy.rules, {rule.name}.groups"
+    # Without its end, which isn't the provider's but the table's: `/cms/*` is all groups below /cms.
+    base = pattern.removesuffix("/*")
+    end = pattern[len(base) :]
+    if not base or _WILD.search(base):
+        return None
+    try:
+        right = f"{spelt(base)}{end}"
+    except ValueError as error:
+        remedy = "Write it as the hub's page of administration shows it."
+        return Problem(Severity.WARNING, thing, f"{pattern!a} {error}, so it matches no group", remedy)
+    if right == pattern:
+        return None
+    return Problem(Severity.WARNING, thing, f"{pattern!a} matches no group of this hub", f"Write {right}.")
+
+
+def _silenced(table: Table, listed: Iterable[str]) -> list[Problem]:
+    """Rules that never count, because earlier ones have the first word on everything, to everybody."""
+    entries = [*listed, *(entry for rule in table.rules for entry in rule.credentials or ())]
+    # `xcache:cms` in any list is that of the rule cms, whatever else the rule says.
+    named = {entry.partition(":")[2] for entry in entries}
+    problems = []
+    for place, rule in enumerate(table.rules):
+        earlier = [each for each in table.rules[:place] if _covers(each, rule)]
+        if rule.name in named or _says_something(rule, earlier):
+            continue
+        names = ", ".join(each.name for each in earlier)
+        problem = f"never counts: of whatever it says, an earlier rule ({names}) has the first word for the same people"
+        remedy = "Put it before them, or take it away."
+        problems.append(Problem(Severity.WARNING, f"Policy.rules, {rule.name}", problem, remedy))
+    return problems
+
+
+def _says_something(rule: Rule, earlier: Iterable[Rule]) -> bool:
+    """Whether a rule has the first word on anything, for somebody for whom all of these count."""
+    all_match = Table([replace(each, groups=None) for each in (*earlier, rule)])
+    given = all_match.of(())
+    words = [given.profiles, given.credentials, *given.limits.values(), *given.pod.values()]
+    return rule.name in {word.rule for word in words if word is not None} | set(given.sections.values())
+
+
+def _covers(earlier: Rule, later: Rule) -> bool:
+    """Whether a rule surely matches everybody whom the later one matches."""
+    if earlier.groups is None:
+        return True
+    return later.groups is not None and all(
+        any(_is_part(pattern, whole) for whole in earlier.groups) for pattern in later.groups
+    )
+
+
+def _is_part(pattern: str, whole: str) -> bool:
+    """Whether a pattern surely matches no group that `whole` doesn't match."""
+    if pattern == whole:
+        return True
+    # Read as a text, a pattern that `*` alone matches is matched with whatever its own wildcards stand for. `[...]` is
+    # more characters than one as a text, and `?` in `whole` is fewer than a `*`: nothing is said of these.
+    sure = not _WILD.search(pattern) or not ("[" in pattern or _BUT_STARS.search(whole))
+    return sure and fnmatchcase(pattern, whole)
 
 
 def _open_to_all(table: Table) -> list[Problem]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from casa_hub import __version__, operate
@@ -71,9 +73,12 @@ def _run(options: argparse.Namespace) -> int:
         _begin(f"reading {config_file}")
     if options.command in client.COMMANDS:
         return client.run(options)
-    offline = {issuer.COMMAND: issuer.run, policy.COMMAND: policy.run}
-    if options.command in offline:
-        return offline[options.command](options)
+    others: dict[str, Callable[[argparse.Namespace], int]] = {
+        issuer.COMMAND: issuer.run,
+        policy.COMMAND: partial(policy.run, groups_of=operate.groups_of),
+    }
+    if options.command in others:
+        return others[options.command](options)
     match options.command:
         case "settings":
             _begin("loading the settings")

@@ -224,6 +224,12 @@ def status(hub: Hub, _: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
+def groups_of(app: Any, user: str) -> list[str]:
+    """The groups of a user, as the running hub of this application knows them. Raises CasaError."""
+    groups: list[str] = ask(Hub.from_app(app), "POST", "groups", {"user": user})["groups"]
+    return groups
+
+
 def gc(hub: Hub, options: argparse.Namespace) -> int:
     found = ask(hub, "POST", "gc", {"dry_run": options.dry_run})["found"]
     for leftover in found:

@@ -34,6 +34,7 @@ from casa_hub.jupyterhub import HubApp
 from casa_hub.membership.member import RevocationReport
 from casa_hub.moments import iso
 from casa_hub.naming import Server
+from casa_hub.policy.settings import names_of
 from casa_hub.servers.running import running_servers, shown
 from casa_hub.servers.status import Survey, survey
 from casa_hub.startup import begun_hub
@@ -274,6 +275,15 @@ class StatusHandler(_Operation):
         self.write(await status(self.casa, await survey(self.casa.app, self.casa.facility)))
 
 
+class GroupsHandler(_Operation):
+    """``{"user": NAME}``: the groups that JupyterHub knows of a user, by which the rules of `Policy` count."""
+
+    @needs_scope(SCOPE)  # type: ignore[untyped-decorator]
+    async def post(self) -> None:
+        user = self.user_of(self.asked(user=str).get("user", ""))
+        self.write({"user": user.name, "groups": sorted(names_of(user))})
+
+
 class CollectHandler(_Operation):
     """``{"dry_run": true}``: remove pods, objects and files without a living server, or only list them."""
 
@@ -298,5 +308,6 @@ handlers = [
     (r"/api/casa-hub/confirm", ConfirmHandler),
     (r"/api/casa-hub/ignore", IgnoreHandler),
     (r"/api/casa-hub/status", StatusHandler),
+    (r"/api/casa-hub/groups", GroupsHandler),
     (r"/api/casa-hub/gc", CollectHandler),
 ]

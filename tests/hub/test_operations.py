@@ -43,6 +43,7 @@ c.Dask.domain = "example.org"
 c.TraefikRoutes.directory = "traefik"
 c.LocalDelivery.directory = "servers"
 c.LocalDelivery.network = "127.123.0.0/16"
+c.Policy.rules = [{{"groups": ["/cms/gpu"], "limits": {{"servers": 9}}}}, {{"limits": {{"servers": 8}}}}]
 """
 
 
@@ -115,6 +116,7 @@ OPERATIONS = [
     ("POST", "confirm"),
     ("POST", "ignore"),
     ("GET", "status"),
+    ("POST", "groups"),
     ("POST", "gc"),
 ]
 
@@ -146,6 +148,7 @@ def test_nobody_without_the_scope_may_not_even_an_administrator(
             ("renew", {"users": "alice"}, "users must be a list"),
             ("renew", {"users": [7]}, "users must be a list of strings"),
             ("gc", {"dry_run": "yes"}, "dry_run must be a bool"),
+            ("groups", {"user": ["alice"]}, "user must be a str"),
             ("confirm", {"x": 1}, "There is no field 'x'"),
             ("confirm", {"users": "alice"}, "users must be a list"),
             ("ignore", {"users": "alice"}, "users must be a list"),
@@ -329,6 +332,20 @@ def test_check_says_which_dask_secret_may_go(hub: Hub, idp: IdP) -> None:
     assert f"Dask secret {first.id}: in use by no running server; it may be removed." in done.stdout
     assert base64.b64encode(new).decode() not in done.stdout + done.stderr
     user.stops()
+
+
+# -- policy ------------------------------------------------------------------------------------------------------------
+
+
+def test_policy_says_what_a_user_gets_by_the_groups_that_the_hub_knows(hub: Hub, idp: IdP) -> None:
+    inside, outside = User(hub, idp, groups=["/cms", "/cms/uscms", "/cms/gpu"]), User(hub, idp)
+    done = operate(hub, "policy", inside.name)
+    assert (done.returncode, done.stdout) == (0, "limits.servers: at most 9 servers (rule cms-gpu)\n"), done
+    done = operate(hub, "policy", outside.name)
+    assert (done.returncode, done.stdout) == (0, "limits.servers: at most 8 servers (rule rule-1)\n"), done
+    done = operate(hub, "policy", "nobody")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "This hub has no user 'nobody'" in done.stderr
 
 
 # -- the hub can't be asked --------------------------------------------------------------------------------------------

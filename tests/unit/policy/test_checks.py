@@ -1,4 +1,4 @@
-"""What is told at the hub's start of a table that can't do what it seems to, and `casa-hub policy`."""
+"""What is told at the hub's start of a table that can't do what it seems to."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casa_hub.cli import main
 from casa_hub.errors import Severity
 from casa_hub.hub import CasaHub
 from casa_hub.hub_config import configured_hub
@@ -266,22 +265,3 @@ def test_what_can_t_be_read_is_told_with_its_place(name: str) -> None:
 def test_two_rules_of_a_name_are_told() -> None:
     _, problems = read([SOUND, SOUND | {"limits": {"cpu": 1}}])
     assert "is called atlas, as another one is" in str(problems[0])
-
-
-def test_the_command_says_what_somebody_gets_and_which_rule_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "jupyterhub_config.py"
-    both = [{"groups": ["/cms/*"], "limits": {"memory": "4G"}}, SOUND]
-    file.write_text(f"c.Policy.rules = {both!r}\n")
-    assert main(["policy", "-f", str(file), "/cms/users", "/atlas/users"]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "profiles: small-one, large (rule atlas)",
-        "limits.memory: at most 4G of memory (rule cms)",
-        "limits.cpu: at most 16 CPUs (rule atlas)",
-    ]
-    assert main(["policy", "-f", str(file), "--json", "/belle"]) == 0
-    assert capsys.readouterr().out == "[]\n"
-    file.write_text("c.Policy.rules = [{'groups': []}]\n")
-    assert main(["policy", "-f", str(file)]) == 2
-    assert "is empty, so the rule is for nobody" in capsys.readouterr().err
